@@ -1,0 +1,150 @@
+"""The command line's conventions on top of jsonargparse.
+
+jsonargparse makes options, YAML files, types and help from a dataclass. Four habits that users expect are
+added here, by rewriting the arguments before it sees them: dashes and underscores are alike, booleans are
+``--flag`` / ``--no-flag``, an unknown option or key is refused with its nearest match, and an option is never
+abbreviated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from rmadapter.errors import InputError, nearest
+
+Config = TypeVar("Config")
+
+EPILOG = (
+    "Dashes and underscores are alike. Switches: --name, --no-name (--no-adapter.reconstruct). "
+    "--config FILE reads YAML with the same names, options after it override it; --print_config writes one."
+)
+
+
+def parse_arguments(config: type[Config], argv: list[str], *, prog: str, positional: str | None = None) -> Config:
+    """Build the dataclass ``config`` from ``argv``; ``positional`` names its one field that takes the bare words.
+
+    Raises:
+        InputError: an unknown option or key, a value of the wrong type, a config file that cannot be read.
+        SystemExit: after ``--help`` and ``--print_config``, with status 0.
+    """
+    parser = ArgumentParser(
+        prog=prog, description=config.__doc__.splitlines()[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the same names as the options")
+    parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
+    if positional:
+        parser.add_argument(positional, nargs="*", type=str, help=_docs(config).get(positional))
+    try:
+        values = parser.parse_args(_rewrite(argv, _option_fields(config), positional is not None))
+    except argparse.ArgumentError as error:
+        raise InputError(" ".join(str(error).replace("Parser key", "option").split())) from error
+    return _build(config, values.as_dict())
+
+
+def _docs(config: type) -> dict[str, str]:
+    """Field name -> its sentence in the class's docstring."""
+    import docstring_parser
+
+    return {p.arg_name: p.description for p in docstring_parser.parse(config.__doc__).params}
+
+
+def _option_fields(config: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted option name -> type, for every field of ``config`` and of the dataclasses inside it."""
+    hints = typing.get_type_hints(config)
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        kind = hints[item.name]
+        found[prefix + item.name] = kind
+        if dataclasses.is_dataclass(kind):
+            found |= _option_fields(kind, f"{prefix}{item.name}.")
+    return found
+
+
+def _build(config: type[Config], values: dict[str, Any]) -> Config:
+    hints = typing.get_type_hints(config)
+    arguments = {}
+    for item in dataclasses.fields(config):
+        value = values[item.name]
+        arguments[item.name] = _build(hints[item.name], value) if dataclasses.is_dataclass(hints[item.name]) else value
+    return config(**arguments)
+
+
+def _rewrite(argv: list[str], fields: dict[str, Any], has_positional: bool) -> list[str]:
+    """The arguments in the one form that jsonargparse takes."""
+    rewritten: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rewritten += [word, *words]
+            break
+        if word in ("-h", "--help"):
+            rewritten.append("--help")
+            continue
+        if not word.startswith("--"):
+            if word.startswith("-") or not has_positional:
+                raise InputError(f"argument {word!r} belongs to no option; options start with --")
+            rewritten.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name == "print_config" and not equals:
+            rewritten.append("--print_config")
+        elif name == "config":
+            rewritten.append("--config=" + _read_config(_value(word, equals, value, words), fields))
+        elif fields.get(name) is bool:
+            rewritten.append(f"--{name}={value if equals else 'true'}")
+        elif name.startswith("no_") and fields.get(name.removeprefix("no_")) is bool and not equals:
+            rewritten.append(f"--{name.removeprefix('no_')}=false")
+        elif name in fields:
+            rewritten.append(f"--{name}={_value(word, equals, value, words)}")
+        else:
+            options = [*fields, "config", "print_config", "help", *(f"no_{n}" for n, k in fields.items() if k is bool)]
+            raise InputError(f"unknown option {word!r}{nearest('--' + name, ('--' + o for o in options))}")
+    return rewritten
+
+
+def _value(word: str, equals: str, value: str, words: typing.Iterator[str]) -> str:
+    """What follows an option: the part after ``=``, else the next word."""
+    if equals:
+        return value
+    following = next(words, None)
+    if following is None:
+        raise InputError(f"option {word} needs a value")
+    return following
+
+
+def _read_config(path: str, fields: dict[str, Any]) -> str:
+    """The YAML file as JSON text with underscores in its keys, each of which is a known option."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"config is {path!r}, which cannot be read: {error.strerror}") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"config {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"config {path} holds {type(values).__name__}; valid: a mapping of option names to values")
+    return json.dumps(_known_keys(values, fields, path, ""))
+
+
+def _known_keys(values: dict[Any, Any], fields: dict[str, Any], path: str, prefix: str) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        dotted = prefix + name
+        if dotted not in fields:
+            siblings = [f.removeprefix(prefix) for f in fields if f.startswith(prefix)]
+            raise InputError(f"unknown key {prefix + str(key)!r} in config {path}{nearest(name, siblings)}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(fields[dotted]):
+            value = _known_keys(value, fields, path, dotted + ".")
+        known[name] = value
+    return known

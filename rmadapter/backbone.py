@@ -1,0 +1,97 @@
+"""Base models by name: open_clip's loading with errors that help, and the hash that identifies the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from rmadapter.data import Preprocessing
+from rmadapter.errors import InputError, check_choice, nearest
+from rmadapter.inject import CHILD, ModelSource
+
+# Random weights are drawn from this seed, so that a run without --pretrained can be evaluated by name too.
+RANDOM_WEIGHTS_SEED = 0
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A base model and what belongs to it."""
+
+    clip: nn.Module
+    tokenizer: Callable[..., Tensor]
+    preprocessing: Preprocessing
+    source: ModelSource
+
+
+def load_backbone(name: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> Backbone:
+    """An open_clip model in fp32.
+
+    Args:
+        name: one of ``open_clip.list_models()``, or ``local-dir:FOLDER`` / ``hf-hub:ORG/NAME``.
+        pretrained: tag of ``open_clip.list_pretrained_tags_by_model(name)`` or a weights file; None: random
+            weights from a fixed seed, with a warning.
+
+    Raises:
+        InputError: unknown name or tag (with the nearest match), weights that cannot be had or read.
+    """
+    scheme = name.partition(":")[0] if ":" in name else None
+    if scheme is None:
+        _check_name(name, pretrained)
+        if pretrained is None:
+            warnings.warn(
+                f"{name} without --pretrained has random weights; tags: "
+                f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}",
+                stacklevel=2,
+            )
+    else:
+        check_choice("scheme of model", scheme, ("local-dir", "hf-hub"))
+        if pretrained is not None:
+            raise InputError(f"pretrained is {pretrained!r}, but model {name!r} brings its own weights")
+        if scheme == "local-dir" and not (Path(name.partition(":")[2]) / "open_clip_config.json").is_file():
+            raise InputError(f"model is {name!r}, where there is no open_clip_config.json")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_WEIGHTS_SEED)
+            clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=scheme is not None)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip raises whatever its file and hub libraries raise
+        raise InputError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {error}") from error
+    clip = clip.to(device).eval().requires_grad_(False)
+    return Backbone(clip, tokenizer, Preprocessing.of(clip), ModelSource(name, pretrained))
+
+
+def _check_name(name: str, pretrained: str | None) -> None:
+    models = open_clip.list_models()
+    if name.replace("/", "-") not in models:
+        raise InputError(
+            f"model is {name!r}, which open_clip does not know{nearest(name, models)}; "
+            f"valid: one of open_clip.list_models() ({len(models)}), local-dir:FOLDER or hf-hub:ORG/NAME"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
+        raise InputError(
+            f"pretrained is {pretrained!r}, neither a file nor a tag of {name}{nearest(pretrained, tags)}; "
+            f"valid: {', '.join(tags) or 'no tags, a file'}"
+        )
+
+
+def base_hash(clip: nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of the base model's state dict, adapters left out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.state_dict().items()):
+        if f".{CHILD}." not in name:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def uses_quick_gelu(clip: nn.Module) -> bool:
+    """Whether the model's activation is QuickGELU, as in OpenAI's weights; the same weights need the same one."""
+    return any(type(module).__name__ == "QuickGELU" for module in clip.modules())

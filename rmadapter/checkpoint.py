@@ -1,0 +1,207 @@
+"""Adapter files: a folder with ``adapter.safetensors`` and ``adapter_config.json``.
+
+The weights' file holds the trained tensors alone, under the names of ``AdaptedCLIP.adapter_tensors``; the JSON
+holds what they need: configuration, base model and its hash, preprocessing, class names and template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rmadapter.backbone import base_hash, uses_quick_gelu
+from rmadapter.config import RMAdapterConfig
+from rmadapter.data import Preprocessing
+from rmadapter.errors import InputError
+from rmadapter.files import read_json, write_atomic, write_json
+from rmadapter.inject import AdaptedCLIP, ModelSource, inject
+
+FORMAT = 1
+WEIGHTS_FILE = "adapter.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What ``adapter_config.json`` says.
+
+    Attributes:
+        config: the adapters.
+        source: name and pretrained tag of the base model; None where it was not known when saving.
+        base_hash: ``backbone.base_hash`` of the base model.
+        quick_gelu: whether the base model runs with QuickGELU.
+        preprocessing: what images go through, for prediction.
+        class_names, template: what was trained on, or None.
+        weights_sha256: of the weights' file, so that the two files are known to belong together.
+    """
+
+    config: RMAdapterConfig
+    source: ModelSource | None
+    base_hash: str
+    quick_gelu: bool
+    preprocessing: Preprocessing
+    class_names: list[str] | None
+    template: str | None
+    weights_sha256: str
+
+
+def save_adapter(
+    model: AdaptedCLIP, folder: Path, *, class_names: list[str] | None = None, template: str | None = None
+) -> None:
+    """Write the adapter of ``model`` to ``folder``, each file atomically, the weights first.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full, or a weight is not finite.
+    """
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.adapter_tensors().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"the adapter is not saved: {name} holds values that are not finite")
+    weights = folder / WEIGHTS_FILE
+    write_atomic(weights, lambda path: _save(tensors, path))
+    source = model.source
+    values = {
+        "format": FORMAT,
+        "adapter": model.config.to_dict(),
+        "model": None if source is None else {"name": source.name, "pretrained": source.pretrained},
+        "base_hash": base_hash(model.clip),
+        "quick_gelu": uses_quick_gelu(model.clip),
+        "preprocessing": Preprocessing.of(model.clip).to_dict(),
+        "class_names": class_names,
+        "template": template,
+        "weights_sha256": _sha256(weights),
+    }
+    write_json(folder / CONFIG_FILE, values)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how the library reports a full disk
+        raise OSError(str(error)) from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_info(folder: Path) -> AdapterInfo:
+    """Read and check ``adapter_config.json``.
+
+    Raises:
+        InputError: no adapter there, damaged JSON, a missing field, or a newer format than this version reads.
+    """
+    if not folder.is_dir():
+        raise InputError(f"adapter folder {folder} does not exist")
+    values: Any = read_json(folder / CONFIG_FILE, "adapter file")
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+        raise InputError(f"{folder / CONFIG_FILE} is no adapter configuration: it has no format number")
+    if values["format"] > FORMAT:
+        raise InputError(
+            f"{folder / CONFIG_FILE} has format {values['format']}, newer than {FORMAT}, the newest this version "
+            "reads; update rmadapter"
+        )
+    try:
+        source = values["model"]
+        return AdapterInfo(
+            config=RMAdapterConfig.from_dict(values["adapter"]),
+            source=None if source is None else ModelSource(source["name"], source["pretrained"]),
+            base_hash=values["base_hash"],
+            quick_gelu=values["quick_gelu"],
+            preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+            class_names=values["class_names"],
+            template=values["template"],
+            weights_sha256=values["weights_sha256"],
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / CONFIG_FILE} is damaged: field {error} is missing or malformed") from error
+
+
+def load_adapter(model: AdaptedCLIP, folder: Path) -> None:
+    """Read the weights in ``folder`` into ``model``, after every check has passed; until then it is untouched.
+
+    Raises:
+        InputError: everything ``read_info`` raises, another base model, adapters of another shape, tensors that
+            are missing, too many, wrongly shaped or not finite, a truncated file, files that do not belong
+            together.
+    """
+    info = read_info(folder)
+    check_base(model.clip, info, folder)
+    if info.config != model.config:
+        ours, theirs = model.config.to_dict(), info.config.to_dict()
+        name = next(name for name in ours if ours[name] != theirs[name])
+        raise InputError(
+            f"the adapter in {folder} has adapter.{name} = {theirs[name]!r}, the model has {ours[name]!r}; "
+            "inject with the adapter's configuration, or use rmadapter.load"
+        )
+    parameters = model.adapter_tensors()
+    tensors = _read_tensors(folder, info, {name: tuple(p.shape) for name, p in parameters.items()})
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def load(clip: nn.Module, folder: str | Path, *, source: ModelSource | None = None) -> AdaptedCLIP:
+    """Put the adapter in ``folder`` into ``clip``: ``inject`` with its configuration, then ``load_adapter``.
+
+    Raises:
+        InputError: as ``load_adapter``; ``clip`` is then without adapters, as it came.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    check_base(clip, info, folder)
+    model = inject(clip, info.config, source=source or info.source)
+    try:
+        load_adapter(model, folder)
+    except InputError:
+        model.remove()
+        raise
+    return model
+
+
+def check_base(clip: nn.Module, info: AdapterInfo, folder: Path) -> None:
+    """Raise InputError unless ``clip`` is the model that the adapter was trained on."""
+    if uses_quick_gelu(clip) != info.quick_gelu:
+        raise InputError(
+            f"the adapter in {folder} was trained on a model {'with' if info.quick_gelu else 'without'} QuickGELU, "
+            f"this one runs {'with' if uses_quick_gelu(clip) else 'without'} it"
+        )
+    if base_hash(clip) != info.base_hash:
+        trained = (
+            f"{info.source.name} ({info.source.pretrained or 'random weights'})" if info.source else "another model"
+        )
+        raise InputError(
+            f"the adapter in {folder} belongs to other base weights than these: it was trained on {trained}, "
+            f"hash {info.base_hash[:12]}"
+        )
+
+
+def _read_tensors(folder: Path, info: AdapterInfo, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise InputError(f"adapter file {path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or damaged: {error}") from error
+    missing, extra = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
+    if missing:
+        raise InputError(f"{path} lacks {len(missing)} tensors: {', '.join(missing[:5])}")
+    if extra:
+        raise InputError(f"{path} has {len(extra)} tensors too many: {', '.join(extra[:5])}")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise InputError(f"{path}: {name} has shape {list(tensor.shape)}, the model's is {list(shapes[name])}")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds values that are not finite")
+    if _sha256(path) != info.weights_sha256:
+        raise InputError(f"{path} is not the file that {CONFIG_FILE} was written with; save the adapter again")
+    return tensors

@@ -1,0 +1,101 @@
+"""The command ``rmadapter``: train, eval, predict, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rmadapter.arguments import parse_arguments
+from rmadapter.config import TrainConfig
+from rmadapter.errors import InputError, nearest
+
+USAGE = """usage: rmadapter COMMAND [options]
+
+  train     adapt CLIP to a folder of images, a few a class
+  eval      accuracy of an adapter, or of zero-shot CLIP, on a data set
+  predict   classify images among any class names
+  report    tables and plots from run folders
+
+rmadapter COMMAND --help lists a command's options."""
+
+
+@dataclass
+class ReportConfig:
+    """Tables (Markdown, CSV) and plots (PNG) from run folders.
+
+    Args:
+        runs: run folders, or folders that hold them
+        out: folder for report.md, report.csv and the plots; default: report
+    """
+
+    runs: list[str] = field(default_factory=list)
+    out: str = "report"
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError("no run folder is given; valid: rmadapter report DIR...")
+
+
+# Commands import what they run when they run, so that --help and a mistyped option answer in half a second.
+def _train(argv: list[str]) -> None:
+    config = parse_arguments(TrainConfig, argv, prog="rmadapter train")
+    from rmadapter.training import train
+
+    train(config)
+
+
+def _eval(argv: list[str]) -> None:
+    from rmadapter.evaluation import EvalConfig, run_eval
+
+    run_eval(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
+
+
+def _predict(argv: list[str]) -> None:
+    from rmadapter.prediction import PredictConfig, run_predict
+
+    run_predict(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
+
+
+def _report(argv: list[str]) -> None:
+    config = parse_arguments(ReportConfig, argv, prog="rmadapter report", positional="runs")
+    from rmadapter.report import report
+
+    print(report([Path(run) for run in config.runs], Path(config.out)).text)
+
+
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "report": _report,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    command, *options = argv
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
+        COMMANDS[command](options)
+    except InputError as error:
+        print(f"rmadapter: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rmadapter: stopped; --resume goes on", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        from rmadapter.training import DivergedError
+
+        if not isinstance(error, DivergedError):
+            raise
+        print(f"rmadapter: {error}", file=sys.stderr)
+        return 1
+    return 0

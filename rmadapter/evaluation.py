@@ -1,0 +1,258 @@
+"""Top-1 accuracy on all classes or on the base and new halves; ``rmadapter eval``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from rmadapter.backbone import Backbone, load_backbone
+from rmadapter.checkpoint import load, read_info
+from rmadapter.config import PRECISIONS, check_template
+from rmadapter.data import (
+    EvalImages,
+    ImageData,
+    Item,
+    Preprocessing,
+    base_new_names,
+    base_new_split,
+    eval_transform,
+    load_data,
+    skip_none_collate,
+)
+from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.files import write_json
+from rmadapter.inject import AdaptedCLIP
+from rmadapter.model import CLIPClassifier
+from rmadapter.report import harmonic_mean
+from rmadapter.runtime import autocast, choose_backend, resolve_device, resolve_precision
+
+RESULTS_FORMAT = 1
+
+
+@dataclass
+class EvalConfig:
+    """Top-1 accuracy of an adapter, or of zero-shot CLIP, on a data set.
+
+    Args:
+        adapter: folder of an adapter; its base model, template and preprocessing are used
+        method: adapter, or zeroshot for the base model alone
+        data: folder of images or its name in data_root
+        data_root: folder that holds the data sets
+        classes: all, base, new, or base_new for both halves and their harmonic mean
+        split: test, val or train
+        model: open_clip model name; default: the adapter's
+        pretrained: open_clip tag or weights file; default: the adapter's
+        template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
+        precision: auto, bf16, fp16 or fp32
+        device: auto, cpu, cuda or cuda:N
+        fused: use the fastest adapter backend there is
+        backend: one adapter backend by name
+        batch_size: images a step
+        workers: processes that decode images
+        skip_bad_images: leave unreadable images out and count them
+        out: folder for results.json
+    """
+
+    adapter: str | None = None
+    method: str = "adapter"
+    data: str = ""
+    data_root: str | None = None
+    classes: str = "all"
+    split: str = "test"
+    model: str | None = None
+    pretrained: str | None = None
+    template: str | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    fused: bool = True
+    backend: str | None = None
+    batch_size: int = 64
+    workers: int = 2
+    skip_bad_images: bool = False
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, ("adapter", "zeroshot"))
+        check_choice("classes", self.classes, ("all", "base", "new", "base_new"))
+        check_choice("split", self.split, ("test", "val", "train"))
+        check_choice("precision", self.precision, PRECISIONS)
+        if not self.data:
+            raise InputError("data is missing; valid: --data FOLDER, or --data NAME --data-root DIR")
+        if self.adapter is None and self.method == "adapter":
+            raise InputError("adapter is missing; valid: --adapter DIR, or --method zeroshot")
+        if self.template is not None:
+            check_template(self.template)
+        check_range("batch_size", self.batch_size, 1)
+        check_range("workers", self.workers, 0)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images come to an evaluation."""
+
+    preprocessing: Preprocessing
+    batch_size: int = 64
+    workers: int = 2
+    skip_bad: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``top1`` in percent over ``images`` images; ``skipped`` could not be read."""
+
+    top1: float
+    images: int
+    skipped: int
+
+
+@torch.no_grad()
+def accuracy(
+    model: CLIPClassifier,
+    root: Path,
+    items: Sequence[Item],
+    loading: Loading,
+    *,
+    precision: str = "fp32",
+    name: str = "",
+) -> Accuracy:
+    """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; prompts are encoded once.
+
+    Raises:
+        InputError: no items, an unreadable image (without ``loading.skip_bad``).
+    """
+    if not items:
+        raise InputError(f"there are no images to evaluate{' for ' + name if name else ''}")
+    device = model.prompts.tokens.device
+    images = EvalImages(root, items, eval_transform(loading.preprocessing), skip_bad=loading.skip_bad)
+    loader = DataLoader(
+        images,
+        loading.batch_size,
+        num_workers=loading.workers,
+        collate_fn=skip_none_collate,
+        generator=torch.Generator(),
+    )
+    was_training = model.training
+    model.eval()
+    seen, correct = 0, 0
+    quiet = not (loading.progress and sys.stderr.isatty())
+    with autocast(device, precision):
+        text = model.text_features()
+        for batch, labels in tqdm(loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False):
+            if len(labels):
+                logits = model.logits(model.image_features(batch.to(device)), text)
+                correct += int((logits.argmax(-1).cpu() == labels).sum())
+                seen += len(labels)
+    model.train(was_training)
+    if not seen:
+        raise InputError(f"none of {len(items)} images{' for ' + name if name else ''} could be read")
+    return Accuracy(100 * correct / seen, seen, len(items) - seen)
+
+
+def evaluate_parts(
+    model: CLIPClassifier,
+    data: ImageData,
+    parts: Sequence[str],
+    loading: Loading,
+    *,
+    split: str = "test",
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """Accuracy for each of ``parts`` ("all", "base", "new"), each classified among its own classes.
+
+    Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``. The model is left
+    with the classes of the last part.
+    """
+    items = getattr(data, split)
+    found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0}
+    for part in parts:
+        model.set_classes(base_new_names(data.class_names, part), model.template)
+        result = accuracy(model, data.root, base_new_split(items, part), loading, precision=precision, name=part)
+        found["accuracy"][part] = result.top1
+        found["images"][part] = result.images
+        found["skipped"] += result.skipped
+    if {"base", "new"} <= set(parts):
+        found["accuracy"]["hm"] = harmonic_mean(found["accuracy"]["base"], found["accuracy"]["new"])
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """One line a part: accuracy and number of images."""
+    lines = []
+    for part, percent in found["accuracy"].items():
+        count = found["images"].get(part)
+        lines.append(f"{part:>5}  {percent:6.2f} %" + (f"  ({count} images)" if count else "  harmonic mean"))
+    if found["skipped"]:
+        lines.append(f"{found['skipped']} unreadable images left out")
+    return "\n".join(lines)
+
+
+def load_adapted(
+    adapter: str | None, model: str | None, pretrained: str | None, device: torch.device, *, with_adapter: bool = True
+) -> tuple[Backbone, AdaptedCLIP | None]:
+    """The base model that an adapter names (or that is named here) and the adapter in it.
+
+    Raises:
+        InputError: the adapter's file does not say which model it belongs to and none is named.
+    """
+    if adapter is None:
+        return load_backbone(model or "ViT-B-16", pretrained, device), None
+    info = read_info(Path(adapter))
+    if model is None and info.source is None:
+        raise InputError(f"the adapter in {adapter} does not name its base model; give --model and --pretrained")
+    if model is None:
+        model, pretrained = info.source.name, pretrained or info.source.pretrained
+    backbone = load_backbone(model, pretrained, device)
+    return backbone, load(backbone.clip, adapter, source=backbone.source) if with_adapter else None
+
+
+def run_eval(config: EvalConfig) -> dict[str, Any]:
+    """``rmadapter eval``: evaluate, print, and write results.json to ``config.out`` where it is given."""
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    data = load_data(config.data, config.data_root)
+    for note in data.notes:
+        print(note)
+    zeroshot = config.method == "zeroshot"
+    backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device, with_adapter=not zeroshot)
+    info = read_info(Path(config.adapter)) if config.adapter else None
+    template = config.template or (info.template if info else None) or "a photo of a {}."
+    backend = None
+    if adapted is not None:
+        backend, sentence = choose_backend(adapted, config.fused, config.backend)
+        print(sentence)
+    model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, data.class_names, template)
+    loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
+    parts = ("base", "new") if config.classes == "base_new" else (config.classes,)
+    started = time.perf_counter()
+    found = evaluate_parts(model, data, parts, loading, split=config.split, precision=precision)
+    results = {
+        "format": RESULTS_FORMAT,
+        "method": "zeroshot" if zeroshot else "adapter",
+        "data": data.name,
+        "model": backbone.source.name,
+        "pretrained": backbone.source.pretrained,
+        "shots": None,
+        "seed": None,
+        "classes": "base" if config.classes == "base_new" else config.classes,
+        "split": config.split,
+        **found,
+        "trained_parameters": sum(p.numel() for p in adapted.adapter_tensors().values()) if adapted else 0,
+        "seconds": {"eval": time.perf_counter() - started},
+        "backend": backend,
+        "precision": precision,
+        "device": str(device),
+    }
+    print(describe(found))
+    if config.out:
+        write_json(Path(config.out) / "results.json", results)
+        print(f"results: {Path(config.out) / 'results.json'}")
+    return results

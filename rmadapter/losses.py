@@ -1,0 +1,67 @@
+"""The loss: cross-entropy, reconstruction in each tower, consistency with the frozen model, and their sum.
+
+L = L_ce + lambda1 * L_rec_vision + lambda2 * L_rec_text + lambda3 * |x_a - x|_1 + lambda4 * |w_a - w|_1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rmadapter.config import LossConfig
+
+WEIGHTS = {
+    "reconstruction_vision": "lambda1",
+    "reconstruction_text": "lambda2",
+    "consistency_image": "lambda3",
+    "consistency_text": "lambda4",
+}
+
+
+def reconstruction(per_token: list[Tensor], objective: str, width: int, valid: Tensor | None = None) -> Tensor:
+    """Sum over adapters of the mean over tokens of the reconstruction loss; a scalar in fp32.
+
+    Args:
+        per_token: one fp32 tensor [batch, tokens] an adapter.
+        objective: "l2" and "l1" are sums over the width and divided by it, "cosine" is taken as it is.
+        width: D of the tower.
+        valid: bool [batch, tokens], which tokens count; None for all.
+    """
+    divisor = 1 if objective == "cosine" else width
+    if valid is None:
+        return sum(loss.mean() for loss in per_token) / divisor
+    count = valid.sum()
+    return sum(torch.where(valid, loss, 0.0).sum() / count for loss in per_token) / divisor
+
+
+def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
+    """Mean absolute difference of L2-normalised features [n, embed] of the adapted and the frozen model, fp32."""
+    return F.l1_loss(F.normalize(adapted.float(), dim=-1), F.normalize(frozen.float(), dim=-1))
+
+
+def total(terms: Mapping[str, Tensor], weights: LossConfig) -> Tensor:
+    """Cross-entropy and the other terms that are there, each times its lambda; a scalar in fp32."""
+    extra = (getattr(weights, WEIGHTS[name]) * term for name, term in terms.items() if name in WEIGHTS)
+    return terms["cross_entropy"] + sum(extra)
+
+
+def gradient_norms(terms: Mapping[str, Tensor], weights: LossConfig, w_down: list[nn.Parameter]) -> dict[str, float]:
+    """L2 norm, over all adapters, of the gradient that cross-entropy and weighted reconstruction send to W_down.
+
+    The graph is kept, so that the training step's own backward can follow.
+    """
+    rec = [
+        getattr(weights, WEIGHTS[n]) * terms[n] for n in ("reconstruction_vision", "reconstruction_text") if n in terms
+    ]
+    parts = {"grad_norm_cross_entropy": terms["cross_entropy"]}
+    if rec:
+        parts["grad_norm_reconstruction"] = sum(rec)
+    norms = {}
+    for name, loss in parts.items():
+        gradients = torch.autograd.grad(loss, w_down, retain_graph=True, allow_unused=True)
+        squares = [g.double().square().sum() for g in gradients if g is not None]
+        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    return norms

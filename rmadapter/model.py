@@ -1,0 +1,188 @@
+"""Classifiers from class names: images in, logits out; with labels and adapters, the losses too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rmadapter import losses
+from rmadapter.config import LossConfig, RMAdapterConfig
+from rmadapter.inject import AdaptedCLIP, inject
+from rmadapter.text import encode_prompts, make_prompts
+from rmadapter.towers import find_towers
+
+
+class Output(NamedTuple):
+    """``logits`` [batch, classes] in fp32; ``losses``: scalars by name with their sum as ``total``, or empty."""
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+
+
+class CLIPClassifier(nn.Module):
+    """A classifier over class names from a CLIP model, with adapters in it or without (zero-shot CLIP).
+
+    Args:
+        model: an open_clip CLIP model, or an ``AdaptedCLIP``.
+        tokenizer: open_clip's tokenizer for it.
+        class_names: names in the order of the labels; equal names are kept apart by their index.
+        template: prompt with ``{}`` for the name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[..., Tensor],
+        class_names: Sequence[str],
+        template: str = "a photo of a {}.",
+    ):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.set_classes(class_names, template)
+
+    @property
+    def clip(self) -> nn.Module:
+        """The open_clip model inside."""
+        return self.model.clip if isinstance(self.model, AdaptedCLIP) else self.model
+
+    def set_classes(self, class_names: Sequence[str], template: str) -> None:
+        """Classify among these names from now on; the weights stay."""
+        self.class_names = list(class_names)
+        self.template = template
+        device = self.clip.logit_scale.device
+        self.prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template).to(device)
+
+    def text_features(self) -> Tensor:
+        """Features [classes, embed] of the prompts, not normalised."""
+        return encode_prompts(self.clip, self.prompts.tokens)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
+        return self.clip.encode_image(images)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed]."""
+        scale = self.clip.logit_scale.exp().float()
+        images = F.normalize(image_features.float(), dim=-1)
+        logits = scale * images @ F.normalize(text_features.float(), dim=-1).T
+        return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
+
+    def forward(self, images: Tensor) -> Output:
+        """Logits of ``images`` [batch, 3, size, size], and no losses."""
+        return Output(self.logits(self.image_features(images), self.text_features()), {})
+
+
+class RMAdapterCLIP(CLIPClassifier):
+    """A ``CLIPClassifier`` with adapters and the losses that train them.
+
+    Args:
+        model: an open_clip CLIP model, which gets adapters in place, or an ``AdaptedCLIP``.
+        config: adapters, where ``model`` has none yet.
+        loss: weights of the loss terms; a term with weight 0 is not computed.
+        tokenizer, class_names, template: as in ``CLIPClassifier``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[..., Tensor],
+        class_names: Sequence[str],
+        template: str = "a photo of a {}.",
+        config: RMAdapterConfig | None = None,
+        *,
+        loss: LossConfig | None = None,
+    ):
+        adapted = model if isinstance(model, AdaptedCLIP) else inject(model, config)
+        super().__init__(adapted, tokenizer, class_names, template)
+        self.loss = loss or LossConfig()
+        self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
+        adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
+        adapted.set_reconstruction("text", self.loss.lambda2 > 0)
+
+    @property
+    def adapted(self) -> AdaptedCLIP:
+        """The model with its adapters' switches."""
+        return self.model
+
+    @property
+    def config(self) -> RMAdapterConfig:
+        """The adapters' configuration."""
+        return self.adapted.config
+
+    def set_classes(self, class_names: Sequence[str], template: str) -> None:
+        """Classify among these names from now on; the adapters stay."""
+        super().set_classes(class_names, template)
+        self._frozen_text: Tensor | None = None
+
+    def frozen_text_features(self) -> Tensor:
+        """Features [classes, embed] of the prompts from the frozen model, computed once for a set of classes."""
+        if self._frozen_text is None:
+            with torch.no_grad(), self.adapted.frozen_pass():
+                self._frozen_text = self.text_features()
+        return self._frozen_text
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        """Classify ``images`` [batch, 3, size, size]; with ``labels`` [batch] (int64) also compute the losses.
+
+        In training mode the losses hold every term whose weight is not 0; in eval mode cross-entropy alone.
+        """
+        if labels is None:
+            return super().forward(images)
+        terms: dict[str, Tensor] = {}
+        text = self._adapted_text(terms)
+        image = self._adapted_image(images, terms)
+        logits = self.logits(image, text)
+        terms = {"cross_entropy": F.cross_entropy(logits, labels), **terms}
+        terms["total"] = losses.total(terms, self.loss)
+        return Output(logits, terms)
+
+    def _adapted_image(self, images: Tensor, terms: dict[str, Tensor]) -> Tensor:
+        """Adapted image features; adds the image tower's terms."""
+
+        with self.adapted.collect("vision") as per_token:
+            features = self.image_features(images)
+        needs_frozen = self.training and self.loss.lambda3 > 0
+        if self._reconstructs_frozen("vision"):
+            target, per_token = self._record("vision", lambda: self.image_features(images))
+        elif needs_frozen:
+            with torch.no_grad(), self.adapted.frozen_pass():
+                target = self.image_features(images)
+        if per_token:
+            terms["reconstruction_vision"] = losses.reconstruction(
+                per_token, self.config.objective, self.width["vision"]
+            )
+        if needs_frozen:
+            terms["consistency_image"] = losses.consistency(features, target.detach())
+        return features
+
+    def _adapted_text(self, terms: dict[str, Tensor]) -> Tensor:
+        """Adapted text features; adds the text tower's terms."""
+        with self.adapted.collect("text") as per_token:
+            features = self.text_features()
+        if self._reconstructs_frozen("text"):
+            self._frozen_text, per_token = self._record("text", self.text_features)
+        if per_token:
+            terms["reconstruction_text"] = losses.reconstruction(
+                per_token, self.config.objective, self.width["text"], self.prompts.valid
+            )
+        if self.training and self.loss.lambda4 > 0:
+            terms["consistency_text"] = losses.consistency(features, self.frozen_text_features())
+        return features
+
+    def _reconstructs_frozen(self, tower: str) -> bool:
+        weight = self.loss.lambda1 if tower == "vision" else self.loss.lambda2
+        return self.training and self.config.reconstruct and self.config.rec_stream == "frozen" and weight > 0
+
+    def _record(self, tower: str, encode: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The frozen pass with the reconstruction of its own tokens: features, per-token losses.
+
+        Gradients are on for the adapters' weights; the frozen model itself leaves no graph.
+        """
+        with self.adapted.collect(tower) as per_token, self.adapted.frozen_pass():
+            features = encode()
+        return features.detach(), per_token

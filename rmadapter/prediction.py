@@ -1,0 +1,137 @@
+"""Classify images among any class names with a trained adapter; ``rmadapter predict``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmadapter.checkpoint import read_info
+from rmadapter.config import PRECISIONS, check_template
+from rmadapter.data import eval_transform, read_image
+from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.evaluation import load_adapted
+from rmadapter.model import CLIPClassifier
+from rmadapter.runtime import autocast, choose_backend, resolve_device, resolve_precision
+
+
+@dataclass
+class PredictConfig:
+    """Ranked class probabilities for images, among any class names.
+
+    Args:
+        images: image files
+        adapter: folder of an adapter; without one the base model alone classifies
+        classes: class names, separated by commas; default: those the adapter was trained on
+        classes_file: text file with one class name a line, in place of classes
+        template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
+        top: number of classes to print an image
+        json: print JSON
+        model: open_clip model name; default: the adapter's
+        pretrained: open_clip tag or weights file; default: the adapter's
+        precision: auto, bf16, fp16 or fp32
+        device: auto, cpu, cuda or cuda:N
+        fused: use the fastest adapter backend there is
+        backend: one adapter backend by name
+        batch_size: images a step
+    """
+
+    images: list[str] = field(default_factory=list)
+    adapter: str | None = None
+    classes: str | None = None
+    classes_file: str | None = None
+    template: str | None = None
+    top: int = 5
+    json: bool = False
+    model: str | None = None
+    pretrained: str | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    fused: bool = True
+    backend: str | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError("no image is given; valid: rmadapter predict --adapter DIR IMAGE...")
+        if self.classes is not None and self.classes_file is not None:
+            raise InputError("classes and classes_file are both given; valid: one of them")
+        if self.template is not None:
+            check_template(self.template)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_range("top", self.top, 1)
+        check_range("batch_size", self.batch_size, 1)
+
+
+@torch.no_grad()
+def predict(
+    model: CLIPClassifier, images: Sequence[Any], *, batch_size: int = 32, precision: str = "fp32"
+) -> torch.Tensor:
+    """Probabilities [images, classes] in fp32 on the CPU of preprocessed images [3, size, size]."""
+    device = model.prompts.tokens.device
+    model.eval()
+    with autocast(device, precision):
+        text = model.text_features()
+        batches = [
+            model.logits(model.image_features(torch.stack(list(images[i : i + batch_size])).to(device)), text)
+            for i in range(0, len(images), batch_size)
+        ]
+    return torch.cat(batches).softmax(-1).cpu()
+
+
+def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """``rmadapter predict``: classify, print, and return one record an image."""
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    info = read_info(Path(config.adapter)) if config.adapter else None
+    names = _class_names(config, info.class_names if info else None)
+    pictures = [read_image(Path(path)) for path in config.images]
+    backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device)
+    if adapted is not None:
+        choose_backend(adapted, config.fused, config.backend)
+    template = config.template or (info.template if info else None) or "a photo of a {}."
+    model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, names, template)
+    transform = eval_transform(backbone.preprocessing)
+    probabilities = predict(
+        model, [transform(picture) for picture in pictures], batch_size=config.batch_size, precision=precision
+    )
+    records = []
+    for path, row in zip(config.images, probabilities, strict=True):
+        values, indices = row.topk(min(config.top, len(names)))
+        ranked = [
+            {"class": names[i], "index": i, "probability": p}
+            for i, p in zip(indices.tolist(), values.tolist(), strict=True)
+        ]
+        records.append({"image": path, "predictions": ranked})
+    print(json.dumps(records, indent=2, ensure_ascii=False) if config.json else _as_text(records))
+    return records
+
+
+def _class_names(config: PredictConfig, trained: list[str] | None) -> list[str]:
+    if config.classes_file is not None:
+        try:
+            lines = Path(config.classes_file).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InputError(f"classes_file {config.classes_file} cannot be read: {error.strerror}") from error
+        names = [line.strip() for line in lines if line.strip()]
+    elif config.classes is not None:
+        names = [name.strip() for name in config.classes.split(",") if name.strip()]
+    elif trained is not None:
+        names = trained
+    else:
+        raise InputError("classes is missing; valid: --classes 'cat,dog', --classes-file FILE, or an adapter's own")
+    if len(names) < 2:
+        raise InputError(f"classes are {names!r}; valid: at least two names")
+    return names
+
+
+def _as_text(records: list[dict[str, Any]]) -> str:
+    lines = []
+    for record in records:
+        lines.append(record["image"])
+        lines += [f"  {100 * p['probability']:6.2f} %  {p['class']}" for p in record["predictions"]]
+    return "\n".join(lines)

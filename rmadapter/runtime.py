@@ -1,0 +1,116 @@
+"""What a run finds on the machine: device, precision, adapter backend, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmadapter.errors import InputError, check_choice
+from rmadapter.inject import AdaptedCLIP
+from rmadapter_kernels import available_backends
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+EAGER = "eager"
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "cuda:N"; InputError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}; valid: auto, cpu, cuda, cuda:N") from error
+    check_choice("device", device.type, ("cpu", "cuda"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device is {name!r}, but {torch.cuda.device_count()} CUDA devices are there; valid: auto, cpu"
+        )
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """ "auto" made definite for ``device``; InputError where the device does not support what was asked for."""
+    bf16_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        return "bf16" if bf16_gpu else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise InputError("precision is 'fp16', which needs loss scaling on a GPU; valid on cpu: bf16, fp32, auto")
+    if name == "bf16" and device.type == "cuda" and not bf16_gpu:
+        raise InputError(f"precision is 'bf16', which {torch.cuda.get_device_name(device)} lacks; valid: fp16, fp32")
+    return name
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Mixed precision for a forward pass; fp32 is left alone."""
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tuple[str, str]:
+    """Set the adapters' backend; returns its name and a sentence on what was chosen and why.
+
+    Raises:
+        InputError: ``backend`` names one that is not here, or one that does not cover the configured variant.
+    """
+    backends = available_backends()
+    usable = [name for name, status in backends.items() if status.available]
+    if not model.config.in_operator:
+        if backend not in (None, EAGER):
+            raise InputError(f"backend is {backend!r}, which does not cover this variant of the adapter; valid: eager")
+        return EAGER, "adapters: plain PyTorch (this variant is outside the fused operator)"
+    if backend is not None:
+        check_choice("backend", backend, usable)
+        chosen, why = backend, "as asked for"
+    elif not fused:
+        chosen, why = EAGER, "--no-fused"
+    else:
+        # available_backends lists the fastest first.
+        chosen = next((name for name in usable if name != EAGER), EAGER)
+        why = "the fastest here" if chosen != EAGER else "no fused backend on this machine"
+    model.set_backend(chosen)
+    return chosen, f"adapters: backend {chosen} ({why})"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, machine and git revision of the code, as plain values."""
+    import numpy
+    import open_clip
+    import torchvision
+
+    import rmadapter
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "open_clip": open_clip.__version__,
+        "numpy": numpy.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "git": _git_revision(Path(rmadapter.__file__).parent),
+    }
+
+
+def _git_revision(folder: Path) -> str | None:
+    """Commit of the checkout that ``folder`` is in, with "+changes" where it is not clean; None outside one."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,76 @@
+"""Class prompts: written, tokenised, trimmed, encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from rmadapter.config import check_template
+from rmadapter.errors import InputError
+from rmadapter.towers import text_is_trimmable
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokenised class prompts.
+
+    Attributes:
+        tokens: int64 [classes, length], end-of-text at the same place as untrimmed.
+        valid: bool [classes, length], the tokens up to and with end-of-text.
+    """
+
+    tokens: Tensor
+    valid: Tensor
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """The same on another device."""
+        return Prompts(self.tokens.to(device), self.valid.to(device))
+
+
+def make_prompts(
+    clip: nn.Module, tokenizer: Callable[..., Tensor], class_names: Sequence[str], template: str
+) -> Prompts:
+    """Prompts of all classes, trimmed to the longest one where that leaves every feature as it is.
+
+    Args:
+        tokenizer: open_clip's, called as ``tokenizer(texts, context_length=n)``.
+        template: text with one ``{}`` for the class name.
+
+    Raises:
+        InputError: a prompt longer than the model's context (open_clip would cut it off silently).
+    """
+    check_template(template)
+    texts = [template.format(name) for name in class_names]
+    context = clip.context_length
+    tokens = tokenizer(texts, context_length=context + 1)
+    too_long = [text for text, row in zip(texts, tokens, strict=True) if row[-1] != 0]
+    if too_long:
+        raise InputError(
+            f"prompt {too_long[0]!r} is longer than the model's context of {context} tokens"
+            + (f", and {len(too_long) - 1} more are" if len(too_long) > 1 else "")
+        )
+    tokens = tokens[:, :context]
+    end = (tokens == clip.text_eos_id).int().argmax(-1) if clip.text_pool_type == "eos" else tokens.argmax(-1)
+    if text_is_trimmable(clip):
+        tokens = tokens[:, : int(end.max()) + 1]
+    return Prompts(tokens.contiguous(), torch.arange(tokens.shape[1]) <= end[:, None])
+
+
+def encode_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
+    """Text features [classes, embed], not normalised, of trimmed tokens [classes, length].
+
+    open_clip's ``encode_text`` on a prompt of any length: positions and causal mask are cut to the length.
+    """
+    length = tokens.shape[1]
+    dtype = clip.transformer.get_cast_dtype()
+    x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
+    mask = clip.attn_mask[:length, :length] if clip.attn_mask is not None else None
+    x = clip.ln_final(clip.transformer(x, attn_mask=mask))
+    x = text_global_pool(x, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)
+    if clip.text_projection is None:
+        return x
+    return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
