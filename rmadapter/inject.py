@@ -213,15 +213,25 @@ class AdaptedCLIP(nn.Module):
 
     @contextlib.contextmanager
     def frozen_pass(self) -> Iterator[None]:
-        """For one forward pass of the frozen model inside a training step, while other graphs may be alive."""
+        """For one forward pass of the frozen model inside a training step, while other graphs may be alive.
+
+        Nothing is recomputed for it: the frozen model leaves no graph, and a recomputation would come when the
+        adapters are switched on again.
+        """
         adapters = [adapter for _, _, adapter in self.adapters()]
+        transformers = [tower.transformer for tower in find_towers(self.clip).values()]
+        checkpointing = [transformer.grad_checkpointing for transformer in transformers]
         for adapter in adapters:
             adapter.frozen_pass = True
+        for transformer in transformers:
+            transformer.grad_checkpointing = False
         try:
             yield
         finally:
             for adapter in adapters:
                 adapter.frozen_pass = False
+            for transformer, recomputes in zip(transformers, checkpointing, strict=True):
+                transformer.grad_checkpointing = recomputes
 
     @contextlib.contextmanager
     def collect(self, tower: str) -> Iterator[list[Tensor]]:

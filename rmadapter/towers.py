@@ -19,7 +19,8 @@ class TowerKind:
         modality: "vision" or "text".
         blocks: dotted path from the CLIP model to the list of blocks.
         norm: attribute of a block: the LayerNorm in front of its attention.
-        batch_first: dotted path to the flag that says whether activations are [batch, tokens, width].
+        transformer: dotted path to the module with the flags ``batch_first`` (activations are [batch, tokens,
+            width]) and ``grad_checkpointing`` (blocks are recomputed in backward).
         causal_mask: dotted path to the additive mask of a causal tower, or None.
         pool_type: dotted path to the pooling's name, or None where the features are not those of one token.
     """
@@ -28,7 +29,7 @@ class TowerKind:
     modality: str
     blocks: str
     norm: str
-    batch_first: str
+    transformer: str
     causal_mask: str | None
     pool_type: str | None
 
@@ -39,7 +40,7 @@ TOWER_KINDS = (
         modality="vision",
         blocks="visual.transformer.resblocks",
         norm="ln_1",
-        batch_first="visual.transformer.batch_first",
+        transformer="visual.transformer",
         causal_mask=None,
         pool_type="visual.pool_type",
     ),
@@ -48,7 +49,7 @@ TOWER_KINDS = (
         modality="text",
         blocks="transformer.resblocks",
         norm="ln_1",
-        batch_first="transformer.batch_first",
+        transformer="transformer",
         causal_mask="attn_mask",
         pool_type="text_pool_type",
     ),
@@ -70,6 +71,7 @@ class Tower:
     """One tower of one model: its kind, and what the kind's paths lead to."""
 
     kind: TowerKind
+    transformer: nn.Module
     blocks: nn.ModuleList
 
     @property
@@ -100,9 +102,10 @@ def find_towers(model: nn.Module) -> dict[str, Tower]:
             isinstance(getattr(block, kind.norm, None), nn.LayerNorm) for block in blocks
         )
         if usable and len(blocks):
-            if not _lookup(model, kind.batch_first):
+            transformer = _lookup(model, kind.transformer)
+            if not transformer.batch_first:
                 raise InputError(f"the {kind.modality} tower keeps its batch second; valid: batch_first=True")
-            towers[kind.modality] = Tower(kind, blocks)
+            towers[kind.modality] = Tower(kind, transformer, blocks)
     missing = [modality for modality in ("vision", "text") if modality not in towers]
     if missing:
         modality = missing[0]

@@ -1,0 +1,260 @@
+"""Plots from run folders: base against new accuracy, and training curves. Needs matplotlib.
+
+Drawn on a canvas of its own, without pyplot, so that no window system and no global state of the caller's is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rmadapter.files import write_atomic
+from rmadapter.results import PARTS, DataMeans, Group, Row, Stat, method_order, short_model
+
+DPI = 130
+# Okabe and Ito's colours, told apart under all common kinds of colour blindness; a method's does not depend on which
+# others are drawn. Others take the remaining ones by name.
+COLOURS = {"zeroshot": "#7f7f7f", "single": "#E69F00", "mma": "#009E73", "rmadapter": "#0072B2"}
+OTHER_COLOURS = ("#D55E00", "#CC79A7", "#56B4E9", "#B8A800", "#000000")
+MARKERS = "osD^vP*X"
+BAR_TITLES = {"base": "base", "new": "new", "hm": "HM", "all": "all classes"}
+
+
+class _Panel(NamedTuple):
+    """One quantity of metrics.jsonl: keys by their name in the legend, the first drawn solid, the second dashed."""
+
+    title: str
+    unit: str
+    keys: dict[str, str]
+    logarithmic: bool
+
+
+PANELS = (
+    _Panel("whole loss", "loss", {"": "loss"}, False),
+    _Panel("cross-entropy", "nats", {"": "cross_entropy"}, False),
+    _Panel(
+        "reconstruction, summed over layers",
+        "a token, unweighted",
+        {"vision": "reconstruction_vision", "text": "reconstruction_text"},
+        True,
+    ),
+    _Panel(
+        "consistency with frozen CLIP",
+        "mean |difference|, unweighted",
+        {"image": "consistency_image", "text": "consistency_text"},
+        False,
+    ),
+    _Panel(
+        "gradient to w_down",
+        "norm",
+        {"cross-entropy": "grad_norm_cross_entropy", "reconstruction": "grad_norm_reconstruction"},
+        True,
+    ),
+    _Panel("accuracy on training batches", "top-1, %", {"": "accuracy"}, False),
+)
+
+
+@dataclass(frozen=True)
+class _Series:
+    """What one legend entry stands for: ``points`` are (base, new) of single seeds, ``stats`` the means by part."""
+
+    label: str
+    colour: str
+    marker: str
+    alpha: float
+    points: tuple[tuple[float, float], ...]
+    stats: dict[str, Stat]
+
+
+def draw(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> tuple[list[Path], int]:
+    """base_new.png and curves.png in ``out``, each where there is something to draw.
+
+    Returns:
+        The files, and how many lines of metrics.jsonl could not be read.
+    """
+    colours = method_colours({row.group.method for row in rows})
+    files = []
+    figure = _base_new(rows, means, colours)
+    if figure is not None:
+        files.append(_save(figure, out / "base_new.png"))
+    curves, unreadable = _read_curves(rows)
+    figure = _curves(curves, colours)
+    if figure is not None:
+        files.append(_save(figure, out / "curves.png"))
+    return files, unreadable
+
+
+def method_colours(methods: set[str]) -> dict[str, str]:
+    """A colour a method: fixed for those of ``COLOURS``, the others by name, again from the first after the last."""
+    others = sorted(methods - COLOURS.keys(), key=method_order)
+    return COLOURS | {method: OTHER_COLOURS[n % len(OTHER_COLOURS)] for n, method in enumerate(others)}
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    FigureCanvasAgg(figure)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+    return path
+
+
+def _context(group: Group) -> str:
+    """The title of what is drawn together."""
+    return f"{group.data}, {short_model(group)}" + ("" if group.split == "test" else f", {group.split} images")
+
+
+def _labels(groups: Sequence[Group]) -> list[str]:
+    """Method names, with shots and classes where one method has several of them."""
+    several_shots = len({group.shots for group in groups} - {None}) > 1
+    several_classes = len({group.classes for group in groups}) > 1
+    return [
+        group.method
+        + (f", {group.shots} shots" if several_shots and group.shots is not None else "")
+        + (f", {group.classes} classes" if several_classes else "")
+        for group in groups
+    ]
+
+
+def _all_series(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[str, str]) -> dict[str, list[_Series]]:
+    """By title, the means over data sets first."""
+    drawn: dict[str, list[tuple[Group, tuple[tuple[float, float], ...], dict[str, Stat]]]] = {}
+    for mean in means:
+        stats = {"base": mean.base, "new": mean.new, "hm": mean.hm_of_means}
+        title = _context(mean.group._replace(data=f"mean of {len(mean.data)} data sets"))
+        found = {part: Stat(value, None, 1) for part, value in stats.items()}
+        drawn.setdefault(title, []).append((mean.group, (), found))
+    for row in rows:
+        points = tuple((run.accuracy["base"], run.accuracy["new"]) for run in row.runs if "hm" in run.accuracy)
+        found = {part: stat for part in PARTS if (stat := row.accuracy(part)) is not None}
+        if found:
+            drawn.setdefault(_context(row.group), []).append((row.group, points, found))
+    series: dict[str, list[_Series]] = {}
+    for title, items in drawn.items():
+        groups = [group for group, _, _ in items]
+        same_method: dict[str, int] = {}
+        for label, (group, points, found) in zip(_labels(groups), items, strict=True):
+            earlier = same_method.get(group.method, 0)
+            same_method[group.method] = earlier + 1
+            style = (MARKERS[earlier % len(MARKERS)], 1 / (1 + 0.7 * earlier))
+            series.setdefault(title, []).append(_Series(label, colours[group.method], *style, points, found))
+    return series
+
+
+def _base_new(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[str, str]) -> Figure | None:
+    """A line of two panels for each data set: base against new accuracy, and bars; None where no accuracy is known."""
+    contexts = _all_series(rows, means, colours)
+    if not contexts:
+        return None
+    widest = max(len(series) for series in contexts.values())
+    figure = Figure(figsize=(11 + 0.6 * max(0, widest - 4), 4.6 * len(contexts)), layout="constrained")
+    lines = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
+    for line, (title, series) in zip(lines, contexts.items(), strict=True):
+        line.suptitle(title, fontsize=12, fontweight="bold")
+        if any("hm" in one.stats for one in series):
+            scatter, bars = line.subplots(1, 2, width_ratios=(1, 1.5))
+            _scatter(scatter, [one for one in series if "hm" in one.stats])
+        else:
+            bars = line.subplots()
+        _bars(bars, series)
+        handles, labels = bars.get_legend_handles_labels()
+        line.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    return figure
+
+
+def _scatter(axes: Axes, series: Sequence[_Series]) -> None:
+    """Small marks: seeds; large ones: means; grey lines: equal harmonic mean."""
+    base, new = (
+        [point[axis] for one in series for point in (*one.points, (one.stats["base"].mean, one.stats["new"].mean))]
+        for axis in (0, 1)
+    )
+    limits = [_limits(values) for values in (base, new)]
+    grid = np.meshgrid(*(np.linspace(*limit, 200) for limit in limits))
+    total = grid[0] + grid[1]
+    means = 2 * grid[0] * grid[1] / np.where(total > 0, total, 1)
+    contours = axes.contour(*grid, means, levels=8, colors="#bbbbbb", linewidths=0.8, zorder=1)
+    axes.clabel(contours, fmt="HM %g", fontsize=7)
+    for one in series:
+        if len(one.points) > 1:
+            axes.scatter(*zip(*one.points, strict=True), s=18, color=one.colour, alpha=0.5, linewidths=0, zorder=2)
+        center = (one.stats["base"].mean, one.stats["new"].mean)
+        axes.scatter(*center, s=90, color=one.colour, marker=one.marker, edgecolors="white", zorder=3)
+    axes.set(xlim=limits[0], ylim=limits[1], xlabel="accuracy on base classes, %", ylabel="accuracy on new classes, %")
+    axes.set_title("large: mean, small: a seed", fontsize=9)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """A range around ``values`` with room for the marks, at least 4 points wide, between 0 and 100.5."""
+    low, high = min(values), max(values)
+    room = max(0.12 * (high - low), 2)
+    return max(0, low - room), min(100.5, high + room)
+
+
+def _bars(axes: Axes, series: Sequence[_Series]) -> None:
+    """Bars from 0, so that their lengths compare, with the mean above; whiskers are a standard deviation."""
+    parts = [part for part in PARTS if any(part in one.stats for one in series)]
+    width = 0.85 / len(series)
+    for number, one in enumerate(series):
+        known = [part for part in parts if part in one.stats]
+        places = [parts.index(part) + (number - (len(series) - 1) / 2) * width for part in known]
+        heights = [one.stats[part].mean for part in known]
+        spread = [one.stats[part].sd or 0 for part in known]
+        axes.bar(places, heights, 0.92 * width, color=one.colour, alpha=one.alpha, label=one.label)
+        for place, height, sd in zip(places, heights, spread, strict=True):
+            if sd:
+                axes.errorbar(place, height, sd, color="#333333", capsize=2, linewidth=1)
+            axes.annotate(
+                f"{height:.1f}",
+                (place, height + sd),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8 if len(series) <= 4 else 6,
+            )
+    axes.set_xticks(range(len(parts)), [BAR_TITLES[part] for part in parts])
+    axes.set(ylim=(0, 108), yticks=range(0, 101, 20), ylabel="accuracy, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("mean and standard deviation over seeds", fontsize=9)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The ``step`` lines of one run's metrics.jsonl."""
+
+    context: str
+    group: Group
+    label: str
+    steps: list[dict[str, float]]
+
+    def points(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and finite values of ``key``, which not every line has."""
+        found = [(line["step"], line[key]) for line in self.steps if math.isfinite(line.get(key, math.nan))]
+        return [step for step, _ in found], [value for _, value in found]
+
+
+def _read_curves(rows: Sequence[Row]) -> tuple[list[_Curve], int]:
+    """One a run that has step lines; lines that are no JSON objects of numbers are counted and left out."""
+    curves, unreadable = [], 0
+    for row in rows:
+        for run in row.runs:
+            file = run.folder / "metrics.jsonl"
+            if not file.exists():
+                continue
+            steps = []
+            for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    line = json.loads(text)
+                    if line["kind"] == "step":
+                        steps.append({"step": int(line["step"])} | _numbers(line))
+                except (ValueError, KeyError, TypeError):
+                    unreadable += 1
+            if steps:
+                curves.append(_Curve(_context(row.group), row.group, "", steps))
+    return curves, unreadable

@@ -1,0 +1,69 @@
+"""Shared by all tests: small models of open_clip's own kind, small image folders, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SMALL_CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
+}
+
+
+def small_clip(seed: int = 0, **changes) -> torch.nn.Module:
+    """A CLIP with three blocks a tower and random weights from ``seed``; ``changes`` are arguments of CLIP."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return open_clip.CLIP(**{**SMALL_CONFIG, **changes}).eval()
+
+
+@pytest.fixture
+def clip() -> torch.nn.Module:
+    """A fresh small CLIP."""
+    return small_clip()
+
+
+@pytest.fixture
+def tokenizer() -> open_clip.SimpleTokenizer:
+    """The tokenizer of open_clip's CLIP models."""
+    return open_clip.get_tokenizer("ViT-B-32")
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small CLIP as a folder that ``--model local-dir:FOLDER`` takes."""
+    folder = tmp_path_factory.mktemp("small_clip")
+    config = {"model_cfg": SMALL_CONFIG, "preprocess_cfg": {"size": [32, 32]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(small_clip().state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def write_images(folder: Path, classes: list[str], count: int, seed: int = 0) -> Path:
+    """``count`` PNG files a class, each of the class's colour with noise, so that classes can be learned."""
+    random = np.random.default_rng(seed)
+    colours = random.integers(0, 256, size=(len(classes), 3))
+    for name, colour in zip(classes, colours, strict=True):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(colour + random.normal(0, 40, size=(36, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of four classes with ten images each."""
+    return write_images(tmp_path / "animals", ["ant", "bee", "cat", "dog"], 10)

@@ -1,0 +1,122 @@
+"""The command line's conventions: each on the real training configuration."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from rmadapter.arguments import parse_arguments
+from rmadapter.config import RMAdapterConfig, TrainConfig
+from rmadapter.errors import InputError
+from rmadapter.prediction import PredictConfig
+
+
+def parse(*argv: str) -> TrainConfig:
+    return parse_arguments(TrainConfig, ["--data", "animals", *argv], prog="rmadapter train")
+
+
+def test_defaults_are_the_dataclass_defaults():
+    assert parse() == TrainConfig(data="animals")
+
+
+def test_dashes_and_underscores_are_alike():
+    assert parse("--batch-size", "3", "--eval_batch_size=5", "--adapter.rec-hidden", "7") == TrainConfig(
+        data="animals", batch_size=3, eval_batch_size=5, adapter=RMAdapterConfig(rec_hidden=7)
+    )
+
+
+def test_switches():
+    assert parse("--no-fused").fused is False
+    assert parse("--fused").fused is True
+    assert parse("--fused=false").fused is False
+    assert parse("--no-adapter.local-reconstruction").adapter.local_reconstruction is False
+    assert parse("--grad-checkpointing", "--shots", "4") == TrainConfig(
+        data="animals", grad_checkpointing=True, shots=4
+    )
+
+
+def test_values_keep_their_dashes_and_may_look_like_anything():
+    assert parse("--template", "--a {}-b_c").template == "--a {}-b_c"
+    assert parse("--adapter.layers", "last:3").adapter.layers == "last:3"
+    assert parse("--adapter.layers", "[2, 3]").adapter.layers == [2, 3]
+    assert parse("--adapter.text.layers", "2-3").adapter.text.layers == "2-3"
+    assert parse("--lr", "1e-3").lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--shotz", "3"], "unknown option '--shotz'; did you mean '--shots'"),
+        (["--no-fuzed"], "did you mean '--no_fused'"),
+        (["--adapter.botleneck", "3"], "did you mean '--adapter.bottleneck'"),
+        (["--sho", "3"], "unknown option '--sho'"),
+        (["--no-shots"], "unknown option"),
+        (["--shots"], "option --shots needs a value"),
+        (["--shots", "many"], r"option \"shots\".*int"),
+        (["--fused=perhaps"], "fused"),
+        (["stray"], "'stray' belongs to no option"),
+        (["-s", "3"], "'-s' belongs to no option"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml.*cannot be read"),
+        (["--adapter.bottleneck", "200"], r"adapter\.bottleneck is 200"),
+    ],
+)
+def test_refusals(argv, message):
+    with pytest.raises(InputError, match=message):
+        parse(*argv)
+
+
+def test_yaml_file_and_overrides_after_it(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("shots: 4\nbatch-size: 3\nadapter:\n  layers: [1, 2]\n  text: {bottleneck: 16}\nloss: {lambda1: 0}\n")
+    config = parse("--config", str(path), "--shots", "8")
+    assert (config.shots, config.batch_size, config.adapter.layers, config.loss.lambda1) == (8, 3, [1, 2], 0)
+    assert config.adapter.tower("text").bottleneck == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shotz: 4", "unknown key 'shotz'.*did you mean 'shots'"),
+        ("adapter: {vision: {bottlneck: 3}}", r"unknown key 'adapter\.vision\.bottlneck'.*did you mean 'bottleneck'"),
+        ("[1, 2]", "holds list"),
+        ("a: [", "is not YAML"),
+        ("shots: many", "shots"),
+    ],
+)
+def test_bad_yaml(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        parse("--config", str(path))
+
+
+def test_printed_config_is_read_back(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--shots", "3", "--adapter.layers", "last:2", "--no-fused", "--print-config")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert set(yaml.safe_load(text)) >= {"shots", "adapter", "loss", "data"}
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    config = parse_arguments(TrainConfig, ["--config", str(path)], prog="rmadapter train")
+    assert config == TrainConfig(data="animals", shots=3, fused=False, adapter=RMAdapterConfig(layers="last:2"))
+
+
+def test_help_has_every_field_with_its_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("--shots SHOTS training images a class", "--adapter.text.bottleneck", "--loss.lambda4"):
+        assert part in text
+
+
+def test_positional_words():
+    config = parse_arguments(
+        PredictConfig,
+        ["one.png", "--adapter", "runs/a", "--json", "two.png", "--classes", "cat,dog", "--", "--odd.png"],
+        prog="rmadapter predict",
+        positional="images",
+    )
+    assert config.images == ["one.png", "two.png", "--odd.png"]
+    assert (config.adapter, config.classes, config.json) == ("runs/a", "cat,dog", True)

@@ -1,0 +1,72 @@
+"""Base models by name, and the hash that tells them apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_clip
+
+from rmadapter import InputError, RMAdapterConfig, inject
+from rmadapter.backbone import base_hash, load_backbone, uses_quick_gelu
+
+
+def test_a_local_folder(clip_folder):
+    backbone = load_backbone(f"local-dir:{clip_folder}")
+    for one, other in zip(backbone.clip.state_dict().values(), small_clip().state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert not any(p.requires_grad for p in backbone.clip.parameters())
+    assert backbone.preprocessing.size == 32
+    assert backbone.tokenizer(["a cat"]).shape == (1, 77)
+    assert backbone.source.name == f"local-dir:{clip_folder}"
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("ViT-B-23", None, "model is 'ViT-B-23'.*did you mean 'ViT-B-32'"),
+        ("ViT-B-32", "openia", "pretrained is 'openia'.*did you mean 'openai'.*laion2b_s34b_b79k"),
+        ("local-dir:nowhere", None, "no open_clip_config.json"),
+        ("s3:bucket", None, "scheme of model is 's3'; valid: 'local-dir', 'hf-hub'"),
+        ("hf-hub:nobody/nothing", None, "cannot be loaded"),
+        ("hf-hub:a/b", "openai", "brings its own weights"),
+    ],
+)
+def test_refusals(name, pretrained, message):
+    with pytest.raises(InputError, match=message):
+        load_backbone(name, pretrained)
+
+
+def test_damaged_weights(clip_folder, tmp_path):
+    (tmp_path / "open_clip_config.json").write_bytes((clip_folder / "open_clip_config.json").read_bytes())
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_backbone(f"local-dir:{tmp_path}")
+
+
+def test_hash_knows_the_base_alone():
+    clip = small_clip()
+    value = base_hash(clip)
+    assert value == base_hash(small_clip())
+    inject(clip, RMAdapterConfig(layers="all"))
+    assert base_hash(clip) == value
+    with torch.no_grad():
+        clip.visual.proj[0, 0] += 1e-3
+    assert base_hash(clip) != value
+    assert base_hash(small_clip().bfloat16()) != value
+
+
+def test_quick_gelu_is_seen():
+    assert not uses_quick_gelu(small_clip())
+    assert uses_quick_gelu(small_clip(quick_gelu=True))
+
+
+@pytest.mark.slow
+def test_random_weights_are_the_same_each_time_and_warned_of():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="random weights; tags: openai"):
+        one = load_backbone("ViT-B-32")
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.warns(UserWarning, match="random weights"):
+        other = load_backbone("ViT-B-32")
+    assert base_hash(one.clip) == base_hash(other.clip)

@@ -1,0 +1,205 @@
+"""Adapter files: what is in them, and each way in which they can be wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+import torch
+from conftest import SMALL_CONFIG, small_clip
+from safetensors.torch import load_file, save_file
+
+from rmadapter import InputError, ModelSource, RMAdapterConfig, inject
+from rmadapter import checkpoint as checkpoints
+from rmadapter.checkpoint import load, load_adapter, read_info, save_adapter
+
+CONFIG = RMAdapterConfig(layers="3", bottleneck=4)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return inject(small_clip(), CONFIG, source=ModelSource("ViT-B-32", "openai"))
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    save_adapter(model, tmp_path / "adapter", class_names=["cat", "dog"], template="a {}")
+    return tmp_path / "adapter"
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.adapter_tensors().items()}
+
+
+def test_files_and_keys_are_pinned(folder):
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter.safetensors", "adapter_config.json"]
+    shapes = {name: list(t.shape) for name, t in load_file(folder / "adapter.safetensors").items()}
+    tower = {
+        "w_down": lambda d: [d, 4],
+        "b_down": lambda d: [4],
+        "w_up": lambda d: [4, d],
+        "b_up": lambda d: [d],
+        "w_rec1": lambda d: [4, 4],
+        "b_rec1": lambda d: [4],
+        "w_rec2": lambda d: [4, d],
+        "b_rec2": lambda d: [d],
+    }
+    expected = {f"{name}.3.{key}": shape(d) for name, d in (("vision", 64), ("text", 32)) for key, shape in tower.items()}
+    assert shapes == expected
+    assert set(json.loads((folder / "adapter_config.json").read_text())) == {
+        "format",
+        "adapter",
+        "model",
+        "base_hash",
+        "quick_gelu",
+        "preprocessing",
+        "class_names",
+        "template",
+        "weights_sha256",
+    }
+
+
+def test_round_trip(model, folder):
+    info = read_info(folder)
+    assert (info.class_names, info.template, info.source) == (["cat", "dog"], "a {}", ModelSource("ViT-B-32", "openai"))
+    assert info.config == CONFIG
+    loaded = load(small_clip(), folder)
+    for name, tensor in weights(model).items():
+        assert torch.equal(loaded.adapter_tensors()[name], tensor)
+    assert loaded.source == info.source
+    torch.manual_seed(1)
+    other = inject(small_clip(), CONFIG)
+    other.load_adapter(folder)
+    assert torch.equal(other.adapter_tensors()["text.3.w_up"], weights(model)["text.3.w_up"])
+
+
+def test_shared_layers_are_saved_once(tmp_path):
+    config = RMAdapterConfig(layers="2-3", reconstruct=False, shared_layer=True)
+    model = inject(small_clip(), config)
+    model.save_adapter(tmp_path / "mma")
+    names = set(load_file(tmp_path / "mma" / "adapter.safetensors"))
+    assert {n for n in names if n.startswith("shared")} == {f"shared.{k}.{p}" for k in (1, 2) for p in ("weight", "bias")}
+    loaded = load(small_clip(), tmp_path / "mma")
+    assert torch.equal(loaded.adapter_tensors()["shared.2.weight"], model.adapter_tensors()["shared.2.weight"])
+
+
+def damage_json(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_tensors(folder, change):
+    path = folder / "adapter.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def drop(tensors):
+    del tensors["vision.3.w_down"]
+
+
+def add(tensors):
+    tensors["vision.1.w_down"] = torch.zeros(2)
+
+
+def reshape(tensors):
+    tensors["vision.3.w_down"] = torch.zeros(4, 64)
+
+
+def poison(tensors):
+    tensors["text.3.b_up"][3] = float("nan")
+
+
+def replace(tensors):
+    tensors["text.3.b_up"] += 1
+
+
+def truncate(folder):
+    path = folder / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+WRONG = {
+    "missing tensor": (lambda f: change_tensors(f, drop), r"lacks 1 tensors: vision\.3\.w_down"),
+    "extra tensor": (lambda f: change_tensors(f, add), r"1 tensors too many: vision\.1\.w_down"),
+    "wrong shape": (lambda f: change_tensors(f, reshape), r"w_down has shape \[4, 64\], the model's is \[64, 4\]"),
+    "not finite": (lambda f: change_tensors(f, poison), r"text\.3\.b_up holds values that are not finite"),
+    "other weights": (lambda f: change_tensors(f, replace), "not the file that adapter_config.json was written with"),
+    "truncated": (truncate, "truncated or damaged"),
+    "no weights": (lambda f: (f / "adapter.safetensors").unlink(), r"adapter\.safetensors is missing"),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), r"adapter_config\.json is missing"),
+    "not json": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot be read"),
+    "no adapter config": (lambda f: (f / "adapter_config.json").write_text("{}"), "no format number"),
+    "newer format": (lambda f: damage_json(f, format=2), "format 2, newer than 1"),
+    "unknown key": (lambda f: damage_json(f, adapter={"bottelneck": 1}), "did you mean 'bottleneck'"),
+    "malformed": (lambda f: damage_json(f, model=[]), "is damaged"),
+    "other base": (lambda f: damage_json(f, base_hash="0" * 64), r"other base weights.*ViT-B-32 \(openai\)"),
+    "quick gelu": (lambda f: damage_json(f, quick_gelu=True), "trained on a model with QuickGELU"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_and_nothing_is_touched(folder, name):
+    damage, message = WRONG[name]
+    damage(folder)
+    torch.manual_seed(1)
+    model = inject(small_clip(), CONFIG)
+    before = weights(model)
+    with pytest.raises(InputError, match=message):
+        load_adapter(model, folder)
+    for key, tensor in weights(model).items():
+        assert torch.equal(tensor, before[key])
+    clip = small_clip()
+    keys = list(clip.state_dict())
+    with pytest.raises(InputError, match=message):
+        load(clip, folder)
+    assert list(clip.state_dict()) == keys
+
+
+def test_another_base_model_is_refused(folder):
+    with pytest.raises(InputError, match="other base weights"):
+        load(small_clip(seed=1), folder)
+    with pytest.raises(InputError, match="without QuickGELU, this one runs with it"):
+        load(small_clip(quick_gelu=True), folder)
+    with pytest.raises(InputError, match="other base weights"):
+        load(small_clip(vision_cfg={**SMALL_CONFIG["vision_cfg"], "layers": 2}), folder)
+
+
+def test_another_configuration_is_refused(folder):
+    model = inject(small_clip(), RMAdapterConfig(layers="3", bottleneck=8))
+    with pytest.raises(InputError, match=r"adapter\.bottleneck = 4, the model has 8"):
+        model.load_adapter(folder)
+
+
+def test_no_such_folder(model, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        model.load_adapter(tmp_path / "nowhere")
+
+
+def test_non_finite_weights_are_not_saved(model, tmp_path):
+    with torch.no_grad():
+        model.adapter_tensors()["text.3.b_up"][0] = float("inf")
+    with pytest.raises(InputError, match=r"text\.3\.b_up"):
+        model.save_adapter(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_full_disk_keeps_the_adapter_that_was_there(model, folder, monkeypatch):
+    before = weights(model)
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with torch.no_grad():
+        model.adapter_tensors()["text.3.b_up"].add_(1)
+    with pytest.raises(InputError, match="No space left on device"):
+        model.save_adapter(folder)
+    monkeypatch.undo()
+    loaded = load(small_clip(), folder)
+    assert torch.equal(loaded.adapter_tensors()["text.3.b_up"], before["text.3.b_up"])
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter.safetensors", "adapter_config.json"]

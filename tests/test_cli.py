@@ -1,0 +1,139 @@
+"""The command line as a user meets it: train, evaluate, predict, report, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from rmadapter.cli import main
+
+
+@pytest.fixture
+def run(images, clip_folder, tmp_path, capsys):
+    """A finished run on the base half; returns its folder."""
+    folder = tmp_path / "runs" / "a"
+    options = ["--adapter.layers", "2-3", "--shots", "2", "--epochs", "1", "--workers", "0", "--classes", "base"]
+    assert main(["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", *options, "--out", str(folder)]) == 0
+    capsys.readouterr()
+    return folder
+
+
+def test_eval_of_the_adapter_and_of_zero_shot(run, images, clip_folder, tmp_path, capsys):
+    data = ["--data", str(images), "--workers", "0"]
+    assert main(["eval", "--adapter", str(run / "adapter"), *data, "--classes", "new"]) == 0
+    assert "new" in capsys.readouterr().out
+    trained = json.loads((run / "results.json").read_text())
+    out = tmp_path / "evaluated"
+    assert main(["eval", "--adapter", str(run / "adapter"), *data, "--classes", "base_new", "--out", str(out)]) == 0
+    evaluated = json.loads((out / "results.json").read_text())
+    assert evaluated["accuracy"] == trained["accuracy"]
+    assert evaluated["images"] == trained["images"]
+    zero = ["--method", "zeroshot", "--classes", "all", "--split", "val"]
+    assert main(["eval", "--model", f"local-dir:{clip_folder}", *zero, *data, "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert (results["method"], results["trained_parameters"], results["images"]["all"]) == ("zeroshot", 0, 8)
+    assert main(["eval", "--adapter", str(run / "adapter"), *zero, *data, "--out", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text())["accuracy"] == results["accuracy"]
+
+
+def test_predict(run, images, capsys):
+    pictures = [str(images / "ant" / "00.png"), str(images / "dog" / "01.png")]
+    argv = ["predict", "--adapter", str(run / "adapter"), "--classes", "zero,one,a seven", *pictures]
+    assert main([*argv, "--top", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("%") == 4
+    assert pictures[1] in text
+    assert main([*argv, "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [r["image"] for r in records] == pictures
+    ranked = records[0]["predictions"]
+    assert {p["class"] for p in ranked} == {"zero", "one", "a seven"}
+    assert sum(p["probability"] for p in ranked) == pytest.approx(1, abs=1e-5)
+    assert [p["probability"] for p in ranked] == sorted((p["probability"] for p in ranked), reverse=True)
+
+
+def test_predict_among_the_trained_classes_or_those_of_a_file(run, images, tmp_path, capsys):
+    argv = ["predict", "--adapter", str(run / "adapter"), str(images / "ant" / "00.png"), "--json"]
+    assert main(argv) == 0
+    assert {p["class"] for p in json.loads(capsys.readouterr().out)[0]["predictions"]} == {"ant", "bee"}
+    (tmp_path / "names.txt").write_text("a cat, or not\n\ncow\n")
+    assert main([*argv, "--classes-file", str(tmp_path / "names.txt")]) == 0
+    assert {p["class"] for p in json.loads(capsys.readouterr().out)[0]["predictions"]} == {"a cat, or not", "cow"}
+
+
+def test_report(run, tmp_path, capsys):
+    assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    assert "rmadapter" in capsys.readouterr().out
+    assert {"report.md", "report.csv", "base_new.png", "curves.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
+
+
+def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_path, capsys):
+    one_class = tmp_path / "one" / "only"
+    one_class.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(one_class / "a.png")
+    empty = tmp_path / "holes"
+    for name in ("ant", "bee"):
+        (empty / name).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(empty / "ant" / "a.png")
+    train = ["train", "--model", f"local-dir:{clip_folder}", "--adapter.layers", "2", "--out", str(tmp_path / "out")]
+    good = [*train, "--data", str(images)]
+    cases = {
+        "unknown command 'trian'; did you mean 'train'": ["trian"],
+        "data is missing": ["train"],
+        "shots is 0": [*good, "--shots", "0"],
+        "did you mean '--shots'": [*good, "--shotz", "3"],
+        "nowhere": [*train, "--data", str(tmp_path / "nowhere")],
+        "two": [*train, "--data", str(one_class.parent)],
+        "bee": [*train, "--data", str(empty)],
+        "adapter is missing": ["eval", "--data", str(images)],
+        "adapter folder": ["eval", "--adapter", str(tmp_path / "no"), "--data", str(images)],
+        "no image is given": ["predict", "--adapter", str(tmp_path)],
+        "at least two names": ["predict", "--classes", "cat", str(images / "ant" / "00.png")],
+        "classes is missing": ["predict", str(images / "ant" / "00.png")],
+        "no run folder is given": ["report"],
+        "fp16": [*good, "--precision", "fp16", "--device", "cpu"],
+    }
+    for message, argv in cases.items():
+        assert main(argv) == 2, argv
+        error = capsys.readouterr().err
+        assert error.startswith("rmadapter: "), error
+        assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_image_is_named(run, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert main(["predict", "--adapter", str(run / "adapter"), str(tmp_path / "bad.png")]) == 2
+    assert "bad.png" in capsys.readouterr().err
+
+
+def test_a_split_file_may_not_leave_the_folder(images, clip_folder, tmp_path, capsys):
+    items = {"train": [["../secret.png", 0, "ant"], ["bee/00.png", 1, "bee"]], "val": [], "test": []}
+    (images / "split_zhou_Animals.json").write_text(json.dumps(items))
+    argv = ["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", "--out", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert "../secret.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_and_no_arguments(capsys):
+    assert main(["--help"]) == 0
+    assert "predict" in capsys.readouterr().out
+    assert main([]) == 2
+
+
+def test_a_diverged_run_exits_with_1(images, clip_folder, tmp_path, capsys):
+    argv = ["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", "--adapter.layers", "2-3", "--lr", "1e9"]
+    assert main([*argv, "--epochs", "3", "--workers", "0", "--out", str(tmp_path / "out")]) == 1
+    assert "not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["rmadapter", "rmadapter.train"])
+def test_the_modules_are_commands(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "rmadapter" in done.stdout

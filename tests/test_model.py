@@ -1,0 +1,220 @@
+"""RMAdapterCLIP: its terms against their definitions, and the adapter's backend swapped inside an injected CLIP."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import small_clip
+from torch.nn import functional as F
+
+from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
+from rmadapter.model import CLIPClassifier
+from rmadapter_kernels import available_backends
+
+NAMES = ["cat", "a rather long name of a bird", "dog"]
+
+
+def make(tokenizer, loss: LossConfig | None = None, **config) -> RMAdapterCLIP:
+    clip = small_clip()
+    torch.manual_seed(0)
+    config = RMAdapterConfig(**{"layers": "2-3", "bottleneck": 8, "scale": 0.5, **config})
+    return RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=loss).train()
+
+
+def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % len(NAMES)
+
+
+def test_logits_and_losses_against_their_definitions(tokenizer):
+    model = make(tokenizer, LossConfig(2, 3, 4, 5))
+    images, labels = batch()
+    logits, losses = model(images, labels)
+    tokens = tokenizer([f"a photo of a {name}." for name in NAMES])
+    frozen = small_clip()
+    with torch.no_grad():
+        image, text = (F.normalize(f, dim=-1) for f in (model.clip.encode_image(images), model.clip.encode_text(tokens)))
+        expected = frozen.logit_scale.exp() * image @ text.T
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(losses["cross_entropy"], F.cross_entropy(expected, labels), rtol=1e-4, atol=1e-4)
+        plain = (F.normalize(f, dim=-1) for f in (frozen.encode_image(images), frozen.encode_text(tokens)))
+        for name, one, other in zip(("consistency_image", "consistency_text"), (image, text), plain, strict=True):
+            torch.testing.assert_close(losses[name], (one - other).abs().mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        losses["total"],
+        losses["cross_entropy"]
+        + 2 * losses["reconstruction_vision"]
+        + 3 * losses["reconstruction_text"]
+        + 4 * losses["consistency_image"]
+        + 5 * losses["consistency_text"],
+    )
+
+
+def test_text_reconstruction_leaves_out_what_comes_after_end_of_text(tokenizer):
+    """Each prompt alone, at its own length, gives the same sum over tokens."""
+    model = make(tokenizer)
+    images, labels = batch()
+    together = model(images, labels).losses["reconstruction_text"]
+    sums, count = 0.0, 0
+    for name in NAMES:
+        model.set_classes([name], model.template)
+        length = model.prompts.tokens.shape[1]
+        sums += model(images, torch.zeros_like(labels)).losses["reconstruction_text"] * length
+        count += length
+    torch.testing.assert_close(together, sums / count, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_of_zero_leaves_its_term_and_its_work_out(tokenizer):
+    model = make(tokenizer, LossConfig(0, 0, 0, 0))
+    losses = model(*batch()).losses
+    assert set(losses) == {"cross_entropy", "total"}
+    losses["total"].backward()
+    assert all(a.adapter.branch.w_rec1.grad is None for a in model.adapted.adapters())
+    assert model._frozen_text is None
+
+
+def test_eval_mode_gives_logits_and_cross_entropy_alone(tokenizer):
+    model = make(tokenizer).eval()
+    images, labels = batch()
+    assert set(model(images, labels).losses) == {"cross_entropy", "total"}
+    output = model(images)
+    assert output.losses == {}
+    torch.testing.assert_close(output.logits, model(images, labels).logits)
+
+
+def test_frozen_text_features_are_computed_once_for_a_set_of_classes(tokenizer):
+    model = make(tokenizer)
+    first = model.frozen_text_features()
+    assert model.frozen_text_features() is first
+    torch.testing.assert_close(first, small_clip().encode_text(tokenizer([f"a photo of a {n}." for n in NAMES])))
+    model.set_classes(["cat", "cow"], "a {}")
+    assert model.frozen_text_features().shape == (2, 32)
+
+
+def test_frozen_stream_reconstructs_the_untouched_tokens(tokenizer):
+    """Its target is what the block's norm makes of the frozen model's own tokens, whatever the adapters add."""
+    model = make(tokenizer, rec_stream="frozen", layers="all")
+    adapted = make(tokenizer, layers="all")
+    images, labels = batch()
+    losses = model(images, labels).losses
+    with torch.no_grad():
+        clip = small_clip()
+        x = clip.visual._embeds(images)
+        expected = 0.0
+        for found in model.adapted.adapters("vision"):
+            block, branch = clip.visual.transformer.resblocks[found.layer - 1], found.adapter.branch
+            u = block.ln_1(x)
+            h = F.gelu(F.gelu(u @ branch.w_down) @ branch.w_rec1)
+            expected += (u - h @ branch.w_rec2).square().mean()
+            x = block(x)
+    torch.testing.assert_close(losses["reconstruction_vision"], expected, rtol=1e-4, atol=1e-5)
+    other = adapted(images, labels).losses
+    torch.testing.assert_close(losses["cross_entropy"], other["cross_entropy"])
+    assert not torch.allclose(losses["reconstruction_vision"], other["reconstruction_vision"], rtol=1e-4)
+    losses["total"].backward()
+    assert all(a.adapter.branch.w_rec2.grad is not None for a in model.adapted.adapters())
+
+
+def test_checkpointing_gives_the_same_training_step(tokenizer):
+    results = []
+    for checkpointing in (False, True):
+        model = make(tokenizer)
+        model.clip.set_grad_checkpointing(checkpointing)
+        losses = model(*batch()).losses
+        losses["total"].backward()
+        results.append([losses["total"], *(p.grad for p in model.adapted.adapter_tensors().values())])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"reconstruct": False},
+        {"reconstruct": False, "shared_layer": True, "activation": "relu"},
+        {"shared_layer": True},
+        {"separate_down": True},
+        {"rec_layers": 1},
+        {"rec_layers": 3},
+        {"objective": "l1"},
+        {"objective": "cosine"},
+        {"local_reconstruction": False},
+        {"adapter_input": "pre_ln"},
+        {"rec_stream": "frozen", "rec_layers": 3},
+        {"text": TowerOverrides(layers="none")},
+        {"vision": TowerOverrides(bottleneck=4, scale=0.1)},
+    ],
+    ids=lambda config: "-".join(map(str, config)) or "default",
+)
+def test_every_variant_learns(tokenizer, config):
+    """A few steps bring the loss down, and every trained tensor has a finite gradient."""
+    model = make(tokenizer, LossConfig(1, 1, 1, 1), branch_grad_scale=1.0, **config)
+    images, labels = batch()
+    optimizer = torch.optim.SGD(model.adapted.adapter_tensors().values(), lr=0.02)
+    values = []
+    for _ in range(6):
+        loss = model(images, labels).losses["total"]
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in model.adapted.adapter_tensors().items():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < values[0]
+
+
+def test_backends_agree_inside_an_injected_clip(tokenizer):
+    """Outputs, losses and gradients of every backend that is here, and back to eager again."""
+    usable = [name for name, status in available_backends().items() if status.available]
+    assert "eager" in usable
+    reference = make(tokenizer)
+    images, labels = batch()
+
+    def step(model: RMAdapterCLIP) -> list[torch.Tensor]:
+        model.zero_grad()
+        logits, losses = model(images, labels)
+        losses["total"].backward()
+        return [logits, *losses.values(), *(p.grad for p in model.adapted.adapter_tensors().values())]
+
+    reference.adapted.set_backend("eager")
+    expected = [t.detach().clone() for t in step(reference)]
+    for backend in [*usable, "auto", "eager"]:
+        model = copy.deepcopy(reference)
+        model.adapted.set_backend(backend)
+        for one, other in zip(step(model), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    reference.adapted.set_backend("nonesuch")
+    with pytest.raises(ValueError, match="nonesuch"):
+        reference(images, labels)
+
+
+def test_mixed_precision_step_gives_fp32_gradients(tokenizer):
+    model = make(tokenizer)
+    exact = model(*batch()).losses
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(*batch()).losses
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact[name], rtol=0.1, atol=0.05)
+    losses["total"].backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.adapted.adapter_tensors().values())
+
+
+def test_zero_shot_classifier_is_the_clip_model(tokenizer, clip):
+    images, _ = batch()
+    model = CLIPClassifier(clip, tokenizer, NAMES)
+    with torch.no_grad():
+        expected, _ = clip.get_logits(images, tokenizer([f"a photo of a {n}." for n in NAMES]))
+        torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_names_are_kept_apart_by_index(tokenizer, clip):
+    model = CLIPClassifier(clip, tokenizer, ["crane", "crane", "dog"])
+    with torch.no_grad():
+        logits = model(batch()[0]).logits
+    assert logits.shape == (4, 3)
+    torch.testing.assert_close(logits[:, 0], logits[:, 1])

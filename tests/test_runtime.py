@@ -1,0 +1,73 @@
+"""Device, precision and backend: what is chosen, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_clip
+
+from rmadapter import InputError, RMAdapterConfig, inject
+from rmadapter.runtime import autocast, choose_backend, environment, resolve_device, resolve_precision
+from rmadapter_kernels import available_backends
+
+CPU = torch.device("cpu")
+
+
+def test_devices():
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(InputError, match="device is 'gpu'; valid: auto, cpu, cuda"):
+        resolve_device("gpu")
+    with pytest.raises(InputError, match="device is 'cuda:99'"):
+        resolve_device("cuda:99")
+    with pytest.raises(InputError, match="device"):
+        resolve_device("meta")
+
+
+def test_precisions_on_the_cpu():
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+    with pytest.raises(InputError, match="precision is 'fp16'.*valid on cpu: bf16, fp32"):
+        resolve_precision("fp16", CPU)
+
+
+def test_autocast():
+    x = torch.ones(2, 2)
+    with autocast(CPU, "bf16"):
+        assert (x @ x).dtype == torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert (x @ x).dtype == torch.float32
+
+
+def test_backends():
+    model = inject(small_clip(), RMAdapterConfig(layers="3"))
+
+    def used():
+        return {a.adapter.branch.backend for a in model.adapters()}
+
+    assert choose_backend(model, False, None) == ("eager", "adapters: backend eager (--no-fused)")
+    fused = [n for n, status in available_backends().items() if status.available and n != "eager"]
+    chosen, sentence = choose_backend(model, True, None)
+    assert chosen == (fused or ["eager"])[0]
+    assert used() == {chosen}
+    assert ("no fused backend on this machine" in sentence) == (not fused)
+    assert choose_backend(model, True, "eager")[0] == "eager"
+    assert used() == {"eager"}
+    with pytest.raises(InputError, match="backend is 'tritn'.*valid: "):
+        choose_backend(model, True, "tritn")
+
+
+def test_variants_say_that_they_run_in_plain_pytorch():
+    model = inject(small_clip(), RMAdapterConfig(layers="3", rec_layers=3))
+    assert choose_backend(model, True, None) == (
+        "eager",
+        "adapters: plain PyTorch (this variant is outside the fused operator)",
+    )
+    with pytest.raises(InputError, match="does not cover this variant"):
+        choose_backend(model, True, "triton")
+
+
+def test_environment_names_versions_and_revision():
+    found = environment(CPU)
+    assert found["torch"] == torch.__version__
+    assert {"python", "open_clip", "threads", "git", "command"} <= set(found)

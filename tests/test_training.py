@@ -1,0 +1,294 @@
+"""Training runs on a small CLIP and a small folder: what they write, and that they can be stopped anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import write_images
+from safetensors.torch import load_file
+
+from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter import training as trainings
+from rmadapter.training import DivergedError, train
+
+
+@pytest.fixture
+def config(images, clip_folder, tmp_path):
+    """Two epochs of four steps on the base half of four classes."""
+
+    def make(**changes) -> TrainConfig:
+        values = {
+            "data": str(images),
+            "model": f"local-dir:{clip_folder}",
+            "classes": "base",
+            "shots": 4,
+            "batch_size": 2,
+            "epochs": 2,
+            "lr": 0.05,
+            "workers": 0,
+            "log_every": 2,
+            "checkpoint_every": 3,
+            "grad_norm_every": 4,
+            "out": str(tmp_path / "run"),
+            "adapter": RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.1),
+            "loss": LossConfig(1, 1, 1, 1),
+        }
+        return TrainConfig(**{**values, **changes})
+
+    return make
+
+
+def adapter_of(folder):
+    return load_file(folder / "adapter" / "adapter.safetensors")
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(one, other):
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_what_a_run_leaves_behind(config, tmp_path, capsys):
+    results = train(config())
+    folder = tmp_path / "run"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter",
+        "config.yaml",
+        "environment.json",
+        "few_shot.json",
+        "metrics.jsonl",
+        "results.json",
+    ]
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["method"] == "rmadapter"
+    assert set(results["accuracy"]) == {"base", "new", "hm"}
+    assert results["images"] == {"base": 6, "new": 6}
+    assert results["few_shot_hash"] == json.loads((folder / "few_shot.json").read_text())["hash"]
+    assert results["trained_parameters"] == sum(t.numel() for t in adapter_of(folder).values())
+    assert yaml.safe_load((folder / "config.yaml").read_text())["adapter"]["bottleneck"] == 8
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"torch", "git", "backend", "precision"} <= set(environment)
+    lines = metrics_of(folder)
+    assert [(m["kind"], m["epoch"], m["step"]) for m in lines] == [
+        ("step", 1, 2),
+        ("step", 1, 4),
+        ("epoch", 1, 4),
+        ("step", 2, 6),
+        ("step", 2, 8),
+        ("epoch", 2, 8),
+    ]
+    assert {"loss", "cross_entropy", "reconstruction_vision", "consistency_text", "accuracy", "lr"} <= set(lines[0])
+    assert lines[0]["grad_norm_reconstruction"] > 0
+    assert lines[0]["grad_norm_cross_entropy"] > 0
+    assert [m["lr"] for m in lines if m["kind"] == "step"] == pytest.approx([0.05, 0.05, 0.025, 0.025])
+    out = capsys.readouterr().out
+    assert "adapters: backend" in out
+    assert "epoch 2 of 2" in out
+
+
+def test_same_seed_same_bits_whatever_the_workers(config, tmp_path):
+    train(config(evaluate=False))
+    train(config(evaluate=False, workers=2, out=str(tmp_path / "again")))
+    train(config(evaluate=False, seed=2, out=str(tmp_path / "other")))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "again"))
+    other = adapter_of(tmp_path / "other")
+    assert not torch.equal(other["vision.2.w_down"], adapter_of(tmp_path / "run")["vision.2.w_down"])
+
+
+def test_training_learns(config):
+    results = train(config(epochs=12, augmentation="none", lr=0.1, loss=LossConfig(0, 0, 0, 0)))
+    assert results["accuracy"]["base"] >= 80
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in between catches it."""
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])
+def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
+    whole = tmp_path / "whole"
+    train(config(out=str(whole)))
+    real, steps = trainings._Run._step, []
+
+    def step(self, *arguments):
+        if len(steps) == at:
+            raise Killed
+        steps.append(1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(trainings._Run, "_step", step)
+    try:
+        train(config())
+    except Killed:
+        assert not (tmp_path / "run" / "results.json").exists()
+    monkeypatch.undo()
+    train(config(resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(whole))
+    clean = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(whole)]
+    again = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(tmp_path / "run")]
+    assert [m["step"] for m in again] == [m["step"] for m in clean]
+    for one, other in zip(clean, again, strict=True):
+        for key in set(one) & set(other):
+            assert one[key] == pytest.approx(other[key])
+    assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
+    """A real process, a real SIGKILL, once its first state is on the disk."""
+
+    def command(out, *more):
+        options = {
+            "--data": images,
+            "--model": f"local-dir:{clip_folder}",
+            "--shots": 4,
+            "--batch-size": 1,
+            "--epochs": 2,
+            "--checkpoint-every": 3,
+            "--workers": 1,
+            "--adapter.layers": "2-3",
+            "--out": out,
+        }
+        words = [str(word) for option in options.items() for word in option]
+        return [sys.executable, "-m", "rmadapter.train", *words, "--no-evaluate", *more]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True, timeout=120)
+    process = subprocess.Popen(
+        command(tmp_path / "run"), env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    state = tmp_path / "run" / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not (tmp_path / "run" / "adapter").exists()
+    again = subprocess.run(
+        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "resuming at epoch" in again.stdout
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+    done = subprocess.run(
+        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "is finished" in done.stdout
+
+
+def test_another_thread_count_is_said_on_resumption(config, monkeypatch, capsys):
+    def stop(self, *arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_adapter", stop)
+        with pytest.raises(Killed):
+            train(config())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        train(config(resume=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert "will not be bit-equal" in capsys.readouterr().out
+
+
+def test_a_folder_with_a_run_is_not_written_over_unasked(config, tmp_path):
+    train(config())
+    before = adapter_of(tmp_path / "run")
+    with pytest.raises(InputError, match="--resume to go on with it, --overwrite"):
+        train(config(seed=2))
+    with pytest.raises(InputError, match="seed is 2, but the run in .* has 1"):
+        train(config(seed=2, resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), before)
+    train(config(seed=2, overwrite=True))
+    assert not torch.equal(adapter_of(tmp_path / "run")["text.3.w_up"], before["text.3.w_up"])
+
+
+def test_a_folder_with_other_files_is_refused(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    for changes in ({}, {"overwrite": True}):
+        with pytest.raises(InputError, match="a folder with other files in it"):
+            train(config(**changes))
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_adapter", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            train(config())
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "base_hash", lambda clip: "other")
+        with pytest.raises(InputError, match="base model's weights are not those"):
+            train(config(resume=True))
+    state = tmp_path / "run" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-50])
+    with pytest.raises(InputError, match="is damaged .*delete it to start the run anew"):
+        train(config(resume=True))
+
+
+def test_a_diverging_run_says_so(config, tmp_path):
+    with pytest.raises(DivergedError, match=r"not finite by step \d+ .*smaller --lr"):
+        train(config(lr=1e6, epochs=4))
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere"}, "nowhere"),
+        ({"model": "ViT-B-23"}, "did you mean 'ViT-B-32'"),
+        ({"precision": "fp16", "device": "cpu"}, "precision is 'fp16'"),
+        ({"adapter": RMAdapterConfig(layers="last:8")}, "last:8.*the tower has 3 blocks"),
+        ({"template": "word " * 80 + "{}"}, "longer than the model's context"),
+        ({"backend": "nonesuch"}, "backend is 'nonesuch'"),
+    ],
+)
+def test_what_cannot_work_stops_before_anything_is_written(config, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(config(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_half_of_one_class_is_refused(clip_folder, config, tmp_path):
+    folder = write_images(tmp_path / "three", ["ant", "bee", "cat"], 6)
+    with pytest.raises(InputError, match="classes is 'new', which leaves 1 of 3 classes"):
+        train(config(data=str(folder), classes="new"))
+
+
+def test_unreadable_images(config, images, tmp_path, capsys):
+    for path in sorted((images / "ant").iterdir())[:9]:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"ant/0\d\.png.*--skip-bad-images"):
+        train(config())
+    assert not (tmp_path / "run").exists()
+    results = train(config(skip_bad_images=True))
+    assert "unreadable training images left out" in capsys.readouterr().out
+    assert results["skipped"] > 0
+    assert results["images"]["base"] + results["skipped"] == 6
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"grad_checkpointing": True}, {"fused": False}])
+def test_other_ways_to_run(config, changes):
+    assert train(config(**changes))["accuracy"]["base"] >= 0
+
+
+def test_fused_and_eager_give_the_same_training_run(config, tmp_path):
+    """The whole curve of losses, on whatever backend --fused takes here."""
+    train(config(evaluate=False))
+    train(config(evaluate=False, fused=False, out=str(tmp_path / "eager")))
+    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "eager"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
