@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from rmadapter.files import write_atomic
 from rmadapter.results import PARTS, DataMeans, Group, Row, Stat, method_order, short_model
@@ -69,9 +71,8 @@ class _Series:
     """What one legend entry stands for: ``points`` are (base, new) of single seeds, ``stats`` the means by part."""
 
     label: str
-    colour: str
+    colour: str | tuple[float, ...]
     marker: str
-    alpha: float
     points: tuple[tuple[float, float], ...]
     stats: dict[str, Stat]
 
@@ -102,6 +103,7 @@ def method_colours(methods: set[str]) -> dict[str, str]:
 
 def _save(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # inches
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
     return path
 
@@ -139,13 +141,19 @@ def _all_series(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[s
     series: dict[str, list[_Series]] = {}
     for title, items in drawn.items():
         groups = [group for group, _, _ in items]
-        same_method: dict[str, int] = {}
-        for label, (group, points, found) in zip(_labels(groups), items, strict=True):
-            earlier = same_method.get(group.method, 0)
-            same_method[group.method] = earlier + 1
-            style = (MARKERS[earlier % len(MARKERS)], 1 / (1 + 0.7 * earlier))
-            series.setdefault(title, []).append(_Series(label, colours[group.method], *style, points, found))
+        methods = [group.method for group in groups]
+        series[title] = []
+        for number, (label, (group, points, found)) in enumerate(zip(_labels(groups), items, strict=True)):
+            # Rows of one method, fewest shots first, differ in the mark and from light to full colour.
+            earlier, later = methods[:number].count(group.method), methods[number + 1 :].count(group.method)
+            colour = _lighter(colours[group.method], 0.6 * later / (1 + later))
+            series[title].append(_Series(label, colour, MARKERS[earlier % len(MARKERS)], points, found))
     return series
+
+
+def _lighter(colour: str, share: float) -> tuple[float, ...]:
+    """``colour`` with ``share`` of white; not transparent, so that nothing behind it shows."""
+    return tuple(channel + (1 - channel) * share for channel in to_rgb(colour))
 
 
 def _base_new(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[str, str]) -> Figure | None:
@@ -164,8 +172,11 @@ def _base_new(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[str
         else:
             bars = line.subplots()
         _bars(bars, series)
-        handles, labels = bars.get_legend_handles_labels()
-        line.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+        handles = [
+            Line2D([], [], color=one.colour, marker=one.marker, markersize=9, linestyle="none", label=one.label)
+            for one in series
+        ]
+        line.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
     return figure
 
 
@@ -187,7 +198,8 @@ def _scatter(axes: Axes, series: Sequence[_Series]) -> None:
         center = (one.stats["base"].mean, one.stats["new"].mean)
         axes.scatter(*center, s=90, color=one.colour, marker=one.marker, edgecolors="white", zorder=3)
     axes.set(xlim=limits[0], ylim=limits[1], xlabel="accuracy on base classes, %", ylabel="accuracy on new classes, %")
-    axes.set_title("large: mean, small: a seed", fontsize=9)
+    if any(len(one.points) > 1 for one in series):
+        axes.set_title("large: mean, small: a seed", fontsize=9)
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -206,7 +218,7 @@ def _bars(axes: Axes, series: Sequence[_Series]) -> None:
         places = [parts.index(part) + (number - (len(series) - 1) / 2) * width for part in known]
         heights = [one.stats[part].mean for part in known]
         spread = [one.stats[part].sd or 0 for part in known]
-        axes.bar(places, heights, 0.92 * width, color=one.colour, alpha=one.alpha, label=one.label)
+        axes.bar(places, heights, 0.92 * width, color=one.colour)
         for place, height, sd in zip(places, heights, spread, strict=True):
             if sd:
                 axes.errorbar(place, height, sd, color="#333333", capsize=2, linewidth=1)
@@ -221,40 +233,92 @@ def _bars(axes: Axes, series: Sequence[_Series]) -> None:
     axes.set_xticks(range(len(parts)), [BAR_TITLES[part] for part in parts])
     axes.set(ylim=(0, 108), yticks=range(0, 101, 20), ylabel="accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("mean and standard deviation over seeds", fontsize=9)
+    if any(stat.sd is not None for one in series for stat in one.stats.values()):
+        axes.set_title("mean and standard deviation over seeds", fontsize=9)
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """The ``step`` lines of one run's metrics.jsonl."""
+    """The ``step`` lines of one run's metrics.jsonl, numbers only."""
 
-    context: str
     group: Group
-    label: str
-    steps: list[dict[str, float]]
+    lines: list[dict[str, float]]
 
     def points(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and finite values of ``key``, which not every line has."""
-        found = [(line["step"], line[key]) for line in self.steps if math.isfinite(line.get(key, math.nan))]
+        """Steps and values of ``key``, which not every line has."""
+        found = [(line["step"], line[key]) for line in self.lines if key in line]
         return [step for step, _ in found], [value for _, value in found]
 
 
 def _read_curves(rows: Sequence[Row]) -> tuple[list[_Curve], int]:
-    """One a run that has step lines; lines that are no JSON objects of numbers are counted and left out."""
+    """One a run that has step lines; lines that are no JSON objects with a kind and a step are counted and left out."""
     curves, unreadable = [], 0
-    for row in rows:
-        for run in row.runs:
-            file = run.folder / "metrics.jsonl"
-            if not file.exists():
-                continue
-            steps = []
-            for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    line = json.loads(text)
-                    if line["kind"] == "step":
-                        steps.append({"step": int(line["step"])} | _numbers(line))
-                except (ValueError, KeyError, TypeError):
-                    unreadable += 1
-            if steps:
-                curves.append(_Curve(_context(row.group), row.group, "", steps))
+    for run in (run for row in rows for run in row.runs):
+        file = run.folder / "metrics.jsonl"
+        lines = []
+        for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+            try:
+                line = json.loads(text)
+                if line["kind"] == "step":
+                    lines.append({"step": float(line["step"])} | _finite_numbers(line))
+            except (ValueError, KeyError, TypeError):
+                unreadable += 1
+        if lines:
+            curves.append(_Curve(run.group, lines))
     return curves, unreadable
+
+
+def _finite_numbers(line: dict[str, object]) -> dict[str, float]:
+    return {key: value for key, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def _curves(curves: Sequence[_Curve], colours: dict[str, str]) -> Figure | None:
+    """A row of panels for each data set, one line a run in its method's colour; None where there are no curves."""
+    if not curves:
+        return None
+    contexts: dict[str, list[_Curve]] = {}
+    for curve in curves:
+        contexts.setdefault(_context(curve.group), []).append(curve)
+    panels = [panel for panel in PANELS if any(_has_values(curve, panel) for curve in curves)]
+    columns = min(3, len(panels))
+    height = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.4 * columns, (2.9 * height + 0.7) * len(contexts)), layout="constrained")
+    blocks = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
+    for block, (title, members) in zip(blocks, contexts.items(), strict=True):
+        block.suptitle(title, fontsize=12, fontweight="bold")
+        grid = list(block.subplots(height, columns, squeeze=False).flat)
+        for axes, panel in zip(grid, panels, strict=False):
+            _curve_panel(axes, panel, members, colours)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        methods = sorted({curve.group.method for curve in members}, key=method_order)
+        handles = [Line2D([], [], color=colours[method], label=method) for method in methods]
+        block.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
+    return figure
+
+
+def _has_values(curve: _Curve, panel: _Panel) -> bool:
+    """Whether there is anything but zeros to draw."""
+    return any(any(curve.points(key)[1]) for key in panel.keys.values())
+
+
+def _curve_panel(axes: Axes, panel: _Panel, curves: Sequence[_Curve], colours: dict[str, str]) -> None:
+    drawn = [curve for curve in curves if _has_values(curve, panel)]
+    for curve in drawn:
+        for dash, key in zip(("-", "--"), panel.keys.values(), strict=False):
+            steps, values = curve.points(key)
+            if any(values):
+                axes.plot(steps, values, dash, color=colours[curve.group.method], linewidth=1.1, alpha=0.75)
+    if panel.logarithmic and drawn:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if len(panel.keys) > 1:
+        pairs = zip(("-", "--"), panel.keys, strict=True)
+        handles = [Line2D([], [], color="#333333", linestyle=dash, label=name) for dash, name in pairs]
+        axes.legend(handles=handles, fontsize=8, frameon=False)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set(xlabel="optimiser step", ylabel=panel.unit)
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -78,7 +78,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
         except ImportError:
             notes.append("There are no plots: matplotlib is missing; pip install 'rmadapter[plot]'")
         else:
-            plots, skipped_lines = drawing.draw(rows, out)
+            plots, skipped_lines = drawing.draw(rows, means, out)
             if skipped_lines:
                 notes.append(f"Unreadable lines in metrics.jsonl, left out of the curves: {skipped_lines}")
     text = _markdown(rows, means, notes)

@@ -5,9 +5,10 @@
 It is trained contrastively, images against captions, on an image folder of light drawings on dark ground
 (``pretrain/`` of ``testbed.digits``), but hardly ever sees them so: each drawing is turned, sized and moved at
 random, coloured on a coloured ground, in four of five cases dark on light, under noise. That, and the short
-training, make it what few-shot adaptation starts from: a mediocre zero-shot classifier of the clean drawings
-(of the other half of the digits, written by other people, 5-way: see ``docs`` and the tests of this module),
-better than chance on every class and far from done.
+training, make it what few-shot adaptation starts from, a mediocre zero-shot classifier of the clean other half,
+which other people wrote: seed 0 has 74.8 % on 0 .. 4 and 62.4 % on 5 .. 9, each 5-way (seeds 1 and 2: 80.5 and
+71.3, 77.2 and 67.9). With 16 images of each of 0 .. 4, bottleneck adapters in both towers came to 90 to 95 % there
+and left 57 to 64 % on 5 .. 9; fine-tuning the last vision block came to 95 % and left 47 %.
 
 The result is a folder in open_clip's format: ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` and
 ``open_clip.get_tokenizer("local-dir:FOLDER")`` load it.

@@ -1,0 +1,26 @@
+"""Images, their splits, the few-shot sample and the way to the model."""
+
+from rmadapter.data.folders import load_data
+from rmadapter.data.items import ImageData, Item
+from rmadapter.data.loading import EpochBatches, EvalImages, TrainImages, check_images, read_image, skip_none_collate
+from rmadapter.data.sampling import FewShotSample, base_new_names, base_new_split, few_shot_sample
+from rmadapter.data.transforms import Preprocessing, eval_transform, train_transform
+
+__all__ = [
+    "EpochBatches",
+    "EvalImages",
+    "FewShotSample",
+    "ImageData",
+    "Item",
+    "Preprocessing",
+    "TrainImages",
+    "base_new_names",
+    "base_new_split",
+    "check_images",
+    "eval_transform",
+    "few_shot_sample",
+    "load_data",
+    "read_image",
+    "skip_none_collate",
+    "train_transform",
+]

@@ -1,0 +1,137 @@
+"""Images for a DataLoader: an augmentation that depends on (seed, epoch, index) alone, and batches to match."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from rmadapter.data.items import Item
+from rmadapter.data.transforms import Transform
+from rmadapter.errors import InputError
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image as RGB; transparency is dropped as PIL does, orientation tags are not applied (as torchvision).
+
+    Raises:
+        InputError: missing, truncated, or no image; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                # PIL clips 16-bit grey at 255 where the eye expects it scaled.
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+def _seed(*numbers: int) -> int:
+    """A 64-bit seed from several numbers, well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class TrainImages(Dataset):
+    """Training images by ``(epoch, index)`` -> (image [3, size, size], label).
+
+    The random choices of ``transform`` come from torch's generator, which is seeded for each image and put back
+    afterwards, so that workers, order and the point of resumption change nothing.
+    """
+
+    def __init__(self, root: Path, items: Sequence[Item], transform: Transform, seed: int):
+        self.root, self.items, self.transform, self.seed = root, list(items), transform, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        item = self.items[index]
+        image = read_image(self.root / item.path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed(self.seed, epoch, index))
+            return self.transform(image), item.label
+
+
+class EpochBatches:
+    """Batches of ``(epoch, index)`` for one epoch, in an order that depends on (seed, epoch) alone.
+
+    ``start`` leaves out the first batches, for a run that goes on inside an epoch. The last batch may be short.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, epoch: int, start: int = 0):
+        self.size, self.batch_size, self.seed, self.epoch, self.start = size, batch_size, seed, epoch, start
+
+    def __len__(self) -> int:
+        return max(0, math.ceil(self.size / self.batch_size) - self.start)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
+        for first in range(self.start * self.batch_size, self.size, self.batch_size):
+            yield [(self.epoch, index) for index in order[first : first + self.batch_size]]
+
+
+class EvalImages(Dataset):
+    """Images by index -> (image [3, size, size], label); an unreadable one raises, or is None with ``skip_bad``."""
+
+    def __init__(self, root: Path, items: Sequence[Item], transform: Transform, skip_bad: bool = False):
+        self.root, self.items, self.transform, self.skip_bad = root, list(items), transform, skip_bad
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        item = self.items[index]
+        try:
+            image = read_image(self.root / item.path)
+        except InputError as error:
+            if self.skip_bad:
+                return None
+            raise InputError(f"{error}; --skip-bad-images leaves such images out") from error
+        return self.transform(image), item.label
+
+
+def skip_none_collate(batch: list[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor]:
+    """The default collation without the Nones; two empty tensors where nothing is left."""
+    kept = [sample for sample in batch if sample is not None]
+    if not kept:
+        return torch.empty(0), torch.empty(0, dtype=torch.long)
+    images, labels = default_collate(kept)
+    return images, labels
+
+
+def check_images(
+    root: Path, items: Sequence[Item], skip_bad: bool = False, workers: int = 8
+) -> tuple[list[Item], list[tuple[str, str]]]:
+    """Decode every image, in threads: the good items and, with ``skip_bad``, the others as (path, reason).
+
+    Raises:
+        InputError: without ``skip_bad``, where an image cannot be read; the first ten are named.
+    """
+
+    def reason(item: Item) -> str | None:
+        try:
+            read_image(root / item.path)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        reasons = list(pool.map(reason, items))
+    bad = [(item.path, why) for item, why in zip(items, reasons, strict=True) if why is not None]
+    if bad and not skip_bad:
+        names = ", ".join(path for path, _ in bad[:10])
+        raise InputError(
+            f"{len(bad)} of {len(items)} images cannot be read: {names}; --skip-bad-images leaves such images out"
+        )
+    return [item for item, why in zip(items, reasons, strict=True) if why is None], bad

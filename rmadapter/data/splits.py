@@ -1,0 +1,132 @@
+"""Split files: which image is for training, which for validation, which for the test.
+
+``{"train": [[path, label, class name], ...], "val": [...], "test": [...]}``, paths relative to the image folder:
+the field's own form (CoOp's), so that public split files are read as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from rmadapter.data.items import ImageData, Item
+from rmadapter.errors import InputError
+from rmadapter.files import read_json, write_json
+
+PARTS = ("train", "val", "test")
+OWN_FILE = "split_rmadapter.json"
+SPLIT_SEED = 1
+
+
+def find_split_file(root: Path) -> Path | None:
+    """The split file in ``root``, None where there is none; InputError where it is not clear which."""
+    found = sorted(root.glob("split_*.json"))
+    if len(found) > 1:
+        raise InputError(f"{root} has several split files: {', '.join(p.name for p in found)}; valid: one")
+    return found[0] if found else None
+
+
+def make_split(classes: Sequence[Sequence[Item]]) -> tuple[list[Item], list[Item], list[Item]]:
+    """Train, val and test of each class: 50, 20 and 30 %, shuffled with seed 1.
+
+    Counts are rounded; a class of two or more images has at least one for training and one for the test, a class of
+    one image has it for training.
+    """
+    generator = random.Random(SPLIT_SEED)
+    train, val, test = [], [], []
+    for items in classes:
+        items = list(items)
+        generator.shuffle(items)
+        first = max(1, round(0.5 * len(items)))
+        second = min(first + round(0.2 * len(items)), max(len(items) - 1, first))
+        train += items[:first]
+        val += items[first:second]
+        test += items[second:]
+    return train, val, test
+
+
+def save_split(root: Path, train: list[Item], val: list[Item], test: list[Item]) -> tuple[Path | None, str]:
+    """Write the split beside the images; the file (None where it cannot be written) and a sentence for the user."""
+    path = root / OWN_FILE
+    made = f"split of 50/20/30 % a class, seed {SPLIT_SEED}"
+    try:
+        write_json(path, {"train": train, "val": val, "test": test})
+    except InputError as error:
+        return None, f"made a {made}, the same each time, but it was not kept: {error}"
+    return path, f"made a {made}: {path}"
+
+
+def read_split(root: Path, path: Path) -> ImageData:
+    """The data set that split file ``path`` describes, its images under ``root``.
+
+    Raises:
+        InputError: not JSON of the form above, a path that leaves the folder, a label with two names, labels that
+            do not count from 0, fewer than two classes, images that are missing (the first ten named).
+    """
+    values = read_json(path, "split file")
+    if not isinstance(values, dict) or any(not isinstance(values.get(part), list) for part in PARTS):
+        raise InputError(f"split file {path} has not the lists train, val and test")
+    parts = {part: [_item(path, entry) for entry in values[part]] for part in PARTS}
+    items = [item for part in PARTS for item in parts[part]]
+    names: dict[int, str] = {}
+    for item in items:
+        if names.setdefault(item.label, item.name) != item.name:
+            raise InputError(f"split file {path}: label {item.label} is {names[item.label]!r} and {item.name!r}")
+    if sorted(names) != list(range(len(names))) or len(names) < 2:
+        raise InputError(f"split file {path} has labels {sorted(names)[:10]}; valid: 0, 1, ... without a gap, two or more")
+    there = _files(root, {str(PurePosixPath(item.path).parent) for item in items})
+    missing = [item.path for item in items if item.path not in there]
+    if missing:
+        own = "; delete it to have a new split made" if path.name == OWN_FILE else ""
+        raise InputError(
+            f"split file {path} names {len(missing)} images that are not in {root}: {', '.join(missing[:10])}{own}"
+        )
+    if path.name == OWN_FILE:
+        _check_nothing_new(root, path, {item.path for item in items}, there)
+    return ImageData(root.name, root, parts["train"], parts["val"], parts["test"], path)
+
+
+def _item(path: Path, entry: Any) -> Item:
+    well_formed = (
+        isinstance(entry, list)
+        and len(entry) == 3
+        and isinstance(entry[0], str)
+        and isinstance(entry[1], int)
+        and isinstance(entry[2], str)
+    )
+    if not well_formed:
+        raise InputError(f"split file {path}: entry {entry!r}; valid: [relative path, label, class name]")
+    image = entry[0]
+    windows = PureWindowsPath(image)
+    if windows.drive or windows.root or "\\" in image or ".." in PurePosixPath(image).parts:
+        raise InputError(f"split file {path}: path {image!r} leaves the image folder; valid: a relative path without '..'")
+    return Item(PurePosixPath(image).as_posix(), entry[1], entry[2])
+
+
+def _files(root: Path, folders: set[str]) -> set[str]:
+    """Paths of all files in ``folders``, listed a folder at a time: one call each instead of one an image."""
+    found = set()
+    for folder in folders:
+        try:
+            with os.scandir(root / folder) as entries:
+                found |= {(PurePosixPath(folder) / entry.name).as_posix() for entry in entries}
+        except OSError:
+            continue  # its images are reported as missing
+    return found
+
+
+def _check_nothing_new(root: Path, path: Path, known: set[str], there: set[str]) -> None:
+    """A split that was made here covers every image; one that no longer does would leave images out silently."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    new = sorted(p for p in there - known if p.lower().endswith(IMG_EXTENSIONS))
+    folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    new += sorted(folders - {PurePosixPath(p).parts[0] for p in known})
+    if new:
+        raise InputError(
+            f"{root} has changed since its split was made: {len(new)} new, such as {new[0]}; delete {path} to have a new "
+            "split made"
+        )

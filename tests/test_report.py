@@ -1,0 +1,326 @@
+"""Tables and plots from run folders, against means and deviations worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rmadapter import plots
+from rmadapter.errors import InputError
+from rmadapter.report import harmonic_mean, report
+from rmadapter.results import find_runs, make_rows, method_order
+
+
+def write_run(folder: Path, accuracy: dict[str, float], **changes) -> Path:
+    values = {
+        "format": 1,
+        "method": "rmadapter",
+        "data": "digits",
+        "model": "local-dir:models/tiny",
+        "pretrained": None,
+        "shots": 16,
+        "seed": 1,
+        "classes": "base",
+        "split": "test",
+        "accuracy": accuracy,
+        "images": {"base": 450, "new": 449},
+        "trained_parameters": 123456,
+        "seconds": {"train": 12.0, "eval": 1.5},
+        "backend": "eager",
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(values | changes))
+    return folder
+
+
+def write_metrics(folder: Path, *extra: str) -> None:
+    lines = [
+        {
+            "kind": "step",
+            "epoch": 1,
+            "step": step,
+            "lr": 0.001,
+            "loss": 2 / step,
+            "cross_entropy": 1 / step,
+            "reconstruction_vision": 0.5 / step,
+            "reconstruction_text": 0.25 / step,
+            "consistency_image": 0.0,
+            "consistency_text": 0.0,
+            "accuracy": 50.0 + step,
+            "images_per_second": 50.0,
+        }
+        for step in (10, 20, 30)
+    ]
+    texts = [*map(json.dumps, lines), json.dumps({"kind": "epoch", "epoch": 1, "loss": 1.0}), *extra]
+    (folder / "metrics.jsonl").write_text("\n".join(texts) + "\n")
+
+
+def table(text: str, number: int = 0) -> list[dict[str, str]]:
+    """The rows of one Markdown table of ``text`` by their headings."""
+    tables: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("| "):
+            tables[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif tables[-1]:
+            tables.append([])
+    heading, _, *rows = tables[number]
+    return [dict(zip(heading, row, strict=True)) for row in rows]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two seeds of rmadapter, one of single, zero-shot; as training writes them, one level apart."""
+    root = tmp_path / "runs"
+    write_run(root / "a" / "seed1", {"base": 90.0, "new": 60.0, "hm": 72.0}, seed=1)
+    write_run(root / "a" / "seed2", {"base": 92.0, "new": 66.0, "hm": 76.9}, seed=2, seconds={"train": 14.0})
+    write_run(root / "b", {"base": 95.0, "new": 50.0}, method="single")
+    zeroshot = {"method": "zeroshot", "shots": None, "seed": None, "trained_parameters": 0, "seconds": {"eval": 1.5}}
+    write_run(root / "z", {"base": 75.0, "new": 62.0}, **zeroshot)
+    return root
+
+
+def test_harmonic_mean():
+    assert harmonic_mean(84.52, 77.36) == pytest.approx(80.78, abs=0.005)  # RMAdapter's published means
+    assert harmonic_mean(0, 0) == 0
+    assert harmonic_mean(0, 50) == 0
+
+
+def test_table_has_methods_in_order_means_and_deviations(runs):
+    found = report([runs])
+    rows = table(found.text)
+    assert [row["method"] for row in rows] == ["zeroshot", "single", "rmadapter"]
+    zeroshot, single, rmadapter = rows
+    assert rmadapter == {
+        "method": "rmadapter",
+        "data": "digits",
+        "shots": "16",
+        "seeds": "2",
+        "base": "91.00 ± 1.41",
+        "new": "63.00 ± 4.24",
+        # of 72.0 and 76.861 (the file's own 76.9 is not taken): n - 1 in the deviation
+        "HM": "74.43 ± 3.44",
+        "trained parameters": "123,456",
+        "training s": "13.0",
+        "evaluation s": "1.5",
+    }
+    assert (single["seeds"], single["base"], single["HM"]) == ("1", "95.00", "65.52")
+    assert (zeroshot["seeds"], zeroshot["shots"], zeroshot["training s"]) == ("", "", "")
+    assert zeroshot["trained parameters"] == "0"
+    assert "model: tiny; classes: base; split: test" in found.text
+    assert found.files == ()
+    assert found.means == ()
+
+
+def test_markdown_is_aligned(runs):
+    lines = [line for line in report([runs]).text.splitlines() if line.startswith("|")]
+    bars = [[place for place, sign in enumerate(line) if sign == "|"] for line in lines]
+    assert len(lines) == 5
+    assert all(places == bars[0] for places in bars)
+
+
+def test_what_differs_keeps_runs_apart(runs):
+    accuracy = {"base": 10.0, "new": 10.0}
+    for name, changes in {
+        "shots": {"shots": 4},
+        "data": {"data": "dtd"},
+        "model": {"model": "ViT-B-32", "pretrained": "openai"},
+        "weights": {"model": "ViT-B-32"},
+        "split": {"split": "val"},
+        "classes": {"classes": "all"},
+    }.items():
+        write_run(runs / name, accuracy, **changes)
+    found = report([runs])
+    rmadapter = [row for row in found.rows if row.group.method == "rmadapter"]
+    assert len(rmadapter) == 7
+    assert {row["model"] for row in table(found.text)} == {"tiny", "ViT-B-32 (openai)", "ViT-B-32"}
+    assert {"classes", "split"} <= table(found.text)[0].keys()
+
+
+def test_accuracy_over_all_classes_has_its_column(tmp_path):
+    write_run(tmp_path / "a", {"all": 88.0}, classes="all")
+    write_run(tmp_path / "b", {}, classes="all", method="single", seconds={"train": 1.0, "eval": None})
+    rows = table(report([tmp_path]).text)
+    assert [row["all"] for row in rows] == ["", "88.00"]
+    assert not {"base", "new", "HM"} & rows[0].keys()
+
+
+def test_three_harmonic_means_over_data_sets(tmp_path):
+    for data, pairs in {"a": [(90, 60), (80, 70)], "b": [(50, 50), (60, 50)]}.items():
+        for seed, (base, new) in enumerate(pairs, 1):
+            write_run(tmp_path / f"{data}{seed}", {"base": base, "new": new}, data=data, seed=seed)
+    write_run(tmp_path / "b3", {"base": 55, "new": 50}, data="b", seed=3)  # a seed that only one data set has
+    found = report([tmp_path])
+    (means,) = found.means
+    assert means.data == ("a", "b")
+    assert (means.base, means.new) == (70, 57.5)
+    assert means.hm_of_means == pytest.approx(harmonic_mean(70, 57.5))
+    assert means.mean_of_hms == pytest.approx((harmonic_mean(85, 65) + harmonic_mean(55, 50)) / 2)
+    first, second = harmonic_mean(70, 55), harmonic_mean(70, 60)
+    assert means.hm_per_seed.count == 2
+    assert means.hm_per_seed.mean == pytest.approx((first + second) / 2)
+    (row,) = table(found.text, 1)
+    assert (row["data sets"], row["HM of means"], row["mean of HMs"]) == ("2", "63.14", "63.02")
+    write_run(tmp_path / "c", {"base": 50, "new": 50}, data="c")
+    write_run(tmp_path / "d", {"base": 50, "new": 50}, data="c", method="single")
+    write_run(tmp_path / "e", {"base": 50, "new": 50}, data="a", method="single")
+    assert "their means do not compare" in report([tmp_path]).text
+
+
+def test_csv_has_full_precision_and_blanks(runs, tmp_path):
+    report([runs], tmp_path / "out")
+    with (tmp_path / "out" / "report.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    rmadapter = rows["rmadapter"]
+    assert float(rmadapter["new_sd"]) == pytest.approx(18**0.5)
+    assert float(rmadapter["hm_mean"]) == pytest.approx((72 + harmonic_mean(92, 66)) / 2)
+    assert float(rmadapter["hm_of_means"]) == pytest.approx(harmonic_mean(91, 63))
+    assert (rmadapter["seeds"], rmadapter["model"]) == ("2", "local-dir:models/tiny")
+    assert (rows["single"]["base_sd"], rows["zeroshot"]["shots"], rows["zeroshot"]["train_seconds"]) == ("", "", "")
+    assert rmadapter["all_mean"] == ""
+
+
+def test_a_seed_counts_once_and_the_newest_run_is_taken(runs):
+    newer = write_run(runs / "newer", {"base": 94.0, "new": 60.0}, seed=1)
+    os.utime(runs / "a" / "seed1" / "results.json", (1, 1))
+    found = report([runs, runs / "newer"])  # and a folder given twice counts once
+    (rmadapter,) = (row for row in found.rows if row.group.method == "rmadapter")
+    assert [(run.seed, run.accuracy["base"]) for run in rmadapter.runs] == [(1, 94.0), (2, 92.0)]
+    assert f"newer run has its seed: {runs / 'a' / 'seed1'}" in found.text
+    assert str(newer) not in found.text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"format": 1, "meth', "cannot be read"),
+        ("[]", "no JSON object"),
+        ('{"format": 2}', "format 2; this version reads 1"),
+        ('{"format": 1}', "accuracy is None"),
+        ('{"format": 1, "accuracy": {"base": 101}}', "accuracy of base is 101"),
+        ('{"format": 1, "accuracy": {"base": NaN}}', "accuracy of base is nan"),
+        ('{"format": 1, "accuracy": {"base": "90"}}', "accuracy of base is '90'"),
+        ('{"format": 1, "accuracy": {}, "data": "digits", "model": 3}', "model is 3"),
+    ],
+)
+def test_damaged_results_are_named_and_do_not_stop_the_others(runs, tmp_path, content, reason):
+    damaged = tmp_path / "damaged" / "results.json"
+    damaged.parent.mkdir()
+    damaged.write_text(content)
+    with pytest.raises(InputError, match=reason) as raised:
+        report([damaged.parent])
+    assert str(damaged) in str(raised.value)
+    found = report([runs, damaged.parent])
+    assert len(found.rows) == 3
+    assert [file for file, _ in found.unreadable] == [damaged]
+    assert f"Unreadable, left out: results file {damaged}" in found.text
+
+
+def test_no_runs_and_no_folder_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match=r"no results\.json in"):
+        report([tmp_path])
+    with pytest.raises(InputError, match=r"run folder .*nowhere is missing"):
+        report([tmp_path / "nowhere"])
+
+
+def test_files_are_written_whole_and_listed(runs, tmp_path):
+    for seed in (1, 2):
+        write_metrics(runs / "a" / f"seed{seed}", '{"kind": "st')
+    out = tmp_path / "new" / "out"
+    found = report([runs], out)
+    names = ["report.md", "report.csv", "base_new.png", "curves.png"]
+    assert found.files == tuple(out / name for name in names)
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    assert all(f"written: {path}" in found.text for path in found.files)
+    markdown = (out / "report.md").read_text()
+    assert table(markdown) == table(found.text)
+    assert "![base_new](base_new.png)" in markdown
+    assert "left out of the curves: 2" in markdown
+    for name in names[2:]:
+        image = Image.open(out / name)
+        image.load()
+        assert image.width > 1000
+
+
+def test_without_matplotlib_there_are_tables_and_a_sentence(runs, tmp_path, monkeypatch):
+    monkeypatch.delattr("rmadapter.plots")
+    for module in [name for name in sys.modules if name == "rmadapter.plots" or name.startswith("matplotlib")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    found = report([runs], tmp_path / "out")
+    assert [path.name for path in found.files] == ["report.md", "report.csv"]
+    assert "pip install 'rmadapter[plot]'" in found.text
+    assert "pip install 'rmadapter[plot]'" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_scatter_bars_and_contours_show_the_numbers(runs):
+    rows = make_rows(find_runs([runs])[0])
+    figure = plots._base_new(rows, (), plots.method_colours({row.group.method for row in rows}))
+    scatter, bars = figure.axes
+    assert "base classes, %" in scatter.get_xlabel()
+    assert "new classes, %" in scatter.get_ylabel()
+    heights = sorted(patch.get_height() for patch in bars.patches)
+    assert heights == pytest.approx(
+        sorted([75, 62, harmonic_mean(75, 62), 95, 50, harmonic_mean(95, 50), 91, 63, (72 + harmonic_mean(92, 66)) / 2])
+    )
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["base", "new", "HM"]
+    offsets = [tuple(point) for marks in scatter.collections for point in marks.get_offsets().tolist()]
+    assert {(75.0, 62.0), (95.0, 50.0), (91.0, 63.0), (90.0, 60.0), (92.0, 66.0)} <= set(offsets)
+    assert bars.get_ylim()[0] == 0
+
+
+def test_curves_show_each_run_and_no_empty_panel(runs):
+    for folder in (runs / "a" / "seed1", runs / "b"):
+        write_metrics(folder)
+    rows = make_rows(find_runs([runs])[0])
+    curves, unreadable = plots._read_curves(rows)
+    assert (len(curves), unreadable) == (2, 0)
+    figure = plots._curves(curves, plots.COLOURS)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert titles == [
+        "whole loss",
+        "cross-entropy",
+        "reconstruction, summed over layers",
+        "accuracy on training batches",
+    ]
+    whole, _, reconstruction, accuracy = (axes for axes in figure.axes if axes.get_visible())
+    assert [line.get_color() for line in whole.lines] == [plots.COLOURS["single"], plots.COLOURS["rmadapter"]]
+    assert len(reconstruction.lines) == 4
+    assert reconstruction.get_yscale() == "log"
+    assert accuracy.lines[0].get_xydata().tolist() == [[10, 60], [20, 70], [30, 80]]
+    assert accuracy.get_ylabel() == "top-1, %"
+    assert all(axes.get_xlabel() == "optimiser step" for axes in (whole, reconstruction, accuracy))
+
+
+def test_colours_and_order_do_not_depend_on_what_else_is_shown():
+    alone = plots.method_colours({"rmadapter"})
+    together = plots.method_colours({"zeroshot", "single", "rmadapter", "rmadapter-l1"})
+    assert alone["rmadapter"] == together["rmadapter"] == plots.COLOURS["rmadapter"]
+    assert len(set(together.values())) == len(together)
+    assert sorted(["rmadapter-l1", "rmadapter", "x", "single", "zeroshot"], key=method_order) == [
+        "zeroshot",
+        "single",
+        "rmadapter",
+        "rmadapter-l1",
+        "x",
+    ]
+
+
+def test_several_shots_and_data_sets_are_told_apart_in_the_plot(runs):
+    write_run(runs / "four", {"base": 80.0, "new": 60.0}, shots=4)
+    write_run(runs / "dtd", {"base": 60.0, "new": 50.0}, data="dtd")
+    found = report([runs])
+    series = plots._all_series(found.rows, found.means, plots.method_colours(set()))
+    assert list(series) == ["mean of 2 data sets, tiny", "digits, tiny", "dtd, tiny"]
+    labels = {one.label: one for one in series["digits, tiny"]}
+    assert list(labels) == ["zeroshot", "single, 16 shots", "rmadapter, 4 shots", "rmadapter, 16 shots"]
+    four, sixteen = labels["rmadapter, 4 shots"], labels["rmadapter, 16 shots"]
+    assert four.marker != sixteen.marker
+    assert four.colour != sixteen.colour
