@@ -188,12 +188,13 @@ def test_csv_has_full_precision_and_blanks(runs, tmp_path):
 
 
 def test_a_seed_counts_once_and_the_newest_run_is_taken(runs):
-    newer = write_run(runs / "newer", {"base": 94.0, "new": 60.0}, seed=1)
+    newer = write_run(runs / "0newer", {"base": 94.0, "new": 60.0}, seed=1)
     os.utime(runs / "a" / "seed1" / "results.json", (1, 1))
-    found = report([runs, runs / "newer"])  # and a folder given twice counts once
+    found = report([runs, runs / "b" / ".." / "a"])  # and a folder given twice counts once
     (rmadapter,) = (row for row in found.rows if row.group.method == "rmadapter")
     assert [(run.seed, run.accuracy["base"]) for run in rmadapter.runs] == [(1, 94.0), (2, 92.0)]
     assert f"newer run has its seed: {runs / 'a' / 'seed1'}" in found.text
+    assert found.text.count("newer run has its seed") == 1
     assert str(newer) not in found.text
 
 

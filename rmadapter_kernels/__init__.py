@@ -1,0 +1,23 @@
+"""Kernels of RMAdapter: one operator with its backends, usable without the rest.
+
+    from rmadapter_kernels import FusedRMAdapter
+    adapter = FusedRMAdapter(768, bottleneck=32, scale=0.001)
+    out, rec_loss = adapter(tokens, residual=block_out)
+"""
+
+from rmadapter_kernels.backends import available_backends, explain
+from rmadapter_kernels.functional import rm_adapter
+from rmadapter_kernels.module import FusedRMAdapter
+from rmadapter_kernels.reference import ACTIVATIONS, OBJECTIVES, activation, reconstruction_loss, scale_gradient
+
+__all__ = [
+    "ACTIVATIONS",
+    "OBJECTIVES",
+    "FusedRMAdapter",
+    "activation",
+    "available_backends",
+    "explain",
+    "reconstruction_loss",
+    "rm_adapter",
+    "scale_gradient",
+]

@@ -1,0 +1,88 @@
+"""Checks of the operator's arguments, driven by a table of what each tensor looks like."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rmadapter_kernels.reference import ACTIVATIONS, OBJECTIVES, Norm
+
+# D is the width of x, r and h are those of w_down and w_rec1.
+SHAPES = {
+    "w_down": ("D", "r"),
+    "b_down": ("r",),
+    "w_up": ("r", "D"),
+    "b_up": ("D",),
+    "w_rec1": ("r", "h"),
+    "b_rec1": ("h",),
+    "w_rec2": ("h", "D"),
+    "b_rec2": ("D",),
+}
+
+
+def check_arguments(
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    residual: Tensor | None,
+    norm: Norm | None,
+    activation: str,
+    objective: str,
+    branch_grad_scale: float,
+) -> None:
+    """Raise TypeError or ValueError, naming argument, value and what is valid, unless the operator takes these."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x is {_describe(x)}; valid: a floating-point tensor [..., D]")
+    if x.dim() < 1:
+        raise ValueError("x has no dimension; valid: [..., D]")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; valid: {', '.join(ACTIVATIONS)}")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is {objective!r}; valid: {', '.join(OBJECTIVES)}")
+    if branch_grad_scale == 0:
+        raise ValueError("branch_grad_scale is 0; valid: any other number (to freeze weights, unset requires_grad)")
+    sizes = {"D": x.shape[-1]}
+    for (name, dimensions), weight in zip(SHAPES.items(), weights, strict=True):
+        if weight is None:
+            if (weights[4] is None) and name.endswith(("rec1", "rec2")):
+                continue
+            raise TypeError(f"{name} is None; the reconstruction branch takes all of its four weights or none")
+        _check_tensor(name, weight, x)
+        for dimension, size in zip(dimensions, weight.shape, strict=False):
+            sizes.setdefault(dimension, size)
+        if tuple(weight.shape) != tuple(sizes.get(d) for d in dimensions):
+            expected = ", ".join(f"{d}={sizes[d]}" if d in sizes else d for d in dimensions)
+            raise ValueError(f"{name} has shape {list(weight.shape)}; valid: [{expected}]")
+    if weights[4] is None and any(weight is not None for weight in weights[5:]):
+        raise TypeError("w_rec1 is None; the reconstruction branch takes all of its four weights or none")
+    if residual is not None:
+        _check_tensor("residual", residual, x)
+        if residual.shape != x.shape:
+            raise ValueError(f"residual has shape {list(residual.shape)}; valid: that of x, {list(x.shape)}")
+    if norm is not None:
+        _check_norm(norm, x)
+
+
+def _check_norm(norm: Norm, x: Tensor) -> None:
+    if not isinstance(norm, tuple) or len(norm) != 3 or not isinstance(norm[2], float):
+        raise TypeError(f"norm is {norm!r}; valid: (weight or None, bias or None, eps)")
+    for name, tensor in zip(("norm's weight", "norm's bias"), norm, strict=False):
+        if tensor is None:
+            continue
+        _check_tensor(name, tensor, x)
+        if tuple(tensor.shape) != (x.shape[-1],):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; valid: [D={x.shape[-1]}]")
+        if tensor.requires_grad:
+            raise ValueError(f"{name} requires grad; valid: a frozen LayerNorm, the operator gives it no gradient")
+
+
+def _check_tensor(name: str, tensor: Tensor, x: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {_describe(tensor)}; valid: a tensor")
+    if tensor.dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"{name} is {tensor.dtype}; valid: the dtype of x, {x.dtype}, or torch.float32")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}; valid: the device of x, {x.device}")
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,126 @@
+"""``rm_adapter``: checks, autocast, choice of backend, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rmadapter_kernels.backends import AUTO, choose
+from rmadapter_kernels.checks import check_arguments
+from rmadapter_kernels.ops import OPERATORS
+from rmadapter_kernels.reference import Norm
+
+
+class _RMAdapter(torch.autograd.Function):
+    """The two operators of a backend under autograd; saves x and the weights alone.
+
+    Arguments: backend, x, residual, norm weight, norm bias, norm eps, the eight weights, the five settings.
+    """
+
+    @staticmethod
+    def forward(backend: str, x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        return OPERATORS[backend][0](x, residual, *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        backend, x, _, norm_weight, norm_bias, norm_eps, *rest = inputs
+        weights, settings = rest[:8], rest[8:]
+        ctx.save_for_backward(x, norm_weight, norm_bias, *weights)
+        ctx.backend, ctx.norm_eps, ctx.settings = backend, norm_eps, settings
+        ctx.set_materialize_grads(False)
+        if weights[4] is None:
+            ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, norm_weight, norm_bias, *weights = ctx.saved_tensors
+        need_x, need_residual = ctx.needs_input_grad[1:3]
+        needs = [need_x, *ctx.needs_input_grad[6:14]]
+        gradients: list[Tensor | None] = [None] * 9
+        if any(needs) and (d_out is not None or d_loss is not None):
+            found = OPERATORS[ctx.backend][1](
+                x, d_out, d_loss, norm_weight, norm_bias, ctx.norm_eps, *weights, *ctx.settings, needs
+            )
+            gradients = [g if needed else None for g, needed in zip(found, needs, strict=True)]
+        d_residual = d_out if need_residual else None
+        return (None, gradients[0], d_residual, None, None, None, *gradients[1:], None, None, None, None, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, Any]]:
+        """A batch of x (and of the residual) is one more leading dimension."""
+        _, x_dim, residual_dim, *others = in_dims
+        if any(dim is not None for dim in others):
+            raise ValueError("rm_adapter under vmap takes a batch of x and of the residual; valid: unbatched weights")
+        backend, x, residual, *rest = inputs
+
+        def batched(tensor: Tensor, dim: int | None) -> Tensor:
+            return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+        residual = residual if residual is None else batched(residual, residual_dim)
+        out, rec_loss = _RMAdapter.apply(backend, batched(x, x_dim), residual, *rest)
+        return (out, rec_loss), (0, None if rest[7] is None else 0)
+
+
+def rm_adapter(
+    x: Tensor,
+    w_down: Tensor,
+    b_down: Tensor,
+    w_up: Tensor,
+    b_up: Tensor,
+    w_rec1: Tensor | None = None,
+    b_rec1: Tensor | None = None,
+    w_rec2: Tensor | None = None,
+    b_rec2: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+    scale: float = 1.0,
+    activation: str = "gelu",
+    objective: str = "l2",
+    local_reconstruction: bool = True,
+    branch_grad_scale: float = 1.0,
+    backend: str = AUTO,
+) -> tuple[Tensor, Tensor]:
+    """Dual-branch adapter on one shared down-projection (RMAdapter, AAAI 2026).
+
+        z    = activation(x w_down + b_down)                                       [..., r]
+        out  = residual + scale * (z w_up + b_up)                                  [..., D]
+        rec  = activation(z w_rec1 + b_rec1) w_rec2 + b_rec2                       [..., D]
+        rec_loss = sum (x - rec)^2, sum |x - rec| or 1 - cos(x, rec)               [...]
+
+    Args:
+        x: [..., D], any strides, fp64, fp32, bf16 or fp16; autocast casts it, and it alone.
+        w_down, b_down, w_up, b_up: [D, r], [r], [r, D], [D]; the dtype of ``x``, or fp32, which is rounded to that
+            of ``x`` for the products and gets the unrounded sums as its gradients.
+        w_rec1, b_rec1, w_rec2, b_rec2: [r, h], [h], [h, D], [D]; all or none.
+        residual: like ``x``, or fp32; None: nothing is added.
+        norm: (weight [D] or None, bias [D] or None, eps): ``x`` goes through this frozen LayerNorm first, and is the
+            normalised input in every formula.
+        scale: factor on the adaptation branch.
+        activation: gelu, relu, quick_gelu or silu.
+        objective: l2, l1 or cosine, for ``rec_loss``.
+        local_reconstruction: ``x`` is a constant for ``rec_loss``, as its input and as its target.
+        branch_grad_scale: factor on the gradient that ``out`` sends to the weights (not on that to ``x``).
+        backend: auto, or one of ``available_backends()``, which then never falls back to another.
+
+    Returns:
+        ``out`` in the dtype and memory layout of the residual (without one: of ``x``), and ``rec_loss`` in fp32
+        (fp64 for fp64 ``x``), empty without reconstruction weights.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, dtype, device or shape, or an unknown name; the message
+            says which and what is valid.
+
+    Differentiable once. Backward keeps ``x`` and the weights and computes the rest again.
+    """
+    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
+    check_arguments(x, weights, residual, norm, activation, objective, branch_grad_scale)
+    norm_weight, norm_bias, norm_eps = norm or (None, None, None)
+    settings = (scale, activation, objective, local_reconstruction, branch_grad_scale)
+    return _RMAdapter.apply(choose(x, backend), x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)

@@ -1,0 +1,129 @@
+"""``FusedRMAdapter``: the operator with its parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rmadapter_kernels.backends import AUTO
+from rmadapter_kernels.functional import rm_adapter
+from rmadapter_kernels.reference import ACTIVATIONS, OBJECTIVES, Norm
+
+INITS = ("kaiming", "zero_up")
+
+
+class FusedRMAdapter(nn.Module):
+    """A dual-branch adapter for tokens of width ``d_model``; equations in ``rm_adapter``.
+
+    Args:
+        d_model: width D of the tokens.
+        bottleneck: width r of the shared down-projection.
+        rec_hidden: hidden width h of the reconstruction branch; default: the bottleneck.
+        activation: gelu, relu, quick_gelu or silu.
+        objective: l2, l1 or cosine.
+        scale: factor on the adaptation branch.
+        reconstruct: whether there is a reconstruction branch.
+        local_reconstruction: keep the reconstruction's gradient away from the input.
+        branch_grad_scale: factor on the gradient that the adaptation branch sends to the weights.
+        init: kaiming (He et al. 2015, by each layer's outputs, biases 0), or zero_up (also the up-projection 0, so
+            that the untrained adapter adds nothing).
+        backend: auto or one of ``available_backends()``; may be changed later.
+        device, dtype: of the parameters.
+
+    Parameters ``w_down`` [D, r], ``b_down`` [r], ``w_up`` [r, D], ``b_up`` [D], and with ``reconstruct`` ``w_rec1``
+    [r, h], ``b_rec1`` [h], ``w_rec2`` [h, D], ``b_rec2`` [D].
+
+    Raises:
+        ValueError: a width below 1 or an unknown name; the message says which and what is valid.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        bottleneck: int = 32,
+        rec_hidden: int | None = None,
+        activation: str = "gelu",
+        objective: str = "l2",
+        scale: float = 1.0,
+        reconstruct: bool = True,
+        local_reconstruction: bool = True,
+        branch_grad_scale: float = 1.0,
+        init: str = "kaiming",
+        backend: str = AUTO,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        rec_hidden = bottleneck if rec_hidden is None else rec_hidden
+        for name, value in (("d_model", d_model), ("bottleneck", bottleneck), ("rec_hidden", rec_hidden)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; valid: a whole number >= 1")
+        for name, value, valid in (
+            ("activation", activation, ACTIVATIONS),
+            ("objective", objective, OBJECTIVES),
+            ("init", init, INITS),
+        ):
+            if value not in valid:
+                raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+        self.d_model, self.bottleneck, self.rec_hidden = d_model, bottleneck, rec_hidden
+        self.activation, self.objective, self.scale = activation, objective, scale
+        self.reconstruct, self.local_reconstruction = reconstruct, local_reconstruction
+        self.branch_grad_scale, self.init, self.backend = branch_grad_scale, init, backend
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.w_down, self.b_down = parameter(d_model, bottleneck), parameter(bottleneck)
+        self.w_up, self.b_up = parameter(bottleneck, d_model), parameter(d_model)
+        for name, shape in (
+            ("w_rec1", (bottleneck, rec_hidden)),
+            ("b_rec1", (rec_hidden,)),
+            ("w_rec2", (rec_hidden, d_model)),
+            ("b_rec2", (d_model,)),
+        ):
+            self.register_parameter(name, parameter(*shape) if reconstruct else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew from torch's global generator."""
+        for name, weight in self.named_parameters():
+            if name.startswith("b_") or (name == "w_up" and self.init == "zero_up"):
+                nn.init.zeros_(weight)
+            else:
+                # The fan is that of nn.Linear's [out, in]; ours are [in, out].
+                nn.init.kaiming_normal_(weight.t(), mode="fan_out", nonlinearity="relu")
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, norm: Norm | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``out`` [..., D] and ``rec_loss`` [...] of tokens ``x`` [..., D]; see ``rm_adapter``.
+
+        The reconstruction is computed in training mode alone; in eval mode ``rec_loss`` is empty.
+        """
+        rec = (self.w_rec1, self.b_rec1, self.w_rec2, self.b_rec2) if self.training else (None,) * 4
+        return rm_adapter(
+            x,
+            self.w_down,
+            self.b_down,
+            self.w_up,
+            self.b_up,
+            *rec,
+            residual=residual,
+            norm=norm,
+            scale=self.scale,
+            activation=self.activation,
+            objective=self.objective,
+            local_reconstruction=self.local_reconstruction,
+            branch_grad_scale=self.branch_grad_scale,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``print``."""
+        hidden = f", rec_hidden={self.rec_hidden}, objective={self.objective!r}" if self.reconstruct else ""
+        return (
+            f"{self.d_model}, bottleneck={self.bottleneck}{hidden}, activation={self.activation!r}, "
+            f"scale={self.scale}, branch_grad_scale={self.branch_grad_scale}, reconstruct={self.reconstruct}, "
+            f"backend={self.backend!r}"
+        )

@@ -1,0 +1,54 @@
+"""The operators as torch sees them: schemas, implementations, shapes.
+
+Forward and backward have a fixed number of arguments and results, so that ``torch.compile`` and the dispatcher take
+them as they are; absent gradients are empty tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rmadapter_kernels import eager
+
+_SHARED = (
+    "Tensor? norm_weight, Tensor? norm_bias, float? norm_eps, "
+    "Tensor w_down, Tensor b_down, Tensor w_up, Tensor b_up, "
+    "Tensor? w_rec1, Tensor? b_rec1, Tensor? w_rec2, Tensor? b_rec2, "
+    "float scale, str activation, str objective, bool local_reconstruction, float branch_grad_scale"
+)
+FORWARD_SCHEMA = f"(Tensor x, Tensor? residual, {_SHARED}) -> (Tensor, Tensor)"
+BACKWARD_SCHEMA = (
+    f"(Tensor x, Tensor? d_out, Tensor? d_loss, {_SHARED}, bool[9] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _forward_shapes(x: Tensor, residual: Tensor | None, *shared) -> tuple[Tensor, Tensor]:
+    """Results of the forward operator without their values."""
+    out = torch.empty_like(x if residual is None else residual)
+    w_rec1 = shared[7]
+    return out, x.new_empty(0 if w_rec1 is None else x.shape[:-1], dtype=eager.wide_dtype(x.dtype))
+
+
+def _backward_shapes(x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, *shared) -> tuple[Tensor, ...]:
+    """Results of the backward operator without their values."""
+    needs = shared[-1]
+    tensors = (x, *shared[3:11])
+    return tuple(
+        torch.empty_like(tensor) if needed else x.new_empty(0)
+        for tensor, needed in zip(tensors, needs, strict=True)
+    )
+
+
+_LIBRARY = torch.library.Library("rmadapter", "DEF")
+for _name, _schema, _implementation, _shapes in (
+    ("eager_forward", FORWARD_SCHEMA, eager.forward, _forward_shapes),
+    ("eager_backward", BACKWARD_SCHEMA, eager.backward, _backward_shapes),
+):
+    _LIBRARY.define(_name + _schema)
+    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rmadapter::{_name}", _shapes, lib=_LIBRARY)
+
+# Backend name -> its forward and backward operator.
+OPERATORS = {"eager": (torch.ops.rmadapter.eager_forward.default, torch.ops.rmadapter.eager_backward.default)}
