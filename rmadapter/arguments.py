@@ -41,12 +41,16 @@ def parse_arguments(config: type[Config], argv: list[str], *, prog: str, positio
     parser.add_argument("--config", action="config", help="YAML file with the same names as the options")
     parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
     if positional:
-        parser.add_argument(positional, nargs="*", type=str, help=_docs(config).get(positional))
+        parser.add_argument(positional, nargs="*", type=str, help=_docs(config)[positional])
+    options, words = _rewrite(argv, _option_fields(config))
+    if words and not positional:
+        raise InputError(f"argument {words[0]!r} belongs to no option; options start with --")
     try:
-        values = parser.parse_args(_rewrite(argv, _option_fields(config), positional is not None))
+        values = parser.parse_args(options).as_dict()
     except argparse.ArgumentError as error:
         raise InputError(" ".join(str(error).replace("Parser key", "option").split())) from error
-    return _build(config, values.as_dict())
+    # argparse takes bare words in one run only; here they may stand between the options.
+    return _build(config, {**values, positional: words} if positional else values)
 
 
 def _docs(config: type) -> dict[str, str]:
@@ -77,21 +81,22 @@ def _build(config: type[Config], values: dict[str, Any]) -> Config:
     return config(**arguments)
 
 
-def _rewrite(argv: list[str], fields: dict[str, Any], has_positional: bool) -> list[str]:
-    """The arguments in the one form that jsonargparse takes."""
+def _rewrite(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The options in the one form that jsonargparse takes, and the bare words."""
     rewritten: list[str] = []
+    bare: list[str] = []
     words = iter(argv)
     for word in words:
         if word == "--":
-            rewritten += [word, *words]
+            bare += words
             break
         if word in ("-h", "--help"):
             rewritten.append("--help")
             continue
         if not word.startswith("--"):
-            if word.startswith("-") or not has_positional:
+            if word.startswith("-"):
                 raise InputError(f"argument {word!r} belongs to no option; options start with --")
-            rewritten.append(word)
+            bare.append(word)
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
@@ -108,7 +113,7 @@ def _rewrite(argv: list[str], fields: dict[str, Any], has_positional: bool) -> l
         else:
             options = [*fields, "config", "print_config", "help", *(f"no_{n}" for n, k in fields.items() if k is bool)]
             raise InputError(f"unknown option {word!r}{nearest('--' + name, ('--' + o for o in options))}")
-    return rewritten
+    return rewritten, bare
 
 
 def _value(word: str, equals: str, value: str, words: typing.Iterator[str]) -> str:

@@ -276,7 +276,7 @@ class _Run:
             seen += len(labels)
             self.seconds = before + time.perf_counter() - began
             rate = seen / (self.seconds - before)
-            if self.step % config.log_every == 0:
+            if self.step % config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
                 means = self._checked(self.since_line)
                 line = {
                     "kind": "step",

@@ -1,8 +1,8 @@
 """Kernels of RMAdapter: one operator with its backends, usable without the rest.
 
-    from rmadapter_kernels import FusedRMAdapter
-    adapter = FusedRMAdapter(768, bottleneck=32, scale=0.001)
-    out, rec_loss = adapter(tokens, residual=block_out)
+from rmadapter_kernels import FusedRMAdapter
+adapter = FusedRMAdapter(768, bottleneck=32, scale=0.001)
+out, rec_loss = adapter(tokens, residual=block_out)
 """
 
 from rmadapter_kernels.backends import available_backends, explain

@@ -94,9 +94,7 @@ class FusedRMAdapter(nn.Module):
                 # The fan is that of nn.Linear's [out, in]; ours are [in, out].
                 nn.init.kaiming_normal_(weight.t(), mode="fan_out", nonlinearity="relu")
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, norm: Norm | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor | None = None, norm: Norm | None = None) -> tuple[Tensor, Tensor]:
         """``out`` [..., D] and ``rec_loss`` [...] of tokens ``x`` [..., D]; see ``rm_adapter``.
 
         The reconstruction is computed in training mode alone; in eval mode ``rec_loss`` is empty.

@@ -36,8 +36,7 @@ def _backward_shapes(x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, *sh
     needs = shared[-1]
     tensors = (x, *shared[3:11])
     return tuple(
-        torch.empty_like(tensor) if needed else x.new_empty(0)
-        for tensor, needed in zip(tensors, needs, strict=True)
+        torch.empty_like(tensor) if needed else x.new_empty(0) for tensor, needed in zip(tensors, needs, strict=True)
     )
 
 

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which open_clip does
+
 import numpy as np
 import open_clip
 import pytest
@@ -13,7 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+# The models here are so small that a second thread costs more than it gives, most of all on a busy machine:
+# a step of the small CLIP took 160 to 600 ms with two threads beside another process.
+torch.set_num_threads(1)
 
 SMALL_CONFIG = {
     "embed_dim": 32,

@@ -67,7 +67,9 @@ def test_refusals(argv, message):
 
 def test_yaml_file_and_overrides_after_it(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("shots: 4\nbatch-size: 3\nadapter:\n  layers: [1, 2]\n  text: {bottleneck: 16}\nloss: {lambda1: 0}\n")
+    path.write_text(
+        "shots: 4\nbatch-size: 3\nadapter:\n  layers: [1, 2]\n  text: {bottleneck: 16}\nloss: {lambda1: 0}\n"
+    )
     config = parse("--config", str(path), "--shots", "8")
     assert (config.shots, config.batch_size, config.adapter.layers, config.loss.lambda1) == (8, 3, [1, 2], 0)
     assert config.adapter.tower("text").bottleneck == 16

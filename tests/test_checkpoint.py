@@ -46,7 +46,9 @@ def test_files_and_keys_are_pinned(folder):
         "w_rec2": lambda d: [4, d],
         "b_rec2": lambda d: [d],
     }
-    expected = {f"{name}.3.{key}": shape(d) for name, d in (("vision", 64), ("text", 32)) for key, shape in tower.items()}
+    expected = {
+        f"{name}.3.{key}": shape(d) for name, d in (("vision", 64), ("text", 32)) for key, shape in tower.items()
+    }
     assert shapes == expected
     assert set(json.loads((folder / "adapter_config.json").read_text())) == {
         "format",
@@ -80,7 +82,9 @@ def test_shared_layers_are_saved_once(tmp_path):
     model = inject(small_clip(), config)
     model.save_adapter(tmp_path / "mma")
     names = set(load_file(tmp_path / "mma" / "adapter.safetensors"))
-    assert {n for n in names if n.startswith("shared")} == {f"shared.{k}.{p}" for k in (1, 2) for p in ("weight", "bias")}
+    assert {n for n in names if n.startswith("shared")} == {
+        f"shared.{k}.{p}" for k in (1, 2) for p in ("weight", "bias")
+    }
     loaded = load(small_clip(), tmp_path / "mma")
     assert torch.equal(loaded.adapter_tensors()["shared.2.weight"], model.adapter_tensors()["shared.2.weight"])
 

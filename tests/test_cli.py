@@ -17,7 +17,10 @@ def run(images, clip_folder, tmp_path, capsys):
     """A finished run on the base half; returns its folder."""
     folder = tmp_path / "runs" / "a"
     options = ["--adapter.layers", "2-3", "--shots", "2", "--epochs", "1", "--workers", "0", "--classes", "base"]
-    assert main(["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", *options, "--out", str(folder)]) == 0
+    assert (
+        main(["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", *options, "--out", str(folder)])
+        == 0
+    )
     capsys.readouterr()
     return folder
 
@@ -68,7 +71,9 @@ def test_predict_among_the_trained_classes_or_those_of_a_file(run, images, tmp_p
 def test_report(run, tmp_path, capsys):
     assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
     assert "rmadapter" in capsys.readouterr().out
-    assert {"report.md", "report.csv", "base_new.png", "curves.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
+    assert {"report.md", "report.csv", "base_new.png", "curves.png"} <= {
+        p.name for p in (tmp_path / "report").iterdir()
+    }
 
 
 def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_path, capsys):
@@ -127,7 +132,17 @@ def test_help_and_no_arguments(capsys):
 
 
 def test_a_diverged_run_exits_with_1(images, clip_folder, tmp_path, capsys):
-    argv = ["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", "--adapter.layers", "2-3", "--lr", "1e9"]
+    argv = [
+        "train",
+        "--data",
+        str(images),
+        "--model",
+        f"local-dir:{clip_folder}",
+        "--adapter.layers",
+        "2-3",
+        "--lr",
+        "1e9",
+    ]
     assert main([*argv, "--epochs", "3", "--workers", "0", "--out", str(tmp_path / "out")]) == 1
     assert "not finite" in capsys.readouterr().err
 

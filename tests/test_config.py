@@ -47,7 +47,9 @@ def test_other_layer_forms_are_refused(spec):
 
 
 def test_towers_take_their_overrides_and_else_the_shared_values():
-    config = RMAdapterConfig(scale=0.01, vision=TowerOverrides(bottleneck=8, scale=0.5), text=TowerOverrides(layers=[1]))
+    config = RMAdapterConfig(
+        scale=0.01, vision=TowerOverrides(bottleneck=8, scale=0.5), text=TowerOverrides(layers=[1])
+    )
     vision, text = config.tower("vision"), config.tower("text")
     assert (vision.bottleneck, vision.rec_hidden, vision.scale, vision.layers) == (8, 8, 0.5, "last:8")
     assert (text.bottleneck, text.rec_hidden, text.scale, text.layers) == (32, 32, 0.01, [1])

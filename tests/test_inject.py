@@ -242,7 +242,10 @@ def test_summary(clip):
     text = inject(clip, LAYERS).summary()
     assert "vision: open_clip ViT, 3 blocks, width 64; adapters in 2, 3" in text
     assert "w_down [32, 4]" in text
-    vision, text_tower = 2 * (64 * 4 + 4 + 4 * 64 + 64 + 16 + 4 + 256 + 64), 2 * (32 * 4 + 4 + 128 + 32 + 16 + 4 + 128 + 32)
+    vision, text_tower = (
+        2 * (64 * 4 + 4 + 4 * 64 + 64 + 16 + 4 + 256 + 64),
+        2 * (32 * 4 + 4 + 128 + 32 + 16 + 4 + 128 + 32),
+    )
     assert f"trained: {vision + text_tower:,} of " in text
 
 

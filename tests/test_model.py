@@ -35,7 +35,9 @@ def test_logits_and_losses_against_their_definitions(tokenizer):
     tokens = tokenizer([f"a photo of a {name}." for name in NAMES])
     frozen = small_clip()
     with torch.no_grad():
-        image, text = (F.normalize(f, dim=-1) for f in (model.clip.encode_image(images), model.clip.encode_text(tokens)))
+        image, text = (
+            F.normalize(f, dim=-1) for f in (model.clip.encode_image(images), model.clip.encode_text(tokens))
+        )
         expected = frozen.logit_scale.exp() * image @ text.T
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(losses["cross_entropy"], F.cross_entropy(expected, labels), rtol=1e-4, atol=1e-4)

@@ -22,9 +22,7 @@ def test_trimmed_features_equal_untrimmed_ones(clip, tokenizer, adapted):
     full = tokenizer([TEMPLATE.format(name) for name in NAMES])
     assert prompts.tokens.shape[1] < full.shape[1] == 77
     with torch.no_grad():
-        torch.testing.assert_close(
-            encode_prompts(clip, prompts.tokens), clip.encode_text(full), rtol=1e-5, atol=3e-6
-        )
+        torch.testing.assert_close(encode_prompts(clip, prompts.tokens), clip.encode_text(full), rtol=1e-5, atol=3e-6)
 
 
 def test_valid_tokens_end_with_end_of_text(clip, tokenizer):

@@ -116,6 +116,10 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing in between catches it."""
 
 
+def stop(*arguments, **names):
+    raise Killed
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])
 def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
     whole = tmp_path / "whole"
@@ -188,9 +192,6 @@ def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
 
 
 def test_another_thread_count_is_said_on_resumption(config, monkeypatch, capsys):
-    def stop(self, *arguments):
-        raise Killed
-
     with monkeypatch.context() as patch:
         patch.setattr(trainings, "save_adapter", stop)
         with pytest.raises(Killed):
@@ -227,7 +228,7 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path):
 
 def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        patch.setattr(trainings, "save_adapter", stop)
         with pytest.raises(Killed):
             train(config())
     with monkeypatch.context() as patch:

@@ -76,7 +76,9 @@ def _from_parts(root: Path) -> ImageData:
     for part, found in parts.items():
         odd = sorted(set(found) ^ set(classes))
         if odd:
-            raise InputError(f"{root}: class folder {odd[0]!r} is in only one of train and {part}; valid: the same in each")
+            raise InputError(
+                f"{root}: class folder {odd[0]!r} is in only one of train and {part}; valid: the same in each"
+            )
     names = _class_names(root, classes)
     items = {
         part: [
@@ -93,7 +95,9 @@ def _class_folders(root: Path) -> dict[str, list[str]]:
     """Class folder -> its images' paths from ``root``, both sorted."""
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(folders) < 2:
-        raise InputError(f"{root} has {len(folders)} class folders; valid: two or more, with the images of a class in each")
+        raise InputError(
+            f"{root} has {len(folders)} class folders; valid: two or more, with the images of a class in each"
+        )
     found = {}
     for folder in folders:
         paths = (p for p in (root / folder).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)

@@ -17,9 +17,7 @@ from rmadapter.files import read_json, write_json
 VALIDATION_SHOTS = 4
 
 
-def few_shot_sample(
-    train: Sequence[Item], val: Sequence[Item], shots: int, seed: int
-) -> tuple[list[Item], list[Item]]:
+def few_shot_sample(train: Sequence[Item], val: Sequence[Item], shots: int, seed: int) -> tuple[list[Item], list[Item]]:
     """``shots`` training and up to four validation items a class, over all classes.
 
     One generator goes over the training classes in the order of first appearance, then over those of validation. A

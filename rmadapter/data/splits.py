@@ -76,7 +76,9 @@ def read_split(root: Path, path: Path) -> ImageData:
         if names.setdefault(item.label, item.name) != item.name:
             raise InputError(f"split file {path}: label {item.label} is {names[item.label]!r} and {item.name!r}")
     if sorted(names) != list(range(len(names))) or len(names) < 2:
-        raise InputError(f"split file {path} has labels {sorted(names)[:10]}; valid: 0, 1, ... without a gap, two or more")
+        raise InputError(
+            f"split file {path} has labels {sorted(names)[:10]}; valid: 0, 1, ... without a gap, two or more"
+        )
     there = _files(root, {str(PurePosixPath(item.path).parent) for item in items})
     missing = [item.path for item in items if item.path not in there]
     if missing:
@@ -102,7 +104,9 @@ def _item(path: Path, entry: Any) -> Item:
     image = entry[0]
     windows = PureWindowsPath(image)
     if windows.drive or windows.root or "\\" in image or ".." in PurePosixPath(image).parts:
-        raise InputError(f"split file {path}: path {image!r} leaves the image folder; valid: a relative path without '..'")
+        raise InputError(
+            f"split file {path}: path {image!r} leaves the image folder; valid: a relative path without '..'"
+        )
     return Item(PurePosixPath(image).as_posix(), entry[1], entry[2])
 
 

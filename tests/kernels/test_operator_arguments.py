@@ -1,0 +1,66 @@
+"""Arguments that cannot be: each error names the argument, what it is and what is valid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from operator_cases import WEIGHTS, make_case
+
+from rmadapter_kernels import available_backends, explain, rm_adapter
+
+
+def call(**changes):
+    case = make_case(norm=True)
+    arguments = {"x": case.x, **dict(zip(WEIGHTS, case.weights, strict=True))}
+    arguments |= {"residual": case.residual, "norm": case.norm}
+    return rm_adapter(**{**arguments, **changes})
+
+
+D = torch.zeros(12, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"x": [1.0]}, TypeError, r"x is list; valid: a floating-point tensor \[\.\.\., D\]"),
+        ({"x": torch.zeros(2, 12, dtype=torch.long)}, TypeError, r"x is a tensor of torch\.int64"),
+        ({"x": torch.tensor(1.0)}, ValueError, "x has no dimension"),
+        ({"w_down": torch.zeros(11, 5).double()}, ValueError, r"w_down has shape \[11, 5\]; valid: \[D=12, r=5\]"),
+        ({"w_up": torch.zeros(5, 11).double()}, ValueError, r"w_up has shape \[5, 11\]; valid: \[r=5, D=12\]"),
+        ({"b_down": torch.zeros(4).double()}, ValueError, r"b_down has shape \[4\]; valid: \[r=5\]"),
+        ({"w_rec2": torch.zeros(6, 12).double()}, ValueError, r"w_rec2 has shape \[6, 12\]; valid: \[h=7, D=12\]"),
+        ({"b_up": torch.zeros(1, 12).double()}, ValueError, r"b_up has shape \[1, 12\]"),
+        ({"b_rec1": None}, TypeError, "b_rec1 is None.*all of its four weights or none"),
+        ({"w_rec1": None}, TypeError, "w_rec1 is None.*all of its four weights or none"),
+        ({"w_up": None}, TypeError, "w_up is None"),
+        ({"w_up": "no"}, TypeError, "w_up is str; valid: a tensor"),
+        ({"b_up": D.half()}, TypeError, r"b_up is torch\.float16; valid: the dtype of x, torch\.float64"),
+        ({"b_up": torch.zeros(12, device="meta")}, ValueError, "b_up is on meta; valid: the device of x, cpu"),
+        ({"residual": D}, ValueError, r"residual has shape \[12\]; valid: that of x, \[2, 3, 12\]"),
+        ({"residual": torch.zeros(2, 3, 12).half()}, TypeError, "residual is torch.float16"),
+        ({"norm": (D, D)}, TypeError, r"norm is .*valid: \(weight or None, bias or None, eps\)"),
+        ({"norm": (D[:3], D, 1e-5)}, ValueError, r"norm's weight has shape \[3\]; valid: \[D=12\]"),
+        ({"norm": (D, D.clone().requires_grad_(), 1e-5)}, ValueError, "norm's bias requires grad"),
+        ({"activation": "tanh"}, ValueError, "activation is 'tanh'; valid: gelu, relu, quick_gelu, silu"),
+        ({"objective": "l3"}, ValueError, "objective is 'l3'; valid: l2, l1, cosine"),
+        ({"branch_grad_scale": 0.0}, ValueError, "branch_grad_scale is 0"),
+        ({"backend": "nonesuch"}, ValueError, "backend is 'nonesuch'; valid: auto, eager"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_refusals(changes, error, message):
+    with pytest.raises(error, match=message):
+        call(**changes)
+
+
+def test_backends_are_explained():
+    call(backend="eager")
+    backends = available_backends()
+    assert backends["eager"].available
+    assert list(backends)[-1] == "eager"  # the fastest first
+    chosen = explain(torch.zeros(2, 16))
+    assert chosen.backend in backends
+    assert str(chosen).startswith(chosen.backend)
+    assert explain(torch.zeros(2), backend="eager").reason == "asked for by name"
+    with pytest.raises(ValueError, match="nonesuch"):
+        explain(torch.zeros(2), backend="nonesuch")
