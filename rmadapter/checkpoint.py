@@ -39,6 +39,7 @@ class AdapterInfo:
         quick_gelu: whether the base model runs with QuickGELU.
         preprocessing: what images go through, for prediction.
         class_names, template: what was trained on, or None.
+        training: how it was trained (method, data, classes, shots, seed), for results; None where it was not said.
         weights_sha256: of the weights' file, so that the two files are known to belong together.
     """
 
@@ -49,11 +50,17 @@ class AdapterInfo:
     preprocessing: Preprocessing
     class_names: list[str] | None
     template: str | None
+    training: dict[str, Any] | None
     weights_sha256: str
 
 
 def save_adapter(
-    model: AdaptedCLIP, folder: Path, *, class_names: list[str] | None = None, template: str | None = None
+    model: AdaptedCLIP,
+    folder: Path,
+    *,
+    class_names: list[str] | None = None,
+    template: str | None = None,
+    training: dict[str, Any] | None = None,
 ) -> None:
     """Write the adapter of ``model`` to ``folder``, each file atomically, the weights first.
 
@@ -76,6 +83,7 @@ def save_adapter(
         "preprocessing": Preprocessing.of(model.clip).to_dict(),
         "class_names": class_names,
         "template": template,
+        "training": training,
         "weights_sha256": _sha256(weights),
     }
     write_json(folder / CONFIG_FILE, values)
@@ -118,6 +126,7 @@ def read_info(folder: Path) -> AdapterInfo:
             preprocessing=Preprocessing.from_dict(values["preprocessing"]),
             class_names=values["class_names"],
             template=values["template"],
+            training=values["training"],
             weights_sha256=values["weights_sha256"],
         )
     except (KeyError, TypeError) as error:

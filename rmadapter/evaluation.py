@@ -23,18 +23,16 @@ from rmadapter.data import (
     Preprocessing,
     base_new_names,
     base_new_split,
+    collate_readable,
     eval_transform,
     load_data,
-    skip_none_collate,
 )
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_json
 from rmadapter.inject import AdaptedCLIP
 from rmadapter.model import CLIPClassifier
-from rmadapter.report import harmonic_mean
+from rmadapter.results import FORMAT, harmonic_mean
 from rmadapter.runtime import autocast, choose_backend, resolve_device, resolve_precision
-
-RESULTS_FORMAT = 1
 
 
 @dataclass
@@ -102,7 +100,6 @@ class Loading:
     batch_size: int = 64
     workers: int = 2
     skip_bad: bool = False
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,32 +123,36 @@ def accuracy(
 ) -> Accuracy:
     """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; prompts are encoded once.
 
+    The model is left in eval mode.
+
     Raises:
         InputError: no items, an unreadable image (without ``loading.skip_bad``).
     """
     if not items:
         raise InputError(f"there are no images to evaluate{' for ' + name if name else ''}")
     device = model.prompts.tokens.device
-    images = EvalImages(root, items, eval_transform(loading.preprocessing), skip_bad=loading.skip_bad)
+    images = EvalImages(root, items, eval_transform(loading.preprocessing))
     loader = DataLoader(
         images,
         loading.batch_size,
         num_workers=loading.workers,
-        collate_fn=skip_none_collate,
+        collate_fn=collate_readable,
         generator=torch.Generator(),
     )
-    was_training = model.training
     model.eval()
     seen, correct = 0, 0
-    quiet = not (loading.progress and sys.stderr.isatty())
+    quiet = not sys.stderr.isatty()
     with autocast(device, precision):
         text = model.text_features()
-        for batch, labels in tqdm(loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False):
+        for batch, labels, unreadable in tqdm(
+            loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False
+        ):
+            if unreadable and not loading.skip_bad:
+                raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
             if len(labels):
                 logits = model.logits(model.image_features(batch.to(device)), text)
                 correct += int((logits.argmax(-1).cpu() == labels).sum())
                 seen += len(labels)
-    model.train(was_training)
     if not seen:
         raise InputError(f"none of {len(items)} images{' for ' + name if name else ''} could be read")
     return Accuracy(100 * correct / seen, seen, len(items) - seen)
@@ -232,16 +233,17 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, data.class_names, template)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = ("base", "new") if config.classes == "base_new" else (config.classes,)
+    trained = (info.training or {}) if adapted is not None else {}
     started = time.perf_counter()
     found = evaluate_parts(model, data, parts, loading, split=config.split, precision=precision)
     results = {
-        "format": RESULTS_FORMAT,
-        "method": "zeroshot" if zeroshot else "adapter",
+        "format": FORMAT,
+        "method": "zeroshot" if zeroshot else trained.get("method", "adapter"),
         "data": data.name,
         "model": backbone.source.name,
         "pretrained": backbone.source.pretrained,
-        "shots": None,
-        "seed": None,
+        "shots": trained.get("shots"),
+        "seed": trained.get("seed"),
         "classes": "base" if config.classes == "base_new" else config.classes,
         "split": config.split,
         **found,

@@ -32,11 +32,12 @@ from rmadapter.data import (
     train_transform,
 )
 from rmadapter.errors import InputError
-from rmadapter.evaluation import RESULTS_FORMAT, Loading, describe, evaluate_parts
+from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
 from rmadapter.inject import inject
 from rmadapter.losses import gradient_norms
 from rmadapter.model import RMAdapterCLIP
+from rmadapter.results import FORMAT
 from rmadapter.run_folder import MetricsLog, RunFolder, State
 from rmadapter.runtime import autocast, choose_backend, environment, resolve_device, resolve_precision
 
@@ -77,7 +78,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     write_json(folder.environment_file, {**environment(device), "backend": backend, "precision": precision})
     sample.save(folder.sample_file)
     run.fit(folder)
-    save_adapter(model.adapted, folder.adapter, class_names=names, template=config.template)
+    training = {
+        "method": config.method,
+        "data": data.name,
+        "classes": config.classes,
+        "shots": config.shots,
+        "seed": config.seed,
+    }
+    save_adapter(model.adapted, folder.adapter, class_names=names, template=config.template, training=training)
     results = _results(config, run, backend, _evaluate(config, run) if config.evaluate else None)
     write_json(folder.results_file, results)
     folder.remove_state()
@@ -348,7 +356,7 @@ def _evaluate(config: TrainConfig, run: _Run) -> dict[str, Any]:
 def _results(config: TrainConfig, run: _Run, backend: str, found: dict[str, Any] | None) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
     return {
-        "format": RESULTS_FORMAT,
+        "format": FORMAT,
         "method": config.method,
         "data": run.data.name,
         "model": config.model,

@@ -59,6 +59,7 @@ def test_files_and_keys_are_pinned(folder):
         "preprocessing",
         "class_names",
         "template",
+        "training",
         "weights_sha256",
     }
 

@@ -34,7 +34,8 @@ def test_eval_of_the_adapter_and_of_zero_shot(run, images, clip_folder, tmp_path
     assert main(["eval", "--adapter", str(run / "adapter"), *data, "--classes", "base_new", "--out", str(out)]) == 0
     evaluated = json.loads((out / "results.json").read_text())
     assert evaluated["accuracy"] == trained["accuracy"]
-    assert evaluated["images"] == trained["images"]
+    for name in ("images", "method", "model", "data", "shots", "seed", "trained_parameters"):
+        assert evaluated[name] == trained[name]
     zero = ["--method", "zeroshot", "--classes", "all", "--split", "val"]
     assert main(["eval", "--model", f"local-dir:{clip_folder}", *zero, *data, "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())

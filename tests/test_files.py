@@ -38,7 +38,7 @@ def test_a_file_in_the_folder_s_place(tmp_path):
 
 
 def test_reading_says_what_is_wrong(tmp_path):
-    with pytest.raises(InputError, match="sample .*a.json is missing"):
+    with pytest.raises(InputError, match=r"sample .*a\.json is missing"):
         read_json(tmp_path / "a.json", "sample")
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):

@@ -80,7 +80,7 @@ def test_the_term_is_that_of_the_method(clip):
     x = torch.randn(2, 5, 64)
     plain = block(x)
     model = inject(clip, LAYERS)
-    branch = dict((a.layer, a.adapter) for a in model.adapters("vision"))[3].branch
+    branch = {a.layer: a.adapter for a in model.adapters("vision")}[3].branch
     z = nn.functional.gelu(block.ln_1(x) @ branch.w_down + branch.b_down)
     torch.testing.assert_close(block(x), plain + 0.5 * (z @ branch.w_up + branch.b_up))
 
@@ -176,7 +176,7 @@ def test_switching_raises_while_a_graph_is_alive(clip):
 
 
 def test_one_graph_a_tower(clip):
-    model = inject(clip, LAYERS).train()
+    inject(clip, LAYERS).train()
     images, tokens = inputs(clip)
     for encode, argument in ((clip.encode_image, images), (clip.encode_text, tokens)):
         explanation = torch._dynamo.explain(encode)(argument)
@@ -215,7 +215,7 @@ def test_reconstruction_is_computed_in_training_alone_and_where_it_is_wanted(cli
 
 
 def test_refusals(clip):
-    with pytest.raises(InputError, match="vision tower.*1 to 3"):
+    with pytest.raises(InputError, match=r"vision tower.*1 to 3"):
         inject(clip, RMAdapterConfig(layers="4"))
     with pytest.raises(InputError, match="both towers without"):
         inject(clip, RMAdapterConfig(layers="none"))

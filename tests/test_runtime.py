@@ -27,7 +27,7 @@ def test_devices():
 def test_precisions_on_the_cpu():
     assert resolve_precision("auto", CPU) == "fp32"
     assert resolve_precision("bf16", CPU) == "bf16"
-    with pytest.raises(InputError, match="precision is 'fp16'.*valid on cpu: bf16, fp32"):
+    with pytest.raises(InputError, match=r"precision is 'fp16'.*valid on cpu: bf16, fp32"):
         resolve_precision("fp16", CPU)
 
 
@@ -53,7 +53,7 @@ def test_backends():
     assert ("no fused backend on this machine" in sentence) == (not fused)
     assert choose_backend(model, True, "eager")[0] == "eager"
     assert used() == {"eager"}
-    with pytest.raises(InputError, match="backend is 'tritn'.*valid: "):
+    with pytest.raises(InputError, match=r"backend is 'tritn'.*valid: "):
         choose_backend(model, True, "tritn")
 
 

@@ -58,5 +58,5 @@ def test_a_bidirectional_tower_keeps_its_full_length(tokenizer):
 def test_a_prompt_longer_than_the_context_is_named(clip, tokenizer):
     fits = "word " * 70  # 70 words, five of the template, begin and end: 77
     make_prompts(clip, tokenizer, [fits.strip(), "cat"], "a photo of a {}")
-    with pytest.raises(InputError, match="prompt 'a photo of a word .*longer than the model's context of 77 tokens"):
+    with pytest.raises(InputError, match=r"prompt 'a photo of a word .*longer than the model's context of 77 tokens"):
         make_prompts(clip, tokenizer, ["cat", "word " * 80], TEMPLATE)

@@ -210,7 +210,7 @@ def test_a_folder_with_a_run_is_not_written_over_unasked(config, tmp_path):
     before = adapter_of(tmp_path / "run")
     with pytest.raises(InputError, match="--resume to go on with it, --overwrite"):
         train(config(seed=2))
-    with pytest.raises(InputError, match="seed is 2, but the run in .* has 1"):
+    with pytest.raises(InputError, match=r"seed is 2, but the run in .* has 1"):
         train(config(seed=2, resume=True))
     assert_equal(adapter_of(tmp_path / "run"), before)
     train(config(seed=2, overwrite=True))
@@ -237,7 +237,7 @@ def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypa
             train(config(resume=True))
     state = tmp_path / "run" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-50])
-    with pytest.raises(InputError, match="is damaged .*delete it to start the run anew"):
+    with pytest.raises(InputError, match=r"is damaged .*delete it to start the run anew"):
         train(config(resume=True))
 
 

@@ -2,7 +2,7 @@
 
 from rmadapter.data.folders import load_data
 from rmadapter.data.items import ImageData, Item
-from rmadapter.data.loading import EpochBatches, EvalImages, TrainImages, check_images, read_image, skip_none_collate
+from rmadapter.data.loading import EpochBatches, EvalImages, TrainImages, check_images, collate_readable, read_image
 from rmadapter.data.sampling import FewShotSample, base_new_names, base_new_split, few_shot_sample
 from rmadapter.data.transforms import Preprocessing, eval_transform, train_transform
 
@@ -17,10 +17,10 @@ __all__ = [
     "base_new_names",
     "base_new_split",
     "check_images",
+    "collate_readable",
     "eval_transform",
     "few_shot_sample",
     "load_data",
     "read_image",
-    "skip_none_collate",
     "train_transform",
 ]

@@ -82,32 +82,32 @@ class EpochBatches:
 
 
 class EvalImages(Dataset):
-    """Images by index -> (image [3, size, size], label); an unreadable one raises, or is None with ``skip_bad``."""
+    """Images by index -> (image [3, size, size], label), or the sentence on why an image cannot be read.
 
-    def __init__(self, root: Path, items: Sequence[Item], transform: Transform, skip_bad: bool = False):
-        self.root, self.items, self.transform, self.skip_bad = root, list(items), transform, skip_bad
+    A value and not an exception, since a DataLoader's worker would wrap the exception in its traceback.
+    """
+
+    def __init__(self, root: Path, items: Sequence[Item], transform: Transform):
+        self.root, self.items, self.transform = root, list(items), transform
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
         item = self.items[index]
         try:
             image = read_image(self.root / item.path)
         except InputError as error:
-            if self.skip_bad:
-                return None
-            raise InputError(f"{error}; --skip-bad-images leaves such images out") from error
+            return str(error)
         return self.transform(image), item.label
 
 
-def skip_none_collate(batch: list[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor]:
-    """The default collation without the Nones; two empty tensors where nothing is left."""
-    kept = [sample for sample in batch if sample is not None]
-    if not kept:
-        return torch.empty(0), torch.empty(0, dtype=torch.long)
-    images, labels = default_collate(kept)
-    return images, labels
+def collate_readable(batch: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images [n, 3, size, size], labels [n], and the sentences on those that cannot be read; n may be 0."""
+    unreadable = [sample for sample in batch if isinstance(sample, str)]
+    readable = [sample for sample in batch if not isinstance(sample, str)]
+    images, labels = default_collate(readable) if readable else (torch.empty(0), torch.empty(0, dtype=torch.long))
+    return images, labels, unreadable
 
 
 def check_images(

@@ -131,6 +131,6 @@ def _check_nothing_new(root: Path, path: Path, known: set[str], there: set[str])
     new += sorted(folders - {PurePosixPath(p).parts[0] for p in known})
     if new:
         raise InputError(
-            f"{root} has changed since its split was made: {len(new)} new, such as {new[0]}; delete {path} to have a new "
-            "split made"
+            f"{root} has changed since its split was made: {len(new)} new, such as {new[0]}; delete {path} to "
+            "have a new one made"
         )

@@ -63,7 +63,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: str = "crop_flip", min_crop: float = 0.08) -> Transform:
-    """Random resized crop of at least ``min_crop`` of the area, random flip, normalise; "none" is ``eval_transform``."""
+    """Random resized crop of at least ``min_crop`` of the area, flip, normalise; "none" is ``eval_transform``."""
     check_choice("augmentation", augmentation, ("crop_flip", "crop", "none"))
     if augmentation == "none":
         return eval_transform(preprocessing)

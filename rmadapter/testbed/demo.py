@@ -85,9 +85,8 @@ def run_demo(config: DemoConfig) -> Path:
                 train(run)
     found = report([out / "runs"], out / "report")
     print(f"\n{found.text}\n")
-    print(
-        f"results: {out / 'report' / 'report.csv'}; plots: {', '.join(str(f) for f in found.files if f.suffix == '.png')}"
-    )
+    plots = ", ".join(str(file) for file in found.files if file.suffix == ".png")
+    print(f"results: {out / 'report' / 'report.csv'}; plots: {plots}")
     print(f"{time.perf_counter() - began:.0f} s")
     return out / "report"
 

@@ -70,7 +70,7 @@ def test_a_small_scale_and_a_mean_over_tokens_lose_nothing(dtype):
     for use in ("out", "loss"):
         exact = run(narrow.to(torch.float64), use=use)
         for name, error in errors(run(narrow, use=use), exact).items():
-            if name.startswith("grad w") or name.startswith("grad b"):
+            if name.startswith(("grad w", "grad b")):
                 assert exact[name].abs().max() == 0 or error < tolerance, f"{use} {name}: {error:.1e}"
 
 
