@@ -1,0 +1,157 @@
+"""Reading and augmenting images: what changes them, and what must not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_clip
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from rmadapter.data import (
+    EpochBatches,
+    EvalImages,
+    Item,
+    Preprocessing,
+    TrainImages,
+    check_images,
+    collate_readable,
+    eval_transform,
+    read_image,
+    train_transform,
+)
+from rmadapter.errors import InputError
+
+PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.fixture
+def root(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(7):
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+ITEMS = [Item(f"{number}.png", number % 3, "name") for number in range(7)]
+
+
+def load(root, epoch=0, workers=0, start=0, seed=5, augmentation="crop_flip"):
+    images = TrainImages(root, ITEMS, train_transform(PREPROCESSING, augmentation), seed)
+    batches = EpochBatches(len(images), 3, seed, epoch, start)
+    return list(DataLoader(images, batch_sampler=batches, num_workers=workers))
+
+
+def test_neither_workers_nor_the_point_of_resumption_change_an_image(root):
+    plain = load(root)
+    assert [len(labels) for _, labels in plain] == [3, 3, 1]
+    for other in (load(root, workers=2), load(root, start=1)):
+        for (images, labels), (again, same) in zip(plain[-len(other) :], other, strict=True):
+            assert torch.equal(images, again)
+            assert torch.equal(labels, same)
+
+
+def test_epochs_and_seeds_change_order_and_augmentation(root):
+    images = TrainImages(root, ITEMS, train_transform(PREPROCESSING), 5)
+    assert torch.equal(images[0, 2][0], images[0, 2][0])
+    assert not torch.equal(images[0, 2][0], images[1, 2][0])
+    assert not torch.equal(images[0, 2][0], TrainImages(root, ITEMS, train_transform(PREPROCESSING), 6)[0, 2][0])
+
+    def order(seed, epoch):
+        return [key for batch in EpochBatches(50, 8, seed, epoch) for key in batch]
+
+    assert sorted(index for _, index in order(1, 0)) == list(range(50))
+    assert {epoch for epoch, _ in order(1, 3)} == {3}
+    orders = {tuple(index for _, index in order(*key)) for key in ((1, 0), (1, 1), (2, 0))}
+    assert len(orders) == 3
+    assert len(EpochBatches(50, 8, 1, 0)) == 7
+    assert len(EpochBatches(50, 8, 1, 0, start=5)) == len(list(EpochBatches(50, 8, 1, 0, start=5))) == 2
+
+
+def test_the_global_generator_is_left_alone(root):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    load(root)
+    # The loader itself draws one number for its workers' seeds.
+    torch.set_rng_state(state)
+    TrainImages(root, ITEMS, train_transform(PREPROCESSING), 5)[0, 0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_augmentations(root):
+    image = read_image(root / "0.png")
+    none = train_transform(PREPROCESSING, "none")(image)
+    assert torch.equal(none, eval_transform(PREPROCESSING)(image))
+    assert none.shape == (3, 16, 16)
+    torch.manual_seed(0)
+    crops = [train_transform(PREPROCESSING, "crop", min_crop=1.0)(image) for _ in range(20)]
+    flips = [train_transform(PREPROCESSING, "crop_flip", min_crop=1.0)(image) for _ in range(20)]
+
+    def mirrored(images):
+        return any(torch.allclose(a, b.flip(-1), atol=1e-5) for a in images for b in images)
+
+    assert not mirrored(crops)
+    assert mirrored(flips)
+    with pytest.raises(InputError, match="augmentation is 'flip'"):
+        train_transform(PREPROCESSING, "flip")
+
+
+def test_preprocessing_of_a_model():
+    clip = small_clip()
+    assert Preprocessing.of(clip).size == 32
+    clip.visual.preprocess_cfg = {"size": (24, 24), "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"}
+    found = Preprocessing.of(clip)
+    assert found == Preprocessing(24, (0, 0, 0), (1, 1, 1), "bilinear")
+    assert Preprocessing.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA", "1", "I;16"])
+def test_every_mode_is_read_as_rgb(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(path)
+    else:
+        Image.new("RGB", (4, 4), (156, 156, 156)).convert(mode).save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    value = image.getpixel((0, 0))[0]
+    assert value in (0, 255) if mode == "1" else abs(value - 156) < 5
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_unreadable_images_are_named(tmp_path, content):
+    path = tmp_path / "bad.png"
+    if content is None:
+        Image.new("RGB", (64, 64), (1, 2, 3)).save(path)
+        content = path.read_bytes()[:-40]
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"image .*bad\.png cannot be read"):
+        read_image(path)
+    with pytest.raises(InputError, match=r"none\.png cannot be read"):
+        read_image(tmp_path / "none.png")
+
+
+def test_checking_names_the_first_ten_or_leaves_them_out(root):
+    items = [*ITEMS, *(Item(f"bad{n:02}.png", 0, "bad") for n in range(12))]
+    for item in items[7:]:
+        (root / item.path).write_bytes(b"")
+    with pytest.raises(InputError, match=r"12 of 19 images cannot be read: bad00.*bad09\.png; --skip-bad-images"):
+        check_images(root, items)
+    good, bad = check_images(root, items, skip_bad=True)
+    assert good == ITEMS
+    assert [path for path, _ in bad] == [item.path for item in items[7:]]
+    assert check_images(root, ITEMS) == (ITEMS, [])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_goes_past_unreadable_images_and_says_which(root, workers):
+    for number in (0, 1, 4):
+        (root / f"{number}.png").write_bytes(b"x")
+    images = EvalImages(root, ITEMS, eval_transform(PREPROCESSING))
+    loader = DataLoader(images, 2, num_workers=workers, collate_fn=collate_readable)
+    found = list(loader)
+    assert [labels.tolist() for _, labels, _ in found] == [[], [2, 0], [2], [0]]
+    assert [len(batch) for batch, _, _ in found] == [0, 2, 1, 1]
+    unreadable = [sentence for _, _, sentences in found for sentence in sentences]
+    assert [s.split(" cannot")[0].rsplit("/")[-1] for s in unreadable] == ["0.png", "1.png", "4.png"]

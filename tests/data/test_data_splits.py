@@ -1,0 +1,115 @@
+"""Split files: the field's form, our own, and files that are wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from rmadapter.data import Item, load_data
+from rmadapter.data.splits import make_split
+from rmadapter.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for path in ("ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / path)
+    return tmp_path
+
+
+GOOD = {
+    "train": [["bee/1.png", 1, "bee"], ["ant/2.png", 0, "ant"]],
+    "val": [],
+    "test": [["ant/1.png", 0, "ant"], ["bee/2.png", 1, "bee"]],
+}
+
+
+def write(folder, values, name="split_zhou_Insects.json"):
+    (folder / name).write_text(values if isinstance(values, str) else json.dumps(values))
+
+
+def test_a_public_split_file_is_taken_as_it_is(folder):
+    write(folder, GOOD)
+    data = load_data(str(folder))
+    assert data.train == [Item("bee/1.png", 1, "bee"), Item("ant/2.png", 0, "ant")]
+    assert data.val == []
+    assert data.class_names == ["ant", "bee"]
+    assert data.notes == ()
+
+
+def changed(part="train", index=0, **values):
+    copy = json.loads(json.dumps(GOOD))
+    for position, value in zip((0, 1, 2), (values.get(k) for k in ("path", "label", "name")), strict=True):
+        if value is not None:
+            copy[part][index][position] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "has not the lists train, val and test"),
+        ({"train": [], "val": []}, "has not the lists"),
+        ({**GOOD, "val": [["ant/1.png", 0]]}, r"entry \['ant/1.png', 0\]; valid: \[relative path, label, class name\]"),
+        (changed(label="0"), "entry"),
+        (changed(path="../bee/1.png"), r"path '\.\./bee/1\.png' leaves the image folder"),
+        (changed(path="bee/../../x.png"), "leaves the image folder"),
+        (changed(path="/etc/passwd"), "leaves the image folder"),
+        (changed(path="C:/x.png"), "leaves the image folder"),
+        (changed(path="..\\x.png"), "leaves the image folder"),
+        (changed(name="wasp"), "label 1 is 'wasp' and 'bee'"),
+        (changed(label=5), "has labels"),
+        (changed(path="bee/9.png"), r"names 1 images that are not in .*: bee/9\.png"),
+        ({"train": [["ant/1.png", 0, "ant"]], "val": [], "test": []}, r"labels \[0\]; valid: .*two or more"),
+    ],
+)
+def test_wrong_files(folder, values, message):
+    write(folder, values)
+    with pytest.raises(InputError, match=message):
+        load_data(str(folder))
+
+
+def test_the_first_ten_missing_images_are_named(folder):
+    missing = [[f"ant/x{number:02}.png", 0, "ant"] for number in range(15)]
+    write(folder, {**GOOD, "val": missing})
+    with pytest.raises(InputError, match=r"names 15 images .*x09\.png$"):
+        load_data(str(folder))
+
+
+def test_two_split_files(folder):
+    write(folder, GOOD)
+    write(folder, GOOD, "split_other.json")
+    with pytest.raises(InputError, match=r"several split files: split_other\.json, split_zhou_Insects\.json"):
+        load_data(str(folder))
+
+
+@pytest.mark.parametrize("change", ["new image", "new class", "gone"])
+def test_our_own_split_notices_that_the_folder_has_changed(folder, change):
+    load_data(str(folder))
+    if change == "new image":
+        Image.new("RGB", (4, 4)).save(folder / "ant" / "3.png")
+        message = r"1 new, such as ant/3\.png; delete .*split_rmadapter\.json"
+    elif change == "new class":
+        (folder / "cow").mkdir()
+        message = "1 new, such as cow"
+    else:
+        (folder / "ant" / "1.png").unlink()
+        message = r"not in .*: ant/1\.png; delete it to have a new split made"
+    with pytest.raises(InputError, match=message):
+        load_data(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("count", "parts"),
+    [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (2, 0, 1)), (4, (2, 1, 1)), (10, (5, 2, 3)), (11, (6, 2, 3))],
+)
+def test_shares_of_a_class(count, parts):
+    items = [Item(f"a/{n}", 0, "a") for n in range(count)]
+    split = make_split([items])
+    assert tuple(map(len, split)) == parts
+    assert sorted(i for part in split for i in part) == sorted(items)
+    assert make_split([items]) == split
