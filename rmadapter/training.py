@@ -103,18 +103,19 @@ def _few_shot(config: TrainConfig, data: ImageData) -> tuple[FewShotSample, list
             f"classes is {config.classes!r}, which leaves {len(names)} of {len(data.class_names)} classes; "
             "valid: a part with at least two"
         )
-    train_items, val_items = data.train, data.val
-    if config.skip_bad_images:
-        # Before the sample is drawn, so that every class gets its shots where it has them.
-        train_items, bad = check_images(data.root, train_items, skip_bad=True)
-        if bad:
-            print(f"{len(bad)} unreadable training images left out, the first: {bad[0][0]}")
-    sampled = FewShotSample(
-        *few_shot_sample(train_items, val_items, config.shots, config.seed), config.shots, config.seed, data.name
-    )
-    items = base_new_split(sampled.train, config.classes)
-    check_images(data.root, items)
-    return sampled, items, names
+    left_out: set[str] = set()
+    while True:
+        # Drawn again without the unreadable images, so that every class gets its shots where it has them.
+        candidates = [item for item in data.train if item.path not in left_out]
+        train_items, val_items = few_shot_sample(candidates, data.val, config.shots, config.seed)
+        _, bad = check_images(data.root, train_items, skip_bad=config.skip_bad_images)
+        if not bad:
+            break
+        left_out |= {path for path, _ in bad}
+    if left_out:
+        print(f"{len(left_out)} unreadable training images left out, such as {min(left_out)}")
+    sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
+    return sample, base_new_split(train_items, config.classes), names
 
 
 def _make_model(config: TrainConfig, backbone: Backbone, names: list[str]) -> tuple[RMAdapterCLIP, str]:

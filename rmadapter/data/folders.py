@@ -42,7 +42,7 @@ def load_data(data: str, data_root: str | None = None) -> ImageData:
     split_file = find_split_file(root)
     if split_file is not None:
         return read_split(root, split_file)
-    if (root / "train").is_dir() and (root / "test").is_dir():
+    if _has_folders(root / "train"):
         return _from_parts(root)
     classes = _class_folders(root)
     names = _class_names(root, list(classes))
@@ -70,7 +70,14 @@ def _find(data: str, data_root: str | None) -> Path:
     raise InputError(f"data is {data!r}, which is {where}{nearest(Path(data).name, folders)}{hint}")
 
 
+def _has_folders(folder: Path) -> bool:
+    """Whether this is a part of a data set, with class folders in it, and not a class with images."""
+    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+
+
 def _from_parts(root: Path) -> ImageData:
+    if not (root / "test").is_dir():
+        raise InputError(f"{root} has train/ but no test/; valid: both, with the same class folders, and maybe val/")
     parts = {part: _class_folders(root / part) for part in ("train", "val", "test") if (root / part).is_dir()}
     classes = list(parts["train"])
     for part, found in parts.items():

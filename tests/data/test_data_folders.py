@@ -43,6 +43,10 @@ def test_train_and_test_folders(tmp_path):
     assert [item.path for item in data.train[:3]] == ["train/a/0.png", "train/a/1.png", "train/a/2.png"]
     assert (len(data.train), len(data.val), len(data.test)) == (6, 0, 4)
     assert data.split_file is None
+    (tmp_path / "test").rename(tmp_path / "val")
+    with pytest.raises(InputError, match="has train/ but no test/"):
+        load_data(str(tmp_path))
+    (tmp_path / "val").rename(tmp_path / "test")
     fill(tmp_path / "val", ["a", "c"])
     with pytest.raises(InputError, match="class folder 'b' is in only one of train and val"):
         load_data(str(tmp_path))
