@@ -33,7 +33,7 @@ setup(
         "torchvision>=0.25",
         "open_clip_torch>=2.32",
         "numpy>=1.26",
-        "pillow>=10.0",
+        "pillow>=10.3",
         "safetensors>=0.4.3",
         "jsonargparse[signatures]>=4.40",
         "PyYAML>=6.0",

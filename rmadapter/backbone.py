@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ from rmadapter.inject import CHILD, ModelSource
 
 # Random weights are drawn from this seed, so that a run without --pretrained can be evaluated by name too.
 RANDOM_WEIGHTS_SEED = 0
+
+# What a local-dir: folder holds.
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,41 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
         check_choice("scheme of model", scheme, ("local-dir", "hf-hub"))
         if pretrained is not None:
             raise InputError(f"pretrained is {pretrained!r}, but model {name!r} brings its own weights")
-        if scheme == "local-dir" and not (Path(name.partition(":")[2]) / "open_clip_config.json").is_file():
-            raise InputError(f"model is {name!r}, where there is no open_clip_config.json")
+        for file in (CONFIG_FILE, WEIGHTS_FILE) if scheme == "local-dir" else ():
+            if not (Path(name.partition(":")[2]) / file).is_file():
+                raise InputError(f"model is {name!r}, where there is no {file}")
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_WEIGHTS_SEED)
-            clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=scheme is not None)
-        tokenizer = open_clip.get_tokenizer(name)
+        if scheme == "local-dir":
+            clip, tokenizer = _from_folder(Path(name.partition(":")[2]))
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(RANDOM_WEIGHTS_SEED)
+                clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=scheme is not None)
+            tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises whatever its file and hub libraries raise
         raise InputError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {error}") from error
     clip = clip.to(device).eval().requires_grad_(False)
     return Backbone(clip, tokenizer, Preprocessing.of(clip), ModelSource(name, pretrained))
+
+
+def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """Model and tokenizer of a folder in the layout of open_clip's ``local-dir:``, which open_clip has from 3.0 on.
+
+    The folder's architecture is entered into open_clip's registry under a name of its own, which all versions have.
+    """
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    architecture = config["model_cfg"]
+    if architecture["text_cfg"].get("hf_tokenizer_name"):
+        architecture["text_cfg"]["hf_tokenizer_name"] = str(folder)  # its files lie beside the weights
+    text = json.dumps(architecture, sort_keys=True)
+    name = f"local-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    with tempfile.TemporaryDirectory() as registered:
+        (Path(registered) / f"{name}.json").write_text(text)
+        open_clip.add_model_config(registered)
+    clip = open_clip.create_model(
+        name, pretrained=str(folder / WEIGHTS_FILE), force_preprocess_cfg=config.get("preprocess_cfg")
+    )
+    return clip, open_clip.get_tokenizer(name)
 
 
 def _check_name(name: str, pretrained: str | None) -> None:

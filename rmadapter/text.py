@@ -70,7 +70,9 @@ def encode_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
     x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
     mask = clip.attn_mask[:length, :length] if clip.attn_mask is not None else None
     x = clip.ln_final(clip.transformer(x, attn_mask=mask))
-    x = text_global_pool(x, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)
+    # open_clip 2.32 pools at the largest token alone and knows no end-of-text number.
+    eos = {"eos_token_id": clip.text_eos_id} if clip.text_pool_type == "eos" else {}
+    x = text_global_pool(x, tokens, clip.text_pool_type, **eos)
     if clip.text_projection is None:
         return x
     return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection

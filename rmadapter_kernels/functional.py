@@ -50,7 +50,7 @@ class _RMAdapter(torch.autograd.Function):
         return (None, gradients[0], d_residual, None, None, None, *gradients[1:], None, None, None, None, None)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, Any]]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """A batch of x (and of the residual) is one more leading dimension."""
         _, x_dim, residual_dim, *others = in_dims
         if any(dim is not None for dim in others):
@@ -62,7 +62,9 @@ class _RMAdapter(torch.autograd.Function):
 
         residual = residual if residual is None else batched(residual, residual_dim)
         out, rec_loss = _RMAdapter.apply(backend, batched(x, x_dim), residual, *rest)
-        return (out, rec_loss), (0, None if rest[7] is None else 0)
+        if rest[7] is None:  # an empty loss for each; torch 2.10 fails on unbatched outputs under out_dims=1
+            rec_loss = rec_loss.expand(info.batch_size, 0)
+        return (out, rec_loss), (0, 0)
 
 
 def rm_adapter(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+import open_clip
 import pytest
 import torch
 from conftest import small_clip
+from safetensors.torch import save_file
 
 from rmadapter import InputError, RMAdapterConfig, inject
 from rmadapter.backbone import base_hash, load_backbone, uses_quick_gelu
@@ -20,20 +24,38 @@ def test_a_local_folder(clip_folder):
     assert backbone.source.name == f"local-dir:{clip_folder}"
 
 
+def test_two_local_folders_side_by_side(clip_folder, tmp_path):
+    """Each is registered with open_clip under its own name, which no other takes over."""
+    config = json.loads((clip_folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["layers"] = 1
+    config["preprocess_cfg"]["mean"] = [0.25, 0.5, 0.75]
+    clip = open_clip.CLIP(**config["model_cfg"])
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    other = load_backbone(f"local-dir:{tmp_path}")
+    assert other.preprocessing.mean == (0.25, 0.5, 0.75)
+    assert len(other.clip.visual.transformer.resblocks) == 1
+    again = load_backbone(f"local-dir:{clip_folder}")
+    assert base_hash(again.clip) == base_hash(small_clip())
+    assert again.preprocessing.mean != other.preprocessing.mean
+
+
 @pytest.mark.parametrize(
     ("name", "pretrained", "message"),
     [
         ("ViT-B-23", None, "model is 'ViT-B-23'.*did you mean 'ViT-B-32'"),
         ("ViT-B-32", "openia", "pretrained is 'openia'.*did you mean 'openai'.*laion2b_s34b_b79k"),
         ("local-dir:nowhere", None, "no open_clip_config.json"),
+        ("local-dir:{folder}", None, "no open_clip_model.safetensors"),
         ("s3:bucket", None, "scheme of model is 's3'; valid: 'local-dir', 'hf-hub'"),
         ("hf-hub:nobody/nothing", None, "cannot be loaded"),
         ("hf-hub:a/b", "openai", "brings its own weights"),
     ],
 )
-def test_refusals(name, pretrained, message):
+def test_refusals(name, pretrained, message, tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(InputError, match=message):
-        load_backbone(name, pretrained)
+        load_backbone(name.format(folder=tmp_path), pretrained)
 
 
 def test_damaged_weights(clip_folder, tmp_path):

@@ -9,9 +9,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file
 
+from rmadapter.backbone import load_backbone
 from rmadapter.errors import InputError
 from rmadapter.testbed import small_clip
 from rmadapter.testbed.small_clip import contrastive_loss, distort, main, pretrain
@@ -50,9 +53,15 @@ def equal(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_open_clip_loads_the_folder_with_its_weights_and_preprocessing(folder):
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+def load(folder: Path):
+    """Model, test transform and tokenizer, as open_clip gives them."""
+    backbone = load_backbone(f"local-dir:{folder}")
+    model = backbone.clip
+    return model, image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), False), backbone.tokenizer
+
+
+def test_the_folder_loads_with_its_weights_and_preprocessing(folder):
+    model, preprocess, tokenizer = load(folder)
     assert isinstance(model, open_clip.CLIP)
     state = model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in weights(folder).items())
@@ -64,12 +73,18 @@ def test_open_clip_loads_the_folder_with_its_weights_and_preprocessing(folder):
     assert model.encode_image(image[None]).shape == model.encode_text(tokens).shape == (1, 64)
 
 
+@pytest.mark.skipif(Version(open_clip.__version__) < Version("3"), reason="open_clip has local-dir: from 3.0 on")
+def test_open_clip_loads_the_folder_by_itself(folder):
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    state = load(folder)[0].state_dict()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert model.visual.preprocess_cfg == load(folder)[0].visual.preprocess_cfg
+
+
 def test_training_learns_the_classes(tmp_path, drawings):
     """From chance (33 %) to nearly all of the images it was trained on, 10 seconds' worth of steps."""
     path = pretrain(drawings, tmp_path / "clip", steps=90, batch_size=32, progress=False)
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}")
-    model.eval()
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
+    model, preprocess, tokenizer = load(path)
     files = sorted(drawings.glob("*/*.png"))
     with torch.no_grad():
         images = torch.stack([preprocess(Image.open(file).convert("RGB")) for file in files])

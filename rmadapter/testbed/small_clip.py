@@ -10,8 +10,8 @@ which other people wrote: seed 0 has 74.8 % on 0 .. 4 and 62.4 % on 5 .. 9, each
 71.3, 77.2 and 67.9). With 16 images of each of 0 .. 4, bottleneck adapters in both towers came to 90 to 95 % there
 and left 57 to 64 % on 5 .. 9; fine-tuning the last vision block came to 95 % and left 47 %.
 
-The result is a folder in open_clip's format: ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` and
-``open_clip.get_tokenizer("local-dir:FOLDER")`` load it.
+The result is a folder in open_clip's format, which ``--model local-dir:FOLDER`` takes, and from open_clip 3.0 on
+``open_clip.create_model_and_transforms("local-dir:FOLDER")`` too.
 """
 
 from __future__ import annotations
