@@ -51,9 +51,10 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
     if scheme is None:
         _check_name(name, pretrained)
         if pretrained is None:
+            tags = open_clip.list_pretrained_tags_by_model(name)
             warnings.warn(
-                f"{name} without --pretrained has random weights; tags: "
-                f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}",
+                f"{name} without --pretrained has random weights; it has {len(tags)} pretrained tags"
+                + (f", such as {', '.join(tags[:3])}" if tags else ""),
                 stacklevel=2,
             )
     else:

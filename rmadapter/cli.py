@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,13 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0 if argv else 2
     command, *options = argv
+    with warnings.catch_warnings():
+        # A sentence for the user, without the line of code it comes from.
+        warnings.showwarning = lambda message, *_: print(f"rmadapter: warning: {message}", file=sys.stderr)
+        return _run(command, options)
+
+
+def _run(command: str, options: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
@@ -89,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"rmadapter: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("rmadapter: stopped; --resume goes on", file=sys.stderr)
+        print("rmadapter: stopped" + ("; --resume goes on" if command == "train" else ""), file=sys.stderr)
         return 130
     except RuntimeError as error:
         from rmadapter.training import DivergedError

@@ -15,7 +15,6 @@ loses 1.7e-2 and 42 % of their gradients. Weight gradients are summed in fp32 wh
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import Tensor
@@ -76,29 +75,39 @@ def forward(
     if w_rec1 is None:
         return out, x.new_empty(0, dtype=wide_dtype(x.dtype))
     rec = _linear(activation(activation_name, _linear(z, w_rec1, b_rec1)), w_rec2, b_rec2)
-    return out, reconstruction_loss(u, rec, objective).view(x.shape[:-1])
+    return out, _token_losses(u, rec, objective).view(x.shape[:-1])
 
 
-def activation_gradient(name: str, x: Tensor) -> Tensor:
-    """Derivative of ``activation(name, x)``, elementwise."""
+def _token_losses(u: Tensor, rec: Tensor, objective: str) -> Tensor:
+    """``reference.reconstruction_loss`` in the memory of ``rec``: two temporaries of its size less."""
+    if objective == "cosine":
+        return reconstruction_loss(u, rec, objective)
+    difference = rec.to(wide_dtype(rec.dtype)).sub_(u)
+    return (difference.square_() if objective == "l2" else difference.abs_()).sum(-1)
+
+
+def activation_backward(name: str, gradient: Tensor, x: Tensor) -> Tensor:
+    """``gradient`` times the derivative of ``activation(name, x)``, elementwise.
+
+    PyTorch's own kernels: the formula of gelu written out gives denormals for x below -13, which adapters see, and
+    on a CPU a product with them took 30 ms in place of 1.6 (x^T dz, 6,304 tokens of width 768).
+    """
     if name == "gelu":
-        density = torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
-        return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * density
+        return torch.ops.aten.gelu_backward(gradient, x)
+    if name == "silu":
+        return torch.ops.aten.silu_backward(gradient, x)
     if name == "relu":
-        return (x > 0).to(x.dtype)
-    slope = QUICK_GELU_SLOPE if name == "quick_gelu" else 1.0
-    s = torch.sigmoid(slope * x)
-    return s + slope * x * s * (1 - s)
+        return torch.ops.aten.threshold_backward(gradient, x, 0)
+    s = torch.sigmoid(QUICK_GELU_SLOPE * x)
+    return gradient * (s + QUICK_GELU_SLOPE * x * s * (1 - s))
 
 
-def _loss_gradients(u: Tensor, rec: Tensor, objective: str) -> tuple[Tensor, Tensor]:
+def _loss_gradients(u: Tensor, rec: Tensor, objective: str, need_target: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of each token's loss to ``rec`` and to its target ``u``, [M, D], not yet times dl."""
-    if objective == "l2":
-        e = 2 * (rec - u)
-        return e, -e
-    if objective == "l1":
-        e = torch.sign(rec - u)
-        return e, -e
+    if objective in ("l2", "l1"):
+        e = rec - u
+        e = e.mul_(2) if objective == "l2" else e.sign_()
+        return e, -e if need_target else None
     u_norm, rec_norm = (t.norm(dim=-1, keepdim=True) for t in (u, rec))
     u_clamped, rec_clamped = (norm.clamp_min(COSINE_EPS) for norm in (u_norm, rec_norm))
     product = u_clamped * rec_clamped
@@ -109,7 +118,8 @@ def _loss_gradients(u: Tensor, rec: Tensor, objective: str) -> tuple[Tensor, Ten
         along = torch.where(own_norm >= COSINE_EPS, cosine / own_clamped.square(), 0.0)
         return along * own - other / product
 
-    return toward(rec, rec_norm, rec_clamped, u), toward(u, u_norm, u_clamped, rec)
+    e = toward(rec, rec_norm, rec_clamped, u)
+    return e, toward(u, u_norm, u_clamped, rec) if need_target else None
 
 
 def _norm_backward(du: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -150,7 +160,6 @@ def backward(
     u = layer_norm(x, norm).reshape(-1, x.shape[-1])
     pre = _linear(u, w_down, b_down)
     z = activation(activation_name, pre)
-    slope = activation_gradient(activation_name, pre.to(wide))
     need_x, need_down, need_b_down, need_up, need_b_up, *need_rec = needs
     need_z = need_x or need_down or need_b_down
     gradients: list[Tensor | None] = [None] * 9
@@ -169,16 +178,16 @@ def backward(
         pre_h = _linear(z, w_rec1, b_rec1)
         h = activation(activation_name, pre_h)
         rec = _linear(h, w_rec2, b_rec2)
-        e, t = _loss_gradients(u.to(wide), rec.to(wide), objective)
-        t = None if local_reconstruction else t * d_loss
+        e, t = _loss_gradients(u.to(wide), rec.to(wide), objective, need_x and not local_reconstruction)
+        t = None if t is None else t * d_loss
         if need_rec[2]:
             # The sum over tokens carries dl on h: e alone is of order one and rounds well.
             gradients[7] = (h.to(wide) * d_loss).t() @ e
         if need_rec[3]:
-            gradients[8] = (e * d_loss).sum(0)
+            gradients[8] = (d_loss.t() @ e).squeeze(0)
         if need_z or need_rec[0] or need_rec[1]:
             dh = d_loss * (e.to(x.dtype) @ w_rec2.to(x.dtype).t()).to(wide)
-            dh = dh * activation_gradient(activation_name, pre_h.to(wide))
+            dh = activation_backward(activation_name, dh, pre_h.to(wide))
             if need_rec[0]:
                 gradients[5] = z.to(wide).t() @ dh
             if need_rec[1]:
@@ -186,18 +195,24 @@ def backward(
             dz_rec = dh @ w_rec1.to(wide).t()
 
     if need_down or need_b_down:
-        dz = slope * _sum(None if dz_base is None else branch_grad_scale * dz_base, dz_rec)
+        dz = _sum(None if dz_base is None else branch_grad_scale * dz_base, dz_rec)
+        dz = activation_backward(activation_name, dz, pre.to(wide))
         if need_down:
             gradients[1] = u.to(wide).t() @ dz
         if need_b_down:
             gradients[2] = dz.sum(0)
     if need_x:
         v = _sum(dz_base, None if local_reconstruction else dz_rec)
-        du = torch.zeros_like(u, dtype=wide) if v is None else (v * slope) @ w_down.to(wide).t()
+        if v is None:
+            du = torch.zeros_like(u, dtype=wide)
+        else:
+            du = activation_backward(activation_name, v, pre.to(wide)) @ w_down.to(wide).t()
         du = _sum(du, t)
         if norm is not None:
             du = _norm_backward(du, x.reshape(u.shape).to(wide), norm_weight, norm_eps)
-        gradients[0] = torch.empty_like(x).copy_(du.view(x.shape))
+        du = du.view(x.shape)
+        fits = du.dtype == x.dtype and du.stride() == x.stride()
+        gradients[0] = du if fits else torch.empty_like(x).copy_(du)
 
     weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
     for index, weight in enumerate(weights, start=1):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 from PIL import Image
 
-from rmadapter.cli import main
+from rmadapter.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -130,6 +131,22 @@ def test_help_and_no_arguments(capsys):
     assert main(["--help"]) == 0
     assert "predict" in capsys.readouterr().out
     assert main([]) == 2
+
+
+def test_a_warning_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(COMMANDS, "report", lambda options: warnings.warn("too few runs", stacklevel=1))
+    assert main(["report", "runs"]) == 0
+    assert capsys.readouterr().err == "rmadapter: warning: too few runs\n"
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("train", True), ("eval", False)])
+def test_an_interrupted_command_says_how_it_goes_on(command, goes_on, monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, command, interrupted)
+    assert main([command]) == 130
+    assert ("--resume" in capsys.readouterr().err) == goes_on
 
 
 def test_a_diverged_run_exits_with_1(images, clip_folder, tmp_path, capsys):
