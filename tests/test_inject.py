@@ -59,6 +59,7 @@ def test_zero_up_leaves_keys_and_outputs_as_they_were(name):
 def test_an_adapter_changes_the_output_and_can_be_taken_out(clip):
     images, tokens = inputs(clip)
     keys = list(clip.state_dict())
+    clip.requires_grad_(False)  # torch's matmul takes another path by requires_grad, 1e-6 away on some processors
     with torch.no_grad():
         before = clip.encode_image(images), clip.encode_text(tokens)
         model = inject(clip, LAYERS)
