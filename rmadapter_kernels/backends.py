@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
-
-from rmadapter_kernels.ops import OPERATORS
 
 AUTO = "auto"
 
@@ -28,26 +28,81 @@ class Explanation(NamedTuple):
         return f"{self.backend}: {self.reason}"
 
 
+class Call(NamedTuple):
+    """What the choice depends on: x [..., D], r and h (0 without the reconstruction branch)."""
+
+    x: Tensor
+    bottleneck: int
+    rec_hidden: int
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How one backend answers for itself.
+
+    Attributes:
+        status: whether it can be used on this machine, and why or why not.
+        refusal: why it cannot take a call (a sentence that says what it takes), or None where it can.
+        advantage: why ``auto`` prefers it for a call that it can take, or None where it does not.
+    """
+
+    status: Callable[[], BackendStatus]
+    refusal: Callable[[Call], str | None]
+    advantage: Callable[[Call], str | None]
+
+
+# By name, the fastest first; the last one takes every call.
+BACKENDS: dict[str, Backend] = {
+    "eager": Backend(
+        status=lambda: BackendStatus(True, "plain PyTorch, runs wherever torch does"),
+        refusal=lambda call: None,
+        advantage=lambda call: f"no faster one takes {call.x.dtype} tensors on {call.x.device.type}",
+    ),
+}
+
+
 def available_backends() -> dict[str, BackendStatus]:
     """Every backend by name, the fastest first, with whether and why it can be used."""
-    return {"eager": BackendStatus(True, "plain PyTorch, runs wherever torch does")}
+    return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
-def choose(x: Tensor, backend: str) -> str:
-    """The backend for ``x``: a named one or none, ``auto`` by device.
+def _auto(call: Call) -> Explanation:
+    for name, backend in BACKENDS.items():
+        if backend.status().available and backend.refusal(call) is None:
+            reason = backend.advantage(call)
+            if reason is not None:
+                return Explanation(name, reason)
+    raise RuntimeError("no backend takes this call, though eager takes every one")
+
+
+def _named(call: Call, name: str) -> Explanation:
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; valid: {AUTO}, {', '.join(BACKENDS)}")
+    status = BACKENDS[name].status()
+    if not status.available:
+        raise ValueError(f"backend is {name!r}, which is not available here: {status.reason}")
+    refusal = BACKENDS[name].refusal(call)
+    if refusal is not None:
+        raise ValueError(f"backend is {name!r}, which cannot take this call: {refusal}")
+    return Explanation(name, "asked for by name")
+
+
+def choose(call: Call, backend: str) -> Explanation:
+    """The backend for ``call``: the named one or none, ``auto`` the fastest that takes it.
 
     Raises:
-        ValueError: ``backend`` is not one of those that are here.
+        ValueError: ``backend`` is unknown, not available here, or cannot take the call.
     """
-    if backend == AUTO:
-        return "eager"
-    if backend not in OPERATORS:
-        raise ValueError(f"backend is {backend!r}; valid: auto, {', '.join(OPERATORS)}")
-    return backend
+    return _auto(call) if backend == AUTO else _named(call, backend)
 
 
-def explain(x: Tensor, *, backend: str = AUTO) -> Explanation:
-    """Which backend ``rm_adapter(x, ..., backend=backend)`` takes, and why; raises as it does."""
-    chosen = choose(x, backend)
-    why = "asked for by name" if backend != AUTO else f"the only one so far for {x.device.type} tensors"
-    return Explanation(chosen, why)
+def explain(x: Tensor, *, bottleneck: int = 32, rec_hidden: int | None = None, backend: str = AUTO) -> Explanation:
+    """Which backend ``rm_adapter(x, ..., backend=backend)`` takes, and why; raises as it does.
+
+    Args:
+        x: [..., D].
+        bottleneck: r of the weights.
+        rec_hidden: h of the weights, 0 without a reconstruction branch; default: the bottleneck.
+        backend: auto or a backend's name.
+    """
+    return choose(Call(x, bottleneck, bottleneck if rec_hidden is None else rec_hidden), backend)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rmadapter_kernels.backends import AUTO, choose
+from rmadapter_kernels.backends import AUTO, Call, choose
 from rmadapter_kernels.checks import check_arguments
 from rmadapter_kernels.ops import OPERATORS
 from rmadapter_kernels.reference import Norm
@@ -125,4 +125,6 @@ def rm_adapter(
     check_arguments(x, weights, residual, norm, activation, objective, branch_grad_scale)
     norm_weight, norm_bias, norm_eps = norm or (None, None, None)
     settings = (scale, activation, objective, local_reconstruction, branch_grad_scale)
-    return _RMAdapter.apply(choose(x, backend), x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
+    call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
+    chosen = choose(call, backend).backend
+    return _RMAdapter.apply(chosen, x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)

@@ -6,6 +6,8 @@ them as they are; absent gradients are empty tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,13 +43,21 @@ def _backward_shapes(x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, *sh
 
 
 _LIBRARY = torch.library.Library("rmadapter", "DEF")
-for _name, _schema, _implementation, _shapes in (
-    ("eager_forward", FORWARD_SCHEMA, eager.forward, _forward_shapes),
-    ("eager_backward", BACKWARD_SCHEMA, eager.backward, _backward_shapes),
-):
-    _LIBRARY.define(_name + _schema)
-    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rmadapter::{_name}", _shapes, lib=_LIBRARY)
+
+
+def _define(backend: str) -> tuple[Callable, Callable]:
+    """Forward and backward operator of ``backend``: schema and shapes, no implementation yet."""
+    for name, schema, shapes in (
+        (f"{backend}_forward", FORWARD_SCHEMA, _forward_shapes),
+        (f"{backend}_backward", BACKWARD_SCHEMA, _backward_shapes),
+    ):
+        _LIBRARY.define(name + schema)
+        torch.library.register_fake(f"rmadapter::{name}", shapes, lib=_LIBRARY)
+    namespace = torch.ops.rmadapter
+    return getattr(namespace, f"{backend}_forward").default, getattr(namespace, f"{backend}_backward").default
+
 
 # Backend name -> its forward and backward operator.
-OPERATORS = {"eager": (torch.ops.rmadapter.eager_forward.default, torch.ops.rmadapter.eager_backward.default)}
+OPERATORS = {backend: _define(backend) for backend in ("eager",)}
+_LIBRARY.impl("eager_forward", eager.forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("eager_backward", eager.backward, "CompositeExplicitAutograd")
