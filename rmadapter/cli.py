@@ -12,6 +12,7 @@ from typing import Any
 from rmadapter.arguments import parse_arguments
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, nearest
+from rmadapter.testbed import TRAIN_CONFIG, is_testbed
 
 USAGE = """usage: rmadapter COMMAND [options]
 
@@ -40,9 +41,19 @@ class ReportConfig:
             raise InputError("no run folder is given; valid: rmadapter report DIR...")
 
 
+def parse_train(argv: list[str], *, prog: str) -> TrainConfig:
+    """The configuration of a training run; on a bundled data set with the test bed's defaults below the options."""
+    # Which defaults hold is seen from the data, before anything is printed.
+    asked = parse_arguments(
+        TrainConfig, [word for word in argv if word.replace("-", "_") != "__print_config"], prog=prog
+    )
+    own = ["--config", str(TRAIN_CONFIG)] if is_testbed(asked.data) else []
+    return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
+
+
 # Commands import what they run when they run, so that --help and a mistyped option answer in half a second.
 def _train(argv: list[str]) -> None:
-    config = parse_arguments(TrainConfig, argv, prog="rmadapter train")
+    config = parse_train(argv, prog="rmadapter train")
     from rmadapter.training import train
 
     train(config)

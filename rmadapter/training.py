@@ -31,7 +31,7 @@ from rmadapter.data import (
     load_data,
     train_transform,
 )
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
 from rmadapter.inject import inject
@@ -46,8 +46,10 @@ class DivergedError(RuntimeError):
     """The loss is no longer finite; the message says at which step and what usually helps."""
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Run ``config`` from start, or from where its folder stopped, to the end; returns what results.json holds.
+
+    ``data`` is taken in place of the data set that the configuration names.
 
     Raises:
         InputError: anything in the configuration, the data or the folder that cannot work, before training.
@@ -60,7 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return done
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    data = load_data(config.data, config.data_root)
+    data = data or load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
     sample, items, names = _few_shot(config, data)
@@ -81,6 +83,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     training = {
         "method": config.method,
         "data": data.name,
+        "style": data.style,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
@@ -103,12 +106,14 @@ def _few_shot(config: TrainConfig, data: ImageData) -> tuple[FewShotSample, list
             f"classes is {config.classes!r}, which leaves {len(names)} of {len(data.class_names)} classes; "
             "valid: a part with at least two"
         )
+    if data.max_shots is not None:
+        check_range("shots", config.shots, 1, data.max_shots)
     left_out: set[str] = set()
     while True:
         # Drawn again without the unreadable images, so that every class gets its shots where it has them.
         candidates = [item for item in data.train if item.path not in left_out]
         train_items, val_items = few_shot_sample(candidates, data.val, config.shots, config.seed)
-        _, bad = check_images(data.root, train_items, skip_bad=config.skip_bad_images)
+        _, bad = check_images(data.read, train_items, skip_bad=config.skip_bad_images)
         if not bad:
             break
         left_out |= {path for path, _ in bad}
@@ -242,7 +247,7 @@ class _Run:
         transform = train_transform(
             self.backbone.preprocessing, self.config.augmentation, min_crop=self.config.min_crop
         )
-        images = TrainImages(self.data.root, self.items, transform, self.config.seed)
+        images = TrainImages(self.data.read, self.items, transform, self.config.seed)
         bar = tqdm(
             total=self.config.epochs * self.steps_per_epoch,
             initial=self.step,
@@ -360,6 +365,7 @@ def _results(config: TrainConfig, run: _Run, backend: str, found: dict[str, Any]
         "format": FORMAT,
         "method": config.method,
         "data": run.data.name,
+        "style": run.data.style,
         "model": config.model,
         "pretrained": config.pretrained,
         "shots": config.shots,
@@ -367,6 +373,7 @@ def _results(config: TrainConfig, run: _Run, backend: str, found: dict[str, Any]
         "classes": config.classes,
         "split": "test",
         "accuracy": found["accuracy"],
+        "retention_style": run.data.retention.style if run.data.retention else None,
         "images": found["images"],
         "skipped": found["skipped"],
         "trained_parameters": sum(p.numel() for p in run.parameters.values()),

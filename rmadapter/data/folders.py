@@ -9,6 +9,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.splits import find_split_file, make_split, read_split, save_split
 from rmadapter.errors import InputError, nearest
+from rmadapter.testbed import DATA, is_testbed
 
 NAMED = (
     "caltech101",
@@ -26,8 +27,8 @@ NAMED = (
 CLASS_NAMES_FILE = "classnames.txt"
 
 
-def load_data(data: str, data_root: str | None = None) -> ImageData:
-    """The data set in folder ``data``, or in the folder ``data`` of ``data_root``.
+def load_data(data: str, data_root: str | None = None, style: str | None = None) -> ImageData:
+    """The data set in folder ``data``, or in the folder ``data`` of ``data_root``, or a bundled one in ``style``.
 
     The folder holds one folder of images a class, or ``train/``, ``test/`` and maybe ``val/`` with one each.
     A split file in it (``split_*.json``) says which image belongs where; without one a split is made and written
@@ -36,8 +37,17 @@ def load_data(data: str, data_root: str | None = None) -> ImageData:
 
     Raises:
         InputError: no such folder, fewer than two classes, a class without images, a split file that is damaged,
-            ambiguous, leaves the folder or names images that are not there.
+            ambiguous, leaves the folder or names images that are not there; an unknown group or style of the
+            bundled data sets, or a style for others.
     """
+    if data_root is None and is_testbed(data):
+        from rmadapter.testbed.datasets import load_emoji
+
+        return load_emoji(data, style)
+    if style is not None:
+        raise InputError(
+            f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(DATA)}"
+        )
     root = _find(data, data_root)
     split_file = find_split_file(root)
     if split_file is not None:
