@@ -19,7 +19,8 @@ from rmadapter.training import train
 @pytest.mark.parametrize("name", DATA)
 def test_every_class_has_its_renderings_in_each_part(name):
     data = load_data(name, style="twemoji")
-    assert data.name == name and data.style == "twemoji"
+    assert data.name == name
+    assert data.style == "twemoji"
     for part, count in COUNTS.items():
         labels = Counter(item.label for item in getattr(data, part))
         assert labels == dict.fromkeys(range(len(data.class_names)), count)
@@ -52,16 +53,19 @@ def test_parts_share_no_picture_and_styles_share_the_view():
 def test_a_picture_is_rgb_of_48_pixels_and_the_same_each_time():
     data = load_emoji("emoji_symbols", "noto")
     first = data.read(data.val[7].path)
-    assert first.mode == "RGB" and first.size == (48, 48)
+    assert first.mode == "RGB"
+    assert first.size == (48, 48)
     again = pickle.loads(pickle.dumps(data)).read(data.val[7].path)  # as a worker process gets it
     assert first.tobytes() == again.tobytes()
 
 
 def test_retention_is_a_style_that_neither_pretraining_nor_training_has_seen():
     for style, unseen in RETENTION_STYLE.items():
-        assert unseen != style and unseen in ("fluent", "emojione")
+        assert unseen != style
+        assert unseen in ("fluent", "emojione")
         data = load_emoji("emoji_food", style)
-        assert data.retention.style == unseen and data.retention.class_names == data.class_names
+        assert data.retention.style == unseen
+        assert data.retention.class_names == data.class_names
         assert data.retention.retention is None
 
 

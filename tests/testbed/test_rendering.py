@@ -54,7 +54,8 @@ def test_angle_turns_counter_clockwise(plain):
     drawing[:, :, 20:28, 36:44] = 1  # to the right of the middle
     picture = compose(drawing, replace(plain, angle=np.full(1, np.pi / 2, np.float32)))[0, 0]
     row, column = (picture > 0.5).nonzero().float().mean(0).tolist()
-    assert row < 12 and 20 < column < 28  # above it
+    assert row < 12
+    assert 20 < column < 28
 
 
 def test_light_and_gain_change_brightness_and_tint(plain):
@@ -81,7 +82,8 @@ def test_a_view_alone_decides_and_a_batch_changes_nothing():
     together = Views(**{name: np.concatenate([getattr(view, name) for view in views]) for name in fields})
     assert torch.equal(render(drawings, together), alone)
     assert torch.equal(render(drawings[:1], Views.draw(np.random.default_rng(1))), alone[:1])
-    assert alone.dtype == torch.uint8 and not torch.equal(alone[0], alone[1])
+    assert alone.dtype == torch.uint8
+    assert not torch.equal(alone[0], alone[1])
 
 
 def test_every_part_of_a_view_is_random_and_a_milder_one_is_nearer_to_plain():
@@ -91,4 +93,5 @@ def test_every_part_of_a_view_is_random_and_a_milder_one_is_nearer_to_plain():
     for name in ("angle", "shift", "light", "noise"):
         assert np.allclose(getattr(views.milder(0.5), name), getattr(views, name) / 2)
     assert np.allclose(views.milder(1).background, views.background, atol=1e-6)
-    assert (views.milder(0).background == 0.5).all() and (views.milder(0).size == np.float32(0.9)).all()
+    assert (views.milder(0).background == 0.5).all()
+    assert (views.milder(0).size == np.float32(0.9)).all()
