@@ -42,7 +42,8 @@ class TrainImages(Dataset):
         item = self.items[index]
         image = self.read(item.path)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed(self.seed, epoch, index))
+            # Not torch.manual_seed, which takes 1.2 ms to note a stack trace for CUDA's generators.
+            torch.default_generator.manual_seed(_seed(self.seed, epoch, index))
             return self.transform(image), item.label
 
 

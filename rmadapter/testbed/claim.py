@@ -117,10 +117,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench/results/testbed/claim"))
     parser.add_argument("--seconds", type=float, help="begin no run after so many seconds")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first so many seeds")
+    parser.add_argument("--worker", default="1/1", help="I/N: every N-th run from the I-th, for N processes at once")
     chosen = parser.parse_args(argv)
     try:
         runs = [run for run in plan() if run.seed is None or run.seed <= chosen.seeds]
-        text = summary(run_planned(runs, chosen.out, budget=chosen.seconds))
+        text = summary(run_planned(runs, chosen.out, budget=chosen.seconds, worker=chosen.worker))
         write_text(chosen.out / "summary.md", text)
         print(text)
     except InputError as error:

@@ -20,6 +20,7 @@ from typing import Any
 from rmadapter.arguments import parse_arguments
 from rmadapter.config import LossConfig, RMAdapterConfig, TrainConfig
 from rmadapter.data import ImageData
+from rmadapter.errors import InputError
 from rmadapter.evaluation import EvalConfig, run_eval
 from rmadapter.files import write_json
 from rmadapter.testbed import TRAIN_CONFIG
@@ -69,24 +70,27 @@ def run_planned(
     *,
     data: dict[tuple[str, str], ImageData] | None = None,
     budget: float | None = None,
+    worker: str = "1/1",
 ) -> list[dict[str, Any]]:
     """Make the runs of ``plan`` that are not in ``out`` yet, in order; returns all results that are there.
 
     Args:
         data: data sets by name and style, in place of those the names mean.
         budget: seconds after which no further run begins.
+        worker: "2/3" makes the second of every three runs, for three processes at once.
     """
     began = time.perf_counter()
-    missing = [run for run in plan if not (out / run.folder / "results.json").exists()]
-    print(f"{len(plan)} runs, {len(plan) - len(missing)} of them done", flush=True)
+    number, _, count = worker.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"worker is {worker!r}; valid: I/N with I from 1 to N")
+    missing = [run for run in plan[int(number) - 1 :: int(count)] if not (out / run.folder / "results.json").exists()]
+    print(f"{len(missing)} of {len(plan)} runs to make", flush=True)
     for number, run in enumerate(missing, 1):
         elapsed = time.perf_counter() - began
         if budget is not None and elapsed > budget:
             print(f"{elapsed:.0f} s are over; the same command goes on with the other {len(missing) - number + 1} runs")
             break
         file = out / run.folder / "results.json"
-        if file.exists():
-            continue  # another process has made it meanwhile
         results = _run(run, (data or {}).get((run.data, run.style)))
         write_json(file, results)
         percent = ", ".join(f"{part} {value:.1f}" for part, value in results["accuracy"].items())

@@ -27,9 +27,9 @@ from rmadapter.testbed.runs import METHODS, Planned, run_planned
 DATA = ("emoji_activities", "emoji_symbols")
 STYLE = "fluent"
 SEEDS = (1, 2)
-EPOCHS = (5, 10, 20)
+EPOCHS = (5, 10)
 LEARNING_RATES = (0.0015, 0.005, 0.015, 0.05)
-SCALES = (0.03, 0.1, 0.3)
+SCALES = (0.03, 0.1)
 RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
 CONSISTENCY = (0.0, 1.0, 3.0, 10.0, 30.0)  # lambda3; lambda4 is 2.5 times it
 
@@ -67,7 +67,10 @@ def plan_losses(best: dict[str, Any]) -> list[Planned]:
 
 
 def ranking(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Settings with the means of what they came to, the best first; settings of which a run diverged are left out."""
+    """Settings with the means of what they came to, the best first.
+
+    Those of which a run diverged or, compared with the others, is not done are left out.
+    """
     by_settings: dict[tuple, list[dict[str, Any]]] = {}
     for result in results:
         by_settings.setdefault(tuple(sorted(result["settings"].items())), []).append(result)
@@ -81,7 +84,8 @@ def ranking(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for key in members[0]["second_half"]
             }
             rows.append({**dict(settings), **means, "runs": len(members), **norms})
-    return sorted(rows, key=lambda row: -row["hm"])
+    most = max((row["runs"] for row in rows), default=0)
+    return sorted((row for row in rows if row["runs"] == most), key=lambda row: -row["hm"])
 
 
 def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
@@ -94,11 +98,19 @@ def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def search(out: Path, budget: float | None = None) -> str:
-    """Make the runs that are missing; the tables, which are written to ``out`` too."""
+def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
+    """Make the runs that are missing, as ``run_planned``; the tables, which are written to ``out`` too.
+
+    Raises:
+        InputError: the runs of the single-branch adapter are not all done, on which the others depend.
+    """
     data = {(name, STYLE): base_only(load_emoji(name, STYLE)) for name in DATA}
-    single = ranking(run_planned(plan_training(), out, data=data, budget=budget))
-    losses = ranking(run_planned(plan_losses(single[0]), out, data=data, budget=budget))
+    plan = plan_training()
+    done = run_planned(plan, out, data=data, budget=budget, worker=worker)
+    if len(done) < len(plan):
+        raise InputError(f"{len(done)} of {len(plan)} runs of the single branch are done; the same command goes on")
+    single = ranking(done)
+    losses = ranking(run_planned(plan_losses(single[0]), out, data=data, budget=budget, worker=worker))
     text = (
         "# Search of the test bed's training configuration\n\n"
         f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new; accuracies in percent, hm is the "
@@ -115,9 +127,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.search", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench/results/testbed/search"))
     parser.add_argument("--seconds", type=float, help="begin no run after so many seconds")
+    parser.add_argument("--worker", default="1/1", help="I/N: every N-th run from the I-th, for N processes at once")
     chosen = parser.parse_args(argv)
     try:
-        print(search(chosen.out, chosen.seconds))
+        print(search(chosen.out, chosen.seconds, chosen.worker))
     except InputError as error:
         print(f"search: {error}", file=sys.stderr)
         return 2

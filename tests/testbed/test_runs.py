@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rmadapter.data import base_new_names
+from rmadapter.errors import InputError
 from rmadapter.report import report
 from rmadapter.testbed import claim, demo, runs, search
 from rmadapter.testbed.datasets import load_emoji
@@ -46,6 +47,16 @@ def test_no_run_begins_after_the_budget(tmp_path, capsys):
     assert "the same command goes on with the other 1 runs" in capsys.readouterr().out
 
 
+def test_workers_share_the_runs(tmp_path, monkeypatch):
+    plan = [runs.Planned(str(number), "emoji_food", "fluent", 1, {}) for number in range(5)]
+    monkeypatch.setattr(runs, "_run", lambda run, data: {"accuracy": {}, "made": run.folder})
+    assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="2/2")] == ["1", "3"]
+    assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="1/2")] == list("01234")
+    for wrong in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(InputError, match="worker is"):
+            runs.run_planned(plan, tmp_path, worker=wrong)
+
+
 def test_a_diverged_run_is_kept_as_such_and_left_out_of_the_ranking(tmp_path):
     plan = [runs.Planned("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e6})]
     (found,) = runs.run_planned(plan, tmp_path)
@@ -81,7 +92,8 @@ def test_ranking_is_by_the_mean_harmonic_mean():
     def result(lr, hm, **more):
         return {"settings": {"lr": lr}, "accuracy": {"hm": hm}, "second_half": {}, **more}
 
-    found = search.ranking([result(1, 50), result(1, 60), result(2, 54), result(2, 58), result(3, 90, diverged="x")])
+    done = [result(1, 50), result(1, 60), result(2, 54), result(2, 58), result(3, 90, diverged="x"), result(4, 99)]
+    found = search.ranking(done)  # of 4 a run is missing
     assert [(row["lr"], row["hm"], row["runs"]) for row in found] == [(2, 56, 2), (1, 55, 2)]
 
 
