@@ -162,7 +162,7 @@ def _table(columns: Sequence[_Column], items: Sequence[Any], said_once: Sequence
     above, shown = [], []
     for heading, is_number, cell in columns:
         cells = [cell(item) for item in items]
-        if heading in said_once and len(set(cells)) == 1:
+        if heading in said_once and len(set(cells)) == 1 and cells[0]:
             above.append(f"{heading}: {cells[0]}")
         elif any(cells):
             width = max(map(len, [heading, *cells, "--:"]))
