@@ -6,14 +6,12 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
-    "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "test": [
         "hypothesis>=6.90",
         "matplotlib>=3.8",
         "pytest>=8.0",
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
-        "scikit-learn>=1.4",
     ],
     "dev": ["ruff>=0.6"],
 }
