@@ -21,7 +21,7 @@ from rmadapter.config import RMAdapterConfig
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_json
-from rmadapter.inject import AdaptedCLIP, ModelSource, inject
+from rmadapter.injection import AdaptedCLIP, ModelSource, inject
 
 FORMAT = 1
 WEIGHTS_FILE = "adapter.safetensors"

@@ -40,7 +40,7 @@ class ReportConfig:
             raise InputError("no run folder is given; valid: rmadapter report DIR...")
 
 
-# Commands import what they run when they run, so that --help and a mistyped option answer in half a second.
+# Commands import what they run when they run: --help and a mistyped option answer in 1.7 s, with open_clip in 4.4.
 def _train(argv: list[str]) -> None:
     config = parse_arguments(TrainConfig, argv, prog="rmadapter train")
     from rmadapter.training import train

@@ -29,7 +29,7 @@ from rmadapter.data import (
 )
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_json
-from rmadapter.inject import AdaptedCLIP
+from rmadapter.injection import AdaptedCLIP
 from rmadapter.model import CLIPClassifier
 from rmadapter.results import FORMAT, harmonic_mean
 from rmadapter.runtime import autocast, choose_backend, resolve_device, resolve_precision

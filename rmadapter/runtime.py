@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rmadapter.errors import InputError, check_choice
-from rmadapter.inject import AdaptedCLIP
+from rmadapter.injection import AdaptedCLIP
 from rmadapter_kernels import available_backends
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

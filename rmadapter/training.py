@@ -34,7 +34,7 @@ from rmadapter.data import (
 from rmadapter.errors import InputError
 from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
-from rmadapter.inject import inject
+from rmadapter.injection import inject
 from rmadapter.losses import gradient_norms
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.results import FORMAT
