@@ -183,9 +183,7 @@ def check_base(clip: nn.Module, info: AdapterInfo, folder: Path) -> None:
             f"this one runs {'with' if uses_quick_gelu(clip) else 'without'} it"
         )
     if base_hash(clip) != info.base_hash:
-        trained = (
-            f"{info.source.name} ({info.source.pretrained or 'random weights'})" if info.source else "another model"
-        )
+        trained = str(info.source) if info.source else "another model"
         raise InputError(
             f"the adapter in {folder} belongs to other base weights than these: it was trained on {trained}, "
             f"hash {info.base_hash[:12]}"

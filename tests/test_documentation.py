@@ -55,8 +55,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that the documents speak from: flowers/, and what make demo leaves."""
     write_images(tmp_path / "flowers", ["dandelion", "lily", "rose", "tulip"], 10)
-    write_images(tmp_path / "demo" / "data" / "digits", ["0", "1", "5", "7"], 10)
-    Image.new("RGB", (48, 48)).save(tmp_path / "demo" / "data" / "digits" / "7" / "0894.png")
+    write_images(tmp_path / "demo" / "data" / "digits", ["0", "1", "3", "7"], 10)
+    Image.new("RGB", (48, 48)).save(tmp_path / "demo" / "data" / "digits" / "3" / "0879.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
