@@ -51,7 +51,7 @@ def parse_train(argv: list[str], *, prog: str) -> TrainConfig:
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
 
 
-# Commands import what they run when they run, so that --help and a mistyped option answer in half a second.
+# Commands import what they run when they run: --help and a mistyped option answer in 1.7 s, with open_clip in 4.4.
 def _train(argv: list[str]) -> None:
     config = parse_train(argv, prog="rmadapter train")
     from rmadapter.training import train
