@@ -62,7 +62,8 @@ class DivergedError(RuntimeError):
 def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Run ``config`` from start, or from where its folder stopped, to the end; returns what results.json holds.
 
-    ``data`` is taken in place of the data set that the configuration names. With ``explain`` it prints how the step is planned, trains nothing and returns nothing.
+    ``data`` is taken in place of the data set that the configuration names. With
+    ``explain`` it prints how the step is planned, trains nothing and returns nothing.
 
     Raises:
         InputError: anything in the configuration, the data or the folder that cannot work, before training.

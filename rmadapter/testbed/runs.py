@@ -111,7 +111,7 @@ def _run(run: Planned, data: ImageData | None) -> dict[str, Any]:
                 return run_eval(
                     EvalConfig(method="zeroshot", data=run.data, style=run.style, classes="base_new", workers=0)
                 )
-            config = train_config(run.data, run.style, run.seed, out=str(folder), **run.changes)
+            config = train_config(run.data, run.style, run.seed, out=str(folder), max_bad_steps=0, **run.changes)
             try:
                 results = train(config, data=data)
             except DivergedError as error:
