@@ -90,6 +90,19 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
             untrained = {key: accuracy for key, accuracy in zeroshot.items() if style in (None, key[1])}
             title = f"Drawn by {style}" if style else "Both styles"
             blocks += [f"## {title}, {len(pairs)} pairs", _table(pairs, untrained)]
+    norms = [
+        r["second_half"]
+        for r in results
+        if r.get("method") == "rmadapter" and "grad_norm_reconstruction" in r["second_half"]
+    ]
+    if norms:
+        means = [
+            statistics.fmean(run[f"grad_norm_{term}"] for run in norms) for term in ("cross_entropy", "reconstruction")
+        ]
+        blocks.append(
+            f"Norm of the gradient to `w_down`, mean over the second half of RMAdapter's {len(norms)} runs: "
+            f"{means[0]:.3g} from cross-entropy, {means[1]:.3g} from reconstruction with its weights."
+        )
     return "\n\n".join(blocks) + "\n"
 
 

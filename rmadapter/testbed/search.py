@@ -27,7 +27,7 @@ from rmadapter.testbed.runs import METHODS, Planned, run_planned
 DATA = ("emoji_activities", "emoji_symbols")
 STYLE = "fluent"
 SEEDS = (1, 2)
-EPOCHS = (5, 10)
+EPOCHS = (5,)  # as in the field's protocol
 LEARNING_RATES = (0.0015, 0.005, 0.015, 0.05)
 SCALES = (0.03, 0.1)
 RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2

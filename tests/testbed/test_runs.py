@@ -116,7 +116,14 @@ def results(differences: dict[tuple[str, str, int], float]) -> list[dict]:
     ]
     single, both = (
         [
-            {"data": d, "style": s, "seed": n, "method": method, "accuracy": {**parts, "new": 50 + add * value}}
+            {
+                "data": d,
+                "style": s,
+                "seed": n,
+                "method": method,
+                "accuracy": {**parts, "new": 50 + add * value},
+                "second_half": {"grad_norm_cross_entropy": 2.0, "grad_norm_reconstruction": 0.5} if add else {},
+            }
             for (d, s, n), value in differences.items()
         ]
         for method, add in (("single", 0), ("rmadapter", 1))
@@ -140,6 +147,7 @@ def test_differences_are_paired_and_their_error_is_over_groups():
     assert lines["rmadapter"][1].strip() == "54.00 ± 2.00"
     assert lines["groups in which it is higher"][1].strip() == "2 of 2"
     assert "3 pairs" in found
+    assert "RMAdapter's 3 runs: 2 from cross-entropy, 0.5 from reconstruction" in found
     assert claim.with_error([1.0]).endswith("nan")
     assert claim.group_means({("a", "x", 1): 1, ("a", "x", 2): 3, ("a", "y", 1): 8}) == [5]  # styles count alike
 
