@@ -31,7 +31,7 @@ struct ForwardScratch {
   using Element = typename P::Element;
   const Element** u;
   const float** z_rows;
-  char **out, **residual;
+  char **out, **residual, **next;
   Element *block, *z_elements, *h_elements;
   float *z, *h, *sums, *mean, *rstd;
   size_t bytes;
@@ -42,6 +42,7 @@ struct ForwardScratch {
     z_rows = memory.take<const float*>(s.rows);
     out = memory.take<char*>(s.rows);
     residual = memory.take<char*>(s.rows);
+    next = memory.take<char*>(s.rows);
     block = memory.take<Element>(s.direct ? 0 : s.rows * s.D);
     z = memory.take<float>(s.rows * s.rn);
     h = memory.take<float>(s.rows * s.hn);
@@ -153,7 +154,19 @@ void forward_block(const Problem& problem, const char* packed, char* scratch, in
   point_to_rows(problem.out, first, rows, padded, at.out);
   if (problem.residual.base) point_to_rows(problem.residual, first, rows, padded, at.residual);
 
-  reduce<P>(at.u, padded, s.D, w.w_down, at.z, s.rn);
+  Ahead ahead;
+  // In the third-level cache (788 tokens) fetching ahead costs more than it gives: 84% of the floor against 91%.
+  if (problem.M * s.D > (1 << 20)) {
+    const int64_t lines = s.PAIRS && problem.out.dtype == Dtype::f32 ? 2 : 1;
+    ahead.add(at.out, lines);
+    if (problem.residual.base) ahead.add(at.residual, lines);
+    for (int64_t i = 0; i < padded; ++i) {
+      const int64_t m = first + i + TILE_ROWS;
+      at.next[i] = row_of(problem.x, m < problem.M ? m : first);
+    }
+    if (s.direct) ahead.add(at.next, 1);
+  }
+  reduce<P>(at.u, padded, s.D, w.w_down, at.z, s.rn, ahead.count ? &ahead : nullptr);
   activate(problem.activation, at.z, w.b_down, padded, s.rn, nullptr);
   const auto* z = as_elements(at.z, padded, s.rn, at.z_elements);
   with_type(problem.out.dtype, [&](auto* kind) {

@@ -39,22 +39,49 @@ INLINE void for_panels(int64_t n, F f) {
   if (column < n) f(column, std::integral_constant<int, 1>());
 }
 
+// Rows that will be needed soon, fetched into the second-level cache while `reduce` runs: the processor's own
+// prefetcher does not follow a dozen rows of 3 KB (forward at 12,608 tokens: 96% of the floor, without it 77%).
+struct Ahead {
+  struct Group {
+    char* const* rows;
+    int64_t lines;  // of the group for one of x
+  };
+  Group groups[3] = {};
+  int count = 0;
+
+  void add(char* const* rows, int64_t lines) { groups[count++] = {rows, lines}; }
+
+  // Line `line` of each of the TILE_ROWS rows from `row` on.
+  INLINE void fetch(int64_t row, int64_t line) const {
+    for (int g = 0; g < count; ++g) {
+      const Group& group = groups[g];
+      for (int64_t l = line * group.lines; l < (line + 1) * group.lines; ++l)
+        UNROLL for (int i = 0; i < TILE_ROWS; ++i) prefetch(group.rows[row + i] + 64 * l);
+    }
+  }
+};
+
 template <class P, int R, int N>
 INLINE void reduce_tile(const typename P::Element* const* a, int64_t steps, const typename P::Element* p, float* sums,
-                        int64_t n) {
+                        int64_t n, int64_t first, const Ahead* ahead) {
   const typename P::Element* row[R];
   Vec total[R][N];
   UNROLL for (int i = 0; i < R; ++i) {
     row[i] = a[i];
     UNROLL for (int j = 0; j < N; ++j) total[i][j] = splat(0.0f);
   }
-  for (int64_t k = 0; k < steps; ++k) {
-    decltype(P::weights(p)) w[N];
-    UNROLL for (int j = 0; j < N; ++j) w[j] = P::weights(p + j * WIDTH * P::DEPTH);
-    p += N * WIDTH * P::DEPTH;
-    UNROLL for (int i = 0; i < R; ++i) {
-      const auto factor = P::factor(row[i] + k * P::DEPTH);
-      UNROLL for (int j = 0; j < N; ++j) total[i][j] = P::multiply(factor, w[j], total[i][j]);
+  constexpr int64_t LINE = 64 / sizeof(typename P::Element) / P::DEPTH;  // steps a cache line
+  for (int64_t start = 0; start < steps; start += LINE) {
+    if (ahead) ahead->fetch(first, start / LINE);
+    const int64_t end = start + LINE < steps ? start + LINE : steps;
+    for (int64_t k = start; k < end; ++k) {
+      decltype(P::weights(p)) w[N];
+      UNROLL for (int j = 0; j < N; ++j) w[j] = P::weights(p + j * WIDTH * P::DEPTH);
+      p += N * WIDTH * P::DEPTH;
+      UNROLL for (int i = 0; i < R; ++i) {
+        const auto factor = P::factor(row[i] + k * P::DEPTH);
+        UNROLL for (int j = 0; j < N; ++j) total[i][j] = P::multiply(factor, w[j], total[i][j]);
+      }
     }
   }
   UNROLL for (int i = 0; i < R; ++i)
@@ -64,10 +91,11 @@ INLINE void reduce_tile(const typename P::Element* const* a, int64_t steps, cons
 // a: `rows` pointers, a multiple of TILE_ROWS; sums [rows, n]; K a multiple of DEPTH.
 template <class P>
 void reduce(const typename P::Element* const* a, int64_t rows, int64_t K, const typename P::Element* p, float* sums,
-            int64_t n) {
+            int64_t n, const Ahead* ahead = nullptr) {
   for_panels(n, [&](int64_t column, auto vectors) INLINE_LAMBDA {
     for (int64_t i = 0; i < rows; i += TILE_ROWS)
-      reduce_tile<P, TILE_ROWS, vectors.value>(a + i, K / P::DEPTH, p + column * K, sums + i * n + column, n);
+      reduce_tile<P, TILE_ROWS, vectors.value>(a + i, K / P::DEPTH, p + column * K, sums + i * n + column, n, i,
+                                               column ? nullptr : ahead);
   });
 }
 
@@ -92,14 +120,16 @@ INLINE void expand_tile(const typename P::Element* a, int64_t stride, int64_t st
   UNROLL for (int i = 0; i < R; ++i) epilogue(row + i, column, total[i]);
 }
 
+// Row by row of tiles, the weights streaming from the second-level cache: panel by panel they would stay in the first, but
+// the rows would come in pieces of 128 bytes from 48 places (forward at 12,608 tokens: 75% of the floor in place of 96%).
 // a [rows, stride], its first K columns are multiplied; bias [D] or null. epilogue(row, column, Vec (&sums)[1 or 2]).
 template <class P, class Epilogue>
 void expand(const typename P::Element* a, int64_t stride, int64_t rows, int64_t K, const typename P::Element* p,
             int64_t D, const float* bias, const Epilogue& epilogue) {
-  for_panels(D, [&](int64_t column, auto vectors) INLINE_LAMBDA {
-    for (int64_t i = 0; i < rows; i += TILE_ROWS)
+  for (int64_t i = 0; i < rows; i += TILE_ROWS)
+    for_panels(D, [&](int64_t column, auto vectors) INLINE_LAMBDA {
       expand_tile<P, TILE_ROWS, vectors.value>(a, stride, K / P::DEPTH, p + column * K, bias, i, column, epilogue);
-  });
+    });
 }
 
 template <class P, int R, int N>
