@@ -48,7 +48,9 @@ inline bool rows_of(const Tensor& tensor, const char* name, Rows* rows) {
   const auto strides = tensor.strides();
   const int64_t last = tensor.dim() - 1;
   const int64_t size = static_cast<int64_t>(tensor.element_size());
-  if (strides[last] != 1 && sizes[last] != 1) return false;
+  *rows = {address_of(tensor), 1, 0, 0, dtype_of(tensor, name)};
+  if (tensor.numel() == 0) return true;  // which torch calls contiguous, whatever its strides
+  if (strides[last] != 1) return false;
   int64_t count[2] = {1, 1}, step[2] = {0, 0};  // the innermost first
   int found = 0;
   for (int64_t i = last - 1; i >= 0; --i) {
@@ -62,7 +64,9 @@ inline bool rows_of(const Tensor& tensor, const char* name, Rows* rows) {
       step[found++] = strides[i];
     }
   }
-  *rows = {address_of(tensor), count[0], step[1] * size, step[0] * size, dtype_of(tensor, name)};
+  rows->inner = count[0];
+  rows->outer_stride = step[1] * size;
+  rows->inner_stride = step[0] * size;
   return true;
 }
 

@@ -76,7 +76,8 @@ def check(seed: int) -> str:
     about += f"r {case.weights[0].shape[1]}, {case.settings}, {how}"
     try:
         with instructions(name):
-            judge(case, **how)
+            # One token may cancel by chance where eager did not: a wrong kernel is off by more.
+            judge(case, factor=3, steps=6, **how)
     except Exception as error:
         raise AssertionError(f"{about}\n{error}") from error
     return about
