@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data import ImageData, base_new_names, base_new_split
+from rmadapter.data import ImageData, base_new_split
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
 from rmadapter.testbed.datasets import load_emoji
@@ -26,19 +26,17 @@ from rmadapter.testbed.runs import METHODS, Planned, run_planned
 
 DATA = ("emoji_activities", "emoji_symbols")
 STYLE = "fluent"
-SEEDS = (1, 2)
+SEEDS = (1,)
 EPOCHS = (5,)  # as in the field's protocol
-LEARNING_RATES = (0.0015, 0.005, 0.015, 0.05)
+LEARNING_RATES = (0.005, 0.015, 0.05)
 SCALES = (0.03, 0.1)
-RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
-CONSISTENCY = (0.0, 1.0, 3.0, 10.0, 30.0)  # lambda3; lambda4 is 2.5 times it
+RECONSTRUCTION = (0.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
+CONSISTENCY = (0.0, 1.0, 10.0)  # lambda3; lambda4 is 2.5 times it
 
 
 def base_only(data: ImageData) -> ImageData:
     """The base classes as a data set of their own, whose base and new classes are its halves."""
-    names = base_new_names(data.class_names, "base")
     parts = {part: base_new_split(getattr(data, part), "base") for part in ("train", "val", "test")}
-    assert [item.name for item in parts["test"] if item.path.endswith("/00")] == names
     return dataclasses.replace(
         data, name=f"{data.name} base classes", retention=data.retention and base_only(data.retention), **parts
     )
@@ -50,7 +48,7 @@ def plan_training() -> list[Planned]:
         Planned(f"single/epochs{epochs}-lr{lr}-scale{scale}/{data}-seed{seed}", data, STYLE, seed, changes)
         for epochs, lr, scale in itertools.product(EPOCHS, LEARNING_RATES, SCALES)
         for changes in [{**METHODS["single"], "epochs": epochs, "lr": lr, "scale": scale}]
-        for data, seed in itertools.product(DATA, SEEDS[:1])
+        for data, seed in itertools.product(DATA, SEEDS)
     ]
 
 
