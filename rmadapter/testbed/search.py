@@ -30,8 +30,8 @@ SEEDS = (1,)
 EPOCHS = (5,)  # as in the field's protocol
 LEARNING_RATES = (0.005, 0.015, 0.05)
 SCALES = (0.03, 0.1)
-RECONSTRUCTION = (0.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
-CONSISTENCY = (0.0, 1.0, 10.0)  # lambda3; lambda4 is 2.5 times it
+RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
+CONSISTENCY = (0.0, 1.0, 3.0, 10.0, 30.0)  # lambda3; lambda4 is 2.5 times it
 
 
 def base_only(data: ImageData) -> ImageData:
