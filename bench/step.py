@@ -43,6 +43,8 @@ MAIN = ("plain", "all", "all, views")
 CONTENDERS = (*MAIN, *ALONE, "all, no reconstruction", "floor")
 # A sample is taken again where other processes used more than this share of the processors meanwhile.
 DISTURBED = 0.03
+# The first call of a contender warms it up and is no sample, unless it takes this many seconds.
+NEEDS_NO_WARMING = 20
 WORDS = "red old small apple house river stone light green car"
 
 
@@ -293,16 +295,20 @@ def _model(options: Options, device: torch.device, precision: str) -> tuple[Back
 
 
 def _sample(contenders: Contenders, name: str, case: dict) -> None:
-    if name not in contenders.calls:
-        call = contenders.call(name)
-        # Warms up, and gives the peak.
-        case["peak_bytes"] = peak_bytes(contenders.device, call)
+    first = name not in contenders.calls
+    call = contenders.call(name)
+    if first:
+        found = []
+        case["peak_bytes"] = peak_bytes(contenders.device, lambda: found.append(timed(contenders.device, call)))
         plan = contenders.plans[name]
         views = name == "all, views"
         case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=views).flop
         case["plain_flop"] = plan.plain.flop
-        return
-    seconds, others = timed(contenders.device, contenders.call(name))
+        if found[0][0] < NEEDS_NO_WARMING:
+            return
+        seconds, others = found[0]
+    else:
+        seconds, others = timed(contenders.device, call)
     disturbed = others > DISTURBED
     if not disturbed:
         case["seconds"].append(seconds)
