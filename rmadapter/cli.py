@@ -100,9 +100,10 @@ def _run(command: str, options: list[str]) -> int:
         print("rmadapter: stopped" + ("; --resume goes on" if command == "train" else ""), file=sys.stderr)
         return 130
     except RuntimeError as error:
-        from rmadapter.training import DivergedError
+        from rmadapter.distributed import PeerLostError
+        from rmadapter.loop import DivergedError
 
-        if not isinstance(error, DivergedError):
+        if not isinstance(error, (DivergedError, PeerLostError)):
             raise
         print(f"rmadapter: {error}", file=sys.stderr)
         return 1
