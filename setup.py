@@ -38,6 +38,8 @@ setup(
         "jsonargparse[signatures]>=4.40",
         "PyYAML>=6.0",
         "tqdm>=4.66",
+        # MATLAB annotation files of Stanford Cars and Flowers 102.
+        "scipy>=1.11",
     ],
     extras_require=EXTRAS | {"all": sorted({name for names in EXTRAS.values() for name in names})},
     entry_points={"console_scripts": ["rmadapter = rmadapter.cli:main"]},
