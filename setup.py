@@ -15,6 +15,8 @@ EXTRAS = {
         "pytest-timeout>=2.2",
         "scikit-learn>=1.4",
     ],
+    # Split files on Google Drive, for rmadapter datasets download.
+    "download": ["gdown>=5.0"],
     "dev": ["ruff>=0.6"],
 }
 

@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, predict, report."""
+"""The command ``rmadapter``: train, eval, predict, report, datasets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ USAGE = """usage: rmadapter COMMAND [options]
   eval      accuracy of an adapter, or of zero-shot CLIP, on a data set
   predict   classify images among any class names
   report    tables and plots from run folders
+  datasets  the field's data sets: what is there, and how to get them
 
 rmadapter COMMAND --help lists a command's options."""
 
@@ -67,11 +68,18 @@ def _report(argv: list[str]) -> None:
     print(report([Path(run) for run in config.runs], Path(config.out)).text)
 
 
+def _datasets(argv: list[str]) -> None:
+    from rmadapter.datasets import DatasetsConfig, run_datasets
+
+    run_datasets(parse_arguments(DatasetsConfig, argv, prog="rmadapter datasets", positional="words"))
+
+
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "train": _train,
     "eval": _eval,
     "predict": _predict,
     "report": _report,
+    "datasets": _datasets,
 }
 
 

@@ -1,4 +1,4 @@
-"""The field's data sets on miniature copies of their layouts: counts, order, names, halves, few-shot picks, mistakes."""
+"""The field's data sets on miniature copies of their layouts: counts, order, names, few-shot picks, mistakes."""
 
 from __future__ import annotations
 
