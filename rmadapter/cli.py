@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.arguments import parse_arguments
-from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, nearest
 
 USAGE = """usage: rmadapter COMMAND [options]
 
-  train     adapt CLIP to a folder of images, a few a class
+  train     adapt CLIP to a folder of images, a few a class; --method NAME for another method than RMAdapter
   eval      accuracy of an adapter, or of zero-shot CLIP, on a data set
   predict   classify images among any class names
   report    tables and plots from run folders
@@ -43,22 +42,23 @@ class ReportConfig:
 
 # Commands import what they run when they run: --help and a mistyped option answer in 1.7 s, with open_clip in 4.4.
 def _train(argv: list[str]) -> None:
-    config = parse_arguments(TrainConfig, argv, prog="rmadapter train")
-    from rmadapter.training import train
+    from rmadapter.methods import train_command
 
-    train(config)
+    train_command(argv)
 
 
 def _eval(argv: list[str]) -> None:
-    from rmadapter.evaluation import EvalConfig, run_eval
+    from rmadapter.evaluation import EvalConfig
+    from rmadapter.methods import evaluate
 
-    run_eval(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
+    evaluate(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
 
 
 def _predict(argv: list[str]) -> None:
-    from rmadapter.prediction import PredictConfig, run_predict
+    from rmadapter.methods import predict
+    from rmadapter.prediction import PredictConfig
 
-    run_predict(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
+    predict(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
 
 
 def _report(argv: list[str]) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torchvision
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
 from miniatures import build, folders
 
 from rmadapter.cli import main
