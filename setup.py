@@ -40,6 +40,8 @@ setup(
         "jsonargparse[signatures]>=4.40",
         "PyYAML>=6.0",
         "tqdm>=4.66",
+        # Claims of a sweep's runs; torch needs it too.
+        "filelock>=3.12",
         # MATLAB annotation files of Stanford Cars and Flowers 102.
         "scipy>=1.11",
     ],

@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, predict, report, datasets."""
+"""The command ``rmadapter``: train, eval, predict, sweep, report, datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ USAGE = """usage: rmadapter COMMAND [options]
   train     adapt CLIP to a folder of images, a few a class; --method NAME for another method than RMAdapter
   eval      accuracy of an adapter, or of zero-shot CLIP, on a data set
   predict   classify images among any class names
-  report    tables and plots from run folders
+  sweep     all runs of a published table: base2new, cross, domain, ablation
+  report    tables and plots from run folders, or of a sweep
   datasets  the field's data sets: what is there, and how to get them
 
 rmadapter COMMAND --help lists a command's options."""
@@ -68,6 +69,12 @@ def _report(argv: list[str]) -> None:
     print(report([Path(run) for run in config.runs], Path(config.out)).text)
 
 
+def _sweep(argv: list[str]) -> int:
+    from rmadapter.sweep import run_sweep
+
+    return run_sweep(argv)
+
+
 def _datasets(argv: list[str]) -> None:
     from rmadapter.datasets import DatasetsConfig, run_datasets
 
@@ -79,12 +86,15 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "eval": _eval,
     "predict": _predict,
     "report": _report,
+    "sweep": _sweep,
     "datasets": _datasets,
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run."""
+    """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run or a
+    sweep with failed runs.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -100,12 +110,13 @@ def _run(command: str, options: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
-        COMMANDS[command](options)
+        return COMMANDS[command](options) or 0
     except InputError as error:
         print(f"rmadapter: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("rmadapter: stopped" + ("; --resume goes on" if command == "train" else ""), file=sys.stderr)
+        hint = {"train": "; --resume goes on", "sweep": "; the same command goes on"}.get(command, "")
+        print(f"rmadapter: stopped{hint}", file=sys.stderr)
         return 130
     except RuntimeError as error:
         from rmadapter.training import DivergedError
@@ -114,4 +125,3 @@ def _run(command: str, options: list[str]) -> int:
             raise
         print(f"rmadapter: {error}", file=sys.stderr)
         return 1
-    return 0
