@@ -12,6 +12,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
 from torch import Tensor, nn
 
 from rmadapter.data import Preprocessing
@@ -24,6 +25,15 @@ RANDOM_WEIGHTS_SEED = 0
 # What a local-dir: folder holds.
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+
+# Parameters that are stored in the compute dtype, by the class of their module; what is not named stays fp32.
+STORED = (
+    ((nn.Linear, nn.Conv2d), ("weight", "bias")),
+    (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")),
+    (Attention, ("in_proj_weight", "in_proj_bias", "head_scale", "logit_scale")),
+    (AttentionalPooler, ("query",)),
+    (LayerScale, ("gamma",)),
+)
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,32 @@ def _check_name(name: str, pretrained: str | None) -> None:
         )
 
 
+def store_backbone(clip: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen weights in ``dtype`` from now on, in place: bf16, fp16 or fp32 (which changes nothing).
+
+    As in open_clip's own precision modes the matrices are stored in it, while norms and embeddings stay fp32 and
+    LayerNorms compute in fp32. Scales inside blocks go with the matrices, or they would make the stream fp32.
+    Autocast in place of it casts every frozen weight again at each call: 16 images through ViT-B/16 took 5.6 s under
+    it and 0.79 s with bf16 weights (2 cores with AVX512_BF16; fp32: 3.1 s).
+    """
+    if dtype == torch.float32:
+        return
+    clip.loaded_hash = base_hash(clip)
+    clip.stored_dtype = dtype
+    for module in clip.modules():
+        names = next((names for kinds, names in STORED if isinstance(module, kinds)), ("text_projection", "proj"))
+        for name in names:
+            parameter = getattr(module, name, None)
+            if isinstance(parameter, nn.Parameter):
+                parameter.data = parameter.data.to(dtype)
+        if type(module) is LayerNorm:
+            module.__class__ = LayerNormFp32  # the same parameters; F.layer_norm on CUDA takes one dtype alone
+
+
 def base_hash(clip: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of the base model's state dict, adapters left out."""
+    """SHA-256 over name, dtype, shape and bytes of the base model's state dict as loaded, adapters left out."""
+    if (loaded := getattr(clip, "loaded_hash", None)) is not None:
+        return loaded
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         if f".{CHILD}." not in name:

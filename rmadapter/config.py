@@ -18,6 +18,7 @@ from rmadapter_kernels import ACTIVATIONS, OBJECTIVES
 
 TOWERS = ("vision", "text")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
 LAYER_FORMS = "'all', 'none', 'last:N', 'A-B', 'A,B,C' or a list of numbers, counted from 1"
@@ -233,6 +234,37 @@ class LossConfig:
 
 
 @dataclass
+class StepConfig:
+    """The shortcuts of the training step, each exact to fp32 rounding; --no-shortcuts leaves all of them out.
+
+    Args:
+        trim: cut prompts to their end-of-text where the text tower is causal and pooled there
+        text_prefix: compute the prompts' activations below the first text adapter once
+        frozen_targets: compute the frozen text features once
+        image_prefix: share the activations below the first image adapter between adapted and frozen pass
+        class_chunks: prompts in chunks of like length, recomputed in backward where --text-memory is exceeded
+        last_token: the last block of a tower that is pooled at one token is computed for that one alone
+    """
+
+    trim: bool = True
+    text_prefix: bool = True
+    frozen_targets: bool = True
+    image_prefix: bool = True
+    class_chunks: bool = True
+    last_token: bool = True
+
+    @classmethod
+    def none(cls) -> StepConfig:
+        """Without any."""
+        return cls(**{f.name: False for f in dataclasses.fields(cls)})
+
+    @property
+    def any(self) -> bool:
+        """Whether any is taken."""
+        return any(dataclasses.asdict(self).values())
+
+
+@dataclass
 class TrainConfig:
     """One training run. The defaults are those of the field's 16-shot protocol for pretrained CLIP.
 
@@ -245,10 +277,17 @@ class TrainConfig:
         model: open_clip model name, or local-dir:FOLDER
         pretrained: open_clip tag or a weights file; without it the model has random weights
         template: prompt for a class, with {} for its name
-        precision: auto (bf16 on GPUs that have it, else fp32), bf16, fp16 or fp32
+        precision: what the frozen model is stored and computed in: auto (bf16 on GPUs and CPUs that have it, else
+            fp32), bf16, fp16 or fp32; adapters, optimiser and losses are always fp32
+        residual: the residual stream above the first adapter: fp32, compute (the precision), or auto
         device: auto, cpu, cuda or cuda:N
         fused: use the fastest adapter backend there is; --no-fused takes the eager reference
         backend: one adapter backend by name; an error where it is not to be had
+        shortcuts: take the shortcuts of the group step; --no-shortcuts computes everything anew at every step
+        step: the shortcuts, one by one
+        text_memory: memory for the activations of all prompts, such as 2GB; default: a quarter of what is free
+        explain: say what is on, why, and what it is expected to save; train nothing
+        max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
         batch_size: images a step
         lr: peak learning rate of SGD, cosine schedule by epoch
@@ -281,9 +320,15 @@ class TrainConfig:
     pretrained: str | None = None
     template: str = "a photo of a {}."
     precision: str = "auto"
+    residual: str = "auto"
     device: str = "auto"
     fused: bool = True
     backend: str | None = None
+    shortcuts: bool = True
+    step: StepConfig = field(default_factory=StepConfig)
+    text_memory: str | None = None
+    explain: bool = False
+    max_bad_steps: int = 10
     epochs: int = 5
     batch_size: int = 16
     lr: float = 0.0015
@@ -310,11 +355,12 @@ class TrainConfig:
             raise InputError("data is missing; valid: --data FOLDER, or --data NAME --data-root DIR")
         check_choice("classes", self.classes, PARTS)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("residual", self.residual, STREAMS)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_template(self.template)
         for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
             check_range(name, getattr(self, name), 1)
-        for name in ("seed", "workers", "checkpoint_every", "grad_norm_every", "weight_decay"):
+        for name in ("seed", "workers", "checkpoint_every", "grad_norm_every", "weight_decay", "max_bad_steps"):
             check_range(name, getattr(self, name), 0)
         check_range("lr", self.lr, 0, open_low=True)
         check_range("momentum", self.momentum, 0, 1)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rmadapter.backbone import Backbone, load_backbone
+from rmadapter.backbone import Backbone, load_backbone, store_backbone
 from rmadapter.checkpoint import load, read_info
 from rmadapter.config import PRECISIONS, check_template
 from rmadapter.data import (
@@ -27,12 +27,13 @@ from rmadapter.data import (
     eval_transform,
     load_data,
 )
+from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_json
 from rmadapter.injection import AdaptedCLIP
 from rmadapter.model import CLIPClassifier
 from rmadapter.results import FORMAT, harmonic_mean
-from rmadapter.runtime import autocast, choose_backend, resolve_device, resolve_precision
+from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
 
 
 @dataclass
@@ -118,7 +119,6 @@ def accuracy(
     items: Sequence[Item],
     loading: Loading,
     *,
-    precision: str = "fp32",
     name: str = "",
 ) -> Accuracy:
     """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; prompts are encoded once.
@@ -142,17 +142,16 @@ def accuracy(
     model.eval()
     seen, correct = 0, 0
     quiet = not sys.stderr.isatty()
-    with autocast(device, precision):
-        text = model.text_features()
-        for batch, labels, unreadable in tqdm(
-            loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False
-        ):
-            if unreadable and not loading.skip_bad:
-                raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
-            if len(labels):
-                logits = model.logits(model.image_features(batch.to(device)), text)
-                correct += int((logits.argmax(-1).cpu() == labels).sum())
-                seen += len(labels)
+    text = model.text_features()
+    for batch, labels, unreadable in tqdm(
+        loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False
+    ):
+        if unreadable and not loading.skip_bad:
+            raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
+        if len(labels):
+            logits = model.logits(model.image_features(batch.to(device)), text)
+            correct += int((logits.argmax(-1).cpu() == labels).sum())
+            seen += len(labels)
     if not seen:
         raise InputError(f"none of {len(items)} images{' for ' + name if name else ''} could be read")
     return Accuracy(100 * correct / seen, seen, len(items) - seen)
@@ -165,7 +164,6 @@ def evaluate_parts(
     loading: Loading,
     *,
     split: str = "test",
-    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Accuracy for each of ``parts`` ("all", "base", "new"), each classified among its own classes.
 
@@ -178,7 +176,7 @@ def evaluate_parts(
     for part in parts:
         model.set_classes(base_new_names(data.class_names, part), model.template)
         chosen = base_new_split(items, part, classes)
-        result = accuracy(model, data.root, chosen, loading, precision=precision, name=part)
+        result = accuracy(model, data.root, chosen, loading, name=part)
         found["accuracy"][part] = result.top1
         found["images"][part] = result.images
         found["skipped"] += result.skipped
@@ -228,16 +226,19 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device, with_adapter=not zeroshot)
     info = read_info(Path(config.adapter)) if config.adapter else None
     template = config.template or (info.template if info else None) or "a photo of a {}."
+    store_backbone(backbone.clip, DTYPES[precision])
     backend = None
     if adapted is not None:
         backend, sentence = choose_backend(adapted, config.fused, config.backend)
         print(sentence)
     model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, data.class_names, template)
+    if adapted is not None:
+        model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", precision))
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = ("base", "new") if config.classes == "base_new" else (config.classes,)
     trained = (info.training or {}) if adapted is not None else {}
     started = time.perf_counter()
-    found = evaluate_parts(model, data, parts, loading, split=config.split, precision=precision)
+    found = evaluate_parts(model, data, parts, loading, split=config.split)
     results = {
         "format": FORMAT,
         "method": "zeroshot" if zeroshot else trained.get("method", "adapter"),

@@ -190,6 +190,11 @@ class AdaptedCLIP(nn.Module):
             if isinstance(adapter.branch, FusedRMAdapter):
                 adapter.branch.backend = backend
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapters are switched on."""
+        return all(adapter.active for _, _, adapter in self.adapters())
+
     def set_enabled(self, enabled: bool) -> None:
         """Switch all adapters on or off.
 

@@ -30,16 +30,27 @@ def reconstruction(per_token: list[Tensor], objective: str, width: int, valid: T
         width: D of the tower.
         valid: bool [batch, tokens], which tokens count; None for all.
     """
+    count = per_token[0].numel() if valid is None else valid.sum()
+    return reconstruction_sum(per_token, objective, width, valid) / count
+
+
+def reconstruction_sum(per_token: list[Tensor], objective: str, width: int, valid: Tensor | None = None) -> Tensor:
+    """``reconstruction`` before its division by the number of tokens, for tokens that are spread over calls."""
     divisor = 1 if objective == "cosine" else width
-    if valid is None:
-        return sum(loss.mean() for loss in per_token) / divisor
-    count = valid.sum()
-    return sum(torch.where(valid, loss, 0.0).sum() / count for loss in per_token) / divisor
+    if valid is not None:
+        per_token = [torch.where(valid, loss, 0.0) for loss in per_token]
+    return sum(loss.sum() for loss in per_token) / divisor
 
 
 def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
     """Mean absolute difference of L2-normalised features [n, embed] of the adapted and the frozen model, fp32."""
-    return F.l1_loss(F.normalize(adapted.float(), dim=-1), F.normalize(frozen.float(), dim=-1))
+    return consistency_sum(adapted, frozen) / len(adapted)
+
+
+def consistency_sum(adapted: Tensor, frozen: Tensor) -> Tensor:
+    """``consistency`` summed over the n rows instead of averaged."""
+    difference = F.normalize(adapted.float(), dim=-1) - F.normalize(frozen.float(), dim=-1)
+    return difference.abs().sum() / adapted.shape[-1]
 
 
 def total(terms: Mapping[str, Tensor], weights: LossConfig) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rmadapter import losses
 from rmadapter.config import LossConfig, RMAdapterConfig
+from rmadapter.encoders import Encoders
 from rmadapter.injection import AdaptedCLIP, inject
 from rmadapter.text import encode_prompts, make_prompts
 from rmadapter.towers import find_towers
@@ -31,6 +32,10 @@ class CLIPClassifier(nn.Module):
         tokenizer: open_clip's tokenizer for it.
         class_names: names in the order of the labels; equal names are kept apart by their index.
         template: prompt with ``{}`` for the name.
+        trim: cut prompts after the longest one's end where that changes no feature.
+
+    ``encoders``, where set, run an adapted model in eval mode in place of open_clip's own forward passes and hooks:
+    the last block at the pooled token alone, the residual stream in a dtype of its own.
     """
 
     def __init__(
@@ -39,10 +44,14 @@ class CLIPClassifier(nn.Module):
         tokenizer: Callable[..., Tensor],
         class_names: Sequence[str],
         template: str = "a photo of a {}.",
+        *,
+        trim: bool = True,
     ):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.trim = trim
+        self.encoders: Encoders | None = None
         self.set_classes(class_names, template)
 
     @property
@@ -55,15 +64,25 @@ class CLIPClassifier(nn.Module):
         self.class_names = list(class_names)
         self.template = template
         device = self.clip.logit_scale.device
-        self.prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template).to(device)
+        prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim)
+        self.prompts = prompts.to(device)
 
     def text_features(self) -> Tensor:
         """Features [classes, embed] of the prompts, not normalised."""
+        if self._encoders_run:
+            return self.encoders.text.features(self.prompts.tokens)
         return encode_prompts(self.clip, self.prompts.tokens)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
-        return self.clip.encode_image(images)
+        if self._encoders_run:
+            return self.encoders.image.features(images)
+        # Weights stored in 16 bits (backbone.store_backbone) take images in 16 bits.
+        return self.clip.encode_image(images.to(getattr(self.clip, "stored_dtype", images.dtype)))
+
+    @property
+    def _encoders_run(self) -> bool:
+        return self.encoders is not None and not self.training and self.model.enabled
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed]."""
@@ -84,7 +103,8 @@ class RMAdapterCLIP(CLIPClassifier):
         model: an open_clip CLIP model, which gets adapters in place, or an ``AdaptedCLIP``.
         config: adapters, where ``model`` has none yet.
         loss: weights of the loss terms; a term with weight 0 is not computed.
-        tokenizer, class_names, template: as in ``CLIPClassifier``.
+        tokenizer, class_names, template, trim: as in ``CLIPClassifier``.
+        keep_targets: compute the frozen text features once for a set of classes, not at every call.
     """
 
     def __init__(
@@ -96,9 +116,12 @@ class RMAdapterCLIP(CLIPClassifier):
         config: RMAdapterConfig | None = None,
         *,
         loss: LossConfig | None = None,
+        trim: bool = True,
+        keep_targets: bool = True,
     ):
         adapted = model if isinstance(model, AdaptedCLIP) else inject(model, config)
-        super().__init__(adapted, tokenizer, class_names, template)
+        super().__init__(adapted, tokenizer, class_names, template, trim=trim)
+        self.keep_targets = keep_targets
         self.loss = loss or LossConfig()
         self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
         adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
@@ -121,7 +144,7 @@ class RMAdapterCLIP(CLIPClassifier):
 
     def frozen_text_features(self) -> Tensor:
         """Features [classes, embed] of the prompts from the frozen model, computed once for a set of classes."""
-        if self._frozen_text is None:
+        if self._frozen_text is None or not self.keep_targets:
             with torch.no_grad(), self.adapted.frozen_pass():
                 self._frozen_text = self.text_features()
         return self._frozen_text

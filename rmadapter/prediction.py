@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
+from rmadapter.backbone import store_backbone
 from rmadapter.checkpoint import read_info
 from rmadapter.config import PRECISIONS, check_template
 from rmadapter.data import eval_transform, read_image
+from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation import load_adapted
 from rmadapter.model import CLIPClassifier
-from rmadapter.runtime import autocast, choose_backend, resolve_device, resolve_precision
+from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
 
 
 @dataclass
@@ -68,18 +70,15 @@ class PredictConfig:
 
 
 @torch.no_grad()
-def predict(
-    model: CLIPClassifier, images: Sequence[Any], *, batch_size: int = 32, precision: str = "fp32"
-) -> torch.Tensor:
+def predict(model: CLIPClassifier, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:
     """Probabilities [images, classes] in fp32 on the CPU of preprocessed images [3, size, size]."""
     device = model.prompts.tokens.device
     model.eval()
-    with autocast(device, precision):
-        text = model.text_features()
-        batches = [
-            model.logits(model.image_features(torch.stack(list(images[i : i + batch_size])).to(device)), text)
-            for i in range(0, len(images), batch_size)
-        ]
+    text = model.text_features()
+    batches = [
+        model.logits(model.image_features(torch.stack(list(images[i : i + batch_size])).to(device)), text)
+        for i in range(0, len(images), batch_size)
+    ]
     return torch.cat(batches).softmax(-1).cpu()
 
 
@@ -91,14 +90,15 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     names = wanted_class_names(config, info.class_names if info else None)
     pictures = [read_image(Path(path)) for path in config.images]
     backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device)
+    store_backbone(backbone.clip, DTYPES[precision])
     if adapted is not None:
         choose_backend(adapted, config.fused, config.backend)
     template = config.template or (info.template if info else None) or "a photo of a {}."
     model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, names, template)
+    if adapted is not None:
+        model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", precision))
     transform = eval_transform(backbone.preprocessing)
-    probabilities = predict(
-        model, [transform(picture) for picture in pictures], batch_size=config.batch_size, precision=precision
-    )
+    probabilities = predict(model, [transform(picture) for picture in pictures], batch_size=config.batch_size)
     return print_predictions(config, names, probabilities)
 
 

@@ -25,7 +25,17 @@ from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_text
 
 # What may differ between a run and its resumption: where things are, and what changes no weight.
-FREE_ON_RESUME = {"out", "resume", "overwrite", "data_root", "workers", "eval_batch_size", "checkpoint_every"}
+FREE_ON_RESUME = {
+    "out",
+    "resume",
+    "overwrite",
+    "data_root",
+    "workers",
+    "eval_batch_size",
+    "checkpoint_every",
+    "explain",
+    "max_bad_steps",
+}
 
 
 @dataclass

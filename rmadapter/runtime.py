@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmadapter.errors import InputError, check_choice
 from rmadapter.injection import AdaptedCLIP
@@ -39,7 +39,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """ "auto" made definite for ``device``; InputError where the device does not support what was asked for."""
     bf16_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "auto":
-        return "bf16" if bf16_gpu else "fp32"
+        return "bf16" if bf16_gpu or (device.type == "cpu" and cpu_has_bf16()) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise InputError("precision is 'fp16', which needs loss scaling on a GPU; valid on cpu: bf16, fp32, auto")
     if name == "bf16" and device.type == "cuda" and not bf16_gpu:
@@ -47,9 +47,35 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return name
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Mixed precision for a forward pass; fp32 is left alone."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (AVX512_BF16 or AMX); elsewhere fp32 is faster."""
+    # Named as private in torch.cpu, and the same since torch 2.5.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def residual_dtype(residual: str, precision: str) -> torch.dtype:
+    """Dtype of the residual stream above the first adapter; "auto" is fp32, whatever the precision."""
+    return DTYPES[precision] if residual == "compute" else torch.float32
+
+
+class FiniteFlag:
+    """Whether a scalar is finite, asked without holding up the GPU: true in ``if`` once the value has arrived."""
+
+    def __init__(self, value: Tensor):
+        flag = torch.isfinite(value.detach())
+        self._event = None
+        if flag.is_cuda:
+            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._flag.copy_(flag, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._flag = flag
+
+    def __bool__(self) -> bool:
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._flag)
 
 
 def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tuple[str, str]:

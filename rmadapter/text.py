@@ -32,13 +32,19 @@ class Prompts:
 
 
 def make_prompts(
-    clip: nn.Module, tokenizer: Callable[..., Tensor], class_names: Sequence[str], template: str
+    clip: nn.Module,
+    tokenizer: Callable[..., Tensor],
+    class_names: Sequence[str],
+    template: str,
+    *,
+    trim: bool = True,
 ) -> Prompts:
     """Prompts of all classes, trimmed to the longest one where that leaves every feature as it is.
 
     Args:
         tokenizer: open_clip's, called as ``tokenizer(texts, context_length=n)``.
         template: text with one ``{}`` for the class name.
+        trim: False keeps the model's full context.
 
     Raises:
         InputError: a prompt longer than the model's context (open_clip would cut it off silently).
@@ -54,10 +60,35 @@ def make_prompts(
             + (f", and {len(too_long) - 1} more are" if len(too_long) > 1 else "")
         )
     tokens = tokens[:, :context]
-    end = (tokens == clip.text_eos_id).int().argmax(-1) if clip.text_pool_type == "eos" else tokens.argmax(-1)
-    if text_is_trimmable(clip):
+    end = end_of_text(clip, tokens)
+    if trim and text_is_trimmable(clip):
         tokens = tokens[:, : int(end.max()) + 1]
     return Prompts(tokens.contiguous(), torch.arange(tokens.shape[1]) <= end[:, None])
+
+
+def end_of_text(clip: nn.Module, tokens: Tensor) -> Tensor:
+    """Place of the end-of-text token in each row of ``tokens`` [classes, length]; int64 [classes]."""
+    return (tokens == clip.text_eos_id).int().argmax(-1) if clip.text_pool_type == "eos" else tokens.argmax(-1)
+
+
+def embed_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
+    """What enters the first block, [classes, length, D] in the dtype of the weights; positions cut to the length."""
+    dtype = clip.transformer.get_cast_dtype()
+    return clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[: tokens.shape[1]].to(dtype)
+
+
+def pool_text(clip: nn.Module, x: Tensor, tokens: Tensor) -> Tensor:
+    """The token, or tokens, of ``x`` [classes, length, D] that the features are made of."""
+    # open_clip 2.32 pools at the largest token alone and knows no end-of-text number.
+    eos = {"eos_token_id": clip.text_eos_id} if clip.text_pool_type == "eos" else {}
+    return text_global_pool(x, tokens, clip.text_pool_type, **eos)
+
+
+def project_text(clip: nn.Module, x: Tensor) -> Tensor:
+    """Features of pooled tokens [..., D], not normalised."""
+    if clip.text_projection is None:
+        return x
+    return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
 
 
 def encode_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
@@ -66,13 +97,6 @@ def encode_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
     open_clip's ``encode_text`` on a prompt of any length: positions and causal mask are cut to the length.
     """
     length = tokens.shape[1]
-    dtype = clip.transformer.get_cast_dtype()
-    x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
     mask = clip.attn_mask[:length, :length] if clip.attn_mask is not None else None
-    x = clip.ln_final(clip.transformer(x, attn_mask=mask))
-    # open_clip 2.32 pools at the largest token alone and knows no end-of-text number.
-    eos = {"eos_token_id": clip.text_eos_id} if clip.text_pool_type == "eos" else {}
-    x = text_global_pool(x, tokens, clip.text_pool_type, **eos)
-    if clip.text_projection is None:
-        return x
-    return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
+    x = clip.ln_final(clip.transformer(embed_prompts(clip, tokens), attn_mask=mask))
+    return project_text(clip, pool_text(clip, x, tokens))

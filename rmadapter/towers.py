@@ -84,6 +84,10 @@ class Tower:
         """Number of blocks."""
         return len(self.blocks)
 
+    def pool_type(self, model: nn.Module) -> str | None:
+        """How ``model``, whose tower this is, makes one vector of its tokens; None where its kind does not say."""
+        return _lookup(model, self.kind.pool_type) if self.kind.pool_type else None
+
     def norm(self, layer: int) -> nn.LayerNorm:
         """The LayerNorm in front of the attention of block ``layer``, counted from 1."""
         return getattr(self.blocks[layer - 1], self.kind.norm)
@@ -133,3 +137,9 @@ def text_is_trimmable(model: nn.Module) -> bool:
     """
     kind = next(kind for kind in TOWER_KINDS if kind.modality == "text")
     return _lookup(model, kind.causal_mask) is not None and _lookup(model, kind.pool_type) in ("argmax", "eos")
+
+
+def pooled_token(model: nn.Module, modality: str) -> int | None:
+    """The one place at which a tower is pooled, -1 for the last; None where it depends on the prompt, or is none."""
+    pool = find_towers(model)[modality].pool_type(model)
+    return {"tok": 0, "first": 0, "last": -1}.get(pool)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rmadapter.backbone import Backbone, base_hash, load_backbone
+from rmadapter.backbone import Backbone, base_hash, load_backbone, store_backbone
 from rmadapter.checkpoint import save_adapter
 from rmadapter.config import TrainConfig
 from rmadapter.data import (
@@ -31,27 +31,42 @@ from rmadapter.data import (
     load_data,
     train_transform,
 )
+from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError
 from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
 from rmadapter.injection import inject
 from rmadapter.losses import gradient_norms
 from rmadapter.model import RMAdapterCLIP
+from rmadapter.plan import Plan, make_step, text_budget, wanted_shortcuts
 from rmadapter.results import FORMAT
 from rmadapter.run_folder import MetricsLog, RunFolder, State
-from rmadapter.runtime import autocast, choose_backend, environment, resolve_device, resolve_precision
+from rmadapter.runtime import (
+    DTYPES,
+    FiniteFlag,
+    choose_backend,
+    environment,
+    residual_dtype,
+    resolve_device,
+    resolve_precision,
+)
+from rmadapter.step import TrainStep
+
+REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda decides"
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite; the message says at which step and what usually helps."""
+    """The loss is not finite too often; the message names the last such batch and what usually helps."""
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run ``config`` from start, or from where its folder stopped, to the end; returns what results.json holds.
 
+    With ``explain`` it prints how the step is planned, trains nothing and returns nothing.
+
     Raises:
         InputError: anything in the configuration, the data or the folder that cannot work, before training.
-        DivergedError: the loss became non-finite.
+        DivergedError: the loss was not finite at more than ``max_bad_steps`` steps.
     """
     folder = RunFolder(config.run_folder)
     folder.check(config)
@@ -65,9 +80,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
         print(note)
     sample, items, names = _few_shot(config, data)
     backbone = load_backbone(config.model, config.pretrained, device)
-    model, backend = _make_model(config, backbone, names)
+    model, backend = _make_model(config, backbone, names, precision)
     state = folder.load_state() if config.resume else None
-    run = _Run(config, model, items, data, backbone, device, precision)
+    # The chunks of classes depend on it, and the last bits on the chunks: a resumed run takes what it began with.
+    text_bytes = state.values["text_bytes"] if state is not None else text_budget(config, device)
+    step, sentence = make_step(model, config, precision, text_bytes)
+    print(sentence)
+    if config.explain:
+        print(Plan.of(step, config.batch_size))
+        return {}
+    run = _Run(config, model, step, items, data, backbone, device, precision, text_bytes)
     if state is not None:
         run.restore(state)
         print(f"resuming at epoch {run.epoch + 1}, step {run.step_in_epoch} of {run.steps_per_epoch}")
@@ -118,8 +140,9 @@ def _few_shot(config: TrainConfig, data: ImageData) -> tuple[FewShotSample, list
     return sample, base_new_split(train_items, config.classes), names
 
 
-def _make_model(config: TrainConfig, backbone: Backbone, names: list[str]) -> tuple[RMAdapterCLIP, str]:
+def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], precision: str) -> tuple[RMAdapterCLIP, str]:
     """The model with fresh adapters from the seed, and the name of their backend."""
+    store_backbone(backbone.clip, DTYPES[precision])
     torch.manual_seed(config.seed)
     adapted = inject(backbone.clip, config.adapter, source=backbone.source)
     print(adapted.summary())
@@ -127,7 +150,20 @@ def _make_model(config: TrainConfig, backbone: Backbone, names: list[str]) -> tu
     print(sentence)
     if config.grad_checkpointing:
         backbone.clip.set_grad_checkpointing(True)
-    return RMAdapterCLIP(adapted, backbone.tokenizer, names, config.template, loss=config.loss).train(), backend
+    shortcuts = wanted_shortcuts(config)
+    model = RMAdapterCLIP(
+        adapted,
+        backbone.tokenizer,
+        names,
+        config.template,
+        loss=config.loss,
+        trim=shortcuts.trim,
+        keep_targets=shortcuts.frozen_targets,
+    )
+    if shortcuts.any:
+        stream = residual_dtype(config.residual, precision)
+        model.encoders = Encoders.of(adapted, by_token=shortcuts.last_token, stream=stream)
+    return model.train(), backend
 
 
 @dataclass
@@ -148,8 +184,9 @@ class _Means:
         self.steps += 1
 
     def values(self) -> dict[str, float]:
+        """Each mean by its name; nothing where no step has been added."""
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        return {**means, "accuracy": 100 * int(self.correct) / self.images}
+        return {**means, "accuracy": 100 * int(self.correct) / self.images} if self.images else {}
 
     def plain(self) -> dict[str, Any]:
         """The fields as plain values, for the state file."""
@@ -164,14 +201,17 @@ class _Run:
         self,
         config: TrainConfig,
         model: RMAdapterCLIP,
+        step: RMAdapterCLIP | TrainStep,
         items: list[Item],
         data: ImageData,
         backbone: Backbone,
         device: torch.device,
         precision: str,
+        text_bytes: int,
     ):
         self.config, self.model, self.items, self.data, self.backbone = config, model, items, data, backbone
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.text_bytes = device, precision, text_bytes
+        self.forward = step
         self.parameters = model.adapted.adapter_tensors()
         self.optimizer = torch.optim.SGD(
             self.parameters.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -180,7 +220,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.steps_per_epoch = math.ceil(len(items) / config.batch_size)
         self.epoch, self.step_in_epoch = 0, 0
-        self.metrics_length, self.seconds = 0, 0.0
+        self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
         self.since_line, self.since_epoch = _Means(), _Means()
         self.base_hash = base_hash(backbone.clip)
 
@@ -201,6 +241,8 @@ class _Run:
             "step_in_epoch": self.step_in_epoch,
             "metrics_length": self.metrics_length,
             "seconds": self.seconds,
+            "bad_steps": self.bad_steps,
+            "text_bytes": self.text_bytes,
             "since_line": self.since_line.plain(),
             "since_epoch": self.since_epoch.plain(),
             "schedule": self.schedule.state_dict(),
@@ -232,6 +274,7 @@ class _Run:
             self.scaler.load_state_dict(values["scaler"])
         self.epoch, self.step_in_epoch = values["epoch"], values["step_in_epoch"]
         self.metrics_length, self.seconds = values["metrics_length"], values["seconds"]
+        self.bad_steps = values["bad_steps"]
         self.since_line, self.since_epoch = _Means(**values["since_line"]), _Means(**values["since_epoch"])
         self.schedule.load_state_dict(values["schedule"])
         self.optimizer.param_groups[0]["lr"] = self.schedule.get_last_lr()[0]
@@ -286,23 +329,26 @@ class _Run:
             self.seconds = before + time.perf_counter() - began
             rate = seen / (self.seconds - before)
             if self.step % config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
-                means = self._checked(self.since_line)
+                means = self.since_line.values()
                 line = {
                     "kind": "step",
                     "epoch": self.epoch + 1,
                     "step": self.step,
                     "lr": self.schedule.get_last_lr()[0],
+                    **({"bad_steps": self.bad_steps} if self.bad_steps else {}),
                 }
                 log.write({**line, **means, "images_per_second": rate, **norms})
                 self.since_line, norms = _Means(), {}
-                bar.set_postfix_str(
-                    f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.0f} %, {rate:.1f} images/s", refresh=False
-                )
+                if means:
+                    found = f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.0f} %, {rate:.1f} images/s"
+                    bar.set_postfix_str(found, refresh=False)
             bar.update()
             if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                 self.metrics_length = log.length
                 folder.save_state(self.state())
-        means = self._checked(self.since_epoch)
+        means = self.since_epoch.values()
+        if not means:
+            raise DivergedError(f"the loss is not finite at any step of epoch {self.epoch + 1}. {REMEDY}")
         log.write({"kind": "epoch", "epoch": self.epoch + 1, "step": self.step, **means})
         self.since_epoch = _Means()
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
@@ -316,15 +362,18 @@ class _Run:
         )
 
     def _step(self, images: Tensor, labels: Tensor, wants_norms: bool) -> dict[str, float]:
-        """One step of the optimizer; returns the gradient norms where they are wanted."""
-        with autocast(self.device, self.precision):
-            output = self.model(images, labels)
+        """One step of the optimizer, skipped where the loss is not finite; returns the gradient norms if wanted."""
+        output = self.forward(images, labels)
+        finite = FiniteFlag(output.losses["total"])
         norms = {}
         if wants_norms:
             w_down = [p for name, p in self.parameters.items() if name.endswith(".w_down")]
             norms = gradient_norms(output.losses, self.config.loss, w_down)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output.losses["total"]).backward()
+        if not finite:
+            self._count_bad_step(output.losses)
+            return {}
         self.scaler.step(self.optimizer)
         self.scaler.update()
         losses = {name: value.detach() for name, value in output.losses.items()}
@@ -332,15 +381,18 @@ class _Run:
             means.add(losses, output.logits.detach(), labels)
         return norms
 
-    def _checked(self, means: _Means) -> dict[str, float]:
-        values = means.values()
-        if not math.isfinite(values["loss"]):
-            parts = ", ".join(f"{name} {value:.3g}" for name, value in values.items() if name != "accuracy")
-            raise DivergedError(
-                f"the loss is not finite by step {self.step} ({parts}); a smaller --lr, or smaller --loss.lambda1 and "
-                "--loss.lambda2, keeps it finite: lr times lambda decides"
-            )
-        return values
+    def _count_bad_step(self, losses: dict[str, Tensor]) -> None:
+        self.bad_steps += 1
+        if self.bad_steps <= self.config.max_bad_steps:
+            return
+        size, seed = self.config.batch_size, self.config.seed
+        batch = next(iter(EpochBatches(len(self.items), size, seed, self.epoch, start=self.step_in_epoch)))
+        names = ", ".join(self.items[index].path for _, index in batch)
+        parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+        raise DivergedError(
+            f"the loss is not finite at step {self.step + 1} ({parts}), after {self.bad_steps - 1} such steps that "
+            f"were skipped; its images: {names}. {REMEDY}; --max-bad-steps allows more"
+        )
 
 
 def _evaluate(config: TrainConfig, run: _Run) -> dict[str, Any]:
@@ -350,7 +402,7 @@ def _evaluate(config: TrainConfig, run: _Run) -> dict[str, Any]:
     )
     parts = ("base", "new") if config.classes == "base" and len(run.data.class_names) > 3 else (config.classes,)
     began = time.perf_counter()
-    found = evaluate_parts(run.model, run.data, parts, loading, precision=run.precision)
+    found = evaluate_parts(run.model, run.data, parts, loading)
     return {**found, "seconds": time.perf_counter() - began}
 
 
@@ -369,6 +421,7 @@ def _results(config: TrainConfig, run: _Run, backend: str, found: dict[str, Any]
         "accuracy": found["accuracy"],
         "images": found["images"],
         "skipped": found["skipped"],
+        "bad_steps": run.bad_steps,
         "trained_parameters": sum(p.numel() for p in run.parameters.values()),
         "seconds": {"train": run.seconds, "eval": found["seconds"]},
         "backend": backend,

@@ -40,8 +40,9 @@ class VariantAdapter(nn.Module):
         separate_down: the reconstruction has weights ``w_down_rec`` and ``b_down_rec`` of its own.
         shared: MMA's layer, one object in both towers; None for none.
 
-    ``forward(x, residual=None, norm=None) -> (out, rec_loss)``: ``x`` [..., D], ``rec_loss`` [...] in fp32 and
-    empty in eval mode or without a reconstruction branch. Any floating dtype; weights are cast to that of ``x``.
+    ``forward(x, residual=None, norm=None, reconstruct=None) -> (out, rec_loss)``: ``x`` [..., D], ``rec_loss`` [...]
+    in fp32, and empty without a reconstruction branch or where it is not wanted (None: in eval mode). Any floating
+    dtype; weights are cast to that of ``x``.
     """
 
     def __init__(
@@ -104,14 +105,21 @@ class VariantAdapter(nn.Module):
                 rec = activation(self.activation, rec)
         return rec
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, norm: Norm | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        norm: Norm | None = None,
+        *,
+        reconstruct: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
         u = x
         if norm is not None:
             weight, bias, eps = norm
             u = F.layer_norm(x.float() if x.dtype.itemsize < 4 else x, x.shape[-1:], weight, bias, eps).to(x.dtype)
         term = self.scale * self._base(u)
         out = term.to(x.dtype) if residual is None else (residual + term).to(residual.dtype)
-        if not (self.rec_layers and self.training):
+        if not (self.rec_layers and (self.training if reconstruct is None else reconstruct)):
             return out, x.new_empty(0, dtype=torch.float32)
         target = u.detach() if self.local_reconstruction else u
         return out, reconstruction_loss(target, self._reconstruct(target), self.objective)

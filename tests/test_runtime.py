@@ -7,7 +7,14 @@ import torch
 from conftest import small_clip
 
 from rmadapter import InputError, RMAdapterConfig, inject
-from rmadapter.runtime import autocast, choose_backend, environment, resolve_device, resolve_precision
+from rmadapter.runtime import (
+    FiniteFlag,
+    choose_backend,
+    environment,
+    residual_dtype,
+    resolve_device,
+    resolve_precision,
+)
 from rmadapter_kernels import available_backends
 
 CPU = torch.device("cpu")
@@ -25,18 +32,25 @@ def test_devices():
 
 
 def test_precisions_on_the_cpu():
-    assert resolve_precision("auto", CPU) == "fp32"
     assert resolve_precision("bf16", CPU) == "bf16"
     with pytest.raises(InputError, match=r"precision is 'fp16'.*valid on cpu: bf16, fp32"):
         resolve_precision("fp16", CPU)
 
 
-def test_autocast():
-    x = torch.ones(2, 2)
-    with autocast(CPU, "bf16"):
-        assert (x @ x).dtype == torch.bfloat16
-    with autocast(CPU, "fp32"):
-        assert (x @ x).dtype == torch.float32
+def test_auto_is_bf16_where_the_cpu_has_it(monkeypatch):
+    for has, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("rmadapter.runtime.cpu_has_bf16", lambda has=has: has)
+        assert resolve_precision("auto", CPU) == chosen
+
+
+def test_finite_flag():
+    for value, finite in ((1.0, True), (float("nan"), False), (float("inf"), False)):
+        assert bool(FiniteFlag(torch.tensor(value))) == finite
+
+
+def test_residual_stream():
+    assert residual_dtype("auto", "bf16") == residual_dtype("fp32", "bf16") == torch.float32
+    assert residual_dtype("compute", "bf16") == torch.bfloat16
 
 
 def test_backends():

@@ -33,6 +33,7 @@ def config(images, clip_folder, tmp_path):
             "batch_size": 2,
             "epochs": 2,
             "lr": 0.05,
+            "precision": "fp32",
             "workers": 0,
             "log_every": 2,
             "checkpoint_every": 3,
@@ -242,9 +243,31 @@ def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypa
 
 
 def test_a_diverging_run_says_so(config, tmp_path):
-    with pytest.raises(DivergedError, match=r"not finite by step \d+ .*smaller --lr"):
-        train(config(lr=1e6, epochs=4))
+    message = r"not finite at step \d+ .*after 2 such steps.*images: (ant|bee)/\d\d\.png, .*smaller --lr"
+    with pytest.raises(DivergedError, match=message):
+        train(config(lr=1e6, epochs=4, max_bad_steps=2))
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(config, tmp_path, monkeypatch):
+    """One bad batch: the run goes on, its means leave the step out, and the weights are as if it had not been."""
+    real = trainings._Run._step
+
+    def step(self, images, labels, wants_norms):
+        before = [p.clone() for p in self.parameters.values()]
+        norms = real(self, images * float("nan") if self.step == 3 else images, labels, wants_norms)
+        if self.step == 3:
+            assert all(torch.equal(p, b) for p, b in zip(self.parameters.values(), before, strict=True))
+            assert norms == {}
+        return norms
+
+    monkeypatch.setattr(trainings._Run, "_step", step)
+    results = train(config(grad_norm_every=1))
+    assert results["bad_steps"] == 1
+    lines = metrics_of(tmp_path / "run")
+    assert "bad_steps" not in lines[0]
+    assert lines[1]["bad_steps"] == 1
+    assert all(line["loss"] == line["loss"] for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +279,8 @@ def test_a_diverging_run_says_so(config, tmp_path):
         ({"adapter": RMAdapterConfig(layers="last:8")}, "last:8.*the tower has 3 blocks"),
         ({"template": "word " * 80 + "{}"}, "longer than the model's context"),
         ({"backend": "nonesuch"}, "backend is 'nonesuch'"),
+        ({"text_memory": "much"}, "text_memory is 'much'; valid: a size such as 800MB"),
+        ({"text_memory": "1KB"}, r"text_memory is 1024 bytes, but a class takes \d+"),
     ],
 )
 def test_what_cannot_work_stops_before_anything_is_written(config, tmp_path, changes, message):
@@ -282,7 +307,18 @@ def test_unreadable_images(config, images, tmp_path, capsys):
     assert results["images"]["base"] + results["skipped"] == 6
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"grad_checkpointing": True}, {"fused": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"precision": "bf16", "residual": "compute"},
+        {"precision": "bf16", "shortcuts": False},
+        {"grad_checkpointing": True},
+        {"grad_checkpointing": True, "shortcuts": False},
+        {"fused": False},
+        {"text_memory": "100KB"},
+    ],
+)
 def test_other_ways_to_run(config, changes):
     assert train(config(**changes))["accuracy"]["base"] >= 0
 
@@ -293,3 +329,37 @@ def test_fused_and_eager_give_the_same_training_run(config, tmp_path):
     train(config(evaluate=False, fused=False, out=str(tmp_path / "eager")))
     for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "eager"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_with_and_without_shortcuts_it_is_the_same_run(config, tmp_path):
+    train(config(evaluate=False))
+    train(config(evaluate=False, shortcuts=False, out=str(tmp_path / "plain")))
+    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "plain"), strict=True):
+        for key in set(one) - {"images_per_second", "kind"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-3), key
+    plain = adapter_of(tmp_path / "plain")
+    for name, tensor in adapter_of(tmp_path / "run").items():
+        torch.testing.assert_close(tensor, plain[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_keeps_its_chunks_whatever_is_free_now(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_adapter", stop)
+        patch.setattr("rmadapter.plan.free_bytes", lambda device: 400_000)
+        with pytest.raises(Killed):
+            train(config())
+    made = []
+    real = trainings.make_step
+    monkeypatch.setattr(trainings, "make_step", lambda *arguments: made.append(arguments[-1]) or real(*arguments))
+    train(config(resume=True))
+    assert made == [100_000]
+
+
+def test_explain_says_what_is_on_and_trains_nothing(config, tmp_path, capsys):
+    train(config(explain=True))
+    out = capsys.readouterr().out
+    for words in ("text_prefix", "image_prefix", "last_token", "times fewer operations", "plain step"):
+        assert words in out
+    assert not (tmp_path / "run").exists()
+    train(config(explain=True, shortcuts=False))
+    assert "expected 1.00 times fewer" in capsys.readouterr().out

@@ -1,0 +1,205 @@
+"""What a training step costs, counted in floating-point operations and in bytes kept for the backward pass.
+
+A product of an [m, k] with a [k, n] matrix is 2 m k n operations. Frozen weights get no gradient, so a block's backward
+pass costs its linear layers once more, and attention's five products in place of two. Norms, activations and the loss
+are left out; they move bytes and count few operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rmadapter.chunks import Chunk
+from rmadapter.config import StepConfig
+from rmadapter.injection import AdaptedCLIP
+from rmadapter.towers import find_towers
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """The numbers that a tower's cost depends on.
+
+    Attributes:
+        width, hidden, depth: of its blocks and their MLP.
+        first: place of the first adapted block from 0; ``depth`` without adapters.
+        adapters: number of them.
+        adapter: operations of one adapter's forward pass on a token.
+        embed: operations before the first block, a token.
+        size, stream: bytes a number in the compute dtype and in the residual stream above the first adapter.
+    """
+
+    width: int
+    hidden: int
+    depth: int
+    first: int
+    adapters: int
+    adapter: int
+    embed: int
+    size: int
+    stream: int
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that the adapted blocks keep a token for the backward pass.
+
+        A block keeps the inputs of its two LayerNorms, queries, keys, values and the attention's output, the MLP's
+        hidden layer before its activation, and what the adapter reads.
+        """
+        return (self.depth - self.first) * (2 * self.width * self.stream + (5 * self.width + self.hidden) * self.size)
+
+    def forward(self, rows: int, length: int, start: int, stop: int, by_token: bool = False) -> float:
+        """Operations of the blocks ``start`` to ``stop``; the tower's last one at one token with ``by_token``."""
+        return self._blocks(rows, length, start, stop, by_token, products=2)
+
+    def backward(self, rows: int, length: int, by_token: bool) -> float:
+        """Operations of the backward pass through the blocks above the first adapted one."""
+        return self._blocks(rows, length, self.first + 1, self.depth, by_token, products=5)
+
+    def _blocks(self, rows: int, length: int, start: int, stop: int, by_token: bool, products: int) -> float:
+        square, mlp = 2 * self.width**2, 4 * self.width * self.hidden
+        attention = 2 * products * length * self.width
+        whole = rows * length * (4 * square + mlp + attention)
+        if not (by_token and start < self.depth == stop):
+            return max(0, stop - start) * whole
+        last = rows * (length * 2 * square + 2 * square + mlp + attention)
+        return (stop - start - 1) * whole + last
+
+    def adapters_flop(self, tokens: int) -> float:
+        """Forward, the same again in the backward pass, and gradients to weights and input."""
+        return self.adapters * tokens * 4 * self.adapter
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations of one step by what they are for, and bytes of activations kept for the backward pass."""
+
+    image_prefix: float = 0.0
+    image_frozen: float = 0.0
+    image_adapted: float = 0.0
+    text_prefix: float = 0.0
+    text_frozen: float = 0.0
+    text_adapted: float = 0.0
+    bytes: float = 0.0
+
+    @property
+    def flop(self) -> float:
+        """All operations."""
+        return sum(getattr(self, f"{tower}_{part}") for tower in ("image", "text") for part in PARTS)
+
+
+PARTS = ("prefix", "frozen", "adapted")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step's work.
+
+    Attributes:
+        image, text: the towers.
+        images, image_tokens: batch size, and tokens of one image.
+        context: tokens of an untrimmed prompt.
+        chunks: the classes.
+        targets: whether the frozen image and the frozen text features are needed.
+    """
+
+    image: TowerShape
+    text: TowerShape
+    images: int
+    image_tokens: int
+    context: int
+    chunks: Sequence[Chunk]
+    targets: tuple[bool, bool]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return max(chunk.stop for chunk in self.chunks)
+
+    def untrimmed(self) -> Workload:
+        """The same with all prompts at full length, in one chunk."""
+        return replace(self, chunks=[Chunk(0, self.classes, self.context)])
+
+
+def workload(
+    model: AdaptedCLIP, chunks: Sequence[Chunk], images: int, *, targets: tuple[bool, bool], stream: int
+) -> Workload:
+    """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number."""
+    visual = model.clip.visual
+    patches = visual.grid_size[0] * visual.grid_size[1]
+    patch = visual.conv1.weight[0].numel()
+    return Workload(
+        image=tower_shape(model, "vision", embed=2 * patch * visual.conv1.out_channels, stream=stream),
+        text=tower_shape(model, "text", stream=stream),
+        images=images,
+        image_tokens=patches + 1,
+        context=model.clip.context_length,
+        chunks=chunks,
+        targets=targets,
+    )
+
+
+def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 0) -> TowerShape:
+    """The shape of one tower of ``model``; ``stream`` in bytes a number, ``embed`` as in ``TowerShape``."""
+    tower = find_towers(model.clip)[modality]
+    layers = [found.layer for found in model.adapters(modality)]
+    branch = next((found.adapter.branch for found in model.adapters(modality)), None)
+    block = tower.blocks[0]
+    return TowerShape(
+        width=tower.width,
+        hidden=block.mlp.c_fc.out_features,
+        depth=tower.depth,
+        first=layers[0] - 1 if layers else tower.depth,
+        adapters=len(layers),
+        adapter=2 * sum(p.numel() for p in branch.parameters() if p.dim() == 2) if branch is not None else 0,
+        embed=embed,
+        size=block.get_weight_dtype().itemsize,
+        stream=stream,
+    )
+
+
+def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool], cached_views: bool = False) -> Cost:
+    """The cost of one step with ``shortcuts``; ``by_token`` says for which tower ``last_token`` applies."""
+    at_token = [shortcuts.last_token and applies for applies in by_token]
+    image = _tower_cost(
+        work.image,
+        [Chunk(0, work.images, work.image_tokens)],
+        at_token[0],
+        prefix=0 if cached_views else 1,
+        frozen=work.targets[0] and not cached_views,
+        shared=shortcuts.image_prefix,
+    )
+    text = _tower_cost(
+        work.text,
+        work.chunks,
+        at_token[1],
+        prefix=0 if shortcuts.text_prefix else 1,
+        frozen=work.targets[1] and not shortcuts.frozen_targets,
+        shared=shortcuts.text_prefix,
+    )
+    flop = {f"{name}_{part}": cost[part] for name, cost in (("image", image), ("text", text)) for part in PARTS}
+    return Cost(**flop, bytes=image["bytes"] + text["bytes"])
+
+
+def _tower_cost(
+    shape: TowerShape, chunks: Sequence[Chunk], by_token: bool, *, prefix: int, frozen: bool, shared: bool
+) -> dict[str, float]:
+    cost = dict.fromkeys((*PARTS, "bytes"), 0.0)
+    recomputed = 0.0
+    for chunk in chunks:
+        rows, length = chunk.stop - chunk.start, chunk.length
+        # Up to and with the frozen part of the first adapted block.
+        begin = shape.forward(rows, length, 0, min(shape.first + 1, shape.depth), by_token) + chunk.tokens * shape.embed
+        above = shape.forward(rows, length, shape.first + 1, shape.depth, by_token)
+        cost["prefix"] += prefix * begin
+        if frozen:
+            cost["frozen"] += above + (0 if shared else begin)
+        cost["adapted"] += above * (2 if chunk.recompute else 1) + shape.backward(rows, length, by_token)
+        cost["adapted"] += shape.adapters_flop(chunk.tokens)
+        saved = chunk.tokens * shape.saved_bytes
+        if chunk.recompute:
+            recomputed = max(recomputed, saved)
+        else:
+            cost["bytes"] += saved
+    cost["bytes"] += recomputed
+    return cost

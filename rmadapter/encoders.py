@@ -1,0 +1,261 @@
+"""The two towers split where training begins: what is frozen up to there, and what runs at every step.
+
+A tower's blocks below the first adapted one never change, nor does the frozen part of that one, whose adapter stands
+beside it. ``enter`` computes both once, without a graph; ``adapted`` and ``frozen`` go on from there, and share it:
+
+    embed -> enter -> Entry -> adapted -> finish -> features, reconstruction losses
+                            -> frozen  -> finish -> features of the untouched model
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rmadapter.blocks import (
+    adapter_of,
+    adapter_term,
+    attends_by_token,
+    frozen_part,
+    frozen_part_at,
+    is_known,
+    normed,
+    take,
+)
+from rmadapter.injection import AdaptedCLIP
+from rmadapter.text import embed_prompts, end_of_text, pool_text, project_text
+from rmadapter.towers import find_towers, pooled_token
+
+Token = Tensor | int | None
+
+
+class Entry(NamedTuple):
+    """Where a tower's trained part begins.
+
+    Attributes:
+        adapter_input: what the first adapter reads, [n, tokens, D] in the compute dtype.
+        output: the frozen output of that adapter's block, [n, tokens, D], or [n, 1, D] where the block is the last
+            one and the tower is pooled at one token.
+    """
+
+    adapter_input: Tensor
+    output: Tensor
+
+    def rows(self, start: int, stop: int) -> Entry:
+        """Some rows of both."""
+        return Entry(self.adapter_input[start:stop], self.output[start:stop])
+
+
+class Encoder:
+    """One tower of an adapted model, run block by block.
+
+    Args:
+        model: the model with its adapters.
+        modality: "vision" or "text".
+        by_token: compute the last block at the pooled token alone, where the tower allows it.
+        stream: dtype of the residual stream from the first adapted block on; None: that of the weights.
+        recompute: recompute each adapted block in the backward pass.
+
+    It holds no state: adapters are looked up in the model, and what is wanted is an argument.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedCLIP,
+        modality: str,
+        *,
+        by_token: bool = True,
+        stream: torch.dtype | None = None,
+        recompute: bool = False,
+    ):
+        self.clip, self.modality, self.recompute = model.clip, modality, recompute
+        tower = find_towers(model.clip)[modality]
+        self.blocks, self.kind = tower.blocks, tower.kind
+        self.pre_ln = model.config.adapter_input == "pre_ln"
+        self.dtype: torch.dtype = self.blocks[0].get_weight_dtype()
+        self.stream = stream or self.dtype
+        adapted = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
+        self.first: int | None = adapted[0] if adapted else None
+        self.by_token = by_token and last_block_obstacle(model.clip, modality) is None
+        mask = getattr(model.clip, self.kind.causal_mask) if self.kind.causal_mask else None
+        self.mask: Tensor | None = mask
+        self.causal = mask is not None and torch.equal(mask, torch.full_like(mask, float("-inf")).triu_(1))
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def enter(self, x: Tensor, token: Token) -> Entry:
+        """The tower's frozen beginning on embedded tokens [n, tokens, D]; call it under ``torch.no_grad()``.
+
+        ``token`` is where the tower is pooled, for the last block. A tower without adapters goes through whole.
+        """
+        for number in range(self.depth if self.first is None else self.first):
+            x, _ = self._frozen_block(number, x, token)
+        if self.first is None:
+            return Entry(x.new_empty(len(x), 0), x.to(self.stream))
+        x = x.to(self.stream)
+        output, adapter_input = self._frozen_block(self.first, x, token)
+        return Entry(adapter_input, output)
+
+    def adapted(self, entry: Entry, token: Token, reconstruct: bool) -> tuple[Tensor, list[Tensor]]:
+        """The last block's output and, with ``reconstruct``, the loss of each token of each adapter [n, tokens]."""
+        losses: list[Tensor] = []
+        x = entry.output
+        if self.first is None:
+            return x, losses
+        x, loss = self._add(self.first, entry.adapter_input, x, token, reconstruct)
+        losses.append(loss)
+        for number in range(self.first + 1, self.depth):
+            if self.recompute:
+                x, loss = checkpoint(
+                    self._adapted_block, number, x, token, reconstruct, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x, loss = self._adapted_block(number, x, token, reconstruct)
+            losses.append(loss)
+        return x, [loss for loss in losses if loss.numel()]
+
+    def frozen(self, entry: Entry, token: Token, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """The same without the adapters' terms; with ``reconstruct`` the losses are those of the frozen tokens.
+
+        The frozen model leaves no graph; the losses have one to the adapters' weights.
+        """
+        losses: list[Tensor] = []
+        x, adapter_input = entry.output, entry.adapter_input
+        for number in range(self.depth if self.first is None else self.first, self.depth):
+            if number != self.first:
+                with torch.no_grad():
+                    x, adapter_input = self._frozen_block(number, x, token)
+            branch = adapter_of(self.blocks[number])
+            if reconstruct and branch is not None:
+                losses.append(adapter_term(branch, adapter_input, None, True)[1])
+        return x, losses
+
+    def _frozen_block(self, number: int, x: Tensor, token: Token) -> tuple[Tensor, Tensor]:
+        """The block's frozen output, and what an adapter beside it reads."""
+        block = self.blocks[number]
+        u = normed(getattr(block, self.kind.norm), x, self.dtype)
+        adapter_input = x.to(self.dtype) if self.pre_ln else u
+        mask = None if self.mask is None else self.mask[: x.shape[1], : x.shape[1]]
+        if self._at_token(number):
+            return frozen_part_at(block, x, u, token, mask), adapter_input
+        return frozen_part(block, x, u, mask, self.causal), adapter_input
+
+    def _adapted_block(self, number: int, x: Tensor, token: Token, reconstruct: bool) -> tuple[Tensor, Tensor]:
+        output, adapter_input = self._frozen_block(number, x, token)
+        if adapter_of(self.blocks[number]) is None:
+            return output, x.new_empty(0)
+        return self._add(number, adapter_input, output, token, reconstruct)
+
+    def _add(
+        self, number: int, adapter_input: Tensor, output: Tensor, token: Token, reconstruct: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The block's output with its adapter's term, and the reconstruction's losses, which all tokens have."""
+        branch = adapter_of(self.blocks[number])
+        if not self._at_token(number):
+            return adapter_term(branch, adapter_input, output, reconstruct)
+        out, none = adapter_term(branch, take(adapter_input, token), output, False)
+        return out, adapter_term(branch, adapter_input, None, True)[1] if reconstruct else none
+
+    def _at_token(self, number: int) -> bool:
+        return self.by_token and number == self.depth - 1
+
+
+class ImageEncoder(Encoder):
+    """The image tower, from pixels to features."""
+
+    def __init__(self, model: AdaptedCLIP, **settings):
+        super().__init__(model, "vision", **settings)
+        self.token: Token = pooled_token(self.clip, "vision") if self.by_token else None
+
+    def begin(self, images: Tensor) -> Entry:
+        """``enter`` on images [n, 3, size, size] of any floating dtype."""
+        return self.enter(self.clip.visual._embeds(images.to(self.dtype)), self.token)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Features [n, embed], not normalised, of the last block's output."""
+        visual = self.clip.visual
+        if self.by_token:
+            pooled = normed(visual.ln_post, x.squeeze(1), self.dtype)
+        else:
+            pooled, _ = visual._pool(x.to(self.dtype))
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    def features(self, images: Tensor) -> Tensor:
+        """Adapted features [n, embed] of images, for evaluation."""
+        with torch.no_grad():
+            entry = self.begin(images)
+        return self.finish(self.adapted(entry, self.token, False)[0])
+
+
+class TextEncoder(Encoder):
+    """The text tower, from the tokens of prompts to features."""
+
+    def __init__(self, model: AdaptedCLIP, **settings):
+        super().__init__(model, "text", **settings)
+
+    def token(self, tokens: Tensor) -> Token:
+        """Where prompts [classes, length] are pooled: int64 [classes], one number for all, None for no one token."""
+        if not self.by_token:
+            return None
+        place = pooled_token(self.clip, "text")
+        if place is None:
+            return end_of_text(self.clip, tokens)
+        return place % tokens.shape[1]
+
+    def begin(self, tokens: Tensor) -> Entry:
+        """``enter`` on tokens [classes, length] (int64)."""
+        return self.enter(embed_prompts(self.clip, tokens), self.token(tokens))
+
+    def finish(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Features [classes, embed], not normalised, of the last block's output."""
+        if self.by_token:
+            return project_text(self.clip, normed(self.clip.ln_final, x.squeeze(1), self.dtype))
+        return project_text(self.clip, pool_text(self.clip, normed(self.clip.ln_final, x, self.dtype), tokens))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Adapted features [classes, embed] of tokens [classes, length], for evaluation."""
+        with torch.no_grad():
+            entry = self.begin(tokens)
+        return self.finish(self.adapted(entry, self.token(tokens), False)[0], tokens)
+
+
+class Encoders(NamedTuple):
+    """Both towers of one model."""
+
+    image: ImageEncoder
+    text: TextEncoder
+
+    @classmethod
+    def of(cls, model: AdaptedCLIP, **settings) -> Encoders | None:
+        """Encoders of ``model``, or None where its blocks are not known; settings as in ``Encoder``."""
+        if blocks_obstacle(model.clip) is not None:
+            return None
+        return cls(ImageEncoder(model, **settings), TextEncoder(model, **settings))
+
+
+def blocks_obstacle(clip: nn.Module) -> str | None:
+    """Why the blocks of ``clip`` cannot be run one by one here, or None where they can."""
+    for modality, tower in find_towers(clip).items():
+        unknown = [type(block).__name__ for block in tower.blocks if not is_known(block)]
+        if unknown:
+            return f"the {modality} tower has blocks of class {unknown[0]}, whose forward pass is not known here"
+    return None
+
+
+def last_block_obstacle(clip: nn.Module, modality: str) -> str | None:
+    """Why the last block of a tower has to be computed at every token, or None where one is enough."""
+    tower = find_towers(clip)[modality]
+    pool = tower.pool_type(clip)
+    if modality == "vision" and clip.visual.attn_pool is not None:
+        return "features are pooled by attention over all tokens"
+    if pool not in ("tok", "argmax", "eos", "first", "last"):
+        return f"features are pooled by {pool!r} over all tokens"
+    if not attends_by_token(tower.blocks[-1]):
+        return "its attention has parts beyond queries, keys and values"
+    return None

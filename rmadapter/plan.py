@@ -1,0 +1,146 @@
+"""Which step a run takes: its shortcuts, why, and what they are expected to save (``rmadapter train --explain``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+
+import torch
+
+from rmadapter.chunks import FREE_SHARE, free_bytes, parse_bytes
+from rmadapter.config import StepConfig, TrainConfig
+from rmadapter.costs import Cost, Workload, step_cost, workload
+from rmadapter.encoders import blocks_obstacle, last_block_obstacle
+from rmadapter.model import RMAdapterCLIP
+from rmadapter.runtime import residual_dtype
+from rmadapter.step import TrainStep
+from rmadapter.towers import text_is_trimmable
+
+WHAT = {
+    "trim": "prompts end at their end-of-text token",
+    "text_prefix": "prompts below the first adapter once a run",
+    "frozen_targets": "frozen text features once a run",
+    "image_prefix": "images below the first adapter once a step",
+    "class_chunks": "prompts in chunks of like length",
+    "last_token": "last block at the pooled token alone",
+}
+
+
+def wanted_shortcuts(config: TrainConfig) -> StepConfig:
+    """The shortcuts that ``config`` asks for, after --no-shortcuts."""
+    return config.step if config.shortcuts else StepConfig.none()
+
+
+def text_budget(config: TrainConfig, device: torch.device) -> int:
+    """Bytes for the activations of all prompts: --text-memory, or a quarter of what is free on the device."""
+    if config.text_memory is not None:
+        return parse_bytes("text_memory", config.text_memory)
+    return int(FREE_SHARE * free_bytes(device))
+
+
+def make_step(
+    model: RMAdapterCLIP, config: TrainConfig, precision: str, text_bytes: int
+) -> tuple[RMAdapterCLIP | TrainStep, str]:
+    """What a run calls at every step, ``(images, labels) -> Output``, and a sentence on it.
+
+    Without any shortcut, and for towers whose blocks are not known, that is ``model`` itself, through open_clip's own
+    forward passes and hooks: the reference that the shortcuts are tested against.
+    """
+    shortcuts = wanted_shortcuts(config)
+    obstacle = blocks_obstacle(model.clip)
+    if not shortcuts.any or obstacle is not None:
+        return model, f"step: plain ({obstacle or '--no-shortcuts'})"
+    stream = residual_dtype(config.residual, precision)
+    step = TrainStep(model, shortcuts, text_bytes=text_bytes, stream=stream, recompute=config.grad_checkpointing)
+    off = [name for name, on in dataclasses.asdict(shortcuts).items() if not on]
+    recomputed = sum(chunk.stop - chunk.start for chunk in step.chunks if chunk.recompute)
+    return step, (
+        f"step: frozen part computed once{', without ' + ', '.join(off) if off else ''}; residual stream "
+        f"{str(stream).removeprefix('torch.')}"
+        + (f"; {recomputed} of {len(model.class_names)} classes recomputed in backward" if recomputed else "")
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step's cost as planned, and that of the plain step for the same work."""
+
+    work: Workload
+    shortcuts: StepConfig
+    by_token: tuple[bool, bool]
+    reasons: dict[str, str]
+
+    @classmethod
+    def of(cls, step: RMAdapterCLIP | TrainStep, images: int) -> Plan:
+        """The plan of ``step`` for batches of ``images``."""
+        model = step.model if isinstance(step, TrainStep) else step
+        reasons = {}
+        if not text_is_trimmable(model.clip):
+            reasons["trim"] = "the text tower is not causal and pooled at end-of-text"
+        last = {tower: last_block_obstacle(model.clip, tower) for tower in ("vision", "text")}
+        for tower, obstacle in last.items():
+            if obstacle is not None:
+                reasons["last_token"] = f"{tower}: {obstacle}"
+        fast = isinstance(step, TrainStep)
+        shortcuts = step.shortcuts if fast else StepConfig.none()
+        if fast and not model.loss.lambda4:
+            reasons["frozen_targets"] = "lambda4 is 0: there are none"
+        if fast and not model.loss.lambda3:
+            reasons["image_prefix"] = "lambda3 is 0: there is no frozen pass to share it with"
+        loss = model.loss
+        work = workload(
+            model.adapted,
+            step.chunks if fast else TrainStep(model, shortcuts).chunks,
+            images,
+            targets=(loss.lambda3 > 0, loss.lambda4 > 0),
+            stream=(step if fast else TrainStep(model, shortcuts)).text.stream.itemsize,
+        )
+        return cls(work, shortcuts, tuple(obstacle is None for obstacle in last.values()), reasons)
+
+    @property
+    def cost(self) -> Cost:
+        """Of the step."""
+        return step_cost(self.work, self.shortcuts, self.by_token)
+
+    @property
+    def plain(self) -> Cost:
+        """Of the plain step: everything at every step, prompts at full length."""
+        return step_cost(self.work.untrimmed(), StepConfig.none(), self.by_token)
+
+    @property
+    def ratio(self) -> float:
+        """Operations of the plain step over those of this one."""
+        return self.plain.flop / self.cost.flop
+
+    def without(self, name: str) -> Cost:
+        """The cost with the shortcut ``name`` left out."""
+        work = self.work
+        longest = max(chunk.length for chunk in work.chunks)
+        if name == "trim":
+            work = work.untrimmed()
+        if name == "class_chunks":
+            work = replace(work, chunks=[replace(work.untrimmed().chunks[0], length=longest)])
+        return step_cost(work, replace(self.shortcuts, **{name: False}), self.by_token)
+
+    def __str__(self) -> str:
+        cost, plain = self.cost, self.plain
+        lines = [f"{'shortcut':<15} {'':<4} {'saves GFLOP':>11} {'MB':>8}  a step of {self.work.images} images"]
+        for name, what in WHAT.items():
+            on = getattr(self.shortcuts, name)
+            reason = self.reasons.get(name)
+            if not on or (reason is not None and name == "trim"):
+                lines.append(f"{name:<15} {'off':<4} {'':>11} {'':>8}  {reason or 'switched off'}")
+                continue
+            other = self.without(name)
+            saved, freed = (other.flop - cost.flop) / 1e9, (other.bytes - cost.bytes) / 1e6
+            lines.append(
+                f"{name:<15} {'on':<4} {saved:>11.1f} {freed:>8.0f}  {what}" + (f" ({reason})" if reason else "")
+            )
+        for name, found in (("plain step", plain), ("this step", cost)):
+            lines.append(f"{name:<15} {'':<4} {found.flop / 1e9:>11.1f} {found.bytes / 1e6:>8.0f}")
+        lines.append(
+            f"{len(self.work.chunks)} chunk(s) of {self.work.classes} prompts, up to "
+            f"{max(chunk.length for chunk in self.work.chunks)} of {self.work.context} tokens; "
+            f"expected {self.ratio:.2f} times fewer operations than the plain step"
+        )
+        return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""The training step that computes nothing twice: logits and losses of a batch, the frozen part shared or kept.
+
+``TrainStep`` gives what ``RMAdapterCLIP`` gives in training mode, to fp32 rounding, for less: see ``StepConfig`` for
+its shortcuts, each of which can be left out, and ``encoders`` for how a tower is split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from rmadapter import losses
+from rmadapter.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory
+from rmadapter.config import StepConfig
+from rmadapter.costs import tower_shape
+from rmadapter.encoders import Entry, ImageEncoder, TextEncoder, Token
+from rmadapter.model import Output, RMAdapterCLIP
+from rmadapter.towers import text_is_trimmable
+
+
+class Views(NamedTuple):
+    """What the frozen model makes of some images: where training begins, and its features where they are wanted."""
+
+    entry: Entry
+    target: Tensor | None
+
+
+@dataclass
+class _Classes:
+    """The prompts of one chunk, and what of the frozen model is kept of them.
+
+    Attributes:
+        tokens: int64 [classes, length]; ``valid``: bool, up to and with end-of-text; ``token``: where they are pooled.
+        recompute: compute the adapted pass again in the backward pass.
+        entry, target: where training begins, and frozen features; None where they are computed at every step.
+    """
+
+    tokens: Tensor
+    valid: Tensor
+    token: Token
+    recompute: bool
+    entry: Entry | None = None
+    target: Tensor | None = None
+
+
+class TrainStep(nn.Module):
+    """A training step of ``model``: ``forward(images, labels) -> Output``, to be called in training mode.
+
+    Args:
+        model: classes, adapters and weights of the loss terms. Prompts are taken as they are when this is made.
+        shortcuts: which of the shortcuts are taken.
+        text_bytes: memory for the activations of all classes' prompts; None: without a bound.
+        stream: dtype of the residual stream from the first adapted block on; None: that of the weights.
+        recompute: recompute each adapted block of the image tower, and every chunk of classes, in backward.
+
+    Raises:
+        InputError: ``text_bytes`` is less than one class takes.
+    """
+
+    def __init__(
+        self,
+        model: RMAdapterCLIP,
+        shortcuts: StepConfig | None = None,
+        *,
+        text_bytes: int | None = None,
+        stream: torch.dtype | None = None,
+        recompute: bool = False,
+    ):
+        super().__init__()
+        shortcuts = shortcuts or StepConfig()
+        self.model, self.shortcuts = model, shortcuts
+        settings = {"by_token": shortcuts.last_token, "stream": stream}
+        self.image = ImageEncoder(model.adapted, **settings, recompute=recompute)
+        self.text = TextEncoder(model.adapted, **settings)
+        self.frozen_stream = model.config.rec_stream == "frozen"
+        self.chunks = self._plan(text_bytes, recompute)
+        self._classes: list[_Classes] | None = None
+
+    def _plan(self, text_bytes: int | None, recompute: bool) -> list[Chunk]:
+        """Chunks of the classes in the order of their length, or of their labels where they are not trimmed."""
+        valid = self.model.prompts.valid
+        count, length = valid.shape
+        lengths = valid.sum(1)
+        trimmed = self.shortcuts.trim and self.shortcuts.class_chunks and text_is_trimmable(self.model.clip)
+        self.order = lengths.argsort(stable=True) if trimmed else torch.arange(count, device=valid.device)
+        chunks = [Chunk(0, count, length)]
+        if trimmed:
+            chunks = by_length(lengths[self.order].tolist(), CHUNK_TOKENS.get(valid.device.type, 0))
+        if self.shortcuts.class_chunks and text_bytes is not None:
+            chunks = by_memory(
+                chunks,
+                tower_shape(self.model.adapted, "text", stream=self.text.stream.itemsize).saved_bytes,
+                text_bytes,
+            )
+        self.inverse = self.order.argsort()
+        return [Chunk(c.start, c.stop, c.length, c.recompute or recompute) for c in chunks]
+
+    def reconstructs(self, tower: str) -> bool:
+        """Whether the loss has a reconstruction term of this tower."""
+        weight = self.model.loss.lambda1 if tower == "vision" else self.model.loss.lambda2
+        return self.model.config.reconstruct and weight > 0
+
+    def forward(self, images: Tensor | None, labels: Tensor, views: Views | None = None) -> Output:
+        """Logits [batch, classes] and losses of ``images`` [batch, 3, size, size] with ``labels`` [batch] (int64).
+
+        ``views`` are those of the images where they are at hand; the images are then not read.
+        """
+        terms: dict[str, Tensor] = {}
+        text = self._text_features(terms)
+        image = self._image_features(self.views(images) if views is None else views, terms)
+        logits = self.model.logits(image, text)
+        terms = {"cross_entropy": F.cross_entropy(logits, labels), **terms}
+        terms["total"] = losses.total(terms, self.model.loss)
+        return Output(logits, terms)
+
+    @torch.no_grad()
+    def views(self, images: Tensor) -> Views:
+        """The frozen model's part in a step: everything below the adapters and, if wanted, the frozen features."""
+        entry = self.image.begin(images)
+        if not self.model.loss.lambda3:
+            return Views(entry, None)
+        shared = entry if self.shortcuts.image_prefix else self.image.begin(images)
+        return Views(entry, self.image.finish(self.image.frozen(shared, self.image.token)[0]))
+
+    def _image_features(self, views: Views, terms: dict[str, Tensor]) -> Tensor:
+        """Adapted image features; adds the image tower's terms."""
+        reconstruct = self.reconstructs("vision")
+        x, per_token = self.image.adapted(views.entry, self.image.token, reconstruct and not self.frozen_stream)
+        if reconstruct and self.frozen_stream:
+            per_token = self.image.frozen(views.entry, self.image.token, True)[1]
+        features = self.image.finish(x)
+        if per_token:
+            terms["reconstruction_vision"] = losses.reconstruction(
+                per_token, self.model.config.objective, self.model.width["vision"]
+            )
+        if views.target is not None:
+            terms["consistency_image"] = losses.consistency(features, views.target)
+        return features
+
+    def _text_features(self, terms: dict[str, Tensor]) -> Tensor:
+        """Adapted text features [classes, embed] in the order of the labels; adds the text tower's terms."""
+        if self._classes is None:
+            self._classes = self._begin_classes()
+        found = [self._chunk(classes) for classes in self._classes]
+        features = torch.cat([chunk[0] for chunk in found])
+        if self.reconstructs("text") and self.text.first is not None:
+            terms["reconstruction_text"] = sum(chunk[1] for chunk in found) / self.model.prompts.valid.sum()
+        if self.model.loss.lambda4:
+            target = torch.cat([self._target(classes) for classes in self._classes])
+            terms["consistency_text"] = losses.consistency(features, target)
+        return features[self.inverse]
+
+    @torch.no_grad()
+    def _begin_classes(self) -> list[_Classes]:
+        """What of the prompts is computed once: their chunks, where training begins in each, frozen features."""
+        prompts = self.model.prompts
+        classes = []
+        for chunk in self.chunks:
+            rows = self.order[chunk.start : chunk.stop]
+            tokens, valid = prompts.tokens[rows, : chunk.length], prompts.valid[rows, : chunk.length]
+            made = _Classes(tokens, valid, self.text.token(tokens), chunk.recompute)
+            if self.shortcuts.frozen_targets and self.model.loss.lambda4:
+                made.target = self._target(made)
+            if self.shortcuts.text_prefix:
+                made.entry = self.text.begin(tokens)
+            classes.append(made)
+        return classes
+
+    def _chunk(self, classes: _Classes) -> tuple[Tensor, Tensor]:
+        if classes.recompute:
+            return checkpoint(self._adapted, classes, use_reentrant=False, preserve_rng_state=False)
+        return self._adapted(classes)
+
+    def _adapted(self, classes: _Classes) -> tuple[Tensor, Tensor]:
+        """Adapted features [classes, embed], and the sum of the reconstruction's losses over tokens and adapters."""
+        reconstruct = self.reconstructs("text")
+        entry = self._entry(classes)
+        x, per_token = self.text.adapted(entry, classes.token, reconstruct and not self.frozen_stream)
+        if reconstruct and self.frozen_stream:
+            per_token = self.text.frozen(entry, classes.token, True)[1]
+        rec = x.new_zeros((), dtype=torch.float32)
+        if per_token:
+            rec = losses.reconstruction_sum(
+                per_token, self.model.config.objective, self.model.width["text"], classes.valid
+            )
+        return self.text.finish(x, classes.tokens), rec
+
+    def _entry(self, classes: _Classes) -> Entry:
+        if classes.entry is not None:
+            return classes.entry
+        with torch.no_grad():
+            return self.text.begin(classes.tokens)
+
+    @torch.no_grad()
+    def _target(self, classes: _Classes) -> Tensor:
+        """Frozen features [classes, embed], kept or computed."""
+        if classes.target is not None:
+            return classes.target
+        x, _ = self.text.frozen(self._entry(classes), classes.token)
+        return self.text.finish(x, classes.tokens)

@@ -1,0 +1,285 @@
+"""The fast step against the plain one, losses and gradients, shortcut by shortcut, tower by tower."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import SMALL_CONFIG, small_clip
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
+from rmadapter.backbone import store_backbone
+from rmadapter.config import StepConfig
+from rmadapter.encoders import Encoders, blocks_obstacle, last_block_obstacle
+from rmadapter.plan import Plan
+from rmadapter.step import TrainStep
+
+NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cat"]
+SHORTCUTS = [field.name for field in fields(StepConfig)]
+
+
+def text_config(**changes):
+    return {"text_cfg": {**SMALL_CONFIG["text_cfg"], **changes}}
+
+
+def vision_config(**changes):
+    return {"vision_cfg": {**SMALL_CONFIG["vision_cfg"], **changes}}
+
+
+# Towers where this or that shortcut does not apply, besides CLIP's own.
+TOWERS = {
+    "clip": {},
+    "bidirectional": text_config(no_causal_mask=True),
+    "last token": text_config(pool_type="last"),
+    "first token": text_config(pool_type="first", no_causal_mask=True),
+    "mean of patches": vision_config(pool_type="avg", final_ln_after_pool=True),
+    "attention pooling": vision_config(attentional_pool=True, attn_pooler_heads=4),
+    "custom blocks": {
+        "vision_cfg": {**SMALL_CONFIG["vision_cfg"], "block_type": "custom", "ls_init_value": 0.3},
+        "text_cfg": {**SMALL_CONFIG["text_cfg"], "scale_fc": True, "scale_attn": True, "qk_norm": True},
+    },
+    "layer scale": {
+        "vision_cfg": {**SMALL_CONFIG["vision_cfg"], "ls_init_value": 0.5},
+        "text_cfg": {**SMALL_CONFIG["text_cfg"], "ls_init_value": 0.5},
+    },
+    "quick gelu, projection with bias": {**text_config(proj_bias=True), "quick_gelu": True},
+}
+
+
+def make(tokenizer, towers=None, loss=None, *, trim=True, **config) -> RMAdapterCLIP:
+    clip = small_clip(**(towers or {}))
+    torch.manual_seed(0)
+    config = RMAdapterConfig(**{"layers": "2-3", "bottleneck": 8, "scale": 0.5, **config})
+    loss = loss or LossConfig(2, 3, 4, 5)
+    return RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=loss, trim=trim, keep_targets=trim).train()
+
+
+def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % len(NAMES)
+
+
+def run(step, model) -> dict[str, torch.Tensor]:
+    """Logits, losses and gradients of one step."""
+    model.zero_grad()
+    logits, losses = step(*batch())
+    losses["total"].backward()
+    found = {"logits": logits.detach(), **{name: value.detach() for name, value in losses.items()}}
+    return found | {f"d {n}": p.grad for n, p in model.adapted.adapter_tensors().items() if p.grad is not None}
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        error = (found[name] - value).norm() / value.norm().clamp_min(1e-6)
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+def plain(tokenizer, towers=None, loss=None, **config):
+    """Everything computed anew, prompts at 77 tokens, through open_clip's own forward passes and hooks."""
+    model = make(tokenizer, towers, loss, trim=False, **config)
+    return run(model, model)
+
+
+def fast(tokenizer, towers=None, loss=None, shortcuts=None, *, chunks=None, recompute=False, **config):
+    shortcuts = shortcuts or StepConfig()
+    model = make(tokenizer, towers, loss, trim=shortcuts.trim, **config)
+    step = TrainStep(model, shortcuts, text_bytes=chunks, recompute=recompute)
+    run(step, model)  # what is kept is used by a second step
+    return run(step, model)
+
+
+@pytest.mark.parametrize("towers", TOWERS.values(), ids=TOWERS)
+def test_all_shortcuts_together(tokenizer, towers):
+    assert_same(fast(tokenizer, towers), plain(tokenizer, towers))
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+@pytest.mark.parametrize("towers", ["clip", "bidirectional"])
+def test_each_shortcut_alone_and_left_out(tokenizer, towers, name):
+    expected = plain(tokenizer, TOWERS[towers])
+    alone = StepConfig(**{other: other == name for other in SHORTCUTS})
+    without = StepConfig(**{name: False})
+    for shortcuts in (alone, without):
+        assert_same(fast(tokenizer, TOWERS[towers], shortcuts=shortcuts), expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"layers": "all"},
+        {"layers": "3"},
+        {"layers": "1"},
+        {"layers": [1, 3]},
+        {"vision": TowerOverrides(layers="none")},
+        {"text": TowerOverrides(layers="none")},
+        {"adapter_input": "pre_ln"},
+        {"rec_stream": "frozen"},
+        {"rec_stream": "frozen", "layers": "3", "rec_layers": 3},
+        {"local_reconstruction": False},
+        {"reconstruct": False},
+        {"shared_layer": True},
+        {"separate_down": True, "objective": "cosine"},
+    ],
+    ids=str,
+)
+def test_every_place_and_variant(tokenizer, config):
+    assert_same(fast(tokenizer, **config), plain(tokenizer, **config))
+
+
+@pytest.mark.parametrize("loss", [(0, 0, 0, 0), (1, 0, 0, 1), (0, 1, 1, 0)])
+def test_terms_that_are_left_out(tokenizer, loss):
+    found = fast(tokenizer, loss=LossConfig(*loss))
+    assert_same(found, plain(tokenizer, loss=LossConfig(*loss)))
+
+
+@pytest.mark.parametrize("towers", ["clip", "bidirectional", "custom blocks"])
+def test_chunks_and_recomputation(tokenizer, towers):
+    expected = plain(tokenizer, TOWERS[towers])
+    model = make(tokenizer, TOWERS[towers])
+    step = TrainStep(model, StepConfig(), text_bytes={"clip": 150_000, "bidirectional": 800_000}.get(towers, 110_000))
+    assert len(step.chunks) > 1
+    assert any(chunk.recompute for chunk in step.chunks)
+    assert_same(run(step, model), expected)
+    assert_same(fast(tokenizer, TOWERS[towers], recompute=True), expected)
+
+
+def test_classes_of_like_length_stand_together(tokenizer, monkeypatch):
+    monkeypatch.setattr("rmadapter.step.CHUNK_TOKENS", {"cpu": 1})
+    model = make(tokenizer)
+    step = TrainStep(model)
+    assert [(c.start, c.stop, c.length) for c in step.chunks] == [(0, 3, 8), (3, 4, 9), (4, 5, 14)]
+    assert_same(run(step, model), plain(tokenizer))
+
+
+def test_views_at_hand_stand_for_the_images(tokenizer):
+    model = make(tokenizer)
+    step = TrainStep(model)
+    images, labels = batch()
+    expected = step(images, labels).losses["total"]
+    assert torch.equal(step(None, labels, step.views(images)).losses["total"], expected)
+
+
+def test_the_frozen_part_is_computed_once(tokenizer, monkeypatch):
+    """Prompts once a run, the image tower below the adapters once a step, and no frozen pass without its weight."""
+    model = make(tokenizer)
+    step = TrainStep(model)
+    begun: dict[str, int] = {}
+    for encoder in (step.image, step.text):
+        for name in ("begin", "frozen"):
+            key, real = f"{encoder.modality} {name}", getattr(encoder, name)
+
+            def counted(*arguments, key=key, real=real):
+                begun[key] = begun.get(key, 0) + 1
+                return real(*arguments)
+
+            monkeypatch.setattr(encoder, name, counted)
+    for _ in range(3):
+        run(step, model)
+    assert begun == {"vision begin": 3, "vision frozen": 3, "text begin": 2, "text frozen": 1}
+    model.loss.lambda3 = 0
+    run(step, model)
+    assert begun["vision frozen"] == 3
+
+
+def test_no_graph_below_the_first_adapter(tokenizer):
+    step = TrainStep(make(tokenizer))
+    views = step.views(batch()[0])
+    assert not any(t.requires_grad for t in (*views.entry, views.target))
+
+
+def test_encoders_classify_as_the_hooks_do(tokenizer):
+    for towers in TOWERS.values():
+        model = make(tokenizer, towers).eval()
+        images, _ = batch()
+        with torch.no_grad():
+            expected = model(images).logits
+            model.encoders = Encoders.of(model.adapted)
+            torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-4)
+            with model.adapted.adapters_disabled():
+                off = model(images).logits
+            assert not torch.allclose(off, expected, rtol=1e-3)
+
+
+def test_what_does_not_apply_is_said(tokenizer):
+    towers = {name: small_clip(**config) for name, config in TOWERS.items()}
+    assert last_block_obstacle(towers["clip"], "vision") is None
+    assert last_block_obstacle(towers["clip"], "text") is None
+    assert "attention over all tokens" in last_block_obstacle(towers["attention pooling"], "vision")
+    assert "'avg'" in last_block_obstacle(towers["mean of patches"], "vision")
+    assert "beyond queries" in last_block_obstacle(towers["custom blocks"], "text")
+    clip = towers["clip"]
+    assert blocks_obstacle(clip) is None
+    clip.visual.transformer.resblocks[1].__class__ = type("OtherBlock", (type(clip.transformer.resblocks[0]),), {})
+    assert "blocks of class OtherBlock" in blocks_obstacle(clip)
+    assert Encoders.of(make(tokenizer).adapted) is not None
+
+
+@pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("towers", ["clip", "attention pooling", "custom blocks", "quick gelu, projection with bias"])
+def test_16_bit_weights(tokenizer, towers, stream):
+    """Losses and gradients near those of fp32, fp32 gradients, norms and embeddings left in fp32."""
+    expected = fast(tokenizer, TOWERS[towers])
+    model = make(tokenizer, TOWERS[towers])
+    store_backbone(model.clip, torch.bfloat16)
+    assert model.clip.visual.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    assert model.clip.visual.transformer.resblocks[0].ln_1.weight.dtype == torch.float32
+    assert model.clip.token_embedding.weight.dtype == torch.float32
+    step = TrainStep(model, stream=stream)
+    found = run(step, model)
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    assert_same(found, expected, 0.2)
+    hooks = run(model, model)
+    assert_same(
+        {k: v for k, v in hooks.items() if not k.startswith("d ")}, {k: expected[k] for k in hooks if k[0] != "d"}, 0.2
+    )
+
+
+def test_an_fp32_stream_keeps_small_terms(tokenizer):
+    """At scale 0.001 most of an adapter's term is lost where it is added in bf16: what the features see of it."""
+
+    def effect(stream) -> torch.Tensor:
+        model = make(tokenizer, scale=0.001)
+        store_backbone(model.clip, torch.bfloat16)
+        encoder = TrainStep(model, stream=stream).image
+        entry = encoder.begin(batch()[0])
+        with torch.no_grad():
+            x, _ = encoder._adapted_block(1, entry.output, encoder.token, False)
+            untouched, _ = encoder._frozen_block(1, entry.output, encoder.token)
+        return x.float() - untouched.float()
+
+    wide, narrow = effect(torch.float32), effect(torch.bfloat16)
+    assert (narrow - wide).norm() > 0.5 * wide.norm()
+
+
+@pytest.mark.parametrize("towers", ["clip", "bidirectional"])
+@pytest.mark.parametrize("layers", ["2-3", "all", "3"])
+def test_predicted_operations_are_those_that_run(tokenizer, towers, layers):
+    """Matrix products of the backbone counted by PyTorch, plain and fast; heads of 16 and 77 tokens, so all matters."""
+    for shortcuts in (StepConfig(), StepConfig.none()):
+        model = make(tokenizer, TOWERS[towers], trim=shortcuts.trim, layers=layers)
+        step = TrainStep(model, shortcuts)
+        run(step, model)
+        # The CPU's fused attention is not counted, and written out it is; the adapters are an operator of their own.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            run(step, model)
+        plan = Plan.of(step, 4)
+        text_tokens = sum(chunk.tokens for chunk in plan.work.chunks)
+        adapters = plan.work.image.adapters_flop(4 * 5) + plan.work.text.adapters_flop(text_tokens)
+        assert counter.get_total_flops() == pytest.approx(plan.cost.flop - adapters, rel=0.1)
+
+
+def test_a_budget_below_one_class_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"text_memory is 1000 bytes, but a class takes \d+; valid: \d+ or more"):
+        TrainStep(make(tokenizer), text_bytes=1000)
+
+
+def test_a_copied_step_is_its_own(tokenizer):
+    model = make(tokenizer)
+    expected = run(model, model)
+    again = copy.deepcopy(model)
+    assert_same(run(TrainStep(again), again), expected)
