@@ -4,11 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench install clean
+SECONDS ?= 60
+# Another torch than that of .venv, for the wheel's test.
+TORCH ?= torch==2.10.*
+
+.PHONY: demo test test-all lint bench install wheel test-wheel sanitize fuzz clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.py pyproject.toml
+# torch comes first: the extension is compiled against it.
+$(INSTALLED): setup.py pyproject.toml $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "torch>=2.10"
 	$(BIN)/python -m pip install --quiet --editable ".[all]"
@@ -28,6 +33,31 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only
+
+wheel: $(INSTALLED)
+	rm -rf build/lib* build/bdist* build/temp*
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The wheel in an environment of its own: the extension built on one torch runs on another.
+test-wheel: wheel
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet "$(TORCH)"
+	build/wheel-env/bin/python -m pip install --quiet --force-reinstall --no-deps dist/rmadapter-*.whl
+	build/wheel-env/bin/python -m pip install --quiet "$(TORCH)" "rmadapter[test]" --find-links dist
+	build/wheel-env/bin/pytest tests/kernels/test_cpu.py tests/kernels/test_cpu_layouts.py
+
+# Address and undefined-behaviour sanitizers over the backend's tests, with a build of its own.
+SANITIZED := build/sanitize
+sanitize: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet "setuptools>=77"
+	RMADAPTER_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib RMADAPTER_TEST_LIBRARY=$(SANITIZED) \
+	  $(BIN)/pytest -p no:cacheprovider -m "not slow" tests/kernels/test_cpu.py tests/kernels/test_cpu_layouts.py
+
+# Random shapes, strides and flags against the reference, each seed printed where it fails.
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/kernels/fuzz_cpu.py --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,8 +1,91 @@
-"""Packaging of the two packages; every dependency with the lowest version that is tested or known to work."""
+"""Packaging of the two packages; every dependency with the lowest version that is tested or known to work.
 
+The cpu backend (csrc/) is compiled where there are a compiler and an installed torch with its headers; else, or with
+RMADAPTER_NO_EXT=1, everything is pure Python. The extension uses torch's stable ABI and no Python API, so one wheel
+serves every Python and every torch from 2.10 on.
+"""
+
+import importlib.util
+import os
+import re
+import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+# The ABI that the extension asks for, and the oldest torch that has it.
+TORCH_TARGET_VERSION = "0x020a000000000000"
+OLDEST_TORCH = (2, 10)
+
+
+def find_torch() -> Path | None:
+    """The folder of the installed torch. pip's isolated build hides it from imports, but keeps the interpreter."""
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(spec.origin).parent] if spec and spec.origin else []
+    folders.append(Path(sysconfig.get_path("platlib")) / "torch")
+    return next((folder for folder in folders if (folder / "version.py").exists()), None)
+
+
+def extensions() -> list[Extension]:
+    """The cpu backend, or nothing where it cannot be built."""
+
+    def without(reason: str) -> list[Extension]:
+        print(f"rmadapter: the cpu backend is not built: {reason}", file=sys.stderr)
+        return []
+
+    if os.environ.get("RMADAPTER_NO_EXT", "0") not in ("", "0"):
+        return without("RMADAPTER_NO_EXT is set")
+    if sys.platform == "win32":
+        return without("it has not been ported to Windows")
+    torch = find_torch()
+    if torch is None:
+        return without("torch is not installed; install it first")
+    version = re.search(r"__version__ = '(\d+)\.(\d+)", (torch / "version.py").read_text(encoding="utf-8"))
+    if version is None or tuple(map(int, version.groups())) < OLDEST_TORCH:
+        return without("the installed torch is older than 2.10")
+    sanitize = os.environ.get("RMADAPTER_SANITIZE", "0") not in ("", "0")
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O1"] if sanitize else []
+    sources = Path("csrc")
+    return [
+        Extension(
+            "rmadapter_kernels._cpu",
+            sources=sorted(str(source) for source in sources.glob("*.cpp")),
+            depends=sorted(str(header) for pattern in ("*.h", "*.inc") for header in sources.glob(pattern)),
+            include_dirs=[str(torch / "include")],
+            library_dirs=[str(torch / "lib")],
+            libraries=["torch_cpu"],
+            define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", *checks],
+            extra_link_args=checks,
+            language="c++",
+            optional=not sanitize,
+        )
+    ]
+
+
+class BuildExtension(build_ext):
+    """Builds a library that torch loads, not a module that Python imports."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The same name for every Python."""
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """No PyInit function."""
+        return []
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for every Python of this platform, since nothing in it depends on Python's version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """py3-none-PLATFORM, or py3-none-any without the extension."""
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
+
 
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
@@ -15,6 +98,8 @@ EXTRAS = {
         "pytest-timeout>=2.2",
         "scikit-learn>=1.4",
     ],
+    # Split files on Google Drive, for rmadapter datasets download.
+    "download": ["gdown>=5.0"],
     "dev": ["ruff>=0.6"],
 }
 
@@ -38,7 +123,13 @@ setup(
         "jsonargparse[signatures]>=4.40",
         "PyYAML>=6.0",
         "tqdm>=4.66",
+        # Claims of a sweep's runs; torch needs it too.
+        "filelock>=3.12",
+        # MATLAB annotation files of Stanford Cars and Flowers 102.
+        "scipy>=1.11",
     ],
     extras_require=EXTRAS | {"all": sorted({name for names in EXTRAS.values() for name in names})},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension, "bdist_wheel": PlatformWheel},
     entry_points={"console_scripts": ["rmadapter = rmadapter.cli:main"]},
 )

@@ -30,7 +30,7 @@ from rmadapter.config import LossConfig, RMAdapterConfig, StepConfig
 from rmadapter.costs import step_cost
 from rmadapter.errors import InputError, check_choice
 from rmadapter.files import read_json, write_json
-from rmadapter.inject import AdaptedCLIP, inject
+from rmadapter.injection import AdaptedCLIP, inject
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.plan import Plan
 from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision

@@ -4,10 +4,29 @@ model = rmadapter.inject(clip, rmadapter.RMAdapterConfig(layers=range(5, 13)))
 model.save_adapter("flowers/")
 """
 
-from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig
-from rmadapter.errors import InputError
-from rmadapter.inject import AdaptedCLIP, ModelSource, inject
-from rmadapter.model import RMAdapterCLIP
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rmadapter.checkpoint import load
+    from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig
+    from rmadapter.errors import InputError
+    from rmadapter.injection import AdaptedCLIP, ModelSource, inject
+    from rmadapter.model import RMAdapterCLIP
+
+# Imported when first used: open_clip takes seconds, and a mistyped option of the command line needs none of it.
+_MODULES = {
+    "AdaptedCLIP": "injection",
+    "InputError": "errors",
+    "LossConfig": "config",
+    "ModelSource": "injection",
+    "RMAdapterCLIP": "model",
+    "RMAdapterConfig": "config",
+    "TowerOverrides": "config",
+    "TrainConfig": "config",
+    "inject": "injection",
+    "load": "checkpoint",
+}
 
 __all__ = [
     "AdaptedCLIP",
@@ -19,4 +38,17 @@ __all__ = [
     "TowerOverrides",
     "TrainConfig",
     "inject",
+    "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

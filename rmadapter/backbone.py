@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_choice, nearest
-from rmadapter.inject import CHILD, ModelSource
+from rmadapter.injection import CHILD, ModelSource
 
 # Random weights are drawn from this seed, so that a run without --pretrained can be evaluated by name too.
 RANDOM_WEIGHTS_SEED = 0

@@ -21,7 +21,7 @@ from rmadapter.config import RMAdapterConfig
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_json
-from rmadapter.inject import AdaptedCLIP, ModelSource, inject
+from rmadapter.injection import AdaptedCLIP, ModelSource, inject
 
 FORMAT = 1
 WEIGHTS_FILE = "adapter.safetensors"
@@ -183,9 +183,7 @@ def check_base(clip: nn.Module, info: AdapterInfo, folder: Path) -> None:
             f"this one runs {'with' if uses_quick_gelu(clip) else 'without'} it"
         )
     if base_hash(clip) != info.base_hash:
-        trained = (
-            f"{info.source.name} ({info.source.pretrained or 'random weights'})" if info.source else "another model"
-        )
+        trained = str(info.source) if info.source else "another model"
         raise InputError(
             f"the adapter in {folder} belongs to other base weights than these: it was trained on {trained}, "
             f"hash {info.base_hash[:12]}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from rmadapter.chunks import Chunk
 from rmadapter.config import StepConfig
-from rmadapter.inject import AdaptedCLIP
+from rmadapter.injection import AdaptedCLIP
 from rmadapter.towers import find_towers
 
 

@@ -25,7 +25,7 @@ from rmadapter.blocks import (
     normed,
     take,
 )
-from rmadapter.inject import AdaptedCLIP
+from rmadapter.injection import AdaptedCLIP
 from rmadapter.text import embed_prompts, end_of_text, pool_text, project_text
 from rmadapter.towers import find_towers, pooled_token
 

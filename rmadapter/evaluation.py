@@ -30,7 +30,7 @@ from rmadapter.data import (
 from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_json
-from rmadapter.inject import AdaptedCLIP
+from rmadapter.injection import AdaptedCLIP
 from rmadapter.model import CLIPClassifier
 from rmadapter.results import FORMAT, harmonic_mean
 from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
@@ -171,10 +171,12 @@ def evaluate_parts(
     with the classes of the last part.
     """
     items = getattr(data, split)
+    classes = len(data.class_names)
     found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0}
     for part in parts:
         model.set_classes(base_new_names(data.class_names, part), model.template)
-        result = accuracy(model, data.root, base_new_split(items, part), loading, name=part)
+        chosen = base_new_split(items, part, classes)
+        result = accuracy(model, data.root, chosen, loading, name=part)
         found["accuracy"][part] = result.top1
         found["images"][part] = result.images
         found["skipped"] += result.skipped

@@ -22,7 +22,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        usual_mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(usual_mode)  # safetensors makes its files readable by their owner alone
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rmadapter import losses
 from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.encoders import Encoders
-from rmadapter.inject import AdaptedCLIP, inject
+from rmadapter.injection import AdaptedCLIP, inject
 from rmadapter.text import encode_prompts, make_prompts
 from rmadapter.towers import find_towers
 

@@ -29,7 +29,7 @@ from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError
 from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
-from rmadapter.inject import inject
+from rmadapter.injection import inject
 from rmadapter.loop import TrainRun
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.plan import Plan, make_step, text_budget, wanted_shortcuts

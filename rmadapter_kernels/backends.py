@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from rmadapter_kernels import cpu
+
 AUTO = "auto"
 
 
@@ -53,6 +55,11 @@ class Backend:
 
 # By name, the fastest first; the last one takes every call.
 BACKENDS: dict[str, Backend] = {
+    "cpu": Backend(
+        status=lambda: BackendStatus(cpu.AVAILABLE, cpu.REASON),
+        refusal=lambda call: cpu.refusal(*call),
+        advantage=lambda call: "faster than eager on a CPU in bench/results/cpu.md",
+    ),
     "eager": Backend(
         status=lambda: BackendStatus(True, "plain PyTorch, runs wherever torch does"),
         refusal=lambda call: None,

@@ -58,6 +58,6 @@ def _define(backend: str) -> tuple[Callable, Callable]:
 
 
 # Backend name -> its forward and backward operator.
-OPERATORS = {backend: _define(backend) for backend in ("eager",)}
+OPERATORS = {backend: _define(backend) for backend in ("cpu", "eager")}
 _LIBRARY.impl("eager_forward", eager.forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("eager_backward", eager.backward, "CompositeExplicitAutograd")

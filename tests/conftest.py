@@ -12,12 +12,17 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from safetensors.torch import save_file
 
 # The models here are so small that a second thread costs more than it gives, most of all on a busy machine:
 # a step of the small CLIP took 160 to 600 ms with two threads beside another process.
 torch.set_num_threads(1)
+
+# An example may take as long as a busy machine lets it; pytest bounds the whole.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 SMALL_CONFIG = {
     "embed_dim": 32,

@@ -173,6 +173,12 @@ def test_another_base_model_is_refused(folder):
         load(small_clip(vision_cfg={**SMALL_CONFIG["vision_cfg"], "layers": 2}), folder)
 
 
+def test_a_base_model_says_where_it_comes_from():
+    assert str(ModelSource("ViT-B-32", "openai")) == "ViT-B-32 (openai)"
+    assert str(ModelSource("ViT-B-32")) == "ViT-B-32 (random weights)"
+    assert str(ModelSource("local-dir:clip")) == "local-dir:clip"
+
+
 def test_another_configuration_is_refused(folder):
     model = inject(small_clip(), RMAdapterConfig(layers="3", bottleneck=8))
     with pytest.raises(InputError, match=r"adapter\.bottleneck = 4, the model has 8"):

@@ -17,6 +17,16 @@ def test_writes_into_new_folders_and_leaves_no_other_file(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["values.json"]
 
 
+def test_files_have_the_usual_mode_whoever_makes_them(tmp_path):
+    def private(temporary):
+        temporary.unlink()
+        temporary.touch(mode=0o600)
+
+    write_atomic(tmp_path / "weights", private)
+    write_text(tmp_path / "text", "")
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "text").stat().st_mode
+
+
 def test_a_full_disk_keeps_what_was_there_and_names_the_file(tmp_path):
     path = tmp_path / "values.txt"
     write_text(path, "before")

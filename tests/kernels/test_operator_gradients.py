@@ -99,7 +99,7 @@ def test_gradcheck_of_the_weights_with_local_reconstruction(activation):
     assert torch.autograd.gradcheck(lambda *w: rm_adapter(case.x, *w, residual=case.residual, **case.settings), weights)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lead=st.lists(st.integers(0, 4), min_size=0, max_size=3).map(tuple),
     d=st.integers(1, 20),

@@ -117,6 +117,10 @@ class ModelSource:
     name: str
     pretrained: str | None = None
 
+    def __str__(self) -> str:
+        # A name with a scheme, such as local-dir:, brings its own weights.
+        return self.name if ":" in self.name else f"{self.name} ({self.pretrained or 'random weights'})"
+
 
 class Injected(NamedTuple):
     """One adapter and its place: tower "vision" or "text", block number from 1."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from rmadapter import RMAdapterConfig, TowerOverrides, inject
 from rmadapter.errors import InputError
-from rmadapter.inject import CHILD
+from rmadapter.injection import CHILD
 from rmadapter.towers import find_towers
 
 LAYERS = RMAdapterConfig(layers="last:2", bottleneck=4, scale=0.5)

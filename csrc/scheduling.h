@@ -1,0 +1,156 @@
+// Who computes which rows: work handed out in order to torch's own threads, gradients added up in that order.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <thread>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "problem.h"
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+namespace rmadapter {
+
+// Memory that a thread keeps from call to call, since fresh pages would cost more than the work on them: 1.5 MB at
+// D = 768, independent of the number of tokens.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { release(); }
+
+  char* at_least(size_t bytes) {
+    if (bytes > size_) {
+      release();
+      data_ = static_cast<char*>(::operator new(bytes, std::align_val_t(64)));
+      size_ = bytes;
+    }
+    return data_;
+  }
+
+ private:
+  void release() {
+    if (data_) ::operator delete(data_, std::align_val_t(64));
+    data_ = nullptr;
+    size_ = 0;
+  }
+
+  char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Denormal numbers count as zero while this lives: a product with them takes twenty times as long on some processors.
+class NoDenormals {
+ public:
+#if defined(__SSE2__)
+  NoDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~NoDenormals() { _mm_setcsr(saved_); }
+  NoDenormals(const NoDenormals&) = delete;
+  NoDenormals& operator=(const NoDenormals&) = delete;
+
+ private:
+  unsigned saved_;
+#else
+  NoDenormals() {}
+#endif
+};
+
+// Calls work(item) once for each item, on up to torch's number of threads, handing items out in ascending order.
+// work must not throw: older versions of torch lose what is thrown inside parallel_for.
+template <class Worker>
+void for_items(int64_t count, const Worker& make_worker) {
+  std::atomic<int64_t> next{0};
+  int64_t threads = torch::stable::get_num_threads();
+  if (threads > count) threads = count;
+  const auto body = [&](int64_t, int64_t) {
+    const NoDenormals no_denormals;
+    auto work = make_worker();
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(item);
+  };
+  if (threads <= 1) {
+    body(0, 1);
+  } else {
+    torch::stable::parallel_for(0, threads, 1, body);
+  }
+}
+
+// Adds parts to a total strictly in the order 0, 1, 2, ..., whichever thread is ready first: sums do not depend on the
+// number of threads. Nobody waits for a part that has not begun, since parts are begun in order.
+class InOrder {
+ public:
+  template <class F>
+  void add(int64_t part, const F& f) {
+    for (int spins = 0; turn_.load(std::memory_order_acquire) != part; ++spins)
+      if (spins > 1000) std::this_thread::yield();
+    f();
+    turn_.store(part + 1, std::memory_order_release);
+  }
+
+ private:
+  std::atomic<int64_t> turn_{0};
+};
+
+inline thread_local Arena shared_arena;  // of the calling thread: packed weights, total
+inline thread_local Arena thread_arena;
+
+constexpr int PACK_PARTS = 8;
+
+inline void run_forward(const Kernels& kernels, const Problem& problem) {
+  const Plan plan = kernels.plan_forward(problem);
+  char* packed = shared_arena.at_least(plan.packed_bytes);
+  for_items(PACK_PARTS, [&] {
+    return [&](int64_t part) { kernels.pack_forward(problem, packed, static_cast<int>(part), PACK_PARTS); };
+  });
+  const int64_t blocks = (problem.M + plan.block - 1) / plan.block;
+  for_items(blocks, [&] {
+    char* scratch = thread_arena.at_least(plan.scratch_bytes);
+    return [&, scratch](int64_t block) {
+      const int64_t first = block * plan.block;
+      const int64_t rows = problem.M - first < plan.block ? problem.M - first : plan.block;
+      kernels.forward(problem, packed, scratch, first, rows);
+    };
+  });
+}
+
+// Tokens are cut into chunks, whose number depends on the number of tokens alone; each chunk's gradients are summed by
+// one thread, block after block, and added to the total in order.
+inline void run_backward(const Kernels& kernels, const Problem& problem) {
+  const Plan plan = kernels.plan_backward(problem);
+  const size_t total_bytes = (plan.gradient_floats * sizeof(float) + 63) / 64 * 64;
+  char* shared = shared_arena.at_least(total_bytes + plan.packed_bytes);
+  float* total = reinterpret_cast<float*>(shared);
+  char* packed = shared + total_bytes;
+  for_items(PACK_PARTS, [&] {
+    return [&](int64_t part) { kernels.pack_backward(problem, packed, static_cast<int>(part), PACK_PARTS); };
+  });
+  std::memset(total, 0, total_bytes);
+
+  // An even number of chunks of at most 256 tokens: at 788 tokens two threads get 394 each.
+  const int64_t chunks = 2 * ((problem.M + 511) / 512);
+  InOrder in_order;
+  for_items(chunks, [&] {
+    char* scratch = thread_arena.at_least(total_bytes + plan.scratch_bytes);
+    return [&, scratch](int64_t chunk) {
+      float* sums = reinterpret_cast<float*>(scratch);
+      std::memset(sums, 0, total_bytes);
+      const int64_t end = problem.M * (chunk + 1) / chunks;
+      for (int64_t first = problem.M * chunk / chunks; first < end; first += plan.block) {
+        const int64_t rows = end - first < plan.block ? end - first : plan.block;
+        kernels.backward(problem, packed, scratch + total_bytes, sums, first, rows);
+      }
+      in_order.add(chunk, [&] { kernels.add(total, sums, plan.gradient_floats); });
+    };
+  });
+  for_items(PACK_PARTS, [&] {
+    return [&](int64_t part) { kernels.write_gradients(problem, total, static_cast<int>(part), PACK_PARTS); };
+  });
+}
+
+}  // namespace rmadapter

@@ -1,0 +1,87 @@
+"""The cpu backend: the operator as a compiled extension, built from ``csrc/`` where there is a compiler.
+
+``RMADAPTER_CPU`` chooses its instruction set (avx512_bf16, avx512, avx2 or portable) instead of the processor's best.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_cpu.so")
+VARIABLE = "RMADAPTER_CPU"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDTHS = range(64, 2049, 16)
+BOTTLENECKS = range(1, 129)
+
+
+def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The extension at ``path``, its kernels registered with torch; None and the reason where there is none."""
+    if not path.exists():
+        return None, (
+            f"the extension was not built ({path.name} is not in {path.parent}); it needs a C++17 compiler, and torch "
+            "before the install: pip install torch, then pip install this package again"
+        )
+    try:
+        torch.ops.load_library(str(path))
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"the extension does not load: {error}"
+    library.rmadapter_cpu_choose.argtypes = [ctypes.c_char_p]
+    library.rmadapter_cpu_chosen.restype = ctypes.c_char_p
+    library.rmadapter_cpu_available.restype = ctypes.c_char_p
+    return library, ""
+
+
+_library, _reason = _load(LIBRARY)
+
+
+def instruction_sets() -> list[str]:
+    """Those that this processor has kernels for, the best first; none without the extension."""
+    found: list[str] = []
+    while _library is not None and (name := _library.rmadapter_cpu_available(len(found))) is not None:
+        found.append(name.decode())
+    return found
+
+
+def instruction_set() -> str | None:
+    """The one in use; None without the extension."""
+    return None if _library is None else _library.rmadapter_cpu_chosen().decode()
+
+
+def use_instruction_set(name: str | None) -> None:
+    """Use the kernels of ``name``, or with None the best that this processor has.
+
+    Raises:
+        ValueError: there are none of this name for this processor.
+    """
+    if _library is None or not _library.rmadapter_cpu_choose(None if name is None else name.encode()):
+        valid = ", ".join(instruction_sets()) or f"none, since {_reason}"
+        raise ValueError(f"the instruction set is {name!r}; valid on this processor: {valid}")
+
+
+if _library is not None and os.environ.get(VARIABLE):
+    try:
+        use_instruction_set(os.environ[VARIABLE])
+    except ValueError as error:
+        raise ValueError(f"{VARIABLE}: {error}") from None
+
+AVAILABLE = _library is not None
+REASON = f"compiled for this processor's {instruction_set()}" if AVAILABLE else _reason
+
+
+def refusal(x: torch.Tensor, bottleneck: int, rec_hidden: int) -> str | None:
+    """Why the backend cannot take x [..., D] with weights of these widths (h = 0: none), or None where it can."""
+    if x.device.type != "cpu":
+        return f"x is on {x.device.type}; it takes CPU tensors"
+    if x.dtype not in DTYPES:
+        return f"x is {x.dtype}; it takes {', '.join(map(str, DTYPES))}"
+    if x.shape[-1] not in WIDTHS:
+        return f"D is {x.shape[-1]}; it takes multiples of 16 from 64 to 2048"
+    for name, width in (("r", bottleneck), ("h", rec_hidden or 1)):
+        if width not in BOTTLENECKS:
+            return f"{name} is {width}; it takes 1 to 128"
+    return None

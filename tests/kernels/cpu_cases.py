@@ -1,0 +1,82 @@
+"""What the tests and the fuzzer of the cpu backend share: fp64 as the ruler, eager's own error as the measure."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from operator_cases import Case, run
+from torch import Tensor
+
+from rmadapter_kernels import cpu
+from rmadapter_kernels.reference import reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@contextlib.contextmanager
+def instructions(name: str | None) -> Iterator[None]:
+    """The kernels of ``name`` inside, those of before after it."""
+    before = cpu.instruction_set()
+    cpu.use_instruction_set(name)
+    try:
+        yield
+    finally:
+        cpu.use_instruction_set(before)
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Whatever torch allocates is full of NaN, so that an output nobody wrote shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def with_backend(case: Case, backend: str) -> Case:
+    """The same inputs, asked of one backend."""
+    return Case(
+        case.x, case.weights, case.residual, case.norm, case.d_out, case.d_loss, {**case.settings, "backend": backend}
+    )
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over that of the exact value; infinite where one is not finite and the other is."""
+    if found.numel() == 0:
+        return 0.0
+    error = (found.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-30)
+    return float("inf") if error.isnan() else error.item()
+
+
+def judge(case: Case, factor: float = 1.3, steps: float = 1, **how: Any) -> dict[str, Tensor]:
+    """The cpu backend's results, after comparing each with fp64.
+
+    The error is at most ``factor`` times eager's in the same dtypes plus ``steps`` of the dtype, times the square root
+    of the reduction's length in fp32, whose sums both round in an order of their own.
+    """
+    if case.settings.get("objective") == "l1" and case.x.dtype != torch.float32 and case.weights[7] is not None:
+        # The sign of a difference near zero is rounding's, and one of a thousand moves a gradient by 6 %.
+        case.weights[7] = case.weights[7] + torch.tensor([8.0, -8.0]).repeat(case.x.shape[-1] // 2).to(case.x.dtype)
+    exact = run(case.to(torch.float64), implementation=reference, **how)
+    eager = run(with_backend(case, "eager"), **how)
+    with poisoned_memory():
+        found = run(with_backend(case, "cpu"), **how)
+    length = max(case.x.shape[-1], case.x.numel() // case.x.shape[-1])
+    step = torch.finfo(case.x.dtype).eps * (length**0.5 if case.x.dtype == torch.float32 else 1)
+    for name, value in found.items():
+        assert value.dtype == eager[name].dtype, name
+        assert value.shape == eager[name].shape, name
+        if name not in exact:
+            assert not value.any(), f"{name} should not be there"
+            continue
+        error = relative_error(value, exact[name])
+        allowed = factor * relative_error(eager[name], exact[name]) + steps * step
+        assert error <= allowed, f"{name}: {error:.1e}, allowed {allowed:.1e}"
+    assert eager.keys() <= found.keys()
+    return found
