@@ -97,6 +97,7 @@ EXTRAS = {
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
         "scikit-learn>=1.4",
+        "setuptools>=77",  # the tests of the build run setup.py
     ],
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
