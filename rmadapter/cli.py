@@ -127,9 +127,10 @@ def _run(command: str, options: list[str]) -> int:
         print(f"rmadapter: stopped{hint}", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        from rmadapter.training import DivergedError
+        from rmadapter.distributed import PeerLostError
+        from rmadapter.loop import DivergedError
 
-        if not isinstance(error, DivergedError):
+        if not isinstance(error, (DivergedError, PeerLostError)):
             raise
         print(f"rmadapter: {error}", file=sys.stderr)
         return 1

@@ -15,9 +15,10 @@ import yaml
 from conftest import write_images
 from safetensors.torch import load_file
 
-from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig, loop
 from rmadapter import training as trainings
-from rmadapter.training import DivergedError, train
+from rmadapter.loop import DivergedError
+from rmadapter.training import train
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def stop(*arguments, **names):
 def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
     whole = tmp_path / "whole"
     train(config(out=str(whole)))
-    real, steps = trainings._Run._step, []
+    real, steps = loop.TrainRun._step, []
 
     def step(self, *arguments):
         if len(steps) == at:
@@ -133,7 +134,7 @@ def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, mon
         steps.append(1)
         return real(self, *arguments)
 
-    monkeypatch.setattr(trainings._Run, "_step", step)
+    monkeypatch.setattr(loop.TrainRun, "_step", step)
     try:
         train(config())
     except Killed:
@@ -233,7 +234,7 @@ def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypa
         with pytest.raises(Killed):
             train(config())
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "base_hash", lambda clip: "other")
+        patch.setattr(loop, "base_hash", lambda clip: "other")
         with pytest.raises(InputError, match="base model's weights are not those"):
             train(config(resume=True))
     state = tmp_path / "run" / "state.safetensors"
@@ -251,17 +252,19 @@ def test_a_diverging_run_says_so(config, tmp_path):
 
 def test_a_step_without_a_finite_loss_is_skipped_and_counted(config, tmp_path, monkeypatch):
     """One bad batch: the run goes on, its means leave the step out, and the weights are as if it had not been."""
-    real = trainings._Run._step
+    real = loop.TrainRun._step
 
-    def step(self, images, labels, wants_norms):
+    def step(self, batch, wants_norms):
         before = [p.clone() for p in self.parameters.values()]
-        norms = real(self, images * float("nan") if self.step == 3 else images, labels, wants_norms)
+        if self.step == 3:
+            batch.images *= float("nan")
+        norms = real(self, batch, wants_norms)
         if self.step == 3:
             assert all(torch.equal(p, b) for p, b in zip(self.parameters.values(), before, strict=True))
             assert norms == {}
         return norms
 
-    monkeypatch.setattr(trainings._Run, "_step", step)
+    monkeypatch.setattr(loop.TrainRun, "_step", step)
     results = train(config(grad_norm_every=1))
     assert results["bad_steps"] == 1
     lines = metrics_of(tmp_path / "run")
@@ -350,7 +353,7 @@ def test_a_resumed_run_keeps_its_chunks_whatever_is_free_now(config, monkeypatch
             train(config())
     made = []
     real = trainings.make_step
-    monkeypatch.setattr(trainings, "make_step", lambda *arguments: made.append(arguments[-1]) or real(*arguments))
+    monkeypatch.setattr(trainings, "make_step", lambda *arguments: made.append(arguments[3]) or real(*arguments))
     train(config(resume=True))
     assert made == [100_000]
 
