@@ -95,7 +95,10 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
+        "setuptools>=77",  # the tests of the build run setup.py
     ],
+    # Split files on Google Drive, for rmadapter datasets download.
+    "download": ["gdown>=5.0"],
     "dev": ["ruff>=0.6"],
 }
 
@@ -120,6 +123,10 @@ setup(
         "jsonargparse[signatures]>=4.40",
         "PyYAML>=6.0",
         "tqdm>=4.66",
+        # Claims of a sweep's runs; torch needs it too.
+        "filelock>=3.12",
+        # MATLAB annotation files of Stanford Cars and Flowers 102.
+        "scipy>=1.11",
     ],
     extras_require=EXTRAS | {"all": sorted({name for names in EXTRAS.values() for name in names})},
     ext_modules=extensions(),

@@ -42,7 +42,7 @@ def parse_arguments(config: type[Config], argv: list[str], *, prog: str, positio
     parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
     if positional:
         parser.add_argument(positional, nargs="*", type=str, help=_docs(config)[positional])
-    options, words = _rewrite(argv, _option_fields(config))
+    options, words = _rewrite(argv, option_fields(config))
     if words and not positional:
         raise InputError(f"argument {words[0]!r} belongs to no option; options start with --")
     try:
@@ -60,7 +60,7 @@ def _docs(config: type) -> dict[str, str]:
     return {p.arg_name: p.description for p in docstring_parser.parse(config.__doc__).params}
 
 
-def _option_fields(config: type, prefix: str = "") -> dict[str, Any]:
+def option_fields(config: type, prefix: str = "") -> dict[str, Any]:
     """Dotted option name -> type, for every field of ``config`` and of the dataclasses inside it."""
     hints = typing.get_type_hints(config)
     found: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def _option_fields(config: type, prefix: str = "") -> dict[str, Any]:
         kind = hints[item.name]
         found[prefix + item.name] = kind
         if dataclasses.is_dataclass(kind):
-            found |= _option_fields(kind, f"{prefix}{item.name}.")
+            found |= option_fields(kind, f"{prefix}{item.name}.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, predict, report."""
+"""The command ``rmadapter``: train, eval, predict, sweep, report, datasets."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.arguments import parse_arguments
-from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, nearest
-from rmadapter.testbed import TRAIN_CONFIG, is_testbed
 
 USAGE = """usage: rmadapter COMMAND [options]
 
-  train     adapt CLIP to a folder of images, a few a class
+  train     adapt CLIP to a folder of images, a few a class; --method NAME for another method than RMAdapter
   eval      accuracy of an adapter, or of zero-shot CLIP, on a data set
   predict   classify images among any class names
-  report    tables and plots from run folders
+  sweep     all runs of a published table: base2new, cross, domain, ablation
+  report    tables and plots from run folders, or of a sweep
+  datasets  the field's data sets: what is there, and how to get them
 
 rmadapter COMMAND --help lists a command's options."""
 
 
 @dataclass
 class ReportConfig:
-    """Tables (Markdown, CSV) and plots (PNG) from run folders.
+    """Tables (Markdown, CSV) and plots (PNG) from run folders, or from the folder of a sweep (HTML too).
 
     Args:
-        runs: run folders, or folders that hold them
+        runs: run folders, or folders that hold them, or one sweep
         out: folder for report.md, report.csv and the plots; default: report
     """
 
@@ -41,41 +41,52 @@ class ReportConfig:
             raise InputError("no run folder is given; valid: rmadapter report DIR...")
 
 
-def parse_train(argv: list[str], *, prog: str) -> TrainConfig:
-    """The configuration of a training run; on a bundled data set with the test bed's defaults below the options."""
-    # Which defaults hold is seen from the data, before anything is printed.
-    asked = parse_arguments(
-        TrainConfig, [word for word in argv if word.replace("-", "_") != "__print_config"], prog=prog
-    )
-    own = ["--config", str(TRAIN_CONFIG)] if is_testbed(asked.data) else []
-    return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
-
-
 # Commands import what they run when they run: --help and a mistyped option answer in 1.7 s, with open_clip in 4.4.
 def _train(argv: list[str]) -> None:
-    config = parse_train(argv, prog="rmadapter train")
-    from rmadapter.training import train
+    from rmadapter.methods import train_command
 
-    train(config)
+    train_command(argv)
 
 
 def _eval(argv: list[str]) -> None:
-    from rmadapter.evaluation import EvalConfig, run_eval
+    from rmadapter.evaluation import EvalConfig
+    from rmadapter.methods import evaluate
 
-    run_eval(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
+    evaluate(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
 
 
 def _predict(argv: list[str]) -> None:
-    from rmadapter.prediction import PredictConfig, run_predict
+    from rmadapter.methods import predict
+    from rmadapter.prediction import PredictConfig
 
-    run_predict(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
+    predict(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
 
 
 def _report(argv: list[str]) -> None:
     config = parse_arguments(ReportConfig, argv, prog="rmadapter report", positional="runs")
     from rmadapter.report import report
+    from rmadapter.sweep_report import is_sweep, sweep_report
 
+    if is_sweep(Path(config.runs[0])):
+        if len(config.runs) > 1:
+            raise InputError(
+                f"runs is {config.runs!r}, of which the first is a sweep; valid: one sweep, or run folders"
+            )
+        print(sweep_report(Path(config.runs[0]), Path(config.out)))
+        return
     print(report([Path(run) for run in config.runs], Path(config.out)).text)
+
+
+def _sweep(argv: list[str]) -> int:
+    from rmadapter.sweep import run_sweep
+
+    return run_sweep(argv)
+
+
+def _datasets(argv: list[str]) -> None:
+    from rmadapter.datasets import DatasetsConfig, run_datasets
+
+    run_datasets(parse_arguments(DatasetsConfig, argv, prog="rmadapter datasets", positional="words"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
@@ -83,11 +94,15 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "eval": _eval,
     "predict": _predict,
     "report": _report,
+    "sweep": _sweep,
+    "datasets": _datasets,
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run."""
+    """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run or a
+    sweep with failed runs.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -103,18 +118,19 @@ def _run(command: str, options: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
-        COMMANDS[command](options)
+        return COMMANDS[command](options) or 0
     except InputError as error:
         print(f"rmadapter: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("rmadapter: stopped" + ("; --resume goes on" if command == "train" else ""), file=sys.stderr)
+        hint = {"train": "; --resume goes on", "sweep": "; the same command goes on"}.get(command, "")
+        print(f"rmadapter: stopped{hint}", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        from rmadapter.training import DivergedError
+        from rmadapter.distributed import PeerLostError
+        from rmadapter.loop import DivergedError
 
-        if not isinstance(error, DivergedError):
+        if not isinstance(error, (DivergedError, PeerLostError)):
             raise
         print(f"rmadapter: {error}", file=sys.stderr)
         return 1
-    return 0

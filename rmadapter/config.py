@@ -288,6 +288,9 @@ class TrainConfig:
         shortcuts: take the shortcuts of the group step; --no-shortcuts computes everything anew at every step
         step: the shortcuts, one by one
         text_memory: memory for the activations of all prompts, such as 2GB; default: a quarter of what is free
+        views: augmented views an image, kept with what the frozen model makes of them; 0: fresh ones at every step
+        cache_limit: most that the views of all runs may take on the disk, such as 10GB
+        cache_dir: folder for the views; default: ~/.cache/rmadapter/views
         explain: say what is on, why, and what it is expected to save; train nothing
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
@@ -330,6 +333,9 @@ class TrainConfig:
     shortcuts: bool = True
     step: StepConfig = field(default_factory=StepConfig)
     text_memory: str | None = None
+    views: int = 0
+    cache_limit: str = "10GB"
+    cache_dir: str | None = None
     explain: bool = False
     max_bad_steps: int = 10
     epochs: int = 5
@@ -363,13 +369,23 @@ class TrainConfig:
         check_template(self.template)
         for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
             check_range(name, getattr(self, name), 1)
-        for name in ("seed", "workers", "checkpoint_every", "grad_norm_every", "weight_decay", "max_bad_steps"):
+        for name in (
+            "seed",
+            "workers",
+            "checkpoint_every",
+            "grad_norm_every",
+            "weight_decay",
+            "max_bad_steps",
+            "views",
+        ):
             check_range(name, getattr(self, name), 0)
         check_range("lr", self.lr, 0, open_low=True)
         check_range("momentum", self.momentum, 0, 1)
         check_range("min_crop", self.min_crop, 0, 1, open_low=True)
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite are both set; valid: one of them")
+        if self.views and not (self.shortcuts and self.step.image_prefix):
+            raise InputError(f"views is {self.views}, which are kept for step.image_prefix; valid: 0, or with it")
         if self.backend is not None and not self.fused:
             raise InputError(f"backend is {self.backend!r} and fused is False; valid: one of them")
 

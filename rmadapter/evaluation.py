@@ -179,10 +179,12 @@ def evaluate_parts(
     the classes of the last part.
     """
     items = getattr(data, split)
+    classes = len(data.class_names)
     found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0}
     for part in parts:
         model.set_classes(base_new_names(data.class_names, part), model.template)
-        result = accuracy(model, data.read, base_new_split(items, part), loading, name=part)
+        chosen = base_new_split(items, part, classes)
+        result = accuracy(model, data.read, chosen, loading, name=part)
         found["accuracy"][part] = result.top1
         found["images"][part] = result.images
         found["skipped"] += result.skipped

@@ -5,7 +5,7 @@ L = L_ce + lambda1 * L_rec_vision + lambda2 * L_rec_text + lambda3 * |x_a - x|_1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +59,16 @@ def total(terms: Mapping[str, Tensor], weights: LossConfig) -> Tensor:
     return terms["cross_entropy"] + sum(extra)
 
 
-def gradient_norms(terms: Mapping[str, Tensor], weights: LossConfig, w_down: list[nn.Parameter]) -> dict[str, float]:
+def gradient_norms(
+    terms: Mapping[str, Tensor],
+    weights: LossConfig,
+    w_down: list[nn.Parameter],
+    mean: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> dict[str, float]:
     """L2 norm, over all adapters, of the gradient that cross-entropy and weighted reconstruction send to W_down.
 
-    The graph is kept, so that the training step's own backward can follow.
+    ``mean`` averages a tensor over the processes of a run. The graph is kept, so that the
+    training step's own backward can follow.
     """
     rec = [
         getattr(weights, WEIGHTS[n]) * terms[n] for n in ("reconstruction_vision", "reconstruction_text") if n in terms
@@ -73,6 +79,6 @@ def gradient_norms(terms: Mapping[str, Tensor], weights: LossConfig, w_down: lis
     norms = {}
     for name, loss in parts.items():
         gradients = torch.autograd.grad(loss, w_down, retain_graph=True, allow_unused=True)
-        squares = [g.double().square().sum() for g in gradients if g is not None]
+        squares = [mean(g).double().square().sum() for g in gradients if g is not None]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     return norms

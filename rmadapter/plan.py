@@ -10,7 +10,9 @@ import torch
 from rmadapter.chunks import FREE_SHARE, free_bytes, parse_bytes
 from rmadapter.config import StepConfig, TrainConfig
 from rmadapter.costs import Cost, Workload, step_cost, workload
+from rmadapter.distributed import Ranks
 from rmadapter.encoders import blocks_obstacle, last_block_obstacle
+from rmadapter.errors import InputError
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.runtime import residual_dtype
 from rmadapter.step import TrainStep
@@ -39,7 +41,7 @@ def text_budget(config: TrainConfig, device: torch.device) -> int:
 
 
 def make_step(
-    model: RMAdapterCLIP, config: TrainConfig, precision: str, text_bytes: int
+    model: RMAdapterCLIP, config: TrainConfig, precision: str, text_bytes: int, ranks: Ranks | None = None
 ) -> tuple[RMAdapterCLIP | TrainStep, str]:
     """What a run calls at every step, ``(images, labels) -> Output``, and a sentence on it.
 
@@ -49,9 +51,17 @@ def make_step(
     shortcuts = wanted_shortcuts(config)
     obstacle = blocks_obstacle(model.clip)
     if not shortcuts.any or obstacle is not None:
+        for name, value, without in (("views", config.views, 0), ("processes", (ranks or Ranks()).world, 1)):
+            if value != without:
+                raise InputError(
+                    f"{name} is {value}, which the plain step ({obstacle or '--no-shortcuts'}) does not have; "
+                    f"valid: {without}"
+                )
         return model, f"step: plain ({obstacle or '--no-shortcuts'})"
     stream = residual_dtype(config.residual, precision)
-    step = TrainStep(model, shortcuts, text_bytes=text_bytes, stream=stream, recompute=config.grad_checkpointing)
+    step = TrainStep(
+        model, shortcuts, text_bytes=text_bytes, stream=stream, recompute=config.grad_checkpointing, ranks=ranks
+    )
     off = [name for name, on in dataclasses.asdict(shortcuts).items() if not on]
     recomputed = sum(chunk.stop - chunk.start for chunk in step.chunks if chunk.recompute)
     return step, (

@@ -89,12 +89,18 @@ def draw(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> tuple[li
     files = []
     figure = _base_new(rows, means, colours)
     if figure is not None:
-        files.append(_save(figure, out / "base_new.png"))
+        files.append(save_figure(figure, out / "base_new.png"))
     curves, unreadable = _read_curves(rows)
     figure = _curves(curves, colours)
     if figure is not None:
-        files.append(_save(figure, out / "curves.png"))
+        files.append(save_figure(figure, out / "curves.png"))
     return files, unreadable
+
+
+def draw_base_new(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> Path | None:
+    """base_new.png in ``out``, None where no accuracy is known."""
+    figure = _base_new(rows, means, method_colours({item.group.method for item in (*rows, *means)}))
+    return None if figure is None else save_figure(figure, out / "base_new.png")
 
 
 def method_colours(methods: set[str]) -> dict[str, str]:
@@ -103,7 +109,8 @@ def method_colours(methods: set[str]) -> dict[str, str]:
     return COLOURS | {method: OTHER_COLOURS[n % len(OTHER_COLOURS)] for n, method in enumerate(others)}
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write ``figure`` as PNG, atomically; returns the path."""
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # inches
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))

@@ -90,7 +90,7 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     info = read_info(Path(config.adapter)) if config.adapter else None
-    names = _class_names(config, info.class_names if info else None)
+    names = wanted_class_names(config, info.class_names if info else None)
     pictures = [read_image(Path(path)) for path in config.images]
     backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device)
     store_backbone(backbone.clip, DTYPES[precision])
@@ -107,6 +107,11 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
         model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", precision))
     transform = eval_transform(backbone.preprocessing)
     probabilities = predict(model, [transform(picture) for picture in pictures], batch_size=config.batch_size)
+    return print_predictions(config, names, probabilities)
+
+
+def print_predictions(config: PredictConfig, names: list[str], probabilities: torch.Tensor) -> list[dict[str, Any]]:
+    """One record an image of ``config``, from probabilities [images, classes]; printed as ``config`` asks for it."""
     records = []
     for path, row in zip(config.images, probabilities, strict=True):
         values, indices = row.topk(min(config.top, len(names)))
@@ -119,7 +124,8 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     return records
 
 
-def _class_names(config: PredictConfig, trained: list[str] | None) -> list[str]:
+def wanted_class_names(config: PredictConfig, trained: list[str] | None) -> list[str]:
+    """The class names that ``config`` asks for, else those trained on; InputError for fewer than two."""
     if config.classes_file is not None:
         try:
             lines = Path(config.classes_file).read_text(encoding="utf-8").splitlines()

@@ -33,6 +33,7 @@ FREE_ON_RESUME = {
     "workers",
     "eval_batch_size",
     "checkpoint_every",
+    "cache_dir",
     "explain",
     "max_bad_steps",
 }

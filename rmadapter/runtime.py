@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmadapter.errors import InputError, check_choice
+from rmadapter.errors import InputError, check_choice, nearest
 from rmadapter.injection import AdaptedCLIP
-from rmadapter_kernels import available_backends
+from rmadapter_kernels import AUTO, Explanation, available_backends, explain
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 EAGER = "eager"
@@ -81,26 +81,36 @@ class FiniteFlag:
 def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tuple[str, str]:
     """Set the adapters' backend; returns its name and a sentence on what was chosen and why.
 
+    ``fused`` without a name leaves each tower to ``auto``; where they differ the names are joined by "+".
+
     Raises:
-        InputError: ``backend`` names one that is not here, or one that does not cover the configured variant.
+        InputError: ``backend`` names one that is not here, or one that does not cover the configured variant or a
+            tower's width.
     """
-    backends = available_backends()
-    usable = [name for name, status in backends.items() if status.available]
     if not model.config.in_operator:
         if backend not in (None, EAGER):
             raise InputError(f"backend is {backend!r}, which does not cover this variant of the adapter; valid: eager")
         return EAGER, "adapters: plain PyTorch (this variant is outside the fused operator)"
-    if backend is not None:
-        check_choice("backend", backend, usable)
-        chosen, why = backend, "as asked for"
-    elif not fused:
-        chosen, why = EAGER, "--no-fused"
-    else:
-        # available_backends lists the fastest first.
-        chosen = next((name for name in usable if name != EAGER), EAGER)
-        why = "the fastest here" if chosen != EAGER else "no fused backend on this machine"
-    model.set_backend(chosen)
-    return chosen, f"adapters: backend {chosen} ({why})"
+    asked = backend or (AUTO if fused else EAGER)
+    dtype = getattr(model.clip, "stored_dtype", torch.float32)
+    found: dict[str, Explanation] = {}
+    for tower, _, adapter in model.adapters():
+        branch = adapter.branch
+        x = torch.empty(1, branch.d_model, dtype=dtype, device=branch.w_down.device)
+        hidden = branch.rec_hidden if branch.reconstruct else 0
+        try:
+            found[tower] = explain(x, bottleneck=branch.bottleneck, rec_hidden=hidden, backend=asked)
+        except ValueError as error:
+            raise InputError(f"adapters of the {tower} tower: {error}{nearest(asked, available_backends())}") from error
+    model.set_backend(asked)
+    if asked == EAGER:
+        return EAGER, f"adapters: backend eager ({'--no-fused' if backend is None else 'as asked for'})"
+    chosen = sorted({explanation.backend for explanation in found.values()})
+    if len(chosen) == 1:
+        reason = next(iter(found.values())).reason
+        return chosen[0], f"adapters: backend {chosen[0]} ({reason})"
+    towers = ", ".join(f"{tower} {explanation}" for tower, explanation in found.items())
+    return "+".join(chosen), f"adapters: backends {towers}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from rmadapter import losses
 from rmadapter.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory
 from rmadapter.config import StepConfig
 from rmadapter.costs import tower_shape
+from rmadapter.distributed import Ranks
 from rmadapter.encoders import Entry, ImageEncoder, TextEncoder, Token
+from rmadapter.errors import InputError
 from rmadapter.model import Output, RMAdapterCLIP
 from rmadapter.towers import text_is_trimmable
 
@@ -57,9 +59,10 @@ class TrainStep(nn.Module):
         text_bytes: memory for the activations of all classes' prompts; None: without a bound.
         stream: dtype of the residual stream from the first adapted block on; None: that of the weights.
         recompute: recompute each adapted block of the image tower, and every chunk of classes, in backward.
+        ranks: this process among those that share the classes and the images of a batch.
 
     Raises:
-        InputError: ``text_bytes`` is less than one class takes.
+        InputError: ``text_bytes`` is less than one class takes, or there are more processes than classes.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class TrainStep(nn.Module):
         text_bytes: int | None = None,
         stream: torch.dtype | None = None,
         recompute: bool = False,
+        ranks: Ranks | None = None,
     ):
         super().__init__()
+        self.ranks = ranks or Ranks()
         shortcuts = shortcuts or StepConfig()
         self.model, self.shortcuts = model, shortcuts
         settings = {"by_token": shortcuts.last_token, "stream": stream}
@@ -82,8 +87,14 @@ class TrainStep(nn.Module):
         self._classes: list[_Classes] | None = None
 
     def _plan(self, text_bytes: int | None, recompute: bool) -> list[Chunk]:
-        """Chunks of the classes in the order of their length, or of their labels where they are not trimmed."""
-        valid = self.model.prompts.valid
+        """Chunks of the own classes in the order of their length, or of their labels where they are not trimmed."""
+        if self.ranks.world > len(self.model.class_names):
+            raise InputError(
+                f"{self.ranks.world} processes share {len(self.model.class_names)} classes; valid: at most one a class"
+            )
+        own = slice(*self.ranks.part(len(self.model.prompts.valid)))
+        self.tokens, valid = self.model.prompts.tokens[own], self.model.prompts.valid[own]
+        self.valid = valid
         count, length = valid.shape
         lengths = valid.sum(1)
         trimmed = self.shortcuts.trim and self.shortcuts.class_chunks and text_is_trimmable(self.model.clip)
@@ -105,16 +116,21 @@ class TrainStep(nn.Module):
         weight = self.model.loss.lambda1 if tower == "vision" else self.model.loss.lambda2
         return self.model.config.reconstruct and weight > 0
 
-    def forward(self, images: Tensor | None, labels: Tensor, views: Views | None = None) -> Output:
+    def forward(self, images: Tensor | None, labels: Tensor, views: Views | None = None, share: float = 1.0) -> Output:
         """Logits [batch, classes] and losses of ``images`` [batch, 3, size, size] with ``labels`` [batch] (int64).
 
-        ``views`` are those of the images where they are at hand; the images are then not read.
+        ``views`` are those of the images where they are at hand; the images are then not read. ``share`` is the own
+        number of images times that of processes, divided by the number of all images: the factor on means over images.
         """
         terms: dict[str, Tensor] = {}
         text = self._text_features(terms)
-        image = self._image_features(self.views(images) if views is None else views, terms)
+        of_images: dict[str, Tensor] = {}
+        image = self._image_features(self.views(images) if views is None else views, of_images)
         logits = self.model.logits(image, text)
-        terms = {"cross_entropy": F.cross_entropy(logits, labels), **terms}
+        of_images = {"cross_entropy": F.cross_entropy(logits, labels), **of_images}
+        if share != 1:
+            of_images = {name: share * value for name, value in of_images.items()}
+        terms = {**of_images, **terms}
         terms["total"] = losses.total(terms, self.model.loss)
         return Output(logits, terms)
 
@@ -148,21 +164,22 @@ class TrainStep(nn.Module):
             self._classes = self._begin_classes()
         found = [self._chunk(classes) for classes in self._classes]
         features = torch.cat([chunk[0] for chunk in found])
+        count, world = len(self.model.class_names), self.ranks.world
         if self.reconstructs("text") and self.text.first is not None:
-            terms["reconstruction_text"] = sum(chunk[1] for chunk in found) / self.model.prompts.valid.sum()
+            tokens = self.model.prompts.valid.sum()
+            terms["reconstruction_text"] = world * sum(chunk[1] for chunk in found) / tokens
         if self.model.loss.lambda4:
             target = torch.cat([self._target(classes) for classes in self._classes])
-            terms["consistency_text"] = losses.consistency(features, target)
-        return features[self.inverse]
+            terms["consistency_text"] = world * losses.consistency_sum(features, target) / count
+        return self.ranks.gather_rows(features[self.inverse], count)
 
     @torch.no_grad()
     def _begin_classes(self) -> list[_Classes]:
         """What of the prompts is computed once: their chunks, where training begins in each, frozen features."""
-        prompts = self.model.prompts
         classes = []
         for chunk in self.chunks:
             rows = self.order[chunk.start : chunk.stop]
-            tokens, valid = prompts.tokens[rows, : chunk.length], prompts.valid[rows, : chunk.length]
+            tokens, valid = self.tokens[rows, : chunk.length], self.valid[rows, : chunk.length]
             made = _Classes(tokens, valid, self.text.token(tokens), chunk.recompute)
             if self.shortcuts.frozen_targets and self.model.loss.lambda4:
                 made.target = self._target(made)

@@ -5,14 +5,16 @@ adapter = FusedRMAdapter(768, bottleneck=32, scale=0.001)
 out, rec_loss = adapter(tokens, residual=block_out)
 """
 
-from rmadapter_kernels.backends import available_backends, explain
+from rmadapter_kernels.backends import AUTO, Explanation, available_backends, explain
 from rmadapter_kernels.functional import rm_adapter
 from rmadapter_kernels.module import FusedRMAdapter
 from rmadapter_kernels.reference import ACTIVATIONS, OBJECTIVES, activation, reconstruction_loss, scale_gradient
 
 __all__ = [
     "ACTIVATIONS",
+    "AUTO",
     "OBJECTIVES",
+    "Explanation",
     "FusedRMAdapter",
     "activation",
     "available_backends",

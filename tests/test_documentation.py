@@ -20,10 +20,12 @@ from pathlib import Path
 import open_clip
 import pytest
 from conftest import SMALL_CONFIG, small_clip, write_images
+from miniatures import build
 from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter.cli import main
+from rmadapter.data.catalog import CATALOG
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,10 +55,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the documents speak from: flowers/, and what make demo leaves."""
+    """The folder that the documents speak from: flowers/, what make demo leaves, and ~/data with the field's sets."""
     write_images(tmp_path / "flowers", ["dandelion", "lily", "rose", "tulip"], 10)
     write_images(tmp_path / "demo" / "data" / "digits", ["0", "1", "3", "7"], 10)
     Image.new("RGB", (48, 48)).save(tmp_path / "demo" / "data" / "digits" / "3" / "0879.png")
+    for name in CATALOG:
+        build(tmp_path / "data", name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -71,7 +75,8 @@ def run_rmadapter(words: list[str], model: Path) -> None:
         del words[where : where + 2]
     target = Path(words[words.index(">") + 1]) if ">" in words else None
     words = words[: words.index(">")] if target else words
-    quick = {"train": ["--epochs", "1", "--workers", "0"], "eval": ["--workers", "0"]}.get(words[0], [])
+    once = ["--epochs", "1", "--workers", "0"]
+    quick = {"train": once, "sweep": once, "eval": ["--workers", "0"]}.get(words[0], [])
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         try:

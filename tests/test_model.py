@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from conftest import small_clip
+from conftest import SMALL_CONFIG, small_clip
+from torch import nn
 from torch.nn import functional as F
 
 from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
@@ -16,8 +17,8 @@ from rmadapter_kernels import available_backends
 NAMES = ["cat", "a rather long name of a bird", "dog"]
 
 
-def make(tokenizer, loss: LossConfig | None = None, **config) -> RMAdapterCLIP:
-    clip = small_clip()
+def make(tokenizer, loss: LossConfig | None = None, clip: nn.Module | None = None, **config) -> RMAdapterCLIP:
+    clip = clip or small_clip()
     torch.manual_seed(0)
     config = RMAdapterConfig(**{"layers": "2-3", "bottleneck": 8, "scale": 0.5, **config})
     return RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=loss).train()
@@ -173,7 +174,8 @@ def test_backends_agree_inside_an_injected_clip(tokenizer):
     """Outputs, losses and gradients of every backend that is here, and back to eager again."""
     usable = [name for name, status in available_backends().items() if status.available]
     assert "eager" in usable
-    reference = make(tokenizer)
+    wide_enough_for_all = {"text_cfg": {**SMALL_CONFIG["text_cfg"], "width": 64}}
+    reference = make(tokenizer, clip=small_clip(**wide_enough_for_all))
     images, labels = batch()
 
     def step(model: RMAdapterCLIP) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from rmadapter.runtime import (
     resolve_device,
     resolve_precision,
 )
-from rmadapter_kernels import available_backends
+from rmadapter_kernels import available_backends, explain
 
 CPU = torch.device("cpu")
 
@@ -60,15 +60,25 @@ def test_backends():
         return {a.adapter.branch.backend for a in model.adapters()}
 
     assert choose_backend(model, False, None) == ("eager", "adapters: backend eager (--no-fused)")
-    fused = [n for n, status in available_backends().items() if status.available and n != "eager"]
-    chosen, sentence = choose_backend(model, True, None)
-    assert chosen == (fused or ["eager"])[0]
-    assert used() == {chosen}
-    assert ("no fused backend on this machine" in sentence) == (not fused)
-    assert choose_backend(model, True, "eager")[0] == "eager"
     assert used() == {"eager"}
-    with pytest.raises(InputError, match=r"backend is 'tritn'.*valid: "):
-        choose_backend(model, True, "tritn")
+    chosen, sentence = choose_backend(model, True, None)
+    assert used() == {"auto"}
+    expected = {explain(torch.zeros(1, width), bottleneck=32).backend for width in (64, 32)}
+    assert chosen == "+".join(sorted(expected))
+    assert all(name in sentence for name in expected)
+    assert choose_backend(model, True, "eager") == ("eager", "adapters: backend eager (as asked for)")
+    assert used() == {"eager"}
+    with pytest.raises(InputError, match=r"backend is 'eagr'.*valid: auto.*did you mean 'eager'"):
+        choose_backend(model, True, "eagr")
+
+
+def test_a_named_backend_says_which_tower_it_does_not_take():
+    fused = [n for n, status in available_backends().items() if status.available and n != "eager"]
+    model = inject(small_clip(), RMAdapterConfig(layers="3"))  # the text tower is 32 wide
+    for name in fused:
+        with pytest.raises(InputError, match=f"adapters of the text tower: backend is '{name}'.*D is 32"):
+            choose_backend(model, True, name)
+        assert {a.adapter.branch.backend for a in model.adapters()} == {"auto"}
 
 
 def test_variants_say_that_they_run_in_plain_pytorch():

@@ -6,29 +6,21 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from rmadapter.data.catalog import CATALOG
 from rmadapter.data.items import ImageData, Item
+from rmadapter.data.named import find_named, load_named
 from rmadapter.data.splits import find_split_file, make_split, read_split, save_split
 from rmadapter.errors import InputError, nearest
 from rmadapter.testbed import DATA, is_testbed
 
-NAMED = (
-    "caltech101",
-    "oxford_pets",
-    "stanford_cars",
-    "oxford_flowers",
-    "food101",
-    "fgvc_aircraft",
-    "sun397",
-    "dtd",
-    "eurosat",
-    "ucf101",
-    "imagenet",
-)
 CLASS_NAMES_FILE = "classnames.txt"
 
 
 def load_data(data: str, data_root: str | None = None, style: str | None = None) -> ImageData:
     """The data set in folder ``data``, or in the folder ``data`` of ``data_root``, or a bundled one in ``style``.
+
+    One of the field's data sets, by its name or by its folder, is read in the layout that the field keeps it in
+    (``catalog``), where it has that layout; any other folder as follows.
 
     The folder holds one folder of images a class, or ``train/``, ``test/`` and maybe ``val/`` with one each.
     A split file in it (``split_*.json``) says which image belongs where; without one a split is made and written
@@ -48,6 +40,8 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
         raise InputError(
             f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(DATA)}"
         )
+    if (found := find_named(data, data_root)) is not None:
+        return load_named(*found)
     root = _find(data, data_root)
     split_file = find_split_file(root)
     if split_file is not None:
@@ -75,9 +69,14 @@ def _find(data: str, data_root: str | None) -> Path:
     folders = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
     where = f"neither a folder nor one in {data_root!r}" if data_root else "no folder"
     hint = ""
-    if data in NAMED:
-        hint = f"; {data} is taken as a folder of images too: put it there, one folder of images a class"
-    raise InputError(f"data is {data!r}, which is {where}{nearest(Path(data).name, folders)}{hint}")
+    if data in CATALOG:
+        record = CATALOG[data]
+        hint = (
+            f"; {data} lies in {record.folder}/{record.layout_marker} of data_root, or in {data}/ with one folder of "
+            f"images a class; rmadapter datasets download {data} --data-root DIR gets it or says how"
+        )
+    close = "" if hint else nearest(Path(data).name, [*folders, *CATALOG])
+    raise InputError(f"data is {data!r}, which is {where}{close}{hint}")
 
 
 def _has_folders(folder: Path) -> bool:

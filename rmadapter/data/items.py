@@ -52,6 +52,10 @@ class ImageData:
         """The image of an item's ``path`` as RGB; InputError where it cannot be read."""
         return self.reader(path) if self.reader else read_image(self.root / path)
 
+    def content(self, path: str) -> bytes:
+        """What decides the image of ``path``: its file's bytes, or the picture's where it is no file."""
+        return self.reader(path).tobytes() if self.reader else (self.root / path).read_bytes()
+
     @property
     def class_names(self) -> list[str]:
         """Names of all classes by label; equal names are different classes where their labels differ."""

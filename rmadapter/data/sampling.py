@@ -26,6 +26,8 @@ def few_shot_sample(train: Sequence[Item], val: Sequence[Item], shots: int, seed
     """
     if shots < 1:
         raise InputError(f"shots is {shots!r}; valid: a number >= 1")
+    if not train:
+        raise InputError("there are no training images: the data set is for testing only")
     generator = random.Random(seed)
     return _draw(train, shots, generator), _draw(val, min(shots, VALIDATION_SHOTS), generator)
 
@@ -47,12 +49,12 @@ def _part(labels: Sequence[int], part: str) -> list[int]:
     return list(labels if part == "all" else labels[:half] if part == "base" else labels[half:])
 
 
-def base_new_split(items: Sequence[Item], part: str) -> list[Item]:
+def base_new_split(items: Sequence[Item], part: str, classes: int | None = None) -> list[Item]:
     """The items of the first half of the sorted labels ("base", the larger half), of the rest ("new"), or "all".
 
-    Labels of a half count from 0 again.
+    Labels of a half count from 0 again. ``classes`` is how many there are, where ``items`` may lack some of them.
     """
-    chosen = _part(sorted({item.label for item in items}), part)
+    chosen = _part(sorted({item.label for item in items}) if classes is None else range(classes), part)
     if part == "all":
         return list(items)
     new_label = {label: index for index, label in enumerate(chosen)}

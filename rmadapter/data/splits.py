@@ -48,10 +48,28 @@ def make_split(classes: Sequence[Sequence[Item]]) -> tuple[list[Item], list[Item
     return train, val, test
 
 
-def save_split(root: Path, train: list[Item], val: list[Item], test: list[Item]) -> tuple[Path | None, str]:
+def divide_training(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """Train and val of a data set with test images of its own: 80 and 20 % of each class, shuffled with seed 1."""
+    generator = random.Random(SPLIT_SEED)
+    by_label: dict[int, list[Item]] = {}
+    for item in items:
+        by_label.setdefault(item.label, []).append(item)
+    train, val = [], []
+    for label in sorted(by_label):
+        group = by_label[label]
+        generator.shuffle(group)
+        count = min(round(0.2 * len(group)), len(group) - 1)
+        val += group[:count]
+        train += group[count:]
+    return train, val
+
+
+def save_split(
+    root: Path, train: list[Item], val: list[Item], test: list[Item], what: str = "50/20/30 % a class"
+) -> tuple[Path | None, str]:
     """Write the split beside the images; the file (None where it cannot be written) and a sentence for the user."""
     path = root / OWN_FILE
-    made = f"split of 50/20/30 % a class, seed {SPLIT_SEED}"
+    made = f"split of {what}, seed {SPLIT_SEED}"
     try:
         write_json(path, {"train": train, "val": val, "test": test})
     except InputError as error:
@@ -59,36 +77,75 @@ def save_split(root: Path, train: list[Item], val: list[Item], test: list[Item])
     return path, f"made a {made}: {path}"
 
 
-def read_split(root: Path, path: Path) -> ImageData:
+def read_split(root: Path, path: Path, *, whole: bool = True) -> ImageData:
     """The data set that split file ``path`` describes, its images under ``root``.
+
+    Names are written with spaces for underscores, as the field's prompts have them. Two classes of one name are kept
+    apart by their labels, and a note says so. ``whole``: a split that was made here has to cover all of ``root``.
 
     Raises:
         InputError: not JSON of the form above, a path that leaves the folder, a label with two names, labels that
-            do not count from 0, fewer than two classes, images that are missing (the first ten named).
+            do not count from 0, fewer than two classes, a class without training images, images that are missing
+            (the first ten named).
     """
     values = read_json(path, "split file")
     if not isinstance(values, dict) or any(not isinstance(values.get(part), list) for part in PARTS):
         raise InputError(f"split file {path} has not the lists train, val and test")
     parts = {part: [_item(path, entry) for entry in values[part]] for part in PARTS}
     items = [item for part in PARTS for item in parts[part]]
-    names: dict[int, str] = {}
-    for item in items:
-        if names.setdefault(item.label, item.name) != item.name:
-            raise InputError(f"split file {path}: label {item.label} is {names[item.label]!r} and {item.name!r}")
-    if sorted(names) != list(range(len(names))) or len(names) < 2:
-        raise InputError(
-            f"split file {path} has labels {sorted(names)[:10]}; valid: 0, 1, ... without a gap, two or more"
-        )
-    there = _files(root, {str(PurePosixPath(item.path).parent) for item in items})
+    names = checked_names(f"split file {path}", parts["train"], items)
+    there = _files(root, _parents(items))
     missing = [item.path for item in items if item.path not in there]
     if missing:
         own = "; delete it to have a new split made" if path.name == OWN_FILE else ""
         raise InputError(
             f"split file {path} names {len(missing)} images that are not in {root}: {', '.join(missing[:10])}{own}"
         )
-    if path.name == OWN_FILE:
+    if path.name == OWN_FILE and whole:
         _check_nothing_new(root, path, {item.path for item in items}, there)
-    return ImageData(root.name, root, parts["train"], parts["val"], parts["test"], path)
+    return ImageData(root.name, root, parts["train"], parts["val"], parts["test"], path, repeated_names(names))
+
+
+def checked_names(where: str, train: Sequence[Item], items: Sequence[Item], *, trains: bool = True) -> dict[int, str]:
+    """Label -> name of ``items``, all there are; ``where`` begins the messages.
+
+    Raises:
+        InputError: a label with two names, labels that do not count from 0, fewer than two classes; with ``trains``
+            a class without a training image.
+    """
+    names: dict[int, str] = {}
+    for item in items:
+        if names.setdefault(item.label, item.name) != item.name:
+            raise InputError(f"{where}: label {item.label} is {names[item.label]!r} and {item.name!r}")
+    if sorted(names) != list(range(len(names))) or len(names) < 2:
+        gap = next((label for label in range(len(names)) if label not in names), None)
+        raise InputError(
+            f"{where} has labels {', '.join(map(str, sorted(names)[:10]))}{'' if gap is None else f' and no {gap}'}; "
+            "valid: 0, 1, ... without a gap, two or more"
+        )
+    trained = {item.label for item in train}
+    untrained = [label for label in sorted(names) if label not in trained]
+    if trains and untrained:
+        raise InputError(
+            f"{where} has no training image of {len(untrained)} classes, such as {names[untrained[0]]!r} "
+            f"(label {untrained[0]}); valid: every class of val and test in train too"
+        )
+    return names
+
+
+def repeated_names(names: dict[int, str]) -> tuple[str, ...]:
+    """A note where several labels have one name; none otherwise."""
+    by_name: dict[str, list[int]] = {}
+    for label, name in sorted(names.items()):
+        by_name.setdefault(name, []).append(label)
+    repeated = {name: labels for name, labels in by_name.items() if len(labels) > 1}
+    if not repeated:
+        return ()
+    name, labels = next(iter(repeated.items()))
+    return (
+        f"{len(repeated)} class names stand for several classes, such as {name!r} (labels "
+        f"{', '.join(map(str, labels))}); they are kept apart by label, but no prompt can tell them apart",
+    )
 
 
 def _item(path: Path, entry: Any) -> Item:
@@ -97,6 +154,7 @@ def _item(path: Path, entry: Any) -> Item:
         and len(entry) == 3
         and isinstance(entry[0], str)
         and isinstance(entry[1], int)
+        and not isinstance(entry[1], bool)
         and isinstance(entry[2], str)
     )
     if not well_formed:
@@ -107,7 +165,17 @@ def _item(path: Path, entry: Any) -> Item:
         raise InputError(
             f"split file {path}: path {image!r} leaves the image folder; valid: a relative path without '..'"
         )
-    return Item(PurePosixPath(image).as_posix(), entry[1], entry[2])
+    return Item(PurePosixPath(image).as_posix(), entry[1], entry[2].replace("_", " "))
+
+
+def missing_images(root: Path, items: Sequence[Item]) -> list[str]:
+    """Paths of ``items`` that are not files under ``root``, in order."""
+    there = _files(root, _parents(items))
+    return [item.path for item in items if item.path not in there]
+
+
+def _parents(items: Sequence[Item]) -> set[str]:
+    return {item.path.rpartition("/")[0] for item in items}
 
 
 def _files(root: Path, folders: set[str]) -> set[str]:

@@ -110,7 +110,7 @@ def test_refusals(tmp_path):
         load_data("flower", str(tmp_path))
     with pytest.raises(InputError, match=r"data_root is .*nowhere"):
         load_data("flowers", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="caltech101 is taken as a folder of images"):
+    with pytest.raises(InputError, match="caltech101 lies in caltech-101/101_ObjectCategories of data_root"):
         load_data("caltech101", str(tmp_path))
     fill(tmp_path / "single", ["a"])
     with pytest.raises(InputError, match="has 1 class folders; valid: two or more"):

@@ -64,7 +64,7 @@ def changed(part="train", index=0, **values):
         (changed(name="wasp"), "label 1 is 'wasp' and 'bee'"),
         (changed(label=5), "has labels"),
         (changed(path="bee/9.png"), r"names 1 images that are not in .*: bee/9\.png"),
-        ({"train": [["ant/1.png", 0, "ant"]], "val": [], "test": []}, r"labels \[0\]; valid: .*two or more"),
+        ({"train": [["ant/1.png", 0, "ant"]], "val": [], "test": []}, r"labels 0; valid: .*two or more"),
     ],
 )
 def test_wrong_files(folder, values, message):

@@ -7,8 +7,9 @@ import json
 import pytest
 import yaml
 
-from rmadapter.cli import main, parse_train
+from rmadapter.cli import main
 from rmadapter.testbed import TRAIN_CONFIG
+from rmadapter.train_arguments import parse_train
 
 
 def parse(*options):

@@ -1,0 +1,115 @@
+"""Training batches: decoded and augmented, or what the frozen model has made of them before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rmadapter.data import EpochBatches, TrainImages
+from rmadapter.distributed import Ranks
+from rmadapter.step import Views
+from rmadapter.view_cache import ViewCache
+
+
+@dataclass
+class Batch:
+    """One process's part of a training batch.
+
+    Attributes:
+        labels: int64 [n].
+        images: [n, 3, size, size], or None where ``views`` are at hand.
+        views: what the frozen model made of the images, or None.
+        total: images of the whole batch; ``count`` of them are here. A process without any has one that counts 0.
+        view, numbers: which view of which images, for the cache.
+    """
+
+    labels: Tensor
+    images: Tensor | None
+    views: Views | None
+    total: int
+    count: int
+    view: int
+    numbers: list[int]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``; copies from pinned memory do not wait."""
+        views = self.views
+        if views is not None:
+            views = Views(
+                views.entry._make(t.to(device, non_blocking=True) for t in views.entry),
+                None if views.target is None else views.target.to(device, non_blocking=True),
+            )
+        images = None if self.images is None else self.images.to(device, non_blocking=True)
+        labels = self.labels.to(device, non_blocking=True)
+        return Batch(labels, images, views, self.total, self.count, self.view, self.numbers)
+
+    def pin_memory(self) -> Batch:
+        """In pinned memory; a DataLoader asks for it."""
+        pin = torch.utils.data._utils.pin_memory.pin_memory
+        views = None if self.views is None else Views(*pin(tuple(self.views)))
+        images = None if self.images is None else self.images.pin_memory()
+        return Batch(self.labels.pin_memory(), images, views, self.total, self.count, self.view, self.numbers)
+
+
+class _Loading(Dataset):
+    """Whole batches of ``(epoch, index)``: this process's part, from the cache if all of it is there.
+
+    All or nothing, so that what enters the frozen model together does not depend on what an earlier run has left.
+    """
+
+    def __init__(self, images: TrainImages, cache: ViewCache | None, ranks: Ranks):
+        self.images, self.cache, self.ranks = images, cache, ranks
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        start, stop = self.ranks.part(len(keys))
+        own = keys[start:stop] or keys[:1]
+        # With a cache, epoch e has view e modulo the number of views; the first epochs are as without one.
+        view = keys[0][0] % self.cache.views if self.cache is not None else keys[0][0]
+        numbers = [index for _, index in own]
+        labels = torch.tensor([self.images.items[index].label for index in numbers])
+        views = self.cache.read(view, numbers) if self.cache is not None else None
+        images = None if views is not None else torch.stack([self.images[view, index][0] for index in numbers])
+        return Batch(labels, images, views, len(keys), stop - start, view, numbers)
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """Batches of a run; ``size`` is that of the whole batch, over all processes."""
+
+    images: TrainImages
+    size: int
+    seed: int
+    workers: int
+    device: torch.device
+    cache: ViewCache | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def numbers(self, epoch: int, step: int) -> list[int]:
+        """Which images the whole batch of a step has."""
+        batches = EpochBatches(len(self.images), self.size, self.seed, epoch, start=step)
+        return [index for _, index in next(iter(batches))]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step ``start`` on, on the device."""
+        # A generator of its own: the loader draws its workers' seeds from it, not from torch's global one.
+        loader = DataLoader(
+            _Loading(self.images, self.cache, self.ranks),
+            batch_sampler=EpochBatches(len(self.images), self.size, self.seed, epoch, start=start),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            yield batch.to(self.device)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,99 @@
+"""What is there of the field's data sets, and whether it is what was published."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rmadapter.data.catalog import CATALOG, DataSet
+from rmadapter.data.items import ImageData
+from rmadapter.data.named import has_layout, load_named, split_file_of
+from rmadapter.data.sampling import base_new_split
+from rmadapter.errors import InputError, check_choice
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One data set as found.
+
+    Attributes:
+        name: in the catalog.
+        there: whether its image folder is.
+        error: why it cannot be used, or None.
+        found, published: counts by what is counted.
+        split: the split file's name and the first digits of its SHA-256, or what stands in for it.
+        notes: sentences of the loader.
+    """
+
+    name: str
+    there: bool
+    error: str | None = None
+    found: dict[str, int] = field(default_factory=dict)
+    published: dict[str, int] = field(default_factory=dict)
+    split: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def differences(self) -> dict[str, tuple[int, int]]:
+        """(found, published) where they differ."""
+        return {
+            key: (count, self.published[key])
+            for key, count in self.found.items()
+            if key in self.published and count != self.published[key]
+        }
+
+
+def check(names: Sequence[str], data_root: Path) -> list[Checked]:
+    """Load each data set of ``names`` (all of the catalog where there are none) that is in ``data_root``, and count."""
+    for name in names:
+        check_choice("data", name, CATALOG)
+    if not data_root.is_dir():
+        raise InputError(f"data_root is {str(data_root)!r}, which is no folder")
+    return [_check(CATALOG[name], data_root) for name in names or CATALOG]
+
+
+def _check(record: DataSet, data_root: Path) -> Checked:
+    if not has_layout(data_root, record):
+        return Checked(record.name, there=False)
+    folder = (data_root / record.folder).resolve()
+    try:
+        data = load_named(folder, record)
+    except InputError as error:
+        return Checked(record.name, there=True, error=str(error))
+    published = {"classes": record.classes, "train": record.train, "val": record.val, "test": record.test}
+    found = {"classes": len(data.class_names), **{part: len(getattr(data, part)) for part in ("train", "val", "test")}}
+    if record.base_new_test is not None:
+        published |= dict(zip(("test base", "test new"), record.base_new_test, strict=True))
+        classes = found["classes"]
+        found |= {f"test {half}": len(base_new_split(data.test, half, classes)) for half in ("base", "new")}
+    return Checked(record.name, True, None, found, published, _split(folder, record, data), data.notes)
+
+
+def _split(folder: Path, record: DataSet, data: ImageData) -> str:
+    file = split_file_of(folder, record)
+    if file is not None:
+        return f"{file.name}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    return "its own lists and folders" if data.split_file is None else data.split_file.name
+
+
+def describe(checked: Sequence[Checked]) -> str:
+    """One paragraph a data set."""
+    blocks = []
+    for one in checked:
+        if not one.there:
+            record = CATALOG[one.name]
+            blocks.append(f"{one.name}: not there ({record.folder}/{record.layout_marker})")
+            continue
+        if one.error:
+            blocks.append(f"{one.name}: cannot be used: {one.error}")
+            continue
+        counts = ", ".join(
+            f"{key} {count:,}" + (f" (published {one.published[key]:,})" if key in one.differences else "")
+            for key, count in one.found.items()
+        )
+        lines = [f"{one.name}: {'differs from what was published' if one.differences else 'as published'}"]
+        lines += [f"  {counts}", f"  split: {one.split}", *(f"  {note}" for note in one.notes)]
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)

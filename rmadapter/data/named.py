@@ -1,0 +1,75 @@
+"""The field's data sets in their own layouts: found by name or folder, read with the public split or one made here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rmadapter.data.catalog import CATALOG, DataSet
+from rmadapter.data.items import ImageData, Item
+from rmadapter.data.readers import READERS
+from rmadapter.data.splits import OWN_FILE, checked_names, missing_images, read_split, repeated_names, save_split
+from rmadapter.errors import InputError
+
+
+def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
+    """Folder and record where ``data`` means one of the field's data sets and it has the field's layout.
+
+    ``data`` is a name of the catalog, in ``data_root``, or the data set's folder itself.
+    """
+    if data in CATALOG and data_root is not None and has_layout(Path(data_root), CATALOG[data]):
+        return (Path(data_root) / CATALOG[data].folder).resolve(), CATALOG[data]
+    for path in (Path(data), Path(data_root) / data if data_root else None):
+        if path is not None and path.is_dir():
+            folder = path.resolve()
+            for record in CATALOG.values():
+                if folder.name == record.folder and has_layout(folder.parent, record):
+                    return folder, record
+    return None
+
+
+def has_layout(data_root: Path, record: DataSet) -> bool:
+    """Whether the data set's images are where the field keeps them."""
+    return (data_root / record.folder / record.layout_marker).is_dir()
+
+
+def split_file_of(folder: Path, record: DataSet) -> Path | None:
+    """The public split file, else one made here, else None."""
+    names = [record.split_file, OWN_FILE] if record.split_file else []
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def load_named(folder: Path, record: DataSet) -> ImageData:
+    """The data set of ``record`` in ``folder``; where its split file is missing a split is made, written and said.
+
+    Raises:
+        InputError: a damaged split file or one that names missing images, missing or damaged annotation files,
+            fewer than two classes, a class without images, images that the annotations name but that are missing.
+    """
+    images = folder / record.images
+    split_file = split_file_of(folder, record)
+    if split_file is not None:
+        data = read_split(images, split_file, whole=False)
+        return dataclasses.replace(data, name=record.name)
+    split = READERS[record.reader](folder, record)
+    items = [*split.train, *split.val, *split.test]
+    names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
+    _check_there(images, items, folder)
+    notes, file = (), None
+    if split.made is not None:
+        file, note = save_split(folder, split.train, split.val, split.test, split.made)
+        notes = (
+            f"{record.name}: {record.split_file} is missing from {folder}, so that accuracies do not compare with "
+            f"published ones; {note}",
+        )
+    return ImageData(record.name, images, split.train, split.val, split.test, file, (*notes, *repeated_names(names)))
+
+
+def _check_there(images: Path, items: list[Item], folder: Path) -> None:
+    """Raise InputError where annotation files name images that are not there; the first ten are named."""
+    missing = missing_images(images, items)
+    if missing:
+        raise InputError(
+            f"the annotation files in {folder} name {len(missing)} images that are not in {images}: "
+            f"{', '.join(missing[:10])}"
+        )

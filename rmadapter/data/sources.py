@@ -1,0 +1,192 @@
+"""Where each of the field's data sets comes from: torchvision's downloader, or files to be fetched by hand.
+
+Links are those of CoOp's DATASETS.md and of the data sets' own pages; sizes are of the archives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DRIVE = "https://drive.google.com/file/d/{}/view"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file to fetch: where it is, what it is called, how large it is and what becomes of it.
+
+    ``drive`` is an identifier on Google Drive, in place of ``url``. ``unpack`` says where an archive's content goes,
+    below the data root; without it the file itself goes to ``folder``, below the data root.
+    """
+
+    name: str
+    size: str
+    url: str | None = None
+    drive: str | None = None
+    unpack: str | None = None
+    folder: str | None = None
+
+    def step(self) -> str:
+        """The sentence that a user follows."""
+        where = f"unpack it into {self.unpack}" if self.unpack else f"put it into {self.folder}/"
+        return f"fetch {self.name} ({self.size}) from {self.url or DRIVE.format(self.drive)} and {where}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to get one data set.
+
+    Attributes:
+        gigabytes: of the archives; as much again is needed for the images while they are unpacked.
+        torchvision: the class of ``torchvision.datasets`` that downloads the same images; None for none that works.
+        arguments: for that class, besides root and download.
+        files: what is fetched by hand: everything, or what torchvision does not bring.
+        remarks: further sentences.
+    """
+
+    gigabytes: float
+    torchvision: str | None = None
+    arguments: dict[str, str] = field(default_factory=dict)
+    files: tuple[RemoteFile, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def _split(name: str, drive: str, folder: str) -> RemoteFile:
+    return RemoteFile(f"split_zhou_{name}.json", "under 10 MB", drive=drive, folder=folder)
+
+
+_CLASS_NAMES_DRIVE = "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"
+_VARIANT_NAMES = "class names are those of imagenet/classnames.txt: have imagenet/ beside it, or copy the file into it"
+
+SOURCES: dict[str, Source] = {
+    "imagenet": Source(
+        150,
+        files=(
+            RemoteFile(
+                "ILSVRC2012_img_train.tar",
+                "138 GB",
+                "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
+                unpack="imagenet/images/train, one folder a wnid (n01440764, ...)",
+            ),
+            RemoteFile(
+                "ILSVRC2012_img_val.tar",
+                "6.3 GB",
+                "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
+                unpack="imagenet/images/val, sorted into one folder a wnid by ILSVRC2012_devkit_t12.tar.gz",
+            ),
+            RemoteFile("classnames.txt", "30 kB", drive=_CLASS_NAMES_DRIVE, folder="imagenet"),
+        ),
+        remarks=("the images are given out to registered researchers alone",),
+    ),
+    "caltech101": Source(
+        0.14, "Caltech101", files=(_split("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN", "caltech-101"),)
+    ),
+    "oxford_pets": Source(
+        0.81, "OxfordIIITPet", files=(_split("OxfordPets", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs", "oxford_pets"),)
+    ),
+    "stanford_cars": Source(
+        1.96,
+        files=(
+            RemoteFile(
+                "cars_train.tgz",
+                "934 MB",
+                "http://ai.stanford.edu/~jkrause/car196/cars_train.tgz",
+                unpack="stanford_cars/cars_train",
+            ),
+            RemoteFile(
+                "cars_test.tgz",
+                "977 MB",
+                "http://ai.stanford.edu/~jkrause/car196/cars_test.tgz",
+                unpack="stanford_cars/cars_test",
+            ),
+            RemoteFile(
+                "car_devkit.tgz",
+                "1 MB",
+                "https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz",
+                unpack="stanford_cars/devkit",
+            ),
+            RemoteFile(
+                "cars_test_annos_withlabels.mat",
+                "1 MB",
+                "http://ai.stanford.edu/~jkrause/car196/cars_test_annos_withlabels.mat",
+                folder="stanford_cars",
+            ),
+            _split("StanfordCars", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT", "stanford_cars"),
+        ),
+        remarks=(
+            "these addresses have been down for long times; with the split file the two .mat files are not needed",
+        ),
+    ),
+    "oxford_flowers": Source(
+        0.35,
+        "Flowers102",
+        files=(
+            _split("OxfordFlowers", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT", "oxford_flowers"),
+            RemoteFile("cat_to_name.json", "3 kB", drive="1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0", folder="oxford_flowers"),
+        ),
+    ),
+    "food101": Source(5.0, "Food101", files=(_split("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl", "food-101"),)),
+    "fgvc_aircraft": Source(2.75, "FGVCAircraft"),
+    "sun397": Source(39.0, "SUN397", files=(_split("SUN397", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq", "sun397"),)),
+    "dtd": Source(0.63, "DTD", files=(_split("DescribableTextures", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x", "dtd"),)),
+    "eurosat": Source(0.1, "EuroSAT", files=(_split("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o", "eurosat"),)),
+    "ucf101": Source(
+        0.4,
+        files=(
+            RemoteFile(
+                "UCF-101-midframes.zip",
+                "the middle frame of each video",
+                drive="10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O",
+                unpack="ucf101/UCF-101-midframes",
+            ),
+            _split("UCF101", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y", "ucf101"),
+        ),
+    ),
+    "imagenetv2": Source(
+        1.3,
+        files=(
+            RemoteFile(
+                "imagenetv2-matched-frequency.tar.gz",
+                "1.3 GB",
+                "https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz",
+                unpack="imagenetv2/imagenetv2-matched-frequency-format-val",
+            ),
+        ),
+        remarks=(_VARIANT_NAMES,),
+    ),
+    "imagenet_sketch": Source(
+        7.6,
+        files=(
+            RemoteFile(
+                "ImageNet-Sketch.zip",
+                "7.6 GB",
+                "https://github.com/HaohanWang/ImageNet-Sketch",
+                unpack="imagenet-sketch/images",
+            ),
+        ),
+        remarks=(_VARIANT_NAMES,),
+    ),
+    "imagenet_a": Source(
+        0.7,
+        files=(
+            RemoteFile(
+                "imagenet-a.tar",
+                "0.7 GB",
+                "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
+                unpack="imagenet-adversarial/imagenet-a",
+            ),
+        ),
+        remarks=(_VARIANT_NAMES,),
+    ),
+    "imagenet_r": Source(
+        2.2,
+        files=(
+            RemoteFile(
+                "imagenet-r.tar",
+                "2.2 GB",
+                "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
+                unpack="imagenet-rendition/imagenet-r",
+            ),
+        ),
+        remarks=(_VARIANT_NAMES,),
+    ),
+}

@@ -1,0 +1,265 @@
+"""The loop of a training run: steps, metrics, the resumable state."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from rmadapter.backbone import Backbone, base_hash
+from rmadapter.batches import Batch, TrainBatches
+from rmadapter.config import TrainConfig
+from rmadapter.data import ImageData, Item, TrainImages, train_transform
+from rmadapter.distributed import Ranks
+from rmadapter.errors import InputError
+from rmadapter.losses import gradient_norms
+from rmadapter.means import Means
+from rmadapter.model import Output, RMAdapterCLIP
+from rmadapter.plan import Plan
+from rmadapter.run_folder import MetricsLog, RunFolder, State
+from rmadapter.runtime import FiniteFlag
+from rmadapter.step import TrainStep
+
+REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda decides"
+
+
+class DivergedError(RuntimeError):
+    """The loss is not finite too often; the message names the last such batch and what usually helps."""
+
+
+class TrainRun:
+    """The state of a run between its start and its end, and the loop over it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: RMAdapterCLIP,
+        step: RMAdapterCLIP | TrainStep,
+        items: list[Item],
+        data: ImageData,
+        backbone: Backbone,
+        device: torch.device,
+        precision: str,
+        text_bytes: int,
+        ranks: Ranks,
+    ):
+        self.config, self.model, self.items, self.data, self.backbone = config, model, items, data, backbone
+        self.device, self.precision, self.text_bytes = device, precision, text_bytes
+        self.step_module, self.ranks = step, ranks
+        self.batches = self._make_batches()
+        self.forward = step
+        if ranks.world > 1:
+            # A reconstruction branch whose weight in the loss is 0 gets no gradient.
+            unused = config.adapter.reconstruct and not (config.loss.lambda1 and config.loss.lambda2)
+            self.forward = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=unused)
+        self.parameters = model.adapted.adapter_tensors()
+        self.optimizer = torch.optim.SGD(
+            self.parameters.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=config.epochs)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.steps_per_epoch = math.ceil(len(items) / config.batch_size)
+        self.epoch, self.step_in_epoch = 0, 0
+        self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
+        self.since_line, self.since_epoch = Means(), Means()
+        self.base_hash = base_hash(backbone.clip)
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far, over all epochs."""
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
+    def state(self) -> State:
+        """What a resumed run needs; randomness is a function of (seed, epoch, index) and needs nothing."""
+        tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            momentum = self.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        values = {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "metrics_length": self.metrics_length,
+            "seconds": self.seconds,
+            "bad_steps": self.bad_steps,
+            "text_bytes": self.text_bytes,
+            "since_line": self.since_line.plain(self.ranks),
+            "since_epoch": self.since_epoch.plain(self.ranks),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "threads": torch.get_num_threads(),
+            "base_hash": self.base_hash,
+            "items": [list(item) for item in self.items],
+        }
+        return State(tensors, values)
+
+    def restore(self, state: State) -> None:
+        """Go on from ``state``; InputError where it does not fit this run."""
+        values = state.values
+        if values["base_hash"] != self.base_hash:
+            raise InputError("the base model's weights are not those that this run began with")
+        if values["items"] != [list(item) for item in self.items]:
+            raise InputError("the few-shot sample is not the one that this run began with; has the data changed?")
+        if values["threads"] != torch.get_num_threads():
+            print(
+                f"this run began with {values['threads']} threads and goes on with {torch.get_num_threads()}: "
+                "it will not be bit-equal to an uninterrupted one"
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state.tensors[f"adapter.{name}"])
+                if (momentum := state.tensors.get(f"momentum.{name}")) is not None:
+                    self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(self.device)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(values["scaler"])
+        self.epoch, self.step_in_epoch = values["epoch"], values["step_in_epoch"]
+        self.metrics_length, self.seconds = values["metrics_length"], values["seconds"]
+        self.bad_steps = values["bad_steps"]
+        self.since_line, self.since_epoch = (
+            Means.restored(values[name], self.ranks) for name in ("since_line", "since_epoch")
+        )
+        self.schedule.load_state_dict(values["schedule"])
+        self.optimizer.param_groups[0]["lr"] = self.schedule.get_last_lr()[0]
+
+    def _make_batches(self) -> TrainBatches:
+        """The training images in batches, with a cache of views where they are wanted."""
+        config = self.config
+        transform = train_transform(self.backbone.preprocessing, config.augmentation, min_crop=config.min_crop)
+        images = TrainImages(self.data.read, self.items, transform, config.seed)
+        cache = None
+        if config.views:
+            from rmadapter import view_cache  # needs a system with file locks
+
+            contents = (self.data.content(item.path) for item in self.items)
+            key = view_cache.cache_key(
+                self.step_module, base_hash(self.backbone.clip), transform, contents, config.seed
+            )
+            cache = view_cache.open_cache(self.step_module, config, len(images), key, self.ranks)
+        return TrainBatches(
+            images, config.batch_size, config.seed, config.workers, self.device, cache=cache, ranks=self.ranks
+        )
+
+    def fit(self, folder: RunFolder) -> None:
+        """Train to the last epoch, logging and saving the state on the way."""
+        log = MetricsLog(folder.metrics_file, self.metrics_length) if self.ranks.main else None
+        bar = tqdm(
+            total=self.config.epochs * self.steps_per_epoch,
+            initial=self.step,
+            unit="step",
+            disable=not sys.stderr.isatty() or not self.ranks.main,
+        )
+        try:
+            while self.epoch < self.config.epochs:
+                self._epoch(log, folder, bar)
+        except torch.OutOfMemoryError as error:
+            plan = Plan.of(self.step_module, self.config.batch_size)
+            raise InputError(
+                f"memory of {self.device} is full: {error}. A step keeps about {plan.cost.bytes / 1e9:.1f} GB of "
+                "activations beside the model; less with a smaller --text-memory or --batch-size, "
+                "or with --grad-checkpointing"
+            ) from error
+        finally:
+            bar.close()
+            if log is not None:
+                log.close()
+
+    def _epoch(self, log: MetricsLog | None, folder: RunFolder, bar: tqdm) -> None:
+        config = self.config
+        began = time.perf_counter()
+        before = self.seconds
+        seen = 0
+        norms: dict[str, float] = {}
+        for batch in self.batches.epoch(self.epoch, self.step_in_epoch):
+            wants_norms = config.grad_norm_every and self.step % config.grad_norm_every == 0
+            norms |= self._step(batch, wants_norms)
+            self.step_in_epoch += 1
+            seen += batch.total
+            self.seconds = before + time.perf_counter() - began
+            rate = seen / (self.seconds - before)
+            if self.step % config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
+                means = self.since_line.values(self.ranks)
+                line = {
+                    "kind": "step",
+                    "epoch": self.epoch + 1,
+                    "step": self.step,
+                    "lr": self.schedule.get_last_lr()[0],
+                    **({"bad_steps": self.bad_steps} if self.bad_steps else {}),
+                }
+                if log is not None:
+                    log.write({**line, **means, "images_per_second": rate, **norms})
+                self.since_line, norms = Means(), {}
+                if means:
+                    found = f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.0f} %, {rate:.1f} images/s"
+                    bar.set_postfix_str(found, refresh=False)
+            bar.update()
+            if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                self._save_state(folder, log)
+        means = self.since_epoch.values(self.ranks)
+        if not means:
+            raise DivergedError(f"the loss is not finite at any step of epoch {self.epoch + 1}. {REMEDY}")
+        if log is not None:
+            log.write({"kind": "epoch", "epoch": self.epoch + 1, "step": self.step, **means})
+        self.since_epoch = Means()
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.schedule.step()
+        self._save_state(folder, log)
+        tqdm.write(
+            f"epoch {self.epoch} of {config.epochs}: loss {means['loss']:.4f}, accuracy {means['accuracy']:.1f} %, "
+            f"{self.seconds:.1f} s",
+            file=sys.stdout,
+        )
+
+    def _save_state(self, folder: RunFolder, log: MetricsLog | None) -> None:
+        if log is not None:
+            self.metrics_length = log.length
+        state = self.state()  # every process, since means are taken over all
+        if self.ranks.main:
+            folder.save_state(state)
+
+    def _output(self, batch: Batch) -> Output:
+        """Logits and losses; views that the frozen model sees for the first time are kept."""
+        if not isinstance(self.step_module, TrainStep):
+            return self.forward(batch.images, batch.labels)
+        views = batch.views
+        if views is None and self.batches.cache is not None:
+            views = self.step_module.views(batch.images)
+            self.batches.cache.write(batch.view, batch.numbers, views)
+        share = batch.count * self.ranks.world / batch.total
+        return self.forward(batch.images, batch.labels, views, share)
+
+    def _step(self, batch: Batch, wants_norms: bool) -> dict[str, float]:
+        """One step of the optimizer, skipped where the loss is not finite; returns the gradient norms if wanted."""
+        output = self._output(batch)
+        # The mean over all processes, so that all skip the same steps.
+        finite = FiniteFlag(self.ranks.mean(output.losses["total"]))
+        norms = {}
+        if wants_norms:
+            w_down = [p for name, p in self.parameters.items() if name.endswith(".w_down")]
+            norms = gradient_norms(output.losses, self.config.loss, w_down, self.ranks.mean)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(output.losses["total"]).backward()
+        if not finite:
+            self._count_bad_step(output.losses)
+            return {}
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        losses = {name: value.detach() for name, value in output.losses.items()}
+        for means in (self.since_line, self.since_epoch):
+            means.add(losses, output.logits.detach(), batch.labels, batch.count)
+        return norms
+
+    def _count_bad_step(self, losses: dict[str, Tensor]) -> None:
+        self.bad_steps += 1
+        if self.bad_steps <= self.config.max_bad_steps:
+            return
+        names = ", ".join(self.items[index].path for index in self.batches.numbers(self.epoch, self.step_in_epoch))
+        parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+        raise DivergedError(
+            f"the loss is not finite at step {self.step + 1} ({parts}), after {self.bad_steps - 1} such steps that "
+            f"were skipped; its images: {names}. {REMEDY}; --max-bad-steps allows more"
+        )

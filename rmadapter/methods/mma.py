@@ -1,0 +1,13 @@
+"""MMA (Yang et al., CVPR 2024): the single branch with an r x r layer that both towers share, ReLU.
+
+674,560 trained parameters on ViT-B/16, as published.
+"""
+
+from rmadapter.methods.method import Method
+from rmadapter.methods.single import NO_CONSISTENCY, NO_RECONSTRUCTION
+
+MMA = Method(
+    "mma",
+    "one branch with a layer shared by both towers",
+    (*NO_RECONSTRUCTION, *NO_CONSISTENCY, "--adapter.shared_layer", "--adapter.activation=relu"),
+)

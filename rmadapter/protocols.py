@@ -1,0 +1,126 @@
+"""The field's protocols as lists of runs.
+
+base2new   train on the base half of the classes, test both halves, each among its own classes
+ablation   the same, with every row of the paper's ablation table as a method
+cross      train on all classes of one data set (ImageNet), test on all classes of each of the others
+domain     the same, tested on data sets that show the same classes otherwise (ImageNet's variants)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmadapter.config import TrainConfig
+from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS
+from rmadapter.errors import InputError, check_choice
+from rmadapter.methods import ABLATION_TABLE, METHODS, configure
+
+PROTOCOLS = ("base2new", "cross", "domain", "ablation")
+TRANSFERS = ("cross", "domain")
+SOURCE = "imagenet"
+# What the field trains differently on ImageNet, by protocol: MMA's settings, which RMAdapter takes over.
+IMAGENET_OPTIONS = {
+    "base2new": ("--batch_size", "128"),
+    "ablation": ("--batch_size", "128"),
+    "cross": ("--batch_size", "128", "--epochs", "1", "--adapter.layers", "last:4"),
+    "domain": ("--batch_size", "128", "--epochs", "1", "--adapter.layers", "last:4"),
+}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a table: a method trained on one data set with one seed, and tested there and on ``targets``.
+
+    ``data`` and ``targets`` are names or folders as ``load_data`` takes them; ``seed`` is None for a method that
+    has none.
+    """
+
+    method: str
+    data: str
+    seed: int | None
+    targets: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its folder below the sweep's ``runs/``, and its name for people."""
+        return f"{self.method}/{short_name(self.data)}" + ("" if self.seed is None else f"/seed{self.seed}")
+
+
+def short_name(data: str) -> str:
+    """What a data set is called in folders: its name, or the last part of its path."""
+    return Path(data).name
+
+
+def default_data(protocol: str) -> tuple[str, ...]:
+    """The field's data sets for ``protocol``."""
+    return (SOURCE, *VARIANTS) if protocol == "domain" else FIELD
+
+
+def default_methods(protocol: str) -> tuple[str, ...]:
+    """The methods of the published table that are built here."""
+    return ABLATION_TABLE if protocol == "ablation" else ("zeroshot", "mma", "rmadapter")
+
+
+def plan(
+    protocol: str, data: Sequence[str], methods: Sequence[str], seeds: Sequence[int], sources: Sequence[str] = ()
+) -> list[PlannedRun]:
+    """All runs of a table: every method of a seed on every data set, before the next seed.
+
+    Args:
+        data: the data sets of the table.
+        sources: of ``data``, those to train on, for cross and domain; default: ImageNet where it is in ``data``,
+            else the first.
+
+    Raises:
+        InputError: unknown protocol or method, a method that cannot classify the targets' classes, a data set or
+            seed twice, a source that is not in ``data`` or no target.
+    """
+    check_choice("protocol", protocol, PROTOCOLS)
+    for name in methods:
+        check_choice("methods", name, METHODS)
+    for field, values in (("data", [short_name(name) for name in data]), ("methods", methods), ("seeds", seeds)):
+        if not values:
+            raise InputError(f"{field} is empty; valid: one or more, separated by commas")
+        twice = next((value for value in values if list(values).count(value) > 1), None)
+        if twice is not None:
+            raise InputError(f"{field} has {twice!r} twice; valid: each once")
+    if protocol not in TRANSFERS:
+        if sources:
+            raise InputError(f"source is {','.join(sources)!r}, but {protocol} has none; valid: with cross and domain")
+        trained_on, targets = list(data), {}
+        for name in data:
+            if name in CATALOG and CATALOG[name].test_only:
+                raise InputError(
+                    f"data has {name!r}, which is for testing only; valid with {protocol}: {', '.join(FIELD)}"
+                )
+    else:
+        trained_on = list(sources) or [SOURCE if SOURCE in data else data[0]]
+        for name in trained_on:
+            check_choice("source", name, data)
+        targets = {name: tuple(other for other in data if other != name) for name in trained_on}
+        if len(data) < 2:
+            raise InputError(f"data has {data[0]!r} alone; valid with {protocol}: the source and at least one target")
+        closed = next((name for name in methods if not METHODS[name].open_vocabulary), None)
+        if closed:
+            raise InputError(
+                f"methods has {closed!r}, which cannot classify classes that it was not trained on; valid with "
+                f"{protocol}: {', '.join(name for name, method in METHODS.items() if method.open_vocabulary)}"
+            )
+    runs: dict[PlannedRun, None] = {}
+    for seed in seeds:
+        for name in trained_on:
+            for method in methods:
+                own_seed = seed if METHODS[method].seeded else None
+                runs[PlannedRun(method, name, own_seed, targets.get(name, ()))] = None
+    return list(runs)
+
+
+def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:
+    """The training configuration of ``run``: the protocol's settings, then the user's options, then the method's."""
+    words = [*IMAGENET_OPTIONS[protocol]] if run.data == SOURCE else []
+    words += [*options, "--data", run.data, *(("--data_root", data_root) if data_root else ())]
+    words += ["--classes", "all" if protocol in TRANSFERS else "base", "--out", str(out), "--resume"]
+    words += ["--seed", str(1 if run.seed is None else run.seed)]
+    return configure(run.method, words, prog="rmadapter sweep")

@@ -1,0 +1,287 @@
+"""``rmadapter sweep``: all runs of a table, by any number of workers, continued wherever it stopped.
+
+    OUT/sweep.json                            what the table is made of
+    OUT/runs/METHOD/DATA/seedN/run/           the training run (a run folder as ``rmadapter train`` makes it)
+    OUT/runs/METHOD/DATA/seedN/on/TARGET/     results.json on another data set, for cross and domain
+    OUT/runs/METHOD/DATA/seedN/log.txt, failed.json
+
+A run is claimed by a lock that the operating system drops with the process, so that a killed worker leaves none. What
+is finished is never made again; a run that was stopped goes on from its last state; one that failed is tried again
+by the next sweep command. ``make_run`` makes one run: a task of a scheduler (Slurm, Ray) may call it, or start the
+command on as many machines as share the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rmadapter.data import load_data
+from rmadapter.errors import InputError
+from rmadapter.files import read_json, write_json
+from rmadapter.methods import METHODS, evaluate
+from rmadapter.protocols import PlannedRun, short_name
+from rmadapter.sweep_config import Sweep, parse_sweep
+
+FORMAT = 1
+MANIFEST = "sweep.json"
+
+
+def run_sweep(argv: list[str]) -> int:
+    """``rmadapter sweep``; the exit status is 1 where a run failed."""
+    config, sweep = parse_sweep(argv)
+    if config.dry_run:
+        from rmadapter.sweep_cost import describe_cost
+
+        print(describe_cost(sweep))
+        return 0
+    for name in dict.fromkeys(name for run in sweep.runs() for name in (run.data, *run.targets)):
+        # Before any work: is it there, and is its split made?
+        for note in load_data(name, sweep.data_root).notes:
+            print(note)
+    enter(sweep)
+    if config.jobs > 1:
+        _run_jobs(argv, config.jobs)
+    else:
+        work(sweep)
+    return _finish(sweep)
+
+
+def enter(sweep: Sweep) -> None:
+    """Write what the sweep is made of into its folder, or join and extend the one that is there.
+
+    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was.
+
+    Raises:
+        InputError: the folder holds something else, a sweep of another protocol, of other options or of another
+            version of the format.
+    """
+    file = sweep.out / MANIFEST
+    if sweep.out.is_dir() and not file.is_file():
+        others = [path.name for path in sweep.out.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise InputError(
+                f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one"
+            )
+    sweep.out.mkdir(parents=True, exist_ok=True)
+    with FileLock(sweep.out / ".sweep.lock"):
+        before = read_manifest(sweep.out) if file.is_file() else None
+        now = {"format": FORMAT, "protocol": sweep.protocol, "settings": sweep.settings()}
+        lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
+        if before is not None:
+            _check_same(before, now, sweep.out)
+            lists = {name: _joined(before[name], values) for name, values in lists.items()}
+        write_json(file, {**now, **lists})
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What ``sweep.json`` in ``out`` says; InputError where it is damaged or of another version."""
+    values = read_json(out / MANIFEST, "sweep file")
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise InputError(
+            f"the sweep in {out} was made by another version (format {found!r}, this one has {FORMAT}); valid: another "
+            "--out, or the version that made it"
+        )
+    missing = [key for key in ("protocol", "settings", "data", "methods", "seeds", "sources") if key not in values]
+    if missing:
+        raise InputError(f"sweep file {out / MANIFEST} is damaged: {missing[0]} is missing")
+    return values
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    if before["protocol"] != now["protocol"]:
+        raise InputError(
+            f"out is {str(out)!r}, where a sweep {before['protocol']} is; valid: that one, or another --out for "
+            f"{now['protocol']}"
+        )
+    for name in {**before["settings"], **now["settings"]}:
+        old, new = before["settings"].get(name), now["settings"].get(name)
+        if old != new:
+            raise InputError(
+                f"{name} is {new!r}, but the sweep in {out} has {old!r}; valid: the same, or another --out"
+            )
+
+
+def _joined(before: Sequence[Any], now: Sequence[Any]) -> list[Any]:
+    """What was there, then what is new; data sets are the same by their short names."""
+    return list({short_name(str(value)): value for value in (*before, *now)}.values())
+
+
+def is_done(sweep: Sweep, run: PlannedRun) -> bool:
+    """Whether every result of ``run`` is there."""
+    return all(file.is_file() for file in result_files(sweep, run))
+
+
+def result_files(sweep: Sweep, run: PlannedRun) -> list[Path]:
+    """The results.json of the training run and of each target."""
+    folder = sweep.folder(run)
+    return [folder / "run" / "results.json", *(target_folder(folder, t) / "results.json" for t in run.targets)]
+
+
+def target_folder(folder: Path, target: str) -> Path:
+    """Where the result of the run in ``folder`` on data set ``target`` lies."""
+    return folder / "on" / short_name(target)
+
+
+@contextlib.contextmanager
+def claim(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
+    """Inside, whether this process has ``run`` for itself."""
+    folder = sweep.folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def work(sweep: Sweep) -> None:
+    """Make every run that is not done and not another worker's; a run that fails is kept as failed.json."""
+    runs = sweep.runs()
+    for number, run in enumerate(runs, start=1):
+        if is_done(sweep, run):
+            continue
+        with claim(sweep, run) as mine:
+            # Another worker may have finished it between the look and the claim.
+            if mine and not is_done(sweep, run):
+                print(f"[{number}/{len(runs)}] {run.key}", flush=True)
+                print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
+
+
+def _attempt(sweep: Sweep, run: PlannedRun) -> str:
+    """Make ``run``; returns a sentence on how it went."""
+    folder = sweep.folder(run)
+    failure = folder / "failed.json"
+    began = time.perf_counter()
+    try:
+        with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            results = make_run(sweep, run)
+    except Exception as error:  # whatever it is, the other runs go on
+        values = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
+        write_json(failure, values)
+        return f"failed: {type(error).__name__}: {error}"
+    failure.unlink(missing_ok=True)
+    percent = ", ".join(f"{part} {value:.2f}" for part, value in results["accuracy"].items())
+    return f"{percent} ({time.perf_counter() - began:.0f} s)"
+
+
+def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
+    """Make ``run`` and its tests on other data sets, as far as they are not there; returns the training's results."""
+    method, config, folder = METHODS[run.method], sweep.config(run), sweep.folder(run)
+    results_file = folder / "run" / "results.json"
+    results = read_json(results_file, "results file") if results_file.is_file() else method.train(config)
+    for target in run.targets:
+        file = target_folder(folder, target) / "results.json"
+        if file.is_file():
+            continue
+        if run.seed is None:
+            place = {"data": target, "out": str(file.parent / "run")}
+            found = method.train(dataclasses.replace(config, **place))
+        else:
+            found = _evaluate_on(target, config, folder / "run" / "adapter")
+        write_json(file, {**found, "trained_on": short_name(run.data)})
+    return results
+
+
+def _evaluate_on(target: str, config: Any, adapter: Path) -> dict[str, Any]:
+    from rmadapter.evaluation import EvalConfig
+
+    names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
+    names -= {"adapter", "data", "classes", "out", "template", "model", "pretrained", "batch_size"}
+    shared = {name: getattr(config, name) for name in names}
+    return evaluate(
+        EvalConfig(**shared, adapter=str(adapter), data=target, classes="all", batch_size=config.eval_batch_size)
+    )
+
+
+def _run_jobs(argv: list[str], jobs: int) -> None:
+    """``jobs`` processes with this command, each with its share of the GPUs and of the threads."""
+    import torch
+
+    command = [sys.executable, "-m", "rmadapter", "sweep", *argv, "--jobs", "1"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    children: list[subprocess.Popen] = []
+    try:
+        for number in range(jobs):
+            environment = {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONUNBUFFERED": "1"}
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            children.append(subprocess.Popen(command, env=environment))
+        for child in children:
+            child.wait()
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+        for child in children:
+            child.wait()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _finish(sweep: Sweep) -> int:
+    """Say what is done, what failed and what other workers have; the exit status."""
+    found = state(sweep)
+    counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in ("done", "failed", "running", "open"))
+    print(f"{len(sweep.runs())} runs in {sweep.out}: {counts}")
+    for run in found.failed:
+        error = read_json(sweep.folder(run) / "failed.json", "failure file")["error"]
+        print(f"  failed: {run.key}: {error} ({sweep.folder(run) / 'log.txt'})")
+    if found.failed:
+        print("the same command tries failed runs again")
+    print(f"tables: rmadapter report {sweep.out}")
+    return 1 if found.failed else 0
+
+
+@dataclass(frozen=True)
+class State:
+    """The runs of a sweep by how far they are."""
+
+    done: list[PlannedRun]
+    failed: list[PlannedRun]
+    running: list[PlannedRun]
+    open: list[PlannedRun]
+
+
+def state(sweep: Sweep) -> State:
+    """How far every run is, now; a run is running where some process holds its claim."""
+    found = State([], [], [], [])
+    for run in sweep.runs():
+        if is_done(sweep, run):
+            found.done.append(run)
+            continue
+        taken = False
+        if (sweep.folder(run) / ".lock").exists():
+            with claim(sweep, run) as mine:
+                taken = not mine
+        if taken:
+            found.running.append(run)
+        elif (sweep.folder(run) / "failed.json").is_file():
+            found.failed.append(run)
+        else:
+            found.open.append(run)
+    return found

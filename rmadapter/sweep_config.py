@@ -1,0 +1,157 @@
+"""The options of ``rmadapter sweep``: its own, and all others as options of the training runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rmadapter.arguments import option_fields, parse_arguments
+from rmadapter.config import TrainConfig
+from rmadapter.data.catalog import FIELD, VARIANTS
+from rmadapter.errors import InputError, check_choice, check_range, nearest
+from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config
+
+# What a sweep decides itself, run by run.
+RESERVED = ("data", "data_root", "classes", "seed", "out", "resume", "overwrite", "evaluate")
+# What may differ when a sweep is continued: where things are and how fast it goes, not what comes out.
+FREE = {*RESERVED, "workers", "eval_batch_size", "checkpoint_every"}
+ALIASES = {"field": FIELD, "variants": VARIANTS}
+
+
+@dataclass
+class SweepConfig:
+    """All runs of a table: base2new, cross, domain or ablation; other options go to every training run.
+
+    Args:
+        words: base2new, cross, domain or ablation
+        data: data sets, separated by commas: names in data_root, folders, or 'field' for the field's eleven and
+            'variants' for ImageNet's four; default: those of the published table
+        data_root: folder that holds the data sets
+        methods: separated by commas; default: zeroshot,mma,rmadapter, for ablation every row of the paper's table
+        seeds: separated by commas
+        source: data sets to train on, for cross and domain; default: imagenet, else the first; 'each' for every one
+        out: folder of the sweep
+        jobs: processes on this machine; GPUs are dealt out among them
+        dry_run: list the runs and what they cost, run nothing
+    """
+
+    words: list[str] = field(default_factory=list)
+    data: str | None = None
+    data_root: str | None = None
+    methods: str | None = None
+    seeds: str = "1,2,3"
+    source: str | None = None
+    out: str | None = None
+    jobs: int = 1
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.words) != 1:
+            raise InputError(f"sweep takes one protocol, given: {self.words}; valid: {', '.join(PROTOCOLS)}")
+        check_choice("protocol", self.words[0], PROTOCOLS)
+        check_range("jobs", self.jobs, 1)
+        for word in split_list(self.seeds):
+            if not word.isdecimal():
+                raise InputError(f"seeds has {word!r}; valid: numbers from 0, such as 1,2,3")
+
+
+def split_list(text: str) -> list[str]:
+    """The parts between commas, without blanks."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A table to be made.
+
+    Attributes:
+        protocol: base2new, cross, domain or ablation.
+        data, methods, seeds, sources: what its runs are the product of.
+        options: words of ``rmadapter train`` for every run.
+        data_root: where the data sets are.
+        out: its folder.
+    """
+
+    protocol: str
+    data: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    sources: tuple[str, ...]
+    options: tuple[str, ...]
+    data_root: str | None
+    out: Path
+
+    def runs(self) -> list[PlannedRun]:
+        """Every run, in order."""
+        return plan(self.protocol, self.data, self.methods, self.seeds, self.sources)
+
+    def folder(self, run: PlannedRun) -> Path:
+        """Where ``run`` and everything about it lies."""
+        return self.out / "runs" / run.key
+
+    def config(self, run: PlannedRun) -> TrainConfig:
+        """The training configuration of ``run``."""
+        return run_config(self.protocol, run, self.options, self.data_root, self.folder(run) / "run")
+
+    def settings(self) -> dict[str, Any]:
+        """The options as resolved values, without those that may differ when the sweep is continued."""
+        run = PlannedRun("rmadapter", self.data[0], 1)
+        config = run_config("base2new", dataclasses.replace(run, data="any"), self.options, None, Path("any"))
+        values = json.loads(json.dumps(dataclasses.asdict(config)))
+        return {name: value for name, value in values.items() if name not in FREE}
+
+
+def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
+    """The sweep that the command line asks for, every run's configuration checked.
+
+    Raises:
+        InputError: an unknown option, an option that the sweep decides itself, anything ``protocols.plan`` refuses.
+    """
+    own, options = _split_options(argv)
+    config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words")
+    protocol = config.words[0]
+    data = [name for part in split_list(config.data or "") for name in ALIASES.get(part, (part,))]
+    data = tuple(data or default_data(protocol))
+    methods = tuple(split_list(config.methods or "") or default_methods(protocol))
+    sources = data if config.source == "each" else tuple(split_list(config.source or ""))
+    seeds = tuple(int(seed) for seed in split_list(config.seeds))
+    out = Path(config.out or f"sweeps/{protocol}")
+    sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out)
+    for run in sweep.runs():
+        sweep.config(run)
+    return config, sweep
+
+
+def _split_options(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words for ``SweepConfig`` and those for the runs' ``TrainConfig``."""
+    own_fields, run_fields = option_fields(SweepConfig), option_fields(TrainConfig)
+    own: list[str] = []
+    options: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--") or word == "--help":
+            own.append(word)
+            continue
+        name, equals, _ = word[2:].partition("=")
+        name = name.replace("-", "_")
+        positive = name if name in own_fields or name in run_fields else name.removeprefix("no_")
+        if positive in own_fields:
+            target, kind = own, own_fields[positive]
+        else:
+            target, kind = options, run_fields.get(positive)
+            if positive in RESERVED:
+                raise InputError(f"option {word!r} is decided by the sweep, run by run")
+            if kind is None and name not in ("config", "print_config"):
+                known = (f"--{option}" for option in (*own_fields, *run_fields))
+                raise InputError(f"unknown option {word!r}{nearest(f'--{name}', known)}")
+        target.append(word)
+        takes_value = (kind is not None and kind is not bool) or name == "config"
+        if takes_value and not equals:
+            following = next(words, None)
+            if following is None:
+                raise InputError(f"option {word} needs a value")
+            target.append(following)
+    return own, options

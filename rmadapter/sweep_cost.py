@@ -1,0 +1,73 @@
+"""``rmadapter sweep --dry-run``: the runs, how far they are, and what is left to do."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from rmadapter.data import base_new_split, few_shot_sample, load_data
+from rmadapter.files import read_json
+from rmadapter.methods import METHODS
+from rmadapter.protocols import PlannedRun
+from rmadapter.sweep import result_files, state
+from rmadapter.sweep_config import Sweep
+
+
+def describe_cost(sweep: Sweep) -> str:
+    """A line a run: its state, steps of training and images to test; at the end the sums of what is not done.
+
+    Seconds are the mean of the finished runs of the same method on the same data set, else of that method.
+
+    Raises:
+        InputError: a data set that cannot be read.
+    """
+    found = state(sweep)
+    states = {run: name for name in ("done", "failed", "running", "open") for run in getattr(found, name)}
+    seconds = _seconds(sweep, found.done)
+    loaded = {name: load_data(name, sweep.data_root) for name in dict.fromkeys(_data(sweep))}
+    lines, steps_left, images_left, seconds_left, unknown = [], 0, 0, 0.0, 0
+    for run in sweep.runs():
+        config = sweep.config(run)
+        data = loaded[run.data]
+        train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
+        chosen = len(base_new_split(train, config.classes, len(data.class_names)))
+        trains = METHODS[run.method].seeded and METHODS[run.method].file is None
+        steps = config.epochs * math.ceil(chosen / config.batch_size) if trains else 0
+        images = sum(len(loaded[name].test) for name in (run.data, *run.targets))
+        estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))
+        lines.append(
+            f"{states[run]:>7}  {run.key}: {steps:,} steps, {images:,} test images"
+            + (f", about {estimate:.0f} s" if estimate is not None and states[run] != "done" else "")
+        )
+        if states[run] != "done":
+            steps_left += steps
+            images_left += images
+            seconds_left += estimate or 0.0
+            unknown += estimate is None
+    left = len(states) - len(found.done)
+    lines.append(f"{len(states)} runs, {len(found.done)} done; left: {steps_left:,} steps, {images_left:,} test images")
+    if left and unknown < left:
+        lines.append(
+            f"about {seconds_left / 60:.0f} min on one worker as fast as those that made the finished runs"
+            + (f", and {unknown} runs of methods without a finished one" if unknown else "")
+        )
+    return "\n".join(lines)
+
+
+def _data(sweep: Sweep) -> list[str]:
+    return [name for run in sweep.runs() for name in (run.data, *run.targets)]
+
+
+def _seconds(sweep: Sweep, done: list[PlannedRun]) -> dict[tuple[str, str | None], float]:
+    """Mean seconds of the finished runs by (method, data set), and by (method, None) over data sets."""
+    found: dict[tuple[str, str | None], list[float]] = {}
+    for run in done:
+        seconds = [
+            value
+            for file in result_files(sweep, run)
+            for value in read_json(file, "results file")["seconds"].values()
+            if value is not None
+        ]
+        for key in ((run.method, run.data), (run.method, None)):
+            found.setdefault(key, []).append(sum(seconds))
+    return {key: statistics.fmean(values) for key, values in found.items()}

@@ -1,0 +1,249 @@
+"""``--views N``: N augmented views an image, and what the frozen model makes of each, kept on disk.
+
+    CACHE/KEY/key.json           what the records depend on; KEY is its hash
+    CACHE/KEY/view-000.records   one record an image: adapter input, block output, frozen features, one after the other
+    CACHE/KEY/view-000.index     one 64-bit number an image: 0 for no record, else 2^32 + CRC-32 of the record
+
+A record is written first and its number after it, so a kill in between leaves no record, and a torn one does not fit
+its number: both are computed again. Whatever changes a record changes the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmadapter.chunks import parse_bytes
+from rmadapter.config import TrainConfig
+from rmadapter.distributed import Ranks
+from rmadapter.encoders import Entry
+from rmadapter.errors import InputError
+from rmadapter.files import write_json
+from rmadapter.step import TrainStep, Views
+
+FORMAT = 1
+WRITTEN = 1 << 32
+
+
+@dataclass(frozen=True)
+class Record:
+    """Shapes and dtypes of what is kept of one image; ``target`` is [] without frozen features."""
+
+    adapter_input: tuple[int, ...]
+    output: tuple[int, ...]
+    target: tuple[int, ...]
+    dtype: torch.dtype
+    stream: torch.dtype
+
+    @classmethod
+    def of(cls, views: Views) -> Record:
+        """The layout of the records of ``views``."""
+        entry, target = views
+        shape = () if target is None else tuple(target.shape[1:])
+        return cls(
+            tuple(entry.adapter_input.shape[1:]),
+            tuple(entry.output.shape[1:]),
+            shape,
+            entry.adapter_input.dtype,
+            entry.output.dtype,
+        )
+
+    @property
+    def parts(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each part, in the order in which they lie."""
+        found = [(self.adapter_input, self.dtype), (self.output, self.stream)]
+        return [*found, (self.target, self.dtype)] if self.target else found
+
+    @property
+    def bytes(self) -> int:
+        """Size of a record."""
+        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.parts)
+
+    def pack(self, views: Views, row: int) -> np.ndarray:
+        """One row of ``views`` as bytes."""
+        tensors = [*views.entry, views.target] if self.target else views.entry
+        pieces = [t[row].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in tensors]
+        return np.concatenate(pieces)
+
+    def unpack(self, rows: np.ndarray) -> Views:
+        """``views`` of records [n, bytes]."""
+        tensors, start = [], 0
+        for shape, dtype in self.parts:
+            stop = start + int(np.prod(shape)) * dtype.itemsize
+            piece = torch.from_numpy(np.ascontiguousarray(rows[:, start:stop]))
+            tensors.append(piece.view(dtype).view(len(rows), *shape))
+            start = stop
+        return Views(Entry(tensors[0], tensors[1]), tensors[2] if self.target else None)
+
+
+class ViewCache:
+    """The records of one run's images.
+
+    Args:
+        folder: CACHE; made where it is missing.
+        key: everything that a record depends on, as plain values.
+        record: their layout.
+        images, views: how many there are.
+        limit: bytes that CACHE may hold. Caches of other keys that no run has open are deleted, the longest unused
+            first, until there is room; then there are fewer views.
+
+    Attributes:
+        views: how many are kept; 0 where not one fits.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, Any], record: Record, images: int, views: int, limit: int):
+        text = json.dumps({**key, "format": FORMAT, "bytes": record.bytes, "images": images}, sort_keys=True)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self.record, self.images = record, images
+        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        view_bytes = images * (record.bytes + 8)
+        self.views = min(views, limit // view_bytes)
+        if self.views == 0:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            os.utime(self.folder)
+            _make_room(folder, self.folder, limit - self.views * view_bytes)
+            if not (self.folder / "key.json").exists():
+                write_json(self.folder / "key.json", json.loads(text))
+            for view in range(self.views):
+                _reserve(self._path(view, "records"), images * record.bytes)
+                _reserve(self._path(view, "index"), images * 8)
+        except OSError as error:
+            needed = self.views * view_bytes
+            raise InputError(
+                f"cache_dir {folder} cannot hold {needed / 1e9:.2f} GB of views: {error.strerror or error}; valid: a "
+                "folder on a disk with room (--cache-dir), fewer --views, or a smaller --cache-limit"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker opens the files itself; the parent's lock stands for it.
+        return {**self.__dict__, "_maps": {}, "_lock": None}
+
+    def _path(self, view: int, kind: str) -> Path:
+        return self.folder / f"view-{view:03}.{kind}"
+
+    def _open(self, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Records [images, bytes] and numbers [images] of one view, mapped into memory."""
+        if view not in self._maps:
+            shape = (self.images, self.record.bytes)
+            self._maps[view] = (
+                np.memmap(self._path(view, "records"), np.uint8, "r+", shape=shape),
+                np.memmap(self._path(view, "index"), np.uint64, "r+", shape=(self.images,)),
+            )
+        return self._maps[view]
+
+    def read(self, view: int, images: Sequence[int]) -> Views | None:
+        """The records of ``images`` by their number, or None where one of them is missing or torn."""
+        records, index = self._open(view)
+        if not all(index[image] for image in images):
+            return None
+        rows = records[list(images)]
+        if any(WRITTEN + zlib.crc32(row) != int(index[image]) for row, image in zip(rows, images, strict=True)):
+            return None
+        return self.record.unpack(rows)
+
+    def write(self, view: int, images: Sequence[int], views: Views) -> None:
+        """Keep the rows of ``views`` as the records of ``images``."""
+        records, index = self._open(view)
+        for row, image in enumerate(images):
+            packed = self.record.pack(views, row)
+            index[image] = 0
+            records[image] = packed
+            index[image] = WRITTEN + zlib.crc32(packed)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A file of zeros with its place on the disk; one of another size, left by a kill, is made anew."""
+    if path.exists() and path.stat().st_size == size:
+        return
+    with path.open("wb") as file:
+        # A mapped file without its place would end the process with SIGBUS where the disk is full.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            for start in range(0, size, 2**20):
+                file.write(bytes(min(2**20, size - start)))
+
+
+def _make_room(cache: Path, own: Path, room: int) -> None:
+    """Delete caches beside ``own`` that nobody has open, the longest unused first, until the rest fits in ``room``."""
+    others = sorted(
+        (path for path in cache.iterdir() if path != own and path.is_dir()), key=lambda p: p.stat().st_mtime
+    )
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
+    for path in others:
+        if sum(sizes.values()) <= room:
+            return
+        with (path / "lock").open("a") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path)
+            del sizes[path]
+
+
+def default_folder() -> Path:
+    """Where caches are kept without --cache-dir."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmadapter" / "views"
+
+
+def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iterable[bytes], seed: int) -> dict:
+    """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return {
+        "base": base_hash,
+        "dtype": str(step.image.dtype),
+        "stream": str(step.image.stream),
+        "first": step.image.first,
+        "pre_ln": step.image.pre_ln,
+        "by_token": step.image.by_token,
+        "targets": step.model.loss.lambda3 > 0,
+        "transform": repr(transform),
+        "seed": seed,
+        "images": digest.hexdigest(),
+    }
+
+
+def open_cache(step: TrainStep, config: TrainConfig, images: int, key: dict, ranks: Ranks) -> ViewCache:
+    """The cache of a run over so many ``images``, made by its main process; prints how much of it fits.
+
+    Raises:
+        InputError: as ``ViewCache``; also where not even one view fits in ``cache_limit``.
+    """
+    folder = Path(config.cache_dir) if config.cache_dir else default_folder()
+    size = step.model.clip.visual.image_size[0]
+    device = step.model.prompts.tokens.device
+    record = Record.of(step.views(torch.zeros(1, 3, size, size, device=device)))
+    limit = parse_bytes("cache_limit", config.cache_limit)
+    if not ranks.main:
+        ranks.barrier()
+    cache = ViewCache(folder, key, record, images, config.views, limit)
+    if ranks.main:
+        ranks.barrier()
+    one = images * record.bytes
+    if not cache.views:
+        raise InputError(
+            f"cache_limit is {config.cache_limit!r}, but one view of {images} images takes {one / 1e9:.2f} GB; "
+            "valid: that much or more, or --views 0"
+        )
+    fewer = f", all that --cache-limit {config.cache_limit} has room for" if cache.views < config.views else ""
+    print(f"views: {cache.views} an image{fewer}, {cache.views * one / 1e9:.2f} GB in {cache.folder}")
+    return cache

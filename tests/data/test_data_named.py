@@ -1,0 +1,255 @@
+"""The field's data sets on miniature copies of their layouts: counts, order, names, few-shot picks, mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from miniatures import COUNT, WNIDS, build, write
+
+from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample, load_data
+from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS, zeroshot_template
+from rmadapter.data.named import load_named
+from rmadapter.data.readers import READERS
+from rmadapter.errors import InputError
+
+NAMES = {
+    "imagenet": ["tench", "crane", "crane", "toilet paper"],
+    "caltech101": ["face", "airplane", "car side"],
+    "oxford_pets": ["abyssinian", "american bulldog", "bengal"],
+    "stanford_cars": ["2000 AM General Hummer SUV", "2012 Audi A5 Coupe"],
+    "oxford_flowers": ["pink primrose", "hard-leaved pocket orchid", "canterbury bells"],
+    "food101": ["apple pie", "baklava", "waffles"],
+    "fgvc_aircraft": ["707-320", "Boeing 717", "A300B4"],
+    "sun397": ["abbey", "indoor bow window", "outdoor bow window"],
+    "dtd": ["banded", "polka-dotted", "zigzagged"],
+    "eurosat": ["Annual Crop Land", "Forest", "Sea or Lake"],
+    "ucf101": ["Handstand Pushups", "Jumping Jack", "Jump Rope"],
+    "imagenetv2": ["tench", "crane", "crane", "toilet paper"],
+    "imagenet_sketch": ["tench", "crane", "crane", "toilet paper"],
+    "imagenet_a": ["crane", "crane", "toilet paper"],
+    "imagenet_r": ["tench", "crane", "crane"],
+}
+COUNTS = {
+    "imagenet": (24, 0, 12),
+    "caltech101": (15, 6, 9),
+    "oxford_pets": (12, 3, 15),
+    "stanford_cars": (8, 2, 8),
+    "oxford_flowers": (15, 6, 9),
+    "food101": (15, 6, 9),
+    "fgvc_aircraft": (9, 9, 9),
+    "sun397": (12, 3, 15),
+    "dtd": (15, 6, 9),
+    "eurosat": (15, 6, 9),
+    "ucf101": (12, 3, 12),
+    "imagenetv2": (0, 0, 12),
+    "imagenet_sketch": (0, 0, 12),
+    "imagenet_a": (0, 0, 9),
+    "imagenet_r": (0, 0, 9),
+}
+# What few-shot seed 1 with two shots draws: the first two classes' images, in order.
+PICKS = {
+    "imagenet": [
+        "train/n01440764/01.jpg",
+        "train/n01440764/04.jpg",
+        "train/n02012849/00.jpg",
+        "train/n02012849/02.jpg",
+    ],
+    "oxford_pets": ["Abyssinian_4.jpg", "Abyssinian_0.jpg", "american_bulldog_2.jpg", "american_bulldog_1.jpg"],
+    "fgvc_aircraft": ["0000000.jpg", "0000002.jpg", "0000011.jpg", "0000010.jpg"],
+    "caltech101": ["Faces/08.jpg", "Faces/06.jpg", "airplanes/02.jpg", "airplanes/04.jpg"],
+}
+
+
+@pytest.mark.parametrize("name", list(CATALOG))
+def test_every_layout(tmp_path, name):
+    build(tmp_path, name)
+    data = load_data(name, str(tmp_path))
+    assert data.name == name
+    assert data.class_names == NAMES[name]
+    assert (len(data.train), len(data.val), len(data.test)) == COUNTS[name]
+    items = [*data.train, *data.val, *data.test]
+    assert len({item.path for item in items}) == len(items)
+    assert all((data.root / item.path).is_file() for item in items)
+    half = (len(NAMES[name]) + 1) // 2
+    assert base_new_names(data.class_names, "base") == NAMES[name][:half]
+    assert {i.name for i in base_new_split(data.test, "new")} == set(NAMES[name][half:])
+    record = CATALOG[name]
+    if record.split_file:
+        assert data.split_file == data.root.parent / "split_rmadapter.json" or record.images == ""
+        assert f"{record.split_file} is missing" in data.notes[0]
+        assert "do not compare" in data.notes[0]
+    again = load_data(str(tmp_path / record.folder))
+    assert (again.name, again.train, again.test) == (name, data.train, data.test)
+
+
+@pytest.mark.parametrize("name", [name for name, record in CATALOG.items() if record.split_file])
+def test_the_public_split_file_is_taken_before_one_made_here(tmp_path, name):
+    folder = build(tmp_path, name)
+    own = load_data(name, str(tmp_path))
+    assert own.split_file.name == "split_rmadapter.json"
+    values = {part: [[i.path, i.label, i.name.replace(" ", "_")] for i in getattr(own, part)][::-1] for part in PARTS}
+    (folder / CATALOG[name].split_file).write_text(json.dumps(values))
+    data = load_data(name, str(tmp_path))
+    assert data.split_file.name == CATALOG[name].split_file
+    assert data.train == own.train[::-1]
+    assert data.class_names == NAMES[name]
+    assert data.notes == ()
+
+
+PARTS = ("train", "val", "test")
+
+
+@pytest.mark.parametrize("name", PICKS)
+def test_few_shot_picks(tmp_path, name):
+    build(tmp_path, name)
+    data = load_data(name, str(tmp_path))
+    train, _ = few_shot_sample(data.train, data.val, 2, 1)
+    assert [item.path for item in train if item.label < 2] == PICKS[name]
+
+
+def test_an_official_test_set_stays_the_test_set(tmp_path):
+    build(tmp_path, "oxford_pets")
+    data = load_data("oxford_pets", str(tmp_path))
+    assert data.test[0] == Item("Abyssinian_5.jpg", 0, "abyssinian")
+    assert {item.path.rpartition("_")[2] for item in data.test} == {f"{n}.jpg" for n in range(5, 10)}
+    assert "the data set's own test images" in data.notes[0]
+
+
+def test_without_lists_the_class_folders_are_divided(tmp_path):
+    folder = build(tmp_path, "ucf101")
+    shutil.rmtree(folder / "ucfTrainTestlist")
+    data = load_data("ucf101", str(tmp_path))
+    assert data.class_names == NAMES["ucf101"]  # Jumping Jack before Jump Rope, as in the official numbers
+    assert (len(data.train), len(data.val), len(data.test)) == (12, 6, 9)
+    folder = build(tmp_path, "sun397")
+    (folder / "Training_01.txt").unlink()
+    data = load_data("sun397", str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == (15, 6, 9)
+
+
+def test_flowers_have_torchvision_s_names_without_cat_to_name(tmp_path):
+    folder = build(tmp_path, "oxford_flowers")
+    (folder / "cat_to_name.json").unlink()
+    assert load_data("oxford_flowers", str(tmp_path)).class_names == NAMES["oxford_flowers"]
+
+
+def test_another_folder_of_that_name_is_a_folder_of_images(tmp_path):
+    for name in ("ant", "bee"):
+        for number in range(4):
+            path = tmp_path / "dtd" / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            from PIL import Image
+
+            Image.new("RGB", (4, 4)).save(path)
+    assert load_data("dtd", str(tmp_path)).class_names == ["ant", "bee"]
+
+
+def test_the_variants_take_class_names_from_imagenet_beside_them(tmp_path):
+    build(tmp_path, "imagenet")
+    folder = build(tmp_path, "imagenet_a")
+    (folder / "classnames.txt").unlink()
+    data = load_data("imagenet_a", str(tmp_path))
+    assert data.class_names == ["crane", "crane", "toilet paper"]
+    assert any("'crane' (labels 0, 1)" in note for note in data.notes)
+    with pytest.raises(InputError, match="for testing only"):
+        few_shot_sample(data.train, data.val, 2, 1)
+    shutil.rmtree(tmp_path / "imagenet")
+    with pytest.raises(InputError, match=r"classnames\.txt is missing; it holds 'wnid name' a line"):
+        load_data("imagenet_a", str(tmp_path))
+
+
+def replace(path, old, new):
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def wrong_order(folder):
+    write(folder / "classnames.txt", [f"{w} {n}" for w, n in reversed(WNIDS.items())])
+
+
+def split_file(folder, change):
+    values = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(("banded", "polka-dotted", "zigzagged")):
+        values["train"] += [[f"{name}/0{n}.jpg", label, name] for n in range(5)]
+        values["test"] += [[f"{name}/0{n}.jpg", label, name] for n in range(5, 10)]
+    change(values)
+    (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(values))
+
+
+def shifted(values):
+    for part in values.values():
+        part[:] = [[path, label + (label > 1), name] for path, label, name in part]
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("dtd", lambda f: split_file(f, lambda v: v["test"].append(["banded/99.jpg", 0, "banded"])), r"banded/99\.jpg"),
+        ("dtd", lambda f: split_file(f, shifted), r"labels 0, 1, 3 and no 2"),
+        (
+            "dtd",
+            lambda f: split_file(f, lambda v: v.update(train=[i for i in v["train"] if i[1] != 2])),
+            r"no training image of 1 classes, such as 'zigzagged' \(label 2\)",
+        ),
+        ("oxford_pets", lambda f: (f / "annotations" / "test.txt").unlink(), r"test\.txt is missing"),
+        ("oxford_pets", lambda f: replace(f / "annotations" / "test.txt", " 1 1 1", " 1 1"), r"line 1: .* 3 words"),
+        ("oxford_pets", lambda f: replace(f / "annotations" / "test.txt", "5 1", "5 x"), r"class 'x'; valid"),
+        ("oxford_pets", lambda f: (f / "images" / "Bengal_7.jpg").unlink(), r"1 images .*: Bengal_7\.jpg"),
+        ("stanford_cars", lambda f: (f / "devkit" / "cars_meta.mat").write_bytes(b"no"), r"cars_meta\.mat cannot"),
+        ("stanford_cars", lambda f: (f / "devkit" / "cars_train_annos.mat").unlink(), r"cars_train_annos\.mat is miss"),
+        ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('{"1": "a"}'), r"label 2 has no name"),
+        ("fgvc_aircraft", lambda f: write(f / "variants.txt", ["707-320"]), r"line 4: 'Boeing 717' is not in variants"),
+        ("sun397", lambda f: (f / "ClassName.txt").unlink(), r"ClassName\.txt is missing"),
+        ("sun397", lambda f: write(f / "ClassName.txt", ["/a/abbey"]), r"is of no class in ClassName\.txt"),
+        ("ucf101", lambda f: replace(f / "ucfTrainTestlist" / "classInd.txt", "JumpRope", "Hop"), r"'JumpRope' is not"),
+        ("imagenet", lambda f: shutil.rmtree(f / "images" / "val" / "n15075141"), r"'n15075141' is in only one"),
+        ("imagenet", wrong_order, r"not in the order of the wnids: 'n15075141' stands where 'n01440764'"),
+        ("imagenet", lambda f: write(f / "classnames.txt", ["n01440764 tench"] * 2), r"line 2: 'n01440764' is there"),
+        ("imagenet", lambda f: write(f / "classnames.txt", ["n01440764 tench"]), r"has no line in classnames\.txt"),
+        (
+            "imagenetv2",
+            lambda f: shutil.rmtree(f / "imagenetv2-matched-frequency-format-val" / "2"),
+            r"folder '2' is missing; valid: 0 to 3",
+        ),
+        ("imagenet_r", lambda f: [p.unlink() for p in (f / "imagenet-r" / "n01440764").iterdir()], "has no images"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, name, spoil, message):
+    spoil(build(tmp_path, name))
+    with pytest.raises(InputError, match=message):
+        load_data(name, str(tmp_path))
+
+
+def test_equal_names_are_kept_apart_and_said(tmp_path):
+    build(tmp_path, "imagenet")
+    data = load_data("imagenet", str(tmp_path))
+    assert data.notes == (
+        "1 class names stand for several classes, such as 'crane' (labels 1, 2); they are kept apart by label, but no "
+        "prompt can tell them apart",
+    )
+    assert {(i.label, i.path.split("/")[1]) for i in data.test if i.name == "crane"} == {
+        (1, "n02012849"),
+        (2, "n03126707"),
+    }
+
+
+def test_records_are_consistent():
+    assert len(FIELD) == 11
+    assert len(VARIANTS) == 4
+    for record in CATALOG.values():
+        assert record.reader in READERS
+        assert record.template.count("{}") == 1
+        assert record.base_new_test is None or sum(record.base_new_test) == record.test
+    assert zeroshot_template("dtd") == "{} texture."
+    assert zeroshot_template("my_birds") == "a photo of a {}."
+    assert COUNT == 10
+
+
+def test_a_missing_data_set_says_where_it_belongs(tmp_path):
+    with pytest.raises(InputError, match=r"food101 lies in food-101/images of data_root.*datasets download food101"):
+        load_data("food101", str(tmp_path))
+    with pytest.raises(InputError, match="did you mean 'food101'"):
+        load_data("food_101", str(tmp_path))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_named(tmp_path / "food-101", CATALOG["food101"])

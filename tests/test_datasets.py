@@ -1,0 +1,195 @@
+"""``rmadapter datasets``: what is there against what was published, downloads into the field's layout, mistakes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tarfile
+import types
+from pathlib import Path
+
+import pytest
+import torchvision
+from miniatures import build, folders
+
+from rmadapter.cli import main
+from rmadapter.data import load_data
+from rmadapter.data.catalog import CATALOG
+from rmadapter.data.checking import check
+from rmadapter.data.sources import SOURCES
+
+
+def datasets(*words, root):
+    return main(["datasets", *words, "--data-root", str(root)])
+
+
+def test_check_of_everything(tmp_path, capsys):
+    build(tmp_path, "dtd")
+    build(tmp_path, "fgvc_aircraft")
+    assert datasets("check", root=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "caltech101: not there (caltech-101/101_ObjectCategories)" in out
+    assert "dtd: differs from what was published" in out
+    assert "train 15 (published 2,820)" in out
+    assert "split_zhou_DescribableTextures.json is missing" in out
+    assert "fgvc_aircraft: differs" in out
+    assert "split: its own lists and folders" in out
+    assert datasets("check", "dtd", root=tmp_path) == 0
+    assert "split: split_rmadapter.json, SHA-256 " in capsys.readouterr().out
+
+
+def test_check_says_what_is_as_published(tmp_path, monkeypatch):
+    import dataclasses
+
+    build(tmp_path, "eurosat")
+    small = dataclasses.replace(CATALOG["eurosat"], classes=3, train=15, val=6, test=9, base_new_test=(6, 3))
+    monkeypatch.setitem(CATALOG, "eurosat", small)
+    (found,) = check(["eurosat"], tmp_path)
+    assert found.differences == {}
+    assert found.found == {"classes": 3, "train": 15, "val": 6, "test": 9, "test base": 6, "test new": 3}
+
+
+def test_check_of_a_damaged_one_names_the_missing_images(tmp_path, capsys):
+    folder = build(tmp_path, "dtd")
+    load_data("dtd", str(tmp_path))
+    for number in range(10):
+        (folder / "images" / "banded" / f"{number:02}.jpg").unlink()
+    (folder / "images" / "zigzagged" / "00.jpg").unlink()
+    assert datasets("check", root=tmp_path) == 2
+    captured = capsys.readouterr()
+    assert "names 11 images that are not in" in captured.out
+    assert captured.out.count(".jpg") == 10
+    assert "cannot be used: dtd" in captured.err
+    assert datasets("check", "eurosat", root=tmp_path) == 2
+    assert "cannot be used: eurosat" in capsys.readouterr().err
+
+
+class Downloader:
+    """Stands for a class of torchvision.datasets: unpacks a miniature where that class would, or fails."""
+
+    def __init__(self, layout, error=None):
+        self.layout, self.error, self.calls = layout, error, 0
+
+    def __call__(self, root, download, **_):
+        assert download
+        self.calls += 1
+        if self.error:
+            raise self.error
+        self.layout(Path(root))
+
+
+def pets(scratch):
+    build(scratch, "oxford_pets").rename(scratch / "oxford-iiit-pet")
+    (scratch / "oxford-iiit-pet" / "images.tar.gz").write_bytes(b"archive")
+
+
+def sun(scratch):
+    folders(scratch / "SUN397", ["a/abbey", "b/bar"], 4)
+    (scratch / "SUN397" / "ClassName.txt").write_text("/a/abbey\n/b/bar\n")
+
+
+LAYOUTS = {
+    "oxford_pets": ("OxfordIIITPet", pets),
+    "eurosat": ("EuroSAT", lambda scratch: build(scratch, "eurosat")),
+    "sun397": ("SUN397", sun),
+    "dtd": ("DTD", lambda scratch: shutil.move(build(scratch / "x", "dtd"), scratch / "dtd" / "dtd")),
+    "fgvc_aircraft": (
+        "FGVCAircraft",
+        lambda scratch: shutil.move(build(scratch, "fgvc_aircraft"), scratch / "fgvc-aircraft-2013b" / "data"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_download_with_torchvision(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, "gdown", None)  # not installed
+    class_name, layout = LAYOUTS[name]
+    assert SOURCES[name].torchvision == class_name
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100e9))
+    stand_in = Downloader(layout)
+    monkeypatch.setattr(torchvision.datasets, class_name, stand_in)
+    assert datasets("download", name, root=tmp_path) == 0
+    record = CATALOG[name]
+    assert (tmp_path / record.folder / record.images).is_dir()
+    assert not list(tmp_path.rglob("*.gz"))
+    assert [path.name for path in tmp_path.iterdir()] == [record.folder]
+    out = capsys.readouterr().out
+    assert (f"fetch {record.split_file}" in out) == (record.split_file is not None)
+    assert load_data(name, str(tmp_path)).train
+    assert datasets("download", name, root=tmp_path) == 0
+    assert stand_in.calls == 1
+
+
+def test_split_files_come_from_google_drive_where_gdown_is_installed(tmp_path, monkeypatch, capsys):
+    build(tmp_path, "eurosat")
+    content = '{"train": [], "val": [], "test": []}'
+    gdown = types.SimpleNamespace(download=lambda id, output, quiet: Path(output).write_text(content))
+    monkeypatch.setitem(sys.modules, "gdown", gdown)
+    assert datasets("download", "eurosat", root=tmp_path) == 0
+    assert (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").read_text() == content
+
+    def refused(**_):
+        raise RuntimeError("too many users")
+
+    (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").unlink()
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=refused))
+    assert datasets("download", "eurosat", root=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "too many users" in out
+    assert "1. fetch split_zhou_EuroSAT.json (under 10 MB) from https://drive.google.com/file/d/1Ip7" in out
+    assert not list((tmp_path / "eurosat").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("no route to host"), "could not be downloaded by torchvision.datasets.DTD: no route to host"),
+        (RuntimeError("File not found or corrupted."), "corrupted"),
+        (tarfile.ReadError("truncated"), "damaged (truncated) and has been deleted"),
+    ],
+)
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, capsys, error, message):
+    monkeypatch.setattr(torchvision.datasets, "DTD", Downloader(None, error))
+    assert datasets("download", "dtd", root=tmp_path) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "dtd").exists()
+
+
+def test_what_has_no_download_is_explained(tmp_path, capsys):
+    assert datasets("download", "stanford_cars", "imagenet_a", root=tmp_path) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "cars_train.tgz (934 MB)",
+        "unpack it into stanford_cars/cars_train",
+        "put it into stanford_cars/",
+        "imagenet-adversarial/imagenet-a",
+    ):
+        assert text in out
+
+
+def test_too_little_room(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10e9))
+    assert datasets("download", "sun397", root=tmp_path) == 2
+    assert "has 10.0 GB free; sun397 needs about 78.0 GB" in capsys.readouterr().err
+
+
+def test_mistakes(tmp_path, capsys):
+    cases = {
+        "datasets needs a word after it": [],
+        "valid: 'check', 'download'; did you mean 'check'": ["chek", "--data-root", str(tmp_path)],
+        "data_root is missing": ["check"],
+        "did you mean 'dtd'": ["check", "ddt", "--data-root", str(tmp_path)],
+        "download needs a name": ["download", "--data-root", str(tmp_path)],
+        "which is no folder": ["check", "--data-root", str(tmp_path / "nowhere")],
+    }
+    for message, argv in cases.items():
+        assert main(["datasets", *argv]) == 2, argv
+        assert message in capsys.readouterr().err
+
+
+def test_every_data_set_has_a_source():
+    assert set(SOURCES) == set(CATALOG)
+    for name, source in SOURCES.items():
+        assert source.torchvision is None or hasattr(torchvision.datasets, source.torchvision)
+        names = [file.name for file in source.files]
+        assert CATALOG[name].split_file is None or CATALOG[name].split_file in names

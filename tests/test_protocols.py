@@ -1,0 +1,76 @@
+"""The protocols as lists of runs, and the configuration of each run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rmadapter.data.catalog import FIELD, VARIANTS
+from rmadapter.errors import InputError
+from rmadapter.protocols import PlannedRun, default_data, default_methods, plan, run_config
+
+
+def test_base_to_new():
+    runs = plan("base2new", ["dtd", "x/pets"], ["zeroshot", "mma"], [1, 2])
+    assert [run.key for run in runs] == [
+        "zeroshot/dtd",
+        "mma/dtd/seed1",
+        "zeroshot/pets",
+        "mma/pets/seed1",
+        "mma/dtd/seed2",
+        "mma/pets/seed2",
+    ]
+    assert all(run.targets == () for run in runs)
+
+
+@pytest.mark.parametrize("protocol", ["cross", "domain"])
+def test_one_source_and_all_others(protocol):
+    runs = plan(protocol, ["dtd", "imagenet", "eurosat"], ["rmadapter"], [1])
+    assert runs == [PlannedRun("rmadapter", "imagenet", 1, ("dtd", "eurosat"))]
+    assert plan(protocol, ["a", "b"], ["mma"], [3])[0] == PlannedRun("mma", "a", 3, ("b",))
+    every = plan(protocol, ["a", "b"], ["mma"], [3], ["a", "b"])
+    assert [(run.data, run.targets) for run in every] == [("a", ("b",)), ("b", ("a",))]
+
+
+def test_the_published_tables():
+    assert default_data("base2new") == default_data("cross") == FIELD
+    assert default_data("domain") == ("imagenet", *VARIANTS)
+    assert "zeroshot" in default_methods("cross")
+    assert {"single", "rmadapter-rec3", "rmadapter"} <= set(default_methods("ablation"))
+    assert len(plan("base2new", FIELD, default_methods("base2new"), [1, 2, 3])) == 11 + 2 * 11 * 3
+
+
+def test_the_configuration_of_a_run():
+    options = ["--shots", "4", "--batch_size", "8", "--loss.lambda1", "3"]
+    config = run_config("base2new", PlannedRun("single", "dtd", 2), options, "root", Path("out"))
+    assert (config.data, config.data_root, config.classes, config.seed) == ("dtd", "root", "base", 2)
+    assert (config.shots, config.batch_size, config.out, config.resume) == (4, 8, "out", True)
+    assert config.loss.lambda1 == 0  # what makes it the single branch wins
+    config = run_config("cross", PlannedRun("rmadapter", "imagenet", 1, ("dtd",)), [], None, Path("out"))
+    assert (config.classes, config.epochs, config.batch_size, config.adapter.layers) == ("all", 1, 128, "last:4")
+    config = run_config("cross", PlannedRun("rmadapter", "imagenet", 1, ("dtd",)), options, None, Path("out"))
+    assert (config.batch_size, config.epochs) == (8, 1)
+    assert run_config("base2new", PlannedRun("mma", "imagenet", 1), [], None, Path("o")).batch_size == 128
+    assert run_config("base2new", PlannedRun("mma", "dtd", 1), [], None, Path("o")).batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("base2knew", ["a"], ["mma"], [1]), "did you mean 'base2new'"),
+        (("base2new", ["a"], ["mmaa"], [1]), "methods is 'mmaa'; valid: .*did you mean 'mma'"),
+        (("base2new", [], ["mma"], [1]), "data is empty"),
+        (("base2new", ["a", "x/a"], ["mma"], [1]), "data has 'a' twice"),
+        (("base2new", ["a"], ["mma", "mma"], [1]), "methods has 'mma' twice"),
+        (("base2new", ["a"], ["mma"], [1, 1]), "seeds has 1 twice"),
+        (("base2new", ["a"], ["mma"], [1], ["a"]), "source is 'a', but base2new has none; valid"),
+        (("base2new", ["imagenet_a"], ["mma"], [1]), "'imagenet_a', which is for testing only"),
+        (("cross", ["a"], ["mma"], [1]), "data has 'a' alone"),
+        (("cross", ["a", "b"], ["mma"], [1], ["c"]), "source is 'c'; valid: 'a', 'b'"),
+        (("domain", ["a", "b"], ["linear-probe"], [1]), "methods has 'linear-probe', which cannot classify"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(InputError, match=message):
+        plan(*arguments)

@@ -1,0 +1,215 @@
+"""Sweeps: all runs of a table, killed and continued, by several workers, with failures, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import write_images
+from safetensors.torch import load_file
+
+from rmadapter import sweep as sweeps
+from rmadapter.cli import main
+from rmadapter.sweep_config import parse_sweep
+
+
+@pytest.fixture
+def words(tmp_path, clip_folder):
+    """The options of a small sweep; two data sets of four classes."""
+    for seed, name in enumerate(("animals", "plants")):
+        write_images(tmp_path / name, ["ant", "bee", "cat", "dog"], 8, seed)
+
+    def make(protocol="base2new", out="s", data="animals,plants", **options):
+        values = {
+            "data": ",".join(str(tmp_path / name) for name in data.split(",")),
+            "methods": "zeroshot,single",
+            "seeds": "1",
+            "out": str(tmp_path / out),
+            "model": f"local-dir:{clip_folder}",
+            "shots": 2,
+            "epochs": 1,
+            "workers": 0,
+            "adapter.layers": "2-3",
+            **options,
+        }
+        return [protocol, *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+
+    return make
+
+
+def sweep(*argv):
+    return main(["sweep", *argv])
+
+
+def results_of(folder):
+    found = {}
+    for file in sorted((folder / "runs").rglob("results.json")):
+        values = json.loads(file.read_text())
+        found[str(file.relative_to(folder))] = (values["accuracy"], values["images"], values.get("few_shot_hash"))
+    return found
+
+
+def test_base_to_new_writes_every_run_once(words, tmp_path, capsys):
+    assert sweep(*words(seeds="1,2")) == 0
+    out = capsys.readouterr().out
+    assert "6 runs in" in out
+    assert "6 done, 0 failed, 0 running, 0 open" in out
+    assert out.count("single/animals/seed1: base") == 1
+    folder = tmp_path / "s"
+    assert set(results_of(folder)) == {
+        f"runs/{run}/run/results.json"
+        for run in (
+            "zeroshot/animals",
+            "zeroshot/plants",
+            *(f"single/{name}/seed{n}" for name in ("animals", "plants") for n in (1, 2)),
+        )
+    }
+    assert "adapters: backend" in (folder / "runs" / "single" / "plants" / "seed2" / "log.txt").read_text()
+    written = {file: file.stat().st_mtime_ns for file in (folder / "runs").rglob("results.json")}
+    assert sweep(*words(seeds="1,2")) == 0
+    assert "[1/6]" not in capsys.readouterr().out
+    assert written == {file: file.stat().st_mtime_ns for file in (folder / "runs").rglob("results.json")}
+
+
+def test_it_is_extended_by_seeds_and_methods(words, tmp_path, capsys):
+    assert sweep(*words(data="animals")) == 0
+    assert sweep(*words(data="plants", methods="mma", seeds="2")) == 0
+    manifest = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert [name.rpartition("/")[2] for name in manifest["data"]] == ["animals", "plants"]
+    assert (manifest["methods"], manifest["seeds"]) == (["zeroshot", "single", "mma"], [1, 2])
+    assert "mma/plants/seed2: base" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", ["cross", "domain"])
+def test_trained_on_one_and_tested_on_the_others(words, tmp_path, protocol):
+    assert sweep(*words(protocol, source="plants".join((str(tmp_path) + "/", "")))) == 0
+    folder = tmp_path / "s" / "runs"
+    assert not (folder / "single" / "animals").exists()
+    for run in ("single/plants/seed1", "zeroshot/plants"):
+        values = json.loads((folder / run / "on" / "animals" / "results.json").read_text())
+        assert (values["data"], values["trained_on"], values["classes"]) == ("animals", "plants", "all")
+        assert set(values["accuracy"]) == {"all"}
+        at_home = json.loads((folder / run / "run" / "results.json").read_text())
+        assert (at_home["data"], set(at_home["accuracy"])) == ("plants", {"all"})
+
+
+def test_killed_and_continued_equals_one_that_was_not(words, tmp_path):
+    options = {"data": "animals", "methods": "single,rmadapter", "epochs": 3, "batch_size": 2, "checkpoint_every": 1}
+    command = [sys.executable, "-m", "rmadapter", "sweep", *words(out="killed", **options)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "runs" / "rmadapter" / "animals" / "seed1" / "run" / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not (state.parent / "results.json").exists()
+    first = tmp_path / "killed" / "runs" / "single" / "animals" / "seed1" / "run" / "results.json"
+    written = first.stat().st_mtime_ns
+    assert sweep(*words(out="killed", **options)) == 0
+    assert first.stat().st_mtime_ns == written
+    assert "resuming at epoch" in (state.parent.parent / "log.txt").read_text()
+    assert sweep(*words(out="whole", **options)) == 0
+    assert results_of(tmp_path / "killed") == results_of(tmp_path / "whole")
+    run = "runs/rmadapter/animals/seed1/run/adapter/adapter.safetensors"
+    one, other = load_file(tmp_path / "killed" / run), load_file(tmp_path / "whole" / run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_workers_share_a_sweep(words, tmp_path):
+    command = [sys.executable, "-m", "rmadapter", "sweep", *words(seeds="1,2"), "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    keys = [key for key in (line.rpartition("] ")[2] for line in done.stdout.splitlines()) if key.endswith(" s)")]
+    assert len(keys) == len(set(keys)) == 6
+    assert "6 done, 0 failed" in done.stdout
+    assert len(results_of(tmp_path / "s")) == 6
+
+
+def test_a_run_that_another_has_is_left_to_it(words, tmp_path, capsys):
+    _, planned = parse_sweep(words(data="animals"))
+    (single,) = [run for run in planned.runs() if run.method == "single"]
+    sweeps.enter(planned)
+    with sweeps.claim(planned, single) as mine:
+        assert mine
+        # As another process: the lock of this one would be taken again by the same object alone.
+        assert sweep(*words(data="animals")) == 0
+    out = capsys.readouterr().out
+    assert "1 done, 0 failed, 1 running, 0 open" in out
+    assert not sweeps.is_done(planned, single)
+
+
+def test_a_failed_run_is_reported_and_the_rest_go_on(words, tmp_path, capsys):
+    options = {"methods": "single,rmadapter", "data": "animals", "loss.lambda1": 1e38, "lr": 1e3, "epochs": 6}
+    assert sweep(*words(**options)) == 1
+    out = capsys.readouterr().out
+    assert "1 done, 1 failed" in out
+    assert "failed: rmadapter/animals/seed1: the loss is not finite" in out
+    failed = json.loads((tmp_path / "s" / "runs" / "rmadapter" / "animals" / "seed1" / "failed.json").read_text())
+    assert failed["kind"] == "DivergedError"
+    assert "Traceback" in failed["traceback"]
+
+
+def test_a_failed_run_is_tried_again(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweeps, "make_run", lambda *_: (_ for _ in ()).throw(OSError("disk is gone")))
+    assert sweep(*words(data="animals")) == 1
+    assert "2 failed" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert sweep(*words(data="animals")) == 0
+    assert not list((tmp_path / "s").rglob("failed.json"))
+
+
+def test_dry_run(words, tmp_path, capsys):
+    argv = words(methods="zeroshot,single,linear-probe")
+    assert sweep(*argv, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "   open  single/plants/seed1: 1 steps, 8 test images" in out
+    assert "   open  zeroshot/plants: 0 steps, 8 test images" in out
+    assert "6 runs, 0 done; left: 2 steps, 48 test images" in out
+    assert not (tmp_path / "s").exists()
+    assert sweep(*words(data="animals")) == 0
+    capsys.readouterr()
+    assert sweep(*argv, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "   done  single/animals/seed1" in out
+    assert "6 runs, 2 done" in out
+    assert "on one worker" in out
+    assert "2 runs of methods without a finished one" in out
+
+
+def test_mistakes(words, tmp_path, capsys):
+    assert sweep(*words(data="animals")) == 0
+    capsys.readouterr()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("")
+    cases = {
+        "protocol is 'base2old'": words("base2old"),
+        "sweep takes one protocol": words()[1:],
+        "methods is 'mmaa'": words(methods="mmaa"),
+        "seeds has 'x'": words(seeds="1,x"),
+        "jobs is 0": words(jobs=0),
+        "unknown option '--shotz'; did you mean '--shots'": [*words(), "--shotz", "3"],
+        "option '--seed' is decided by the sweep": words(seed=3),
+        "option '--no-evaluate' is decided by the sweep": [*words(), "--no-evaluate"],
+        "shots is 0": words(shots=0),
+        "nowhere": words(data="nowhere"),
+        "where a sweep base2new is": words("cross"),
+        "shots is 3, but the sweep in": words(data="animals", shots=3),
+        "lr is 0.5, but the sweep in": words(data="animals", lr=0.5),
+        "a folder with other files in it (thesis.txt)": words(out="other"),
+        "option --shots needs a value": [*words(), "--shots"],
+    }
+    for message, argv in cases.items():
+        assert sweep(*argv) == 2, argv
+        assert message in capsys.readouterr().err
+    manifest = tmp_path / "s" / "sweep.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 0}))
+    assert sweep(*words(data="animals")) == 2
+    assert "was made by another version (format 0, this one has 1)" in capsys.readouterr().err
