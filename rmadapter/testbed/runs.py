@@ -24,7 +24,8 @@ from rmadapter.errors import InputError
 from rmadapter.evaluation import EvalConfig, run_eval
 from rmadapter.files import write_json
 from rmadapter.testbed import TRAIN_CONFIG
-from rmadapter.training import DivergedError, train
+from rmadapter.loop import DivergedError
+from rmadapter.training import train
 
 ADAPTER_KEYS = {item.name for item in dataclasses.fields(RMAdapterConfig)}
 LOSS_KEYS = {item.name for item in dataclasses.fields(LossConfig)}
