@@ -57,7 +57,10 @@ def extensions() -> list[Extension]:
             include_dirs=[str(torch / "include")],
             library_dirs=[str(torch / "lib")],
             libraries=["torch_cpu"],
-            define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+            define_macros=[
+                ("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION),
+                *([("RMADAPTER_POISON", "1")] if sanitize else []),
+            ],
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", *checks],
             extra_link_args=checks,
             language="c++",
