@@ -291,6 +291,7 @@ class TrainConfig:
         views: augmented views an image, kept with what the frozen model makes of them; 0: fresh ones at every step
         cache_limit: most that the views of all runs may take on the disk, such as 10GB
         cache_dir: folder for the views; default: ~/.cache/rmadapter/views
+        compile: run the adapted part of both towers through torch.compile
         explain: say what is on, why, and what it is expected to save; train nothing
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
@@ -336,6 +337,7 @@ class TrainConfig:
     views: int = 0
     cache_limit: str = "10GB"
     cache_dir: str | None = None
+    compile: bool = False
     explain: bool = False
     max_bad_steps: int = 10
     epochs: int = 5

@@ -14,7 +14,7 @@ from rmadapter.distributed import Ranks
 from rmadapter.encoders import blocks_obstacle, last_block_obstacle
 from rmadapter.errors import InputError
 from rmadapter.model import RMAdapterCLIP
-from rmadapter.runtime import residual_dtype
+from rmadapter.runtime import compiler_obstacle, residual_dtype
 from rmadapter.step import TrainStep
 from rmadapter.towers import text_is_trimmable
 
@@ -51,7 +51,8 @@ def make_step(
     shortcuts = wanted_shortcuts(config)
     obstacle = blocks_obstacle(model.clip)
     if not shortcuts.any or obstacle is not None:
-        for name, value, without in (("views", config.views, 0), ("processes", (ranks or Ranks()).world, 1)):
+        wanted = (("views", config.views, 0), ("compile", config.compile, False))
+        for name, value, without in (*wanted, ("processes", (ranks or Ranks()).world, 1)):
             if value != without:
                 raise InputError(
                     f"{name} is {value}, which the plain step ({obstacle or '--no-shortcuts'}) does not have; "
@@ -62,11 +63,16 @@ def make_step(
     step = TrainStep(
         model, shortcuts, text_bytes=text_bytes, stream=stream, recompute=config.grad_checkpointing, ranks=ranks
     )
+    if config.compile:
+        device = model.prompts.tokens.device
+        if (why := compiler_obstacle(device)) is not None:
+            raise InputError(f"compile is True, but {why}; valid on {device.type}: install one, or without --compile")
+        step.compile_parts()
     off = [name for name, on in dataclasses.asdict(shortcuts).items() if not on]
     recomputed = sum(chunk.stop - chunk.start for chunk in step.chunks if chunk.recompute)
     return step, (
         f"step: frozen part computed once{', without ' + ', '.join(off) if off else ''}; residual stream "
-        f"{str(stream).removeprefix('torch.')}"
+        f"{str(stream).removeprefix('torch.')}{'; compiled' if config.compile else ''}"
         + (f"; {recomputed} of {len(model.class_names)} classes recomputed in backward" if recomputed else "")
     )
 

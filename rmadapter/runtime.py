@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +59,14 @@ def cpu_has_bf16() -> bool:
 def residual_dtype(residual: str, precision: str) -> torch.dtype:
     """Dtype of the residual stream above the first adapter; "auto" is fp32, whatever the precision."""
     return DTYPES[precision] if residual == "compute" else torch.float32
+
+
+def compiler_obstacle(device: torch.device) -> str | None:
+    """Why torch.compile cannot make code for ``device`` here, or None where it can."""
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "Triton is not installed"
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    return None if any(map(shutil.which, compilers)) else f"there is no C++ compiler ({', '.join(compilers)})"
 
 
 class FiniteFlag:

@@ -111,6 +111,15 @@ class TrainStep(nn.Module):
         self.inverse = self.order.argsort()
         return [Chunk(c.start, c.stop, c.length, c.recompute or recompute) for c in chunks]
 
+    def compile_parts(self, **options) -> None:
+        """Run the adapted part of both towers through ``torch.compile``, in one graph each; before the first step.
+
+        Recomputation stands around a compiled chunk and not inside it. ``options`` are those of ``torch.compile``.
+        """
+        options = {"fullgraph": True, "dynamic": False, **options}
+        self._image_part = torch.compile(self._image_part, **options)
+        self._text_part = torch.compile(self._text_part, **options)
+
     def reconstructs(self, tower: str) -> bool:
         """Whether the loss has a reconstruction term of this tower."""
         weight = self.model.loss.lambda1 if tower == "vision" else self.model.loss.lambda2
@@ -145,18 +154,34 @@ class TrainStep(nn.Module):
 
     def _image_features(self, views: Views, terms: dict[str, Tensor]) -> Tensor:
         """Adapted image features; adds the image tower's terms."""
-        reconstruct = self.reconstructs("vision")
-        x, per_token = self.image.adapted(views.entry, self.image.token, reconstruct and not self.frozen_stream)
+        reconstruct = self.reconstructs("vision") and self.image.first is not None
+        features, rec = self._image_part(*views.entry, reconstruct and not self.frozen_stream)
         if reconstruct and self.frozen_stream:
             per_token = self.image.frozen(views.entry, self.image.token, True)[1]
-        features = self.image.finish(x)
-        if per_token:
-            terms["reconstruction_vision"] = losses.reconstruction(
-                per_token, self.model.config.objective, self.model.width["vision"]
-            )
+            rec = self._reconstruction_sum("vision", per_token, None)
+        if reconstruct:
+            terms["reconstruction_vision"] = rec / views.entry.adapter_input[..., 0].numel()
         if views.target is not None:
             terms["consistency_image"] = losses.consistency(features, views.target)
         return features
+
+    def _image_part(self, adapter_input: Tensor, output: Tensor, reconstruct: bool) -> tuple[Tensor, Tensor]:
+        """Adapted features [n, embed], and the sum of the reconstruction's losses over tokens and adapters."""
+        x, per_token = self.image.adapted(Entry(adapter_input, output), self.image.token, reconstruct)
+        return self.image.finish(x), self._reconstruction_sum("vision", per_token, None)
+
+    def _text_part(
+        self, adapter_input: Tensor, output: Tensor, token: Token, tokens: Tensor, valid: Tensor, reconstruct: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same for some prompts, whose valid tokens alone count."""
+        x, per_token = self.text.adapted(Entry(adapter_input, output), token, reconstruct)
+        return self.text.finish(x, tokens), self._reconstruction_sum("text", per_token, valid)
+
+    def _reconstruction_sum(self, tower: str, per_token: list[Tensor], valid: Tensor | None) -> Tensor:
+        if not per_token:
+            return self.model.prompts.tokens.new_zeros((), dtype=torch.float32)
+        width = self.model.width[tower]
+        return losses.reconstruction_sum(per_token, self.model.config.objective, width, valid)
 
     def _text_features(self, terms: dict[str, Tensor]) -> Tensor:
         """Adapted text features [classes, embed] in the order of the labels; adds the text tower's terms."""
@@ -195,17 +220,14 @@ class TrainStep(nn.Module):
 
     def _adapted(self, classes: _Classes) -> tuple[Tensor, Tensor]:
         """Adapted features [classes, embed], and the sum of the reconstruction's losses over tokens and adapters."""
-        reconstruct = self.reconstructs("text")
-        entry = self._entry(classes)
-        x, per_token = self.text.adapted(entry, classes.token, reconstruct and not self.frozen_stream)
+        reconstruct, entry = self.reconstructs("text"), self._entry(classes)
+        features, rec = self._text_part(
+            *entry, classes.token, classes.tokens, classes.valid, reconstruct and not self.frozen_stream
+        )
         if reconstruct and self.frozen_stream:
             per_token = self.text.frozen(entry, classes.token, True)[1]
-        rec = x.new_zeros((), dtype=torch.float32)
-        if per_token:
-            rec = losses.reconstruction_sum(
-                per_token, self.model.config.objective, self.model.width["text"], classes.valid
-            )
-        return self.text.finish(x, classes.tokens), rec
+            rec = self._reconstruction_sum("text", per_token, classes.valid)
+        return features, rec
 
     def _entry(self, classes: _Classes) -> Entry:
         if classes.entry is not None:

@@ -283,3 +283,31 @@ def test_a_copied_step_is_its_own(tokenizer):
     expected = run(model, model)
     again = copy.deepcopy(model)
     assert_same(run(TrainStep(again), again), expected)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_it_is_one_graph_a_tower_and_stays_so(tokenizer, recompute):
+    """No graph break (fullgraph raises), no compilation after the first step, recomputation around compiled parts."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make(tokenizer)
+    step = TrainStep(model, text_bytes=150_000 if recompute else None)
+    assert any(chunk.recompute for chunk in step.chunks) == recompute
+    step.compile_parts(backend="aot_eager")
+    run(step, model)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 1 + len({(chunk.stop - chunk.start, chunk.length) for chunk in step.chunks})
+    for _ in range(3):
+        found = run(step, model)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert_same(found, plain(tokenizer), 1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_to_machine_code(tokenizer):
+    torch._dynamo.reset()
+    model = make(tokenizer)
+    step = TrainStep(model)
+    step.compile_parts()
+    assert_same(run(step, model), plain(tokenizer), 1e-4)

@@ -300,6 +300,14 @@ def test_views_need_the_prefix(config):
             config(views=2, **changes)
 
 
+def test_compile_needs_a_compiler_and_the_fast_step(config, monkeypatch):
+    with pytest.raises(InputError, match=r"compile is True, which the plain step \(--no-shortcuts\) does not have"):
+        train(config(compile=True, shortcuts=False))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match=r"compile is True, but there is no C\+\+ compiler \(no-such-compiler\)"):
+        train(config(compile=True))
+
+
 def test_a_half_of_one_class_is_refused(clip_folder, config, tmp_path):
     folder = write_images(tmp_path / "three", ["ant", "bee", "cat"], 6)
     with pytest.raises(InputError, match="classes is 'new', which leaves 1 of 3 classes"):
