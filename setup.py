@@ -89,7 +89,6 @@ class PlatformWheel(bdist_wheel):
 
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
-    "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "test": [
         "hypothesis>=6.90",
         "matplotlib>=3.8",
@@ -97,7 +96,7 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
-        "scikit-learn>=1.4",
+        "setuptools>=77",  # the tests of the build run setup.py
     ],
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
@@ -113,6 +112,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["rmadapter", "rmadapter.*", "rmadapter_kernels", "rmadapter_kernels.*"]),
+    package_data={"rmadapter.testbed": ["train.yaml", "files/*", "files/licenses/*"]},
     install_requires=[
         "torch>=2.10",
         # torch for Linux brings the matching Triton; elsewhere there is none.

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig, loop
 from rmadapter import training as trainings
+from rmadapter.config import StepConfig
 from rmadapter.loop import DivergedError
 from rmadapter.training import train
 
@@ -283,6 +284,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(config, tmp_path, m
         ({"template": "word " * 80 + "{}"}, "longer than the model's context"),
         ({"backend": "nonesuch"}, "backend is 'nonesuch'"),
         ({"text_memory": "much"}, "text_memory is 'much'; valid: a size such as 800MB"),
+        ({"views": 1, "cache_limit": "10KB"}, r"cache_limit is '10KB', but one view of 8 images takes"),
         ({"text_memory": "1KB"}, r"text_memory is 1024 bytes, but a class takes \d+"),
     ],
 )
@@ -290,6 +292,12 @@ def test_what_cannot_work_stops_before_anything_is_written(config, tmp_path, cha
     with pytest.raises(InputError, match=message):
         train(config(**changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_views_need_the_prefix(config):
+    for changes in ({"shortcuts": False}, {"step": StepConfig(image_prefix=False)}):
+        with pytest.raises(InputError, match=r"views is 2, which are kept for step.image_prefix"):
+            config(views=2, **changes)
 
 
 def test_a_half_of_one_class_is_refused(clip_folder, config, tmp_path):
@@ -366,3 +374,47 @@ def test_explain_says_what_is_on_and_trains_nothing(config, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     train(config(explain=True, shortcuts=False))
     assert "expected 1.00 times fewer" in capsys.readouterr().out
+
+
+def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, tmp_path, monkeypatch, capsys):
+    """Two views in two epochs are what fresh augmentation has; a second run decodes nothing and ends the same."""
+    kept = {"views": 2, "cache_dir": str(tmp_path / "cache"), "evaluate": False}
+    train(config(evaluate=False))
+    train(config(**kept, out=str(tmp_path / "cold")))
+    assert "views: 2 an image" in capsys.readouterr().out
+    monkeypatch.setattr("rmadapter.data.loading.TrainImages.__getitem__", stop)
+    train(config(**kept, workers=1, out=str(tmp_path / "warm")))
+    assert_equal(adapter_of(tmp_path / "cold"), adapter_of(tmp_path / "run"))
+    assert_equal(adapter_of(tmp_path / "warm"), adapter_of(tmp_path / "run"))
+    with pytest.raises(Killed):
+        train(config(**{**kept, "workers": 0}, augmentation="crop", out=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("at", [2, 5, 6])
+def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
+    def views(name):
+        return {"views": 1, "cache_dir": str(tmp_path / name), "evaluate": False}
+
+    train(config(**views("a"), out=str(tmp_path / "whole")))
+    real = loop.TrainRun._step
+
+    def step(self, *arguments):
+        if self.step == at:
+            raise Killed
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainRun, "_step", step)
+        with pytest.raises(Killed):
+            train(config(**views("b")))
+    train(config(**views("b"), resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+
+
+def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop.TrainRun, "_step", full)
+    with pytest.raises(InputError, match=r"keeps about \d.\d GB of activations.*--text-memory or --batch-size"):
+        train(config())

@@ -1,0 +1,185 @@
+"""Two processes and gloo against one process: gradients, whole runs, resumption, and a process that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import small_clip
+from safetensors.torch import load_file
+
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
+from rmadapter.distributed import Ranks
+from rmadapter.means import Means
+from rmadapter.step import TrainStep
+
+# An odd number of classes and of images, of unlike lengths, so that nothing divides.
+NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cow", "hen", "a small grey mouse"]
+IMAGES = 5
+
+
+def make_step(ranks: Ranks | None = None) -> tuple[TrainStep, RMAdapterCLIP]:
+    import open_clip
+
+    torch.manual_seed(0)
+    clip = small_clip()
+    config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=LossConfig(2, 3, 4, 5)).train()
+    return TrainStep(model, ranks=ranks), model
+
+
+def gradients_of(module, model, images, labels, share) -> dict[str, torch.Tensor]:
+    losses = module(images, labels, None, share).losses
+    losses["total"].backward()
+    return {"loss": losses["total"].detach()} | {n: p.grad for n, p in model.adapted.adapter_tensors().items()}
+
+
+def _process(rank: int, world: int, port: int, count: int, folder: str) -> None:
+    """One process's part of a batch of ``count``, its gradients saved."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    ranks = Ranks(rank, world)
+    step, model = make_step(ranks)
+    module = torch.nn.parallel.DistributedDataParallel(step, broadcast_buffers=False)
+    images, labels = batch(count)
+    start, stop = ranks.part(count)
+    own = slice(start, stop) if stop > start else slice(0, 1)
+    found = gradients_of(module, model, images[own], labels[own], (stop - start) * world / count)
+    found["loss"] = ranks.mean(found["loss"])
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    means = Means()
+    means.add({"total": torch.tensor(float(rank))}, torch.eye(3), torch.tensor([0, 1, 0]), 3 - rank)
+    assert means.values(ranks) == {"loss": (world - 1) / 2, "accuracy": pytest.approx(100 * 4 / 5)}
+    torch.distributed.destroy_process_group()
+
+
+def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 32, 32, generator=generator), torch.arange(count) % len(NAMES)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.mark.parametrize("count", [IMAGES, 1], ids=["uneven", "a process without images"])
+def test_two_processes_have_the_gradients_of_one(tmp_path, count):
+    step, model = make_step()
+    expected = gradients_of(step, model, *batch(count), 1.0)
+    mp.spawn(_process, (2, free_port(), count, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-5, msg=name)
+
+
+def test_parts_are_all_there_is():
+    for world in (1, 2, 3, 5):
+        for count in (1, 5, 7):
+            parts = [Ranks(rank, world).part(count) for rank in range(world)]
+            assert parts[0][0] == 0
+            assert parts[-1][1] == count
+            assert all(one[1] == other[0] for one, other in pairwise(parts))
+
+
+def test_more_processes_than_classes():
+    with pytest.raises(InputError, match="9 processes share 7 classes"):
+        make_step(Ranks(0, 9))
+
+
+@pytest.fixture
+def command(images, clip_folder, tmp_path):
+    """A training command on ``processes`` processes, into the folder ``out``."""
+
+    def make(out: str, *more: str, processes: int = 1, epochs: int = 3) -> list[str]:
+        options = {
+            "--data": images,
+            "--model": f"local-dir:{clip_folder}",
+            "--precision": "fp32",
+            "--shots": 5,
+            "--batch-size": 3,
+            "--epochs": epochs,
+            "--workers": 0,
+            "--checkpoint-every": 2,
+            "--adapter.layers": "2-3",
+            "--adapter.scale": 0.1,
+            "--grad-norm-every": 3,
+            "--out": tmp_path / out,
+        }
+        words = [str(word) for option in options.items() for word in option]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        launcher += ["--master-port", str(free_port()), "-m"]
+        return [*(launcher if processes > 1 else [sys.executable, "-m"]), "rmadapter.train", *words, *more]
+
+    return make
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=180, check=True)
+
+
+def adapter_in(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter.safetensors")
+
+
+def test_a_run_of_two_processes_equals_one(command, tmp_path):
+    """Losses, weights and results; then stopped, and gone on with by one process alone."""
+    run(command("one", "--no-evaluate"))
+    done = run(command("two", "--views", "2", "--cache-dir", str(tmp_path / "cache"), processes=2))
+    assert done.stdout.count("epoch 3 of 3") == 1
+    assert "views: 2 an image" in done.stdout
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()][:3]
+        for name in ("one", "two")
+    ]
+    for one, other in zip(*lines, strict=True):
+        for key in set(one) - {"kind", "images_per_second"}:
+            assert other[key] == pytest.approx(one[key], rel=1e-3), key
+    run(command("three", "--no-evaluate", processes=2))
+    expected = adapter_in(tmp_path / "one")
+    for name, tensor in adapter_in(tmp_path / "three").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def children(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def test_a_killed_process_ends_the_others_and_one_goes_on(command, tmp_path):
+    run(command("whole", "--no-evaluate", epochs=20))
+    words = command("run", "--no-evaluate", processes=2, epochs=20)
+    with subprocess.Popen(
+        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as launcher:
+        state = tmp_path / "run" / "state.safetensors"
+        deadline = time.monotonic() + 120
+        while not state.exists() and launcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(children(launcher.pid)[1], signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert "another one of this run has ended" in output or "Signal 9 (SIGKILL)" in output
+    assert not (tmp_path / "run" / "adapter").exists()
+    again = run(command("run", "--no-evaluate", "--resume", epochs=20))
+    assert "resuming at epoch" in again.stdout
+    expected = adapter_in(tmp_path / "whole")
+    for name, tensor in adapter_in(tmp_path / "run").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)

@@ -1,0 +1,131 @@
+"""The cache of views: what is kept, what is never read, and what happens when a run is cut off or the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from rmadapter import InputError
+from rmadapter.encoders import Entry
+from rmadapter.step import Views
+from rmadapter.view_cache import Record, ViewCache
+
+IMAGES = 6
+KEY = {"base": "abc", "transform": "crop"}
+
+
+def views_of(*images: int, dtype=torch.float32, target=True) -> Views:
+    """What the frozen model might have made of some images: numbers that tell them apart."""
+    rows = torch.tensor(images, dtype=torch.float32)[:, None, None]
+    entry = Entry((rows + torch.arange(8.0)).expand(-1, 3, 8).to(dtype), (rows * 2).expand(-1, 3, 8).contiguous())
+    return Views(entry, rows[:, 0].expand(-1, 4).to(dtype) if target else None)
+
+
+def cache_in(folder, key=KEY, views=2, limit=10**9, **kind) -> ViewCache:
+    return ViewCache(folder, key, Record.of(views_of(0, **kind)), IMAGES, views, limit)
+
+
+def assert_equal(one: Views, other: Views):
+    for a, b in zip(one.entry, other.entry, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    assert (one.target is None) == (other.target is None)
+    assert one.target is None or torch.equal(one.target, other.target)
+
+
+@pytest.mark.parametrize("kind", [{}, {"dtype": torch.bfloat16}, {"target": False}])
+def test_what_was_written_is_read_by_this_run_and_the_next(tmp_path, kind):
+    cache = cache_in(tmp_path, **kind)
+    assert cache.read(0, [1, 4]) is None
+    cache.write(0, [4, 1], views_of(4, 1, **kind))
+    for found in (cache, cache_in(tmp_path, **kind), pickle.loads(pickle.dumps(cache))):
+        assert_equal(found.read(0, [1, 4]), views_of(1, 4, **kind))
+        assert found.read(1, [1, 4]) is None
+        assert found.read(0, [1, 2]) is None
+
+
+@pytest.mark.parametrize("changed", [{"base": "def"}, {"transform": "crop_flip"}, {"first": 3}])
+def test_another_key_never_reads_it(tmp_path, changed):
+    cache_in(tmp_path).write(0, [0], views_of(0))
+    assert cache_in(tmp_path, {**KEY, **changed}).read(0, [0]) is None
+    assert cache_in(tmp_path).read(0, [0]) is not None
+
+
+def test_a_torn_record_is_found_and_made_again(tmp_path):
+    cache = cache_in(tmp_path)
+    cache.write(0, [0, 1], views_of(0, 1))
+    path = cache.folder / "view-000.records"
+    data = bytearray(path.read_bytes())
+    data[cache.record.bytes + 5] ^= 1
+    path.write_bytes(data)
+    again = cache_in(tmp_path)
+    assert again.read(0, [0]) is not None
+    assert again.read(0, [0, 1]) is None
+    again.write(0, [1], views_of(1))
+    assert_equal(again.read(0, [0, 1]), views_of(0, 1))
+
+
+def test_killed_between_record_and_index(tmp_path, monkeypatch):
+    cache = cache_in(tmp_path)
+    cache.write(0, [0], views_of(0))
+    records, index = cache._open(0)
+    before = index.copy()
+    cache.write(0, [0, 1], views_of(5, 1))
+    index[:] = before  # as if the process had ended before it wrote the numbers
+    assert cache_in(tmp_path).read(0, [0]) is None
+    assert cache_in(tmp_path).read(0, [1]) is None
+    assert np.asarray(records).any()
+
+
+def test_a_file_that_was_cut_off_is_made_anew(tmp_path):
+    cache = cache_in(tmp_path)
+    cache.write(0, [0], views_of(0))
+    path = cache.folder / "view-000.records"
+    path.write_bytes(path.read_bytes()[:-7])
+    again = cache_in(tmp_path)
+    assert path.stat().st_size == IMAGES * cache.record.bytes
+    assert again.read(0, [0]) is None
+
+
+def test_the_limit_leaves_fewer_views(tmp_path):
+    size = IMAGES * (Record.of(views_of(0)).bytes + 8)
+    assert cache_in(tmp_path, views=5, limit=3 * size + 1).views == 3
+    assert cache_in(tmp_path, views=5, limit=size - 1).views == 0
+    total = sum(file.stat().st_size for file in tmp_path.rglob("view-*"))
+    assert total <= 3 * size
+
+
+def test_old_caches_that_nobody_uses_make_room(tmp_path):
+    size = 2 * IMAGES * (Record.of(views_of(0)).bytes + 8)
+    old, used = cache_in(tmp_path, {"a": 1}), cache_in(tmp_path, {"a": 2})
+    os.utime(old.folder, (1, 1))
+    os.utime(used.folder, (2, 2))
+    old._lock.close()
+    new = cache_in(tmp_path, {"a": 3}, limit=size + 100)
+    assert not old.folder.exists()
+    assert used.folder.exists()
+    assert new.views == 2
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cache_dir .*file cannot hold .* GB of views.*--cache-dir"):
+        cache_in(tmp_path / "file")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="No space left on device; valid: a folder on a disk with room"):
+        cache_in(tmp_path)
+
+
+def test_the_key_is_written_down(tmp_path):
+    cache = cache_in(tmp_path)
+    assert json.loads((cache.folder / "key.json").read_text())["base"] == "abc"
