@@ -95,11 +95,13 @@ EXTRAS = {
     "test": [
         "hypothesis>=6.90",
         "matplotlib>=3.8",
+        "optuna>=3.6",
         "pytest>=8.0",
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
         "setuptools>=77",  # the tests of the build run setup.py
     ],
+    "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
     "dev": ["ruff>=0.6"],

@@ -53,6 +53,44 @@ def parse_arguments(config: type[Config], argv: list[str], *, prog: str, positio
     return _build(config, {**values, positional: words} if positional else values)
 
 
+def split_options(
+    argv: list[str], own: type, others: type, *, reserved: typing.Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """The words for the dataclass ``own``, and those for ``others``, whose options it passes on.
+
+    Options that both have are ``own``'s; bare words and ``--help`` too; ``--config`` is of ``others``.
+
+    Raises:
+        InputError: an option that neither has, one of ``reserved`` (decided by the command itself), a missing value.
+    """
+    own_fields, other_fields = option_fields(own), option_fields(others)
+    split: tuple[list[str], list[str]] = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--") or word == "--help":
+            split[0].append(word)
+            continue
+        name, equals, _ = word[2:].partition("=")
+        name = name.replace("-", "_")
+        positive = name if name in own_fields or name in other_fields else name.removeprefix("no_")
+        if positive in own_fields:
+            target, kind = split[0], own_fields[positive]
+        else:
+            target, kind = split[1], other_fields.get(positive)
+            if positive in reserved:
+                raise InputError(f"option {word!r} is decided by this command, run by run")
+            if kind is None and name != "config":
+                known = (f"--{option}" for option in (*own_fields, *other_fields))
+                raise InputError(f"unknown option {word!r}{nearest(f'--{name}', known)}")
+        target.append(word)
+        if kind is not bool and not equals:
+            following = next(words, None)
+            if following is None:
+                raise InputError(f"option {word} needs a value")
+            target.append(following)
+    return split
+
+
 def _docs(config: type) -> dict[str, str]:
     """Field name -> its sentence in the class's docstring."""
     import docstring_parser

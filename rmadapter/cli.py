@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, predict, sweep, report, datasets."""
+"""The command ``rmadapter``: train, eval, predict, sweep, report, search, datasets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ USAGE = """usage: rmadapter COMMAND [options]
   predict   classify images among any class names
   sweep     all runs of a published table: base2new, cross, domain, ablation
   report    tables and plots from run folders, or of a sweep
+  search    learning rate, scale, layers and lambdas, on base classes alone
   datasets  the field's data sets: what is there, and how to get them
 
 rmadapter COMMAND --help lists a command's options."""
@@ -83,6 +84,12 @@ def _sweep(argv: list[str]) -> int:
     return run_sweep(argv)
 
 
+def _search(argv: list[str]) -> None:
+    from rmadapter.search import run_search
+
+    run_search(argv)
+
+
 def _datasets(argv: list[str]) -> None:
     from rmadapter.datasets import DatasetsConfig, run_datasets
 
@@ -95,6 +102,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "predict": _predict,
     "report": _report,
     "sweep": _sweep,
+    "search": _search,
     "datasets": _datasets,
 }
 
@@ -123,7 +131,11 @@ def _run(command: str, options: list[str]) -> int:
         print(f"rmadapter: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = {"train": "; --resume goes on", "sweep": "; the same command goes on"}.get(command, "")
+        hint = {
+            "train": "; --resume goes on",
+            "sweep": "; the same command goes on",
+            "search": "; the same command goes on",
+        }.get(command, "")
         print(f"rmadapter: stopped{hint}", file=sys.stderr)
         return 130
     except RuntimeError as error:

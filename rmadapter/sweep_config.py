@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmadapter.arguments import option_fields, parse_arguments
+from rmadapter.arguments import parse_arguments, split_options
 from rmadapter.config import TrainConfig
 from rmadapter.data.catalog import FIELD, VARIANTS
-from rmadapter.errors import InputError, check_choice, check_range, nearest
+from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config
 
 # What a sweep decides itself, run by run.
@@ -110,7 +110,7 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     Raises:
         InputError: an unknown option, an option that the sweep decides itself, anything ``protocols.plan`` refuses.
     """
-    own, options = _split_options(argv)
+    own, options = split_options(argv, SweepConfig, TrainConfig, reserved=RESERVED)
     config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words")
     protocol = config.words[0]
     data = [name for part in split_list(config.data or "") for name in ALIASES.get(part, (part,))]
@@ -123,35 +123,3 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     for run in sweep.runs():
         sweep.config(run)
     return config, sweep
-
-
-def _split_options(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words for ``SweepConfig`` and those for the runs' ``TrainConfig``."""
-    own_fields, run_fields = option_fields(SweepConfig), option_fields(TrainConfig)
-    own: list[str] = []
-    options: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("--") or word == "--help":
-            own.append(word)
-            continue
-        name, equals, _ = word[2:].partition("=")
-        name = name.replace("-", "_")
-        positive = name if name in own_fields or name in run_fields else name.removeprefix("no_")
-        if positive in own_fields:
-            target, kind = own, own_fields[positive]
-        else:
-            target, kind = options, run_fields.get(positive)
-            if positive in RESERVED:
-                raise InputError(f"option {word!r} is decided by the sweep, run by run")
-            if kind is None and name not in ("config", "print_config"):
-                known = (f"--{option}" for option in (*own_fields, *run_fields))
-                raise InputError(f"unknown option {word!r}{nearest(f'--{name}', known)}")
-        target.append(word)
-        takes_value = (kind is not None and kind is not bool) or name == "config"
-        if takes_value and not equals:
-            following = next(words, None)
-            if following is None:
-                raise InputError(f"option {word} needs a value")
-            target.append(following)
-    return own, options

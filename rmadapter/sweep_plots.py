@@ -30,7 +30,9 @@ def draw(found: SweepResults, out: Path) -> list[Path]:
     """The plots that the sweep's protocol has, as PNG files in ``out``."""
     files: list[Path | None] = []
     if found.rows:
-        few = found.rows if len({row.group.data for row in found.rows}) <= FEW else ()
+        # The ablation's many methods are drawn for the mean alone, where there is one.
+        limit = 1 if found.protocol == "ablation" else FEW
+        few = found.rows if len({row.group.data for row in found.rows}) <= limit else ()
         files.append(draw_base_new(few, found.means, out))
     bars = _bars_of(found)
     if bars:

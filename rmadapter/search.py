@@ -1,0 +1,292 @@
+"""``rmadapter search``: learning rate, scale, layers and lambdas, chosen on base classes alone.
+
+A trial trains on half of the base classes and is judged by the harmonic mean of its accuracy on these and on the
+other half, as pseudo-new classes, over validation images. Needs optuna (pip install 'rmadapter[search]').
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rmadapter.arguments import parse_arguments, split_options
+from rmadapter.config import TrainConfig
+from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.files import read_json, write_json, write_text
+
+FORMAT = 1
+RESERVED = ("data", "data_root", "classes", "seed", "out", "resume", "overwrite", "evaluate")
+PARAMETERS = ("lr", "scale", "layers", "lambdas")
+# Log grids around what the first trials saw: reconstruction does nothing at 1 and a little at 10, 1000 diverges;
+# consistency at 100 and more freezes the adapter. The fourth lambda is 2.5 times the third, as PromptSRC's.
+LAMBDA_RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)
+LAMBDA_IMAGE = (0.0, 1.0, 3.0, 10.0, 30.0)
+TEXT_TO_IMAGE = 2.5
+
+
+@dataclass
+class SearchConfig:
+    """Learning rate, scale, layers and lambdas on base classes alone; other options go to every trial's training.
+
+    Args:
+        data: folder of images or its name in data_root
+        data_root: folder that holds the data sets
+        parameters: what is searched, separated by commas: lr, scale, layers, lambdas
+        trials: how many settings are tried; the first is that of the options
+        seeds: seeds of each trial, separated by commas; the mean over them counts
+        lr_range: lowest and highest learning rate
+        scale_range: lowest and highest adapter.scale
+        images_a_class: at most so many training and validation images of a class
+        sampler_seed: of the search itself
+        out: folder of the search
+    """
+
+    data: str = ""
+    data_root: str | None = None
+    parameters: str = "lr,scale,layers,lambdas"
+    trials: int = 40
+    seeds: str = "1"
+    lr_range: str = "0.0002,0.02"
+    scale_range: str = "0.0001,0.1"
+    images_a_class: int = 64
+    sampler_seed: int = 0
+    out: str = "search"
+
+    def __post_init__(self) -> None:
+        self.options: list[str] = []  # of the trials' training; no option itself
+        if not self.data:
+            raise InputError("data is missing; valid: --data FOLDER, or --data NAME --data-root DIR")
+        if not self.wanted:
+            raise InputError(f"parameters is {self.parameters!r}; valid: {', '.join(PARAMETERS)}, separated by commas")
+        for name in self.wanted:
+            check_choice("parameters", name, PARAMETERS)
+        check_range("trials", self.trials, 1)
+        check_range("images_a_class", self.images_a_class, 1)
+        check_range("sampler_seed", self.sampler_seed, 0)
+        words = [word.strip() for word in self.seeds.split(",")]
+        if not all(word.isdecimal() for word in words):
+            raise InputError(f"seeds is {self.seeds!r}; valid: numbers from 0, such as 1,2,3")
+        self.range("lr_range")
+        self.range("scale_range")
+
+    @property
+    def wanted(self) -> list[str]:
+        """What is searched."""
+        return [name.strip() for name in self.parameters.split(",") if name.strip()]
+
+    def range(self, name: str) -> tuple[float, float]:
+        """Low and high of a range option; InputError where they are none."""
+        text = getattr(self, name)
+        try:
+            low, high = (float(part) for part in text.split(","))
+        except ValueError:
+            low, high = 0.0, 0.0
+        if not 0 < low < high:
+            raise InputError(f"{name} is {text!r}; valid: low,high with 0 < low < high, such as 0.0002,0.02")
+        return low, high
+
+
+def parse_search(argv: list[str]) -> SearchConfig:
+    """The search of the command line, its trials' options checked."""
+    own, options = split_options(argv, SearchConfig, TrainConfig, reserved=RESERVED)
+    config = parse_arguments(SearchConfig, own, prog="rmadapter search")
+    config.options = options
+    trial_config(config, Path("any"), 1, {})
+    return config
+
+
+def trial_config(
+    config: SearchConfig, data: Path, seed: int, values: dict[str, Any], out: Path | None = None
+) -> TrainConfig:
+    """The training configuration of a trial with ``values`` (dotted option -> value)."""
+    words = [*config.options, "--data", str(data), "--classes", "base", "--seed", str(seed), "--resume"]
+    words += [f"--{name}={value}" for name, value in values.items()]
+    if out is not None:
+        words += ["--out", str(out)]
+    return parse_arguments(TrainConfig, words, prog="rmadapter search")
+
+
+def run_search(argv: list[str]) -> dict[str, Any]:
+    """``rmadapter search``; returns the best trial's options. A stopped search goes on with the same command.
+
+    Raises:
+        InputError: optuna is missing, a data set that is too small, a folder with another search.
+    """
+    config = parse_search(argv)
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("a search needs optuna, which is missing; pip install 'rmadapter[search]'") from None
+    from rmadapter.data import load_data
+    from rmadapter.search_data import write_search_data
+
+    data = load_data(config.data, config.data_root)
+    for note in data.notes:
+        print(note)
+    out = Path(config.out)
+    _enter(config, out, data.name)
+    folder = write_search_data(data, out, config.images_a_class)
+    base = trial_config(config, folder, 1, {})
+    depth = _depth(base) if "layers" in config.wanted else 0
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        study_name="search",
+        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=config.sampler_seed),
+        load_if_exists=True,
+    )
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    if not study.trials:
+        study.enqueue_trial(_start(config, base, depth))
+
+    def objective(trial: Any) -> float:
+        values = _suggest(trial, config, depth)
+        hms = []
+        for seed in _seeds(config):
+            place = out / "trials" / f"{trial.number}" / f"seed{seed}"
+            found = _train(trial_config(config, folder, seed, values, place), optuna)
+            hms.append(found["accuracy"]["hm"])
+            trial.set_user_attr(f"seed{seed}", found["accuracy"])
+        trial.set_user_attr("options", values)
+        return statistics.fmean(hms)
+
+    def said(study: Any, trial: Any) -> None:
+        percent = "diverged" if trial.value is None else f"HM {trial.value:.2f}"
+        shown = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in trial.params.items()
+        )
+        print(f"[{trial.number + 1}/{config.trials}] {percent}: {shown}", flush=True)
+
+    done = len(study.get_trials(states=finished))
+    study.optimize(objective, n_trials=max(0, config.trials - done), callbacks=[said])
+    if not study.get_trials(states=finished[:1]):
+        raise InputError(f"every trial in {out} diverged; valid: a lower --lr_range")
+    return _finish(study, out)
+
+
+def _enter(config: SearchConfig, out: Path, data: str) -> None:
+    """Write what is searched into the folder, or check that the search there is this one."""
+    file = out / "search.json"
+    names = ("parameters", "seeds", "lr_range", "scale_range", "images_a_class", "sampler_seed", "options")
+    now = {"format": FORMAT, "data": data, **{name: getattr(config, name) for name in names}}
+    if not file.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(f"out is {str(out)!r}, a folder with other files in it; valid: a new or empty one")
+        write_json(file, now)
+        return
+    before = read_json(file, "search file")
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{name} is {value!r}, but the search in {out} has {before.get(name)!r}; valid: that, or another --out"
+            )
+
+
+def _seeds(config: SearchConfig) -> list[int]:
+    return [int(word) for word in config.seeds.split(",")]
+
+
+def _depth(config: TrainConfig) -> int:
+    """Blocks of the shallower tower."""
+    from rmadapter.backbone import load_backbone
+    from rmadapter.towers import find_towers
+
+    clip = load_backbone(config.model, config.pretrained, "cpu").clip
+    return min(tower.depth for tower in find_towers(clip).values())
+
+
+def _layer_choices(depth: int) -> list[str]:
+    """The last sixth, third and two thirds of the blocks, and all of them."""
+    counts = dict.fromkeys(max(1, round(share * depth)) for share in (1 / 6, 1 / 3, 2 / 3))
+    return [f"last:{count}" for count in counts if count < depth] + ["all"]
+
+
+def _start(config: SearchConfig, base: TrainConfig, depth: int) -> dict[str, Any]:
+    """The first trial: the options' own values, each brought into its range or to the nearest choice."""
+
+    def nearest(value: float, choices: tuple[float, ...]) -> float:
+        return min(choices, key=lambda choice: abs(choice - value))
+
+    def within(value: float, name: str) -> float:
+        low, high = config.range(name)
+        return min(max(value, low), high)
+
+    layers = base.adapter.layers
+    choices = _layer_choices(depth)
+    start = {
+        "lr": within(base.lr, "lr_range"),
+        "scale": within(base.adapter.scale, "scale_range"),
+        "layers": layers if layers in choices else choices[-2 if len(choices) > 1 else 0],
+        "lambda1": nearest(base.loss.lambda1, LAMBDA_RECONSTRUCTION),
+        "lambda3": nearest(base.loss.lambda3, LAMBDA_IMAGE),
+    }
+    searched = [*config.wanted, *(("lambda1", "lambda3") if "lambdas" in config.wanted else ())]
+    return {name: value for name, value in start.items() if name in searched}
+
+
+def _suggest(trial: Any, config: SearchConfig, depth: int) -> dict[str, Any]:
+    """The options of ``rmadapter train`` that the trial is made with."""
+    values: dict[str, Any] = {}
+    if "lr" in config.wanted:
+        values["lr"] = trial.suggest_float("lr", *config.range("lr_range"), log=True)
+    if "scale" in config.wanted:
+        values["adapter.scale"] = trial.suggest_float("scale", *config.range("scale_range"), log=True)
+    if "layers" in config.wanted:
+        values["adapter.layers"] = trial.suggest_categorical("layers", _layer_choices(depth))
+    if "lambdas" in config.wanted:
+        reconstruction = trial.suggest_categorical("lambda1", LAMBDA_RECONSTRUCTION)
+        image = trial.suggest_categorical("lambda3", LAMBDA_IMAGE)
+        values |= {"loss.lambda1": reconstruction, "loss.lambda2": reconstruction}
+        values |= {"loss.lambda3": image, "loss.lambda4": TEXT_TO_IMAGE * image}
+    return values
+
+
+def _train(config: TrainConfig, optuna: Any) -> dict[str, Any]:
+    """Train and test one trial with one seed; a run that diverges prunes the trial. Only its results are kept."""
+    import contextlib
+
+    from rmadapter.loop import DivergedError
+    from rmadapter.training import train
+
+    folder = config.run_folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        try:
+            found = train(config)
+        except DivergedError as error:
+            raise optuna.TrialPruned(str(error)) from error
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    return found
+
+
+def _finish(study: Any, out: Path) -> dict[str, Any]:
+    """trials.csv and best.yaml; prints the best trial and how to use it."""
+    best = study.best_trial
+    options: dict[str, Any] = {}
+    for name, value in best.user_attrs["options"].items():
+        group, _, key = name.rpartition(".")
+        (options.setdefault(group, {}) if group else options)[key] = value
+    write_text(out / "best.yaml", yaml.safe_dump(options, sort_keys=False))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(dict.fromkeys(name for trial in study.trials for name in trial.params))
+    writer.writerow(["trial", "state", "hm", *names, "accuracies"])
+    for trial in study.trials:
+        values = [trial.params.get(name, "") for name in names]
+        accuracies = {name: value for name, value in trial.user_attrs.items() if name.startswith("seed")}
+        writer.writerow([trial.number, trial.state.name.lower(), trial.value, *values, json.dumps(accuracies)])
+    write_text(out / "trials.csv", text.getvalue())
+    print(f"best: trial {best.number + 1}, HM {best.value:.2f} on validation images of base and pseudo-new classes")
+    print(f"options: rmadapter train --config {out / 'best.yaml'} ...; all trials: {out / 'trials.csv'}")
+    return options

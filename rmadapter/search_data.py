@@ -1,0 +1,84 @@
+"""The images that a search may see: base classes, and of these training and validation images alone.
+
+They are linked into a folder of their own with a split file of their own, and a search's runs are given that folder:
+test images and images of new classes are not in it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rmadapter.data import ImageData, Item, base_new_split
+from rmadapter.data.splits import divide_training
+from rmadapter.errors import InputError
+from rmadapter.files import write_json
+
+FOLDER = "search-data"
+SPLIT_FILE = "split_search.json"
+SEED = 1
+
+
+def searchable(data: ImageData, images_a_class: int) -> tuple[list[Item], list[Item]]:
+    """Training and validation items of the base classes of ``data``, at most ``images_a_class`` of each, relabelled.
+
+    Where the data set has no validation images, a fifth of the training images takes their place. The search trains
+    on the first half of these classes, by label, and takes the second half for new ones.
+
+    Raises:
+        InputError: fewer than four base classes, a class without validation images.
+    """
+    classes = len(data.class_names)
+    train, val = (base_new_split(items, "base", classes) for items in (data.train, data.val))
+    if not val:
+        train, val = divide_training(train)
+    base = (classes + 1) // 2
+    if base < 4:
+        raise InputError(
+            f"data {data.name} has {base} base classes; valid for a search: four or more, two for each half of them"
+        )
+    lacking = sorted(set(range(base)) - {item.label for item in val})
+    if lacking:
+        name = next(item.name for item in train if item.label == lacking[0])
+        raise InputError(f"data {data.name} has no validation image of class {name!r}; a search needs one of each")
+    return _capped(train, images_a_class), _capped(val, images_a_class)
+
+
+def _capped(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most ``limit`` items a class, drawn with a fixed seed, in their order."""
+    by_label: dict[int, list[Item]] = {}
+    for item in items:
+        by_label.setdefault(item.label, []).append(item)
+    generator = random.Random(SEED)
+    kept = {
+        item.path
+        for label in sorted(by_label)
+        for item in (generator.sample(by_label[label], limit) if len(by_label[label]) > limit else by_label[label])
+    }
+    return [item for item in items if item.path in kept]
+
+
+def write_search_data(data: ImageData, out: Path, images_a_class: int) -> Path:
+    """The folder ``search-data`` in ``out``, made where it is not there: links to the images and their split file.
+
+    In the split file the validation images stand as ``test``, which is what a run evaluates on.
+    """
+    folder = out / FOLDER
+    train, val = searchable(data, images_a_class)
+    for item in (*train, *val):
+        link = folder / item.path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            _link((data.root / item.path).resolve(), link)
+    write_json(folder / SPLIT_FILE, {"train": train, "val": [], "test": val})
+    return folder
+
+
+def _link(image: Path, link: Path) -> None:
+    try:
+        os.symlink(image, link)
+    except (OSError, NotImplementedError):  # file systems and rights without symbolic links
+        shutil.copyfile(image, link)

@@ -1,0 +1,172 @@
+"""The search: what it can see, what it tries, how it goes on, what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import yaml
+from conftest import write_images
+
+from rmadapter.cli import main
+from rmadapter.config import TrainConfig
+from rmadapter.data import load_data
+from rmadapter.errors import InputError
+from rmadapter.search import SearchConfig, _layer_choices, parse_search
+from rmadapter.search_data import searchable, write_search_data
+
+CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
+BASE, NEW = CLASSES[:4], CLASSES[4:]
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """Eight classes with a split file, ten images each: 5 for training, 2 for validation, 3 for the test."""
+    folder = write_images(tmp_path / "zoo", CLASSES, 10)
+    return load_data(str(folder))
+
+
+def test_only_base_classes_training_and_validation_images_are_there(zoo, tmp_path):
+    folder = write_search_data(zoo, tmp_path / "s", 64)
+    seen = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    allowed = {item.path for item in (*zoo.train, *zoo.val) if item.name in BASE}
+    assert seen == allowed
+    assert not seen & {item.path for item in zoo.test}
+    data = load_data(str(folder))
+    assert data.class_names == BASE
+    assert {item.path for item in data.train} == {item.path for item in zoo.train if item.name in BASE}
+    assert {item.path for item in data.test} == {item.path for item in zoo.val if item.name in BASE}
+    assert data.val == []
+
+
+def test_without_validation_images_a_fifth_of_the_training_images_is_held_out(tmp_path):
+    write_images(tmp_path / "zoo" / "train", CLASSES, 10)
+    write_images(tmp_path / "zoo" / "test", CLASSES, 2)
+    data = load_data(str(tmp_path / "zoo"))
+    train, val = searchable(data, 64)
+    assert (len(train), len(val)) == (4 * 8, 4 * 2)
+    assert not {i.path for i in train} & {i.path for i in val}
+    assert all(item.path.startswith("train/") and item.name in BASE for item in (*train, *val))
+
+
+def test_images_a_class_are_bounded(zoo):
+    train, val = searchable(zoo, 2)
+    assert (len(train), len(val)) == (8, 8)
+    assert searchable(zoo, 2) == (train, val)
+    assert [item.label for item in train] == sorted(item.label for item in train)
+
+
+def test_too_few_classes(tmp_path):
+    data = load_data(str(write_images(tmp_path / "few", CLASSES[:6], 10)))
+    with pytest.raises(InputError, match="has 3 base classes; valid for a search: four or more"):
+        searchable(data, 64)
+
+
+@pytest.fixture
+def words(zoo, clip_folder, tmp_path):
+    def make(out="s", **options):
+        values = {
+            "data": zoo.root,
+            "model": f"local-dir:{clip_folder}",
+            "trials": 3,
+            "shots": 2,
+            "epochs": 1,
+            "workers": 0,
+            "adapter.bottleneck": 4,
+            "out": tmp_path / out,
+            **options,
+        }
+        return ["search", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+
+    return make
+
+
+def trials_of(folder):
+    return list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+
+
+def test_a_whole_search_never_reads_a_test_image_or_one_of_a_new_class(zoo, words, tmp_path, capsys):
+    """The images that it must not see are made unreadable: it finds what it found before, image for image."""
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    assert main(words()) == 0
+    for item in (*zoo.test, *(i for i in (*zoo.train, *zoo.val) if i.name in NEW)):
+        (zoo.root / item.path).write_bytes(b"not to be read")
+    capsys.readouterr()
+    assert main(words(out="again")) == 0
+    assert trials_of(tmp_path / "s") == trials_of(tmp_path / "again")
+    out = capsys.readouterr().out
+    assert "best: trial" in out
+    # Spoil one that it does see, and it does not go through: the test can fail.
+    (zoo.root / next(item.path for item in zoo.val if item.name in BASE)).write_bytes(b"spoilt")
+    assert main(words(out="third")) == 2
+
+
+def test_what_it_leaves_and_that_it_goes_on(words, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    assert main(words(trials=2, seeds="1,2")) == 0
+    first = trials_of(tmp_path / "s")
+    assert len(first) == 2
+    # The first trial is that of the options.
+    assert float(first[0]["lr"]) == TrainConfig(data="x").lr
+    assert (float(first[0]["lambda1"]), float(first[0]["lambda3"])) == (10, 10)
+    accuracies = json.loads(first[0]["accuracies"])
+    assert set(accuracies) == {"seed1", "seed2"}
+    assert set(accuracies["seed1"]) == {"base", "new", "hm"}
+    assert float(first[0]["hm"]) == pytest.approx(sum(a["hm"] for a in accuracies.values()) / 2)
+    capsys.readouterr()
+    assert main(words(trials=4, seeds="1,2")) == 0
+    out = capsys.readouterr().out
+    assert "[3/4]" in out
+    assert "[2/4]" not in out
+    found = trials_of(tmp_path / "s")
+    assert found[:2] == first
+    best = max(found, key=lambda trial: float(trial["hm"] or -1))
+    options = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    assert options["lr"] == pytest.approx(float(best["lr"]))
+    assert options["loss"]["lambda4"] == pytest.approx(2.5 * options["loss"]["lambda3"])
+    assert options["loss"]["lambda2"] == options["loss"]["lambda1"]
+    assert options["adapter"]["layers"] == best["layers"]
+    run = ["train", "--config", str(tmp_path / "s" / "best.yaml"), *words()[1:3], "--model", words()[4]]
+    assert main([*run, "--shots", "2", "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "run")]) == 0
+    assert main(words(trials=4, seeds="1")) == 2
+    assert "seeds is '1', but the search in" in capsys.readouterr().err
+
+
+def test_trials_that_diverge_are_not_the_best(words, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    wild = {"parameters": "lr", "lr_range": "1e30,1e32", "epochs": 8, "adapter.layers": "2-3"}
+    assert main(words(**wild)) == 2
+    assert "diverged; valid: a lower --lr_range" in capsys.readouterr().err
+
+
+def test_layers():
+    assert _layer_choices(12) == ["last:2", "last:4", "last:8", "all"]
+    assert _layer_choices(3) == ["last:1", "last:2", "all"]
+    assert _layer_choices(1) == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "data is missing"),
+        (
+            ["--data", "x", "--parameters", "lr,depth"],
+            "parameters is 'depth'; valid: 'lr', 'scale'",
+        ),
+        (["--data", "x", "--trials", "0"], "trials is 0"),
+        (["--data", "x", "--seeds", "a"], "seeds is 'a'"),
+        (["--data", "x", "--lr_range", "1"], "lr_range is '1'; valid: low,high"),
+        (["--data", "x", "--scale_range", "2,1"], "scale_range is '2,1'; valid"),
+        (["--data", "x", "--classes", "all"], "option '--classes' is decided by this command"),
+        (["--data", "x", "--shotz", "3"], "unknown option '--shotz'; did you mean '--shots'"),
+        (["--data", "x", "--shots", "0"], "shots is 0"),
+    ],
+)
+def test_mistakes(argv, message):
+    with pytest.raises(InputError, match=message):
+        parse_search(argv)
+
+
+def test_the_search_space_is_not_an_option():
+    assert "options" not in SearchConfig.__dataclass_fields__
