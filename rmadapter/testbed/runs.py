@@ -23,8 +23,9 @@ from rmadapter.data import ImageData
 from rmadapter.errors import InputError
 from rmadapter.evaluation import EvalConfig, run_eval
 from rmadapter.files import write_json
+from rmadapter.loop import DivergedError
 from rmadapter.testbed import TRAIN_CONFIG
-from rmadapter.training import DivergedError, train
+from rmadapter.training import train
 
 ADAPTER_KEYS = {item.name for item in dataclasses.fields(RMAdapterConfig)}
 LOSS_KEYS = {item.name for item in dataclasses.fields(LossConfig)}
