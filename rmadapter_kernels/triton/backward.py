@@ -44,8 +44,10 @@ def split_rows(value, dtype: tl.constexpr):
     if dtype == tl.float16:
         largest = tl.max(tl.abs(value), 1)
         factor = tl.where((largest > 0.0) & (largest < float("inf")), largest, 1.0)
-        return (value / factor[:, None]).to(dtype), factor
-    return value.to(dtype), tl.full([value.shape[0]], 1.0, tl.float32)
+        value = value / factor[:, None]
+    else:
+        factor = tl.full([value.shape[0]], 1.0, tl.float32)
+    return value.to(dtype), factor
 
 
 @triton.jit
@@ -69,9 +71,10 @@ def target_tile(tile, mean, rstd, norm_weight, norm_bias, columns, D: tl.constex
                 NORM: tl.constexpr):  # fmt: skip
     """The reconstruction's target in fp32: the normalised tile or the tile itself."""
     if NORM:
-        _, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
-        return u
-    return tile.to(tl.float32)
+        x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
+    else:
+        u = tile.to(tl.float32)
+    return u
 
 
 @triton.jit(do_not_specialize=["M", "inner", "x_stride0", "x_stride1", "d_out_stride0", "d_out_stride1",
@@ -200,10 +203,10 @@ def rm_adapter_backward_rows_kernel(
             dh = keep_columns(activate_backward(dh, pre_h, ACTIVATION), h_columns, H, EVEN_H)
             if dh_out is not None:
                 tl.store(dh_out + h_rows, (factor[:, None] * dh).to(dh_out.dtype.element_ty), mask=row_mask[:, None])
-            narrow, row_factor = split_rows(dh, dtype)
-            weight = load_matrix(w_rec1, r, h_columns, R, H, EVEN_R, EVEN_H).to(dtype)
-            dz_rec = tl.dot(narrow, tl.trans(weight), input_precision=PRECISION)
-            dz_rec = keep_columns((factor * row_factor)[:, None] * dz_rec, r, R, EVEN_R)
+            narrow_dh, dh_factor = split_rows(dh, dtype)
+            rec1_weight = load_matrix(w_rec1, r, h_columns, R, H, EVEN_R, EVEN_H).to(dtype)
+            dz_rec = tl.dot(narrow_dh, tl.trans(rec1_weight), input_precision=PRECISION)
+            dz_rec = keep_columns((factor * dh_factor)[:, None] * dz_rec, r, R, EVEN_R)
 
     if NEED_DZ:
         dz = activate_backward(branch_grad_scale * dz_base + dz_rec, pre, ACTIVATION)
@@ -295,7 +298,7 @@ def rm_adapter_backward_weights_kernel(
                 if NORM:
                     mean = tl.load(mean_in + rows, mask=row_mask, other=0.0)
                     rstd = tl.load(rstd_in + rows, mask=row_mask, other=0.0)
-                    _, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
+                    x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
             if NEED_DOWN:
                 dz = tl.load(dz_in + wide_rows[:, None] * BLOCK_R + r[None, :], mask=row_mask[:, None], other=0.0)
                 d_down = tl.dot(tl.trans(u.to(wide)), dz, d_down, input_precision=WIDE_PRECISION)

@@ -44,7 +44,7 @@ def rm_adapter_forward_kernel(
     out_rows = row_offsets(rows, inner, out_stride0, out_stride1, UNIT, TWO_DIMS, WIDE)
     residual_rows = row_offsets(rows, inner, residual_stride0, residual_stride1, UNIT, TWO_DIMS, WIDE)
 
-    pre, mean, rstd, _, _ = down_projection(
+    pre, mean, rstd, centred, column_sum = down_projection(
         x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, D, R, BLOCK_M, BLOCK_D, BLOCK_R, NORM,
         PRECISION,
     )  # fmt: skip
@@ -69,7 +69,7 @@ def rm_adapter_forward_kernel(
             rec = up_projection(h, w_rec2, b_rec2, columns, H, D, BLOCK_H, EVEN_D, PRECISION)
             u = tile.to(tl.float32)
             if NORM:
-                _, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
+                x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
             if OBJECTIVE == "cosine":
                 tile_dot, tile_x, tile_rec = cosine_terms(u, rec, columns, D, EVEN_D)
                 loss += tile_dot

@@ -24,8 +24,10 @@ def row_offsets(rows, inner, stride0, stride1, UNIT: tl.constexpr, TWO_DIMS: tl.
         stride0 = stride0.to(tl.int32) * UNIT
         stride1 = stride1.to(tl.int32) * UNIT
     if TWO_DIMS:
-        return (rows // inner) * stride0 + (rows % inner) * stride1
-    return rows * stride1
+        offsets = (rows // inner) * stride0 + (rows % inner) * stride1
+    else:
+        offsets = rows * stride1
+    return offsets
 
 
 @triton.jit
@@ -50,41 +52,47 @@ def load_matrix(
     """A tile of a contiguous weight [ROWS, COLUMNS], in its own dtype."""
     address = pointer + (rows[:, None] * COLUMNS + columns[None, :])
     if EVEN_ROWS and EVEN_COLUMNS:
-        return tl.load(address)
-    if EVEN_ROWS:
-        return tl.load(address, mask=(columns < COLUMNS)[None, :], other=0.0)
-    if EVEN_COLUMNS:
-        return tl.load(address, mask=(rows < ROWS)[:, None], other=0.0)
-    return tl.load(address, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :], other=0.0)
+        tile = tl.load(address)
+    elif EVEN_ROWS:
+        tile = tl.load(address, mask=(columns < COLUMNS)[None, :], other=0.0)
+    elif EVEN_COLUMNS:
+        tile = tl.load(address, mask=(rows < ROWS)[:, None], other=0.0)
+    else:
+        tile = tl.load(address, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :], other=0.0)
+    return tile
 
 
 @triton.jit
 def load_vector(pointer, columns, SIZE: tl.constexpr, EVEN: tl.constexpr):
     """A tile of a bias or norm vector in fp32."""
     if EVEN:
-        return tl.load(pointer + columns).to(tl.float32)
-    return tl.load(pointer + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
+        tile = tl.load(pointer + columns)
+    else:
+        tile = tl.load(pointer + columns, mask=columns < SIZE, other=0.0)
+    return tile.to(tl.float32)
 
 
 @triton.jit
 def keep_columns(value, columns, SIZE: tl.constexpr, EVEN: tl.constexpr):
     """Zero beyond SIZE: an infinity times a masked weight is NaN there, and would spread from padding to results."""
-    if EVEN:
-        return value
-    return tl.where((columns < SIZE)[None, :], value, 0.0)
+    if not EVEN:
+        value = tl.where((columns < SIZE)[None, :], value, 0.0)
+    return value
 
 
 @triton.jit
 def activate(x, NAME: tl.constexpr):
     """The activation, in fp32; NaN stays NaN."""
     if NAME == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
-    if NAME == "relu":
-        return tl.where(x < 0.0, 0.0, x)
-    if NAME == "quick_gelu":
-        return x * tl.sigmoid(x * QUICK_GELU_SLOPE)
-    tl.static_assert(NAME == "silu")
-    return x * tl.sigmoid(x)
+        y = 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+    elif NAME == "relu":
+        y = tl.where(x < 0.0, 0.0, x)
+    elif NAME == "quick_gelu":
+        y = x * tl.sigmoid(x * QUICK_GELU_SLOPE)
+    else:
+        tl.static_assert(NAME == "silu")
+        y = x * tl.sigmoid(x)
+    return y
 
 
 @triton.jit
@@ -92,15 +100,17 @@ def activate_backward(gradient, x, NAME: tl.constexpr):
     """``gradient`` times the activation's derivative at ``x``, in fp32."""
     if NAME == "gelu":
         cumulative = 0.5 * (1.0 + tl.erf(x * SQRT_HALF))
-        return gradient * (cumulative + x * (tl.exp(-0.5 * x * x) * INV_SQRT_TWO_PI))
-    if NAME == "relu":
-        return tl.where(x <= 0.0, 0.0, gradient)
-    if NAME == "quick_gelu":
+        y = gradient * (cumulative + x * (tl.exp(-0.5 * x * x) * INV_SQRT_TWO_PI))
+    elif NAME == "relu":
+        y = tl.where(x <= 0.0, 0.0, gradient)
+    elif NAME == "quick_gelu":
         s = tl.sigmoid(x * QUICK_GELU_SLOPE)
-        return gradient * (s + x * QUICK_GELU_SLOPE * s * (1.0 - s))
-    tl.static_assert(NAME == "silu")
-    s = tl.sigmoid(x)
-    return gradient * (s + x * s * (1.0 - s))
+        y = gradient * (s + x * QUICK_GELU_SLOPE * s * (1.0 - s))
+    else:
+        tl.static_assert(NAME == "silu")
+        s = tl.sigmoid(x)
+        y = gradient * (s + x * s * (1.0 - s))
+    return y
 
 
 @triton.jit
@@ -208,8 +218,10 @@ def loss_terms(u, rec, columns, OBJECTIVE: tl.constexpr, D: tl.constexpr, EVEN_D
     """l2 or l1 of each token over one tile, [BLOCK_M]; summed as it stands, the expanded square would lose 1e-2."""
     difference = keep_columns(u - rec, columns, D, EVEN_D)
     if OBJECTIVE == "l2":
-        return tl.sum(difference * difference, 1)
-    return tl.sum(tl.abs(difference), 1)
+        terms = difference * difference
+    else:
+        terms = tl.abs(difference)
+    return tl.sum(terms, 1)
 
 
 @triton.jit

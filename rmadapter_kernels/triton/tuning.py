@@ -98,32 +98,45 @@ def _tile_of(d: int, largest: int) -> int:
     return min(largest, dividing) if dividing >= 32 or d < 128 else largest
 
 
+# What a program's registers hold without spilling, by kernel, kind of product and padded width (report.py): rows,
+# columns and warps of the largest tile. Kinds: 16 bits, tf32, and "exact" for ieee and tf32x3, whose products need
+# several times the registers. K1 at width 128 keeps nine tiles of it: 64 rows spill at any number of warps.
+LARGEST_TILE = {
+    "forward": {
+        "16": {32: (64, 64, 8), 64: (64, 64, 8), 128: (64, 64, 8)},
+        "tf32": {32: (32, 32, 4), 64: (32, 32, 4), 128: (16, 32, 8)},
+        "exact": {32: (16, 16, 4), 64: (16, 16, 4), 128: (16, 16, 8)},
+    },
+    "rows": {
+        "16": {32: (64, 32, 4), 64: (32, 32, 4), 128: (32, 32, 8)},
+        "tf32": {32: (16, 16, 4), 64: (16, 16, 4), 128: (16, 16, 8)},
+        "exact": {32: (16, 16, 4), 64: (16, 16, 8), 128: (16, 16, 8)},
+    },
+    "weights": {
+        "16": {32: (32, 64, 4), 64: (32, 32, 4), 128: (16, 32, 4)},
+        "tf32": {32: (16, 64, 4), 64: (16, 32, 4), 128: (16, 16, 4)},
+        "exact": {32: (16, 32, 4), 64: (16, 16, 4), 128: (16, 16, 4)},
+    },
+}
+
+
 def heuristic(problem: Problem, device: Device) -> Config:
-    """A configuration that fits every device and does not spill (tests/kernels compile it); not a measured one."""
-    wide = problem.dtype == torch.float32
-    width = max(padded(problem.r), padded(problem.h) if problem.h else 0)
-    exact = problem.precision in ("ieee", "tf32x3")
-    if problem.kernel == "weights":
-        return _weights(problem, width, wide, exact)
-    block_m = 64 if width <= 32 else 32 if width <= 64 else 16
-    if problem.kernel == "rows" and width >= 128:
-        block_m = 16
-    if wide:
-        block_m = min(block_m, 32 if width <= 32 and not exact else 16)
-    # Few tokens: smaller blocks, so that every multiprocessor has one.
-    while block_m > 16 and -(-problem.tokens // block_m) < 2 * device.multiprocessors:
-        block_m //= 2
-    # The second read of x hits L2 only while the rows in flight, about four blocks a multiprocessor, fill half of it.
-    row_bytes = 2 * problem.d * problem.dtype.itemsize
-    while block_m > 16 and 4 * block_m * device.multiprocessors * row_bytes > device.l2_bytes // 2:
-        block_m //= 2
-    block_d = _tile_of(problem.d, (16 if exact else 32) if wide else 64 if width <= 64 else 32)
-    return Config(block_m, block_d, 4, 2)
-
-
-def _weights(problem: Problem, width: int, wide: bool, exact: bool) -> Config:
-    largest = (64 if width <= 32 else 32) if not wide else 32 if width <= 64 else 16
-    return Config(32 if not wide else 16, _tile_of(problem.d, largest), 4, 2)
+    """The largest tile that does not spill, smaller where tokens are few or L2 is; not a measured choice."""
+    kind = {"": "16", "tf32": "tf32"}.get(problem.precision, "exact")
+    width = max(32, padded(problem.r), padded(problem.h or 1))
+    block_m, block_d, num_warps = LARGEST_TILE[problem.kernel][kind][width]
+    if problem.kernel != "weights":
+        largest = block_m
+        # Few tokens: smaller blocks, so that every multiprocessor has one.
+        while block_m > 16 and -(-problem.tokens // block_m) < device.multiprocessors:
+            block_m //= 2
+        # x is read again from L2 only while the rows in flight, two blocks a multiprocessor, fill at most half of it.
+        row_bytes = problem.d * problem.dtype.itemsize
+        while block_m > 16 and 2 * block_m * device.multiprocessors * row_bytes > device.l2_bytes // 2:
+            block_m //= 2
+        if block_m < largest == 64:
+            num_warps = 4 if width < 128 else 8
+    return Config(block_m, _tile_of(problem.d, block_d), num_warps, 2)
 
 
 def config_for(problem: Problem, device: Device) -> Config:
