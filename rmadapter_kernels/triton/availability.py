@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -16,8 +18,22 @@ LOWEST_TRITON = (3, 6)
 LOWEST_CAPABILITY = (8, 0)
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+def _constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Asked once, and a constant for torch.compile, which would trace into the search for distributions.
+
+    What ``torch.compiler.assume_constant_result`` does, without its import of all of Dynamo.
+    """
+    cached = functools.cache(function)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return cached(*arguments)
+
+    call._dynamo_marked_constant = True
+    return call
+
+
+@_constant
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on CPU tensors and for tests alone."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
@@ -34,8 +50,7 @@ def _triton_version() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+@_constant
 def status() -> BackendStatus:
     """Available with Triton from 3.6 on and a CUDA device, or under Triton's interpreter."""
     version = _triton_version()
@@ -52,8 +67,7 @@ def status() -> BackendStatus:
     return BackendStatus(True, f"Triton {version} on {torch.cuda.get_device_name()}")
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+@_constant
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 

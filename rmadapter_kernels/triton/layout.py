@@ -37,13 +37,12 @@ def collapse(lead: Sequence[int], strides: Sequence[Sequence[int]]) -> Rows | No
         return None
     padding = [0] * (2 - len(sizes))
     inner = sizes[-1] if len(sizes) == 2 else max(1, math.prod(sizes))
-    return Rows(inner, len(sizes) == 2, tuple((padding + own)[:2] for own in map(list, merged)))
+    return Rows(inner, len(sizes) == 2, tuple(tuple(padding + own) for own in merged))
 
 
 def stride_unit(rows: Rows, among: Sequence[int]) -> int:
     """The largest of 16, 8, 4, 2, 1 that divides the strides of the tensors ``among``: what loads may rely on."""
-    divisor = math.gcd(16, *(stride for index in among for stride in rows.strides[index]))
-    return divisor
+    return math.gcd(16, *(stride for index in among for stride in rows.strides[index]))
 
 
 def largest_offset(lead: Sequence[int], strides: Sequence[int], width: int) -> int:

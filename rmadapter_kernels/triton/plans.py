@@ -178,7 +178,7 @@ class BackwardPlan:
         if any(needs[1:]):
             problem = shape.problem("weights")
             chunks = chunk_count(problem, config_for(problem, device), device)
-            self.chunk_rows = -(-tokens // chunks)
+            self.chunk_rows = max(1, -(-tokens // chunks))
             self.chunks = -(-tokens // self.chunk_rows)
             d, r, h = shape.d, shape.r, shape.h
             self.parts = scratch.take((self.chunks, (2 * r + h + 2) * d + (r + 1) * h + r), torch.float32)
