@@ -310,7 +310,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"{len(chosen)} compilations; valid: at most {MOST_COMPILES}, choose fewer --arch or --dtype")
     order = {case.key: index for index, case in enumerate(chosen)}
     rows = list(report(chosen, given.jobs))
-    rows.sort(key=lambda row: order[Case(*list(asdict(row).values())[:6], Config(row.block_m, row.block_d, row.num_warps, row.num_stages)).key])  # noqa: E501
+    rows.sort(
+        key=lambda row: order[
+            Case(*list(asdict(row).values())[:6], Config(row.block_m, row.block_d, row.num_warps, row.num_stages)).key
+        ]
+    )
     print(table(rows))
     print(f"{sum(row.clean for row in rows)} of {len(rows)} clean; ! marks stack, spills, or memory beyond the limit")
     if given.json:

@@ -176,7 +176,7 @@ def rm_adapter_backward_rows_kernel(
         if NEED_DH:
             dh = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
             TILES: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-            for index in range(0, TILES):
+            for index in range(TILES):
                 columns = (TILES - 1 - index) * BLOCK_D + tl.arange(0, BLOCK_D)
                 tile = load_rows(x, x_rows, row_mask, columns, D, EVEN_D, "")
                 weight = load_matrix(w_rec2, h_columns, columns, H, D, EVEN_H, EVEN_D).to(dtype)

@@ -1,9 +1,9 @@
 """The forward kernel. One program takes BLOCK_M rows through both branches:
 
-    loop 1 over D     pre += x W_down            (LayerNorm's statistics on the way)
-    in registers      z = sigma(pre)             h = sigma(z W_rec1 + b_rec1)
-    loop 2 over D     out = residual + scale (z W_up + b_up), rec = h W_rec2 + b_rec2, loss += |u - rec|
-                      backwards, so that the tiles of x read last, which are still in cache, come first
+loop 1 over D     pre += x W_down            (LayerNorm's statistics on the way)
+in registers      z = sigma(pre)             h = sigma(z W_rec1 + b_rec1)
+loop 2 over D     out = residual + scale (z W_up + b_up), rec = h W_rec2 + b_rec2, loss += |u - rec|
+                  backwards, so that the tiles of x read last, which are still in cache, come first
 """
 
 import triton
@@ -44,7 +44,7 @@ def rm_adapter_forward_kernel(
     out_rows = row_offsets(rows, inner, out_stride0, out_stride1, UNIT, TWO_DIMS, WIDE)
     residual_rows = row_offsets(rows, inner, residual_stride0, residual_stride1, UNIT, TWO_DIMS, WIDE)
 
-    pre, mean, rstd, centred, column_sum = down_projection(
+    pre, mean, rstd, _centred, _column_sum = down_projection(
         x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, D, R, BLOCK_M, BLOCK_D, BLOCK_R, NORM,
         PRECISION,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def rm_adapter_forward_kernel(
         rec_square = tl.zeros([BLOCK_M], tl.float32)
 
     TILES: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    for index in range(0, TILES):
+    for index in range(TILES):
         columns = (TILES - 1 - index) * BLOCK_D + tl.arange(0, BLOCK_D)
         if RECONSTRUCT:
             # Before out is written: x may be the residual of a call in place.
@@ -69,7 +69,7 @@ def rm_adapter_forward_kernel(
             rec = up_projection(h, w_rec2, b_rec2, columns, H, D, BLOCK_H, EVEN_D, PRECISION)
             u = tile.to(tl.float32)
             if NORM:
-                x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
+                _x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
             if OBJECTIVE == "cosine":
                 tile_dot, tile_x, tile_rec = cosine_terms(u, rec, columns, D, EVEN_D)
                 loss += tile_dot

@@ -123,9 +123,7 @@ class Launch:
         self, key: Any, tensors: Sequence[Tensor | None], scratch: Tensor | None, scalars: tuple
     ) -> None:
         parts = [None if part is None else part.view(scratch) for part in self.scratch]
-        compiled = self.kernel[self.grid](
-            *tensors, *parts, *self.scalars, *scalars, *self.constants, **self.options
-        )
+        compiled = self.kernel[self.grid](*tensors, *parts, *self.scalars, *scalars, *self.constants, **self.options)
         # None in the interpreter, and where a hook of Triton's took the compilation over. The kernel itself is kept
         # too: its end would unload the code.
         if DIRECT and compiled is not None:

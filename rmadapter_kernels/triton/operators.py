@@ -111,8 +111,10 @@ def _run_forward(
     on_device(x.device, plan.launch, x.device, tensors, None, (scale, eps), out is not residual)
 
 
-def _forward_plan(out: Tensor, x: Tensor, residual: Tensor | None, norm_eps: float | None,
-                  weights: tuple[Tensor | None, ...], activation: str, objective: str) -> ForwardPlan | None:  # fmt: skip
+def _forward_plan(
+    out: Tensor, x: Tensor, residual: Tensor | None, norm_eps: float | None, weights: tuple[Tensor | None, ...],
+    activation: str, objective: str,
+) -> ForwardPlan | None:  # fmt: skip
     addresses = Addresses.of([x, out if residual is None else residual, out], [], 1)
     if addresses is None:
         return None
@@ -158,7 +160,9 @@ def backward(
     weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
     if w_rec1 is None:
         d_loss = None
-    gradients = [torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip((x, *weights), needs, strict=True)]
+    gradients = [
+        torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip((x, *weights), needs, strict=True)
+    ]
     key = (
         x.shape, x.stride(), x.dtype, x.device, None if d_out is None else (d_out.stride(), d_out.dtype),
         None if d_loss is None else (d_loss.stride(), d_loss.dtype), norm_eps is None, _dtype(norm_weight),
@@ -235,7 +239,7 @@ def _run_backward(
 def _backward_copied(
     x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, gradients: list[Tensor], *rest: Any
 ) -> tuple[Tensor, ...]:
-    """Through contiguous copies: what ``_run_forward_copied`` copies, expanded gradients, a loss gradient not in fp32."""
+    """Through contiguous copies: of what ``_run_forward_copied`` copies, and of expanded or other loss gradients."""
     d_out = None if d_out is None else d_out.contiguous()
     d_loss = None if d_loss is None else d_loss.to(torch.float32, memory_format=torch.contiguous_format)
     if d_loss is not None:

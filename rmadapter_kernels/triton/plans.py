@@ -183,7 +183,9 @@ class BackwardPlan:
             d, r, h = shape.d, shape.r, shape.h
             self.parts = scratch.take((self.chunks, (2 * r + h + 2) * d + (r + 1) * h + r), torch.float32)
             self.weights = TunedLaunch(problem, device, self._weights)
-            largest = max(n for n, needed in zip((d * r, r, r * d, d, r * h, h, h * d, d), needs[1:], strict=True) if needed)
+            largest = max(
+                n for n, needed in zip((d * r, r, r * d, d, r * h, h, h * d, d), needs[1:], strict=True) if needed
+            )
             self.sum = Launch(
                 backward_kernels.rm_adapter_backward_sum_kernel,
                 (-(-largest // SUM_BLOCK), 8, 1),

@@ -47,7 +47,13 @@ def store_rows(pointer, offsets, row_mask, columns, value, D: tl.constexpr, EVEN
 
 @triton.jit
 def load_matrix(
-    pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr
+    pointer,
+    rows,
+    columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
 ):
     """A tile of a contiguous weight [ROWS, COLUMNS], in its own dtype."""
     address = pointer + (rows[:, None] * COLUMNS + columns[None, :])

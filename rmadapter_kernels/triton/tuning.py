@@ -66,7 +66,7 @@ def device_of(index: int | None) -> Device:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is launched: ``precision`` is ieee, tf32 or tf32x3 for fp32 and "" for 16 bits; h is 0 without the branch."""
+    """What is launched; ``precision`` is ieee, tf32 or tf32x3 for fp32, "" for 16 bits; h is 0 without the branch."""
 
     kernel: str
     dtype: torch.dtype

@@ -116,7 +116,9 @@ def test_arguments_of_the_call_are_in_the_parameters_places():
         dx, *gradients = operators.backward(*backward_arguments(case))
     found = [dict(zip(launched.kernel.arg_names, values(launched), strict=True)) for launched in record]
     forward, rows, weights, total = found
-    for name, tensor in zip(("w_down", "b_down", "w_up", "b_up", "w_rec1", "b_rec1", "w_rec2", "b_rec2"), case.weights, strict=True):  # noqa: E501
+    for name, tensor in zip(
+        ("w_down", "b_down", "w_up", "b_up", "w_rec1", "b_rec1", "w_rec2", "b_rec2"), case.weights, strict=True
+    ):
         for arguments in found:
             assert arguments.get(name, tensor.data_ptr()) == tensor.data_ptr(), name
     assert forward["x"] == rows["x"] == weights["x"] == case.x.data_ptr()
@@ -127,7 +129,14 @@ def test_arguments_of_the_call_are_in_the_parameters_places():
     assert rows["d_loss"] == weights["d_loss"] == case.d_loss.data_ptr()
     assert (forward["M"], forward["scale"], forward["eps"]) == (5, 0.5, 1e-5)
     assert (rows["scale"], rows["branch_grad_scale"], total["up_factor"]) == (0.5, 2.0, 1.0)
-    assert (rows["D"], rows["R"], rows["H"], rows["BLOCK_R"], rows["LOCAL"], rows["NORM"]) == (64, 4, 6, 16, False, True)
+    assert (rows["D"], rows["R"], rows["H"], rows["BLOCK_R"], rows["LOCAL"], rows["NORM"]) == (
+        64,
+        4,
+        6,
+        16,
+        False,
+        True,
+    )
     for name, key in (("z", "z"), ("h", "h"), ("dz", "dz"), ("dh", "dh"), ("mean", "mean"), ("rstd", "rstd")):
         assert rows[f"{name}_out"] == weights[f"{key}_in"] != 0
     assert weights["parts"] == total["parts"] != 0
@@ -221,7 +230,10 @@ def test_the_launcher_is_called_as_this_triton_calls_it():
     ) in run
     names = list(inspect.signature(CudaLauncher.__call__).parameters)
     assert names[:6] == ["self", "gridX", "gridY", "gridZ", "stream", "function"]
-    assert names[6:] in (["args"], ["kernel_metadata", "launch_metadata", "launch_enter_hook", "launch_exit_hook", "args"])
+    assert names[6:] in (
+        ["args"],
+        ["kernel_metadata", "launch_metadata", "launch_enter_hook", "launch_exit_hook", "args"],
+    )
     assert launch.DIRECT
 
 

@@ -121,8 +121,15 @@ def test_every_activation_without_reconstruction(activation):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("lead", "d", "r", "h"),
-    [((1,), 64, 1, 1), ((1, 1), 208, 128, 3), ((16,), 128, 32, 32), ((33,), 1152, 3, 17), ((5, 7), 112, 33, 128), ((), 64, 8, 8)],
-)  # fmt: skip
+    [
+        ((1,), 64, 1, 1),
+        ((1, 1), 208, 128, 3),
+        ((16,), 128, 32, 32),
+        ((33,), 1152, 3, 17),
+        ((5, 7), 112, 33, 128),
+        ((), 64, 8, 8),
+    ],
+)
 def test_shapes(dtype, lead, d, r, h):
     judge(make_case(lead, d, r, h, norm=True, local_reconstruction=False, scale=0.5), dtype)
 
@@ -152,7 +159,8 @@ def test_one_result_unused(use, local, norm):
 
 @pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize(
-    "trained", [{"x"}, {"w_rec1"}, {"b_rec1"}, {"b_rec2"}, {"w_rec2"}, {"b_up"}, {"w_down", "b_up"}, {"b_down"}, {"w_up"}]
+    "trained",
+    [{"x"}, {"w_rec1"}, {"b_rec1"}, {"b_rec2"}, {"w_rec2"}, {"b_up"}, {"w_down", "b_up"}, {"b_down"}, {"w_up"}],
 )
 def test_partly_frozen(local, trained):
     frozen = tuple({"x", "residual", *WEIGHTS} - trained)
