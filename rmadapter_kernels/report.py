@@ -269,8 +269,8 @@ def _store(path: Path, stored: dict[str, Any]) -> None:
 def table(rows: list[Row]) -> str:
     """Rows as text."""
     lines = [
-        f"{'arch':7}{'kernel':9}{'dtype':8}{'D':>5}{'r=h':>5}  {'tile':8}{'warps':>5}{'stages':>7}{'regs':>6}{'stack':>6}"
-        f"{'spills':>7}{'shared':>8}{'tmem':>6}  {'unit':8}{'B/token':>8}{'floor':>7}"
+        f"{'arch':7}{'kernel':9}{'dtype':8}{'D':>5}{'r=h':>5}  {'tile':8}{'warps':>5}{'stages':>7}{'regs':>6}"
+        f"{'stack':>6}{'spills':>7}{'shared':>8}{'tmem':>6}  {'unit':8}{'B/token':>8}{'floor':>7}"
     ]
     for row in rows:
         tile = f"{row.block_m}x{row.block_d}"

@@ -71,7 +71,7 @@ def target_tile(tile, mean, rstd, norm_weight, norm_bias, columns, D: tl.constex
                 NORM: tl.constexpr):  # fmt: skip
     """The reconstruction's target in fp32: the normalised tile or the tile itself."""
     if NORM:
-        x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
+        _x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
     else:
         u = tile.to(tl.float32)
     return u
@@ -298,7 +298,7 @@ def rm_adapter_backward_weights_kernel(
                 if NORM:
                     mean = tl.load(mean_in + rows, mask=row_mask, other=0.0)
                     rstd = tl.load(rstd_in + rows, mask=row_mask, other=0.0)
-                    x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
+                    _x_hat, u = normalise(tile, mean, rstd, norm_weight, norm_bias, columns, D, EVEN_D)
             if NEED_DOWN:
                 dz = tl.load(dz_in + wide_rows[:, None] * BLOCK_R + r[None, :], mask=row_mask[:, None], other=0.0)
                 d_down = tl.dot(tl.trans(u.to(wide)), dz, d_down, input_precision=WIDE_PRECISION)

@@ -28,7 +28,8 @@ from rmadapter_kernels.triton.primitives import (
                                "out_stride0", "out_stride1", "scale", "eps"])  # fmt: skip
 def rm_adapter_forward_kernel(
     x, residual, norm_weight, norm_bias, w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2, out, rec_loss,
-    M: tl.int32, inner: tl.int32, x_stride0: tl.int64, x_stride1: tl.int64, residual_stride0: tl.int64, residual_stride1: tl.int64,
+    M: tl.int32, inner: tl.int32, x_stride0: tl.int64, x_stride1: tl.int64, residual_stride0: tl.int64,
+    residual_stride1: tl.int64,
     out_stride0: tl.int64, out_stride1: tl.int64, scale: tl.float32, eps: tl.float32,
     D: tl.constexpr, R: tl.constexpr, H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ACTIVATION: tl.constexpr, OBJECTIVE: tl.constexpr,

@@ -103,19 +103,19 @@ def _tile_of(d: int, largest: int) -> int:
 # several times the registers. K1 at width 128 keeps nine tiles of it: 64 rows spill at any number of warps.
 LARGEST_TILE = {
     "forward": {
-        "16": {32: (64, 64, 8), 64: (64, 64, 8), 128: (64, 64, 8)},
-        "tf32": {32: (32, 32, 4), 64: (32, 32, 4), 128: (16, 32, 8)},
+        "16": {32: (64, 64, 8), 64: (64, 64, 8), 128: (64, 32, 8)},
+        "tf32": {32: (32, 16, 4), 64: (32, 32, 4), 128: (16, 32, 8)},
         "exact": {32: (16, 16, 4), 64: (16, 16, 8), 128: (16, 16, 8)},
     },
     "rows": {
-        "16": {32: (64, 32, 4), 64: (32, 32, 4), 128: (32, 32, 8)},
+        "16": {32: (64, 32, 4), 64: (32, 32, 4), 128: (16, 32, 8)},
         "tf32": {32: (16, 16, 4), 64: (16, 16, 4), 128: (16, 16, 8)},
         "exact": {32: (16, 16, 4), 64: (16, 16, 8), 128: (16, 16, 8)},
     },
     "weights": {
         "16": {32: (32, 64, 4), 64: (32, 32, 4), 128: (16, 32, 4)},
-        "tf32": {32: (16, 64, 4), 64: (16, 32, 4), 128: (16, 16, 4)},
-        "exact": {32: (16, 32, 4), 64: (16, 16, 4), 128: (16, 16, 4)},
+        "tf32": {32: (16, 32, 4), 64: (16, 32, 4), 128: (16, 16, 4)},
+        "exact": {32: (16, 32, 4), 64: (16, 16, 8), 128: (16, 16, 4)},
     },
 }
 
@@ -136,6 +136,8 @@ def heuristic(problem: Problem, device: Device) -> Config:
             block_m //= 2
         if block_m < largest == 64:
             num_warps = 4 if width < 128 else 8
+            # 32 rows of K1 by 32 columns spill a word on sm_80 and sm_100.
+            block_d = 16 if problem.kernel == "rows" else block_d
     return Config(block_m, _tile_of(problem.d, block_d), num_warps, 2)
 
 

@@ -108,8 +108,8 @@ FLAGS = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "-".join(map(str, flags.values())))
 def test_every_flag(dtype, flags):
-    """Three row blocks, the last of them not full; a width of which a tile takes a part; r below 16, h above."""
-    judge(make_case((2, 19), 80, 5, 20, scale=0.3, branch_grad_scale=3.0, **flags), dtype, torch.float32)
+    """Two row blocks, the last of them not full; a width of which a tile takes a part; r below 16, h above."""
+    judge(make_case((2, 10), 80, 5, 20, scale=0.3, branch_grad_scale=3.0, **flags), dtype, torch.float32)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -154,7 +154,7 @@ def test_norm_of_inputs_with_a_large_mean(dtype):
 @pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("norm", [False, True])
 def test_one_result_unused(use, local, norm):
-    judge(make_case((18,), 64, 4, 4, local_reconstruction=local, norm=norm), torch.float32, use=use)
+    judge(make_case((9,), 64, 4, 4, local_reconstruction=local, norm=norm), torch.float32, use=use)
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -164,7 +164,7 @@ def test_one_result_unused(use, local, norm):
 )
 def test_partly_frozen(local, trained):
     frozen = tuple({"x", "residual", *WEIGHTS} - trained)
-    case = make_case((18,), 64, 4, 4, local_reconstruction=local, branch_grad_scale=3.0, norm=True)
+    case = make_case((5,), 64, 4, 4, local_reconstruction=local, branch_grad_scale=3.0, norm=True)
     judge(case, torch.float32, frozen=frozen)
     found = run(case.to(torch.float32), implementation=fused, frozen=frozen)
     assert {name for name in found if name.startswith("grad")} == {f"grad {name}" for name in trained}
@@ -224,7 +224,7 @@ def columns(tensor):
 @pytest.mark.parametrize("layout", [permuted, sliced, columns])
 @pytest.mark.parametrize("which", ["x", "residual", "d_out", "all"])
 def test_strides(layout, which):
-    case = make_case((3, 7), 64, 4, 4, norm=True, local_reconstruction=False).to(torch.float32)
+    case = make_case((3, 6), 64, 4, 4, norm=True, local_reconstruction=False).to(torch.float32)
     plain = run(case, implementation=fused)
     for name in ("x", "residual", "d_out"):
         if which in (name, "all"):
@@ -258,7 +258,7 @@ def test_expanded_gradients():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [None, permuted])
 def test_two_runs_and_64_bit_addresses_give_the_same_bits(dtype, layout, monkeypatch):
-    case = make_case((3, 25), 80, 5, 20, norm=True, objective="cosine", local_reconstruction=False).to(dtype)
+    case = make_case((3, 11), 80, 5, 20, norm=True, objective="cosine", local_reconstruction=False).to(dtype)
     if layout is not None:
         case.x = layout(case.x)
     first, second = run(case, implementation=fused), run(case, implementation=fused)
@@ -338,7 +338,7 @@ def test_compiled_equals_eager():
     torch.manual_seed(0)
     adapter = FusedRMAdapter(64, bottleneck=4, scale=0.5, backend="triton")
     compiled = torch.compile(adapter, backend="aot_eager", fullgraph=True)
-    for tokens in (7, 9, 1):
+    for tokens in (7, 1):
         x, residual = torch.randn(2, 2, tokens, 64).unbind()
         found = []
         for call in (adapter, compiled):
@@ -365,9 +365,9 @@ def test_a_short_training_run_follows_the_reference():
         torch.manual_seed(0)
         adapter = FusedRMAdapter(64, bottleneck=8, scale=0.1, backend=backend)
         optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
-        x, goal = torch.randn(2, 24, 64).unbind()
+        x, goal = torch.randn(2, 12, 64).unbind()
         losses = []
-        for _ in range(8):
+        for _ in range(4):
             optimizer.zero_grad()
             out, rec_loss = adapter(x, x)
             loss = (out - goal).square().mean() + rec_loss.mean() / 64
@@ -413,12 +413,20 @@ def loads_of_x(objective: str, norm: bool, local: bool, need_x: bool) -> int:
     return 2 + (objective == "cosine") + (need_x and (norm or not local))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("objective", ["l2", "cosine"])
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "objective", "norm", "local"),
+    [
+        (torch.float32, "l2", False, True),
+        (torch.float16, "l2", False, True),
+        (torch.float32, "l2", True, True),
+        (torch.float16, "l1", True, False),
+        (torch.float32, "l2", False, False),
+        (torch.float16, "cosine", False, True),
+        (torch.float32, "cosine", True, False),
+    ],
+)
 def test_traffic(dtype, objective, norm, local, monkeypatch):
-    case = make_case((45,), 80, 5, 20, norm=norm, objective=objective, local_reconstruction=local).to(dtype)
+    case = make_case((21,), 80, 5, 20, norm=norm, objective=objective, local_reconstruction=local).to(dtype)
     shared = (*(case.norm or (None, None, None)), *case.weights, 0.5, "gelu", objective, local, 2.0)
     forward, backward = operators.forward, operators.backward
     with monkeypatch.context() as patch:
@@ -461,11 +469,12 @@ def test_traffic(dtype, objective, norm, local, monkeypatch):
         assert set(weights["d_out"].tolist()) == {1}
 
 
-def test_precision_is_torchs_or_the_option(monkeypatch):
+def test_precision_is_torchs_or_the_option():
     assert plans.precision_of(torch.float16) == ""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    assert plans.precision_of(torch.float32) == "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
     assert plans.precision_of(torch.float32) == "tf32"
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee")
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     assert plans.precision_of(torch.float32) == "ieee"
     with configure(fp32_precision="tf32x3"):
         assert plans.precision_of(torch.float32) == "tf32x3"
