@@ -6,7 +6,7 @@ out, rec_loss = adapter(tokens, residual=block_out)
 """
 
 from rmadapter_kernels.backends import AUTO, Explanation, available_backends, explain
-from rmadapter_kernels.functional import rm_adapter
+from rmadapter_kernels.functional import rm_adapter, rm_adapter_
 from rmadapter_kernels.module import FusedRMAdapter
 from rmadapter_kernels.reference import ACTIVATIONS, OBJECTIVES, activation, reconstruction_loss, scale_gradient
 
@@ -21,5 +21,6 @@ __all__ = [
     "explain",
     "reconstruction_loss",
     "rm_adapter",
+    "rm_adapter_",
     "scale_gradient",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -53,8 +53,20 @@ class Backend:
     advantage: Callable[[Call], str | None]
 
 
+def _triton() -> Any:
+    # It imports this module for the types above.
+    from rmadapter_kernels.triton import availability
+
+    return availability
+
+
 # By name, the fastest first; the last one takes every call.
 BACKENDS: dict[str, Backend] = {
+    "triton": Backend(
+        status=lambda: _triton().status(),
+        refusal=lambda call: _triton().refusal(call),
+        advantage=lambda call: _triton().advantage(call),
+    ),
     "cpu": Backend(
         status=lambda: BackendStatus(cpu.AVAILABLE, cpu.REASON),
         refusal=lambda call: cpu.refusal(*call),

@@ -19,6 +19,23 @@ SHAPES = {
     "b_rec2": ("D",),
 }
 
+# What the fused kernels take; others go to the reference, or are an error where a fused backend was named.
+WIDTHS, WIDTH_STEP, BOTTLENECKS = (64, 2048), 16, (1, 128)
+
+
+def outside_limits(d: int, r: int, h: int) -> str | None:
+    """Why fused kernels do not take these widths, naming the first that is outside; None where they do.
+
+    Args:
+        d, r, h: widths of x, of the bottleneck and of the reconstruction (0 without one).
+    """
+    if not WIDTHS[0] <= d <= WIDTHS[1] or d % WIDTH_STEP:
+        return f"x has width D={d}; valid: {WIDTHS[0]} to {WIDTHS[1]} in multiples of {WIDTH_STEP}"
+    for name, value, lowest in (("bottleneck r", r, BOTTLENECKS[0]), ("reconstruction width h", h, 0)):
+        if not lowest <= value <= BOTTLENECKS[1]:
+            return f"{name} is {value}; valid: {BOTTLENECKS[0]} to {BOTTLENECKS[1]}"
+    return None
+
 
 def check_arguments(
     x: Tensor,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from rmadapter_kernels.checks import outside_limits
+
 LIBRARY = Path(__file__).with_name("_cpu.so")
 VARIABLE = "RMADAPTER_CPU"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WIDTHS = range(64, 2049, 16)
-BOTTLENECKS = range(1, 129)
 
 
 def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
@@ -76,12 +76,7 @@ REASON = f"compiled for this processor's {instruction_set()}" if AVAILABLE else 
 def refusal(x: torch.Tensor, bottleneck: int, rec_hidden: int) -> str | None:
     """Why the backend cannot take x [..., D] with weights of these widths (h = 0: none), or None where it can."""
     if x.device.type != "cpu":
-        return f"x is on {x.device.type}; it takes CPU tensors"
+        return f"x is on {x.device.type}; valid: a CPU tensor"
     if x.dtype not in DTYPES:
-        return f"x is {x.dtype}; it takes {', '.join(map(str, DTYPES))}"
-    if x.shape[-1] not in WIDTHS:
-        return f"D is {x.shape[-1]}; it takes multiples of 16 from 64 to 2048"
-    for name, width in (("r", bottleneck), ("h", rec_hidden or 1)):
-        if width not in BOTTLENECKS:
-            return f"{name} is {width}; it takes 1 to 128"
-    return None
+        return f"x is {x.dtype}; valid: {', '.join(map(str, DTYPES))}"
+    return outside_limits(x.shape[-1], bottleneck, rec_hidden)

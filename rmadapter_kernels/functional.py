@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from rmadapter_kernels.backends import AUTO, Call, choose
 from rmadapter_kernels.checks import check_arguments
-from rmadapter_kernels.ops import OPERATORS
+from rmadapter_kernels.ops import IN_PLACE, OPERATORS
 from rmadapter_kernels.reference import Norm
 
 
@@ -128,3 +128,50 @@ def rm_adapter(
     call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
     chosen = choose(call, backend).backend
     return _RMAdapter.apply(chosen, x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
+
+
+def rm_adapter_(
+    x: Tensor,
+    w_down: Tensor,
+    b_down: Tensor,
+    w_up: Tensor,
+    b_up: Tensor,
+    *,
+    residual: Tensor,
+    norm: Norm | None = None,
+    scale: float = 1.0,
+    activation: str = "gelu",
+    backend: str = AUTO,
+) -> Tensor:
+    """``rm_adapter`` for inference: adds the adaptation branch to ``residual`` in place, without a reconstruction.
+
+    Arguments as of ``rm_adapter``; ``residual`` may be ``x`` itself, but must not overlap it otherwise.
+
+    Returns:
+        ``residual``.
+
+    Raises:
+        TypeError, ValueError: as ``rm_adapter``; also where a tensor requires grad while autograd records, since
+            what backward would need is overwritten, and where ``residual`` is missing.
+    """
+    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    weights = (w_down, b_down, w_up, b_up)
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual is {type(residual).__name__}; valid: a tensor, which is written to")
+    check_arguments(x, (*weights, None, None, None, None), residual, norm, activation, "l2", 1.0)
+    if torch.is_grad_enabled():
+        names = ("x", "residual", "w_down", "b_down", "w_up", "b_up")
+        for name, tensor in zip(names, (x, residual, *weights), strict=True):
+            if tensor.requires_grad:
+                raise ValueError(f"{name} requires grad; valid: rm_adapter_ under torch.no_grad(), or rm_adapter")
+    norm_weight, norm_bias, norm_eps = norm or (None, None, None)
+    chosen = choose(Call(x, w_down.shape[1], 0), backend).backend
+    if chosen in IN_PLACE:
+        IN_PLACE[chosen](x, residual, norm_weight, norm_bias, norm_eps, *weights, scale, activation)
+        return residual
+    settings = (scale, activation, "l2", True, 1.0)
+    rec = (None, None, None, None)
+    return residual.copy_(
+        OPERATORS[chosen][0](x, residual, norm_weight, norm_bias, norm_eps, *weights, *rec, *settings)[0]
+    )

@@ -24,6 +24,10 @@ BACKWARD_SCHEMA = (
     f"(Tensor x, Tensor? d_out, Tensor? d_loss, {_SHARED}, bool[9] needs) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+IN_PLACE_SCHEMA = (
+    "(Tensor x, Tensor(a!) residual, Tensor? norm_weight, Tensor? norm_bias, float? norm_eps, "
+    "Tensor w_down, Tensor b_down, Tensor w_up, Tensor b_up, float scale, str activation) -> ()"
+)
 
 
 def _forward_shapes(x: Tensor, residual: Tensor | None, *shared) -> tuple[Tensor, Tensor]:
@@ -42,6 +46,10 @@ def _backward_shapes(x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, *sh
     )
 
 
+def _in_place_shapes(x: Tensor, residual: Tensor, *rest) -> None:
+    """The in-place operator gives nothing back."""
+
+
 _LIBRARY = torch.library.Library("rmadapter", "DEF")
 
 
@@ -58,6 +66,26 @@ def _define(backend: str) -> tuple[Callable, Callable]:
 
 
 # Backend name -> its forward and backward operator.
-OPERATORS = {backend: _define(backend) for backend in ("cpu", "eager")}
+OPERATORS = {backend: _define(backend) for backend in ("triton", "cpu", "eager")}
 _LIBRARY.impl("eager_forward", eager.forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("eager_backward", eager.backward, "CompositeExplicitAutograd")
+
+
+def _triton(name: str) -> Callable:
+    """An implementation of the Triton backend, which is imported at the first call."""
+
+    def call(*arguments):
+        from rmadapter_kernels.triton import operators
+
+        return getattr(operators, name)(*arguments)
+
+    return call
+
+
+_LIBRARY.impl("triton_forward", _triton("forward"), "CompositeExplicitAutograd")
+_LIBRARY.impl("triton_backward", _triton("backward"), "CompositeExplicitAutograd")
+_LIBRARY.define("triton_forward_" + IN_PLACE_SCHEMA)
+torch.library.register_fake("rmadapter::triton_forward_", _in_place_shapes, lib=_LIBRARY)
+_LIBRARY.impl("triton_forward_", _triton("forward_"), "CompositeExplicitAutograd")
+# Backend name -> operator that adds to the residual in place; others compute and copy.
+IN_PLACE = {"triton": torch.ops.rmadapter.triton_forward_.default}

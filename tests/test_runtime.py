@@ -76,7 +76,7 @@ def test_a_named_backend_says_which_tower_it_does_not_take():
     fused = [n for n, status in available_backends().items() if status.available and n != "eager"]
     model = inject(small_clip(), RMAdapterConfig(layers="3"))  # the text tower is 32 wide
     for name in fused:
-        with pytest.raises(InputError, match=f"adapters of the text tower: backend is '{name}'.*D is 32"):
+        with pytest.raises(InputError, match=f"adapters of the text tower: backend is '{name}'.*D=32"):
             choose_backend(model, True, name)
         assert {a.adapter.branch.backend for a in model.adapters()} == {"auto"}
 

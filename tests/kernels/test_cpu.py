@@ -265,13 +265,13 @@ def test_explain_and_refusals():
     assert "bench/results" in explain(x).reason
     assert explain(x.double()).backend == "eager"
     for wrong, message in (
-        (explain_arguments(x.double()), r"x is torch\.float64; it takes torch\.float32"),
-        (explain_arguments(torch.zeros(2, 72)), "D is 72; it takes multiples of 16 from 64 to 2048"),
-        (explain_arguments(torch.zeros(2, 48)), "D is 48"),
-        (explain_arguments(torch.zeros(2, 2064)), "D is 2064"),
-        (explain_arguments(x, bottleneck=129), "r is 129; it takes 1 to 128"),
-        (explain_arguments(x, rec_hidden=200), "h is 200; it takes 1 to 128"),
-        (explain_arguments(x.to("meta")), "x is on meta; it takes CPU tensors"),
+        (explain_arguments(x.double()), r"x is torch\.float64; valid: torch\.float32"),
+        (explain_arguments(torch.zeros(2, 72)), "x has width D=72; valid: 64 to 2048 in multiples of 16"),
+        (explain_arguments(torch.zeros(2, 48)), "x has width D=48"),
+        (explain_arguments(torch.zeros(2, 2064)), "x has width D=2064"),
+        (explain_arguments(x, bottleneck=129), "bottleneck r is 129; valid: 1 to 128"),
+        (explain_arguments(x, rec_hidden=200), "reconstruction width h is 200; valid: 1 to 128"),
+        (explain_arguments(x.to("meta")), "x is on meta; valid: a CPU tensor"),
     ):
         with pytest.raises(ValueError, match=f"backend is 'cpu', which cannot take this call: {message}"):
             explain(**wrong, backend="cpu")

@@ -1,0 +1,90 @@
+"""Result files: JSON with device, versions and commit, the same as CSV, and the table that is printed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COLUMNS = ("tokens", "d", "r", "dtype", "residual", "norm", "direction", "contender", "wall_us", "cold_us", "gb_s",
+           "share_of_copy", "peak_bytes", "saved_bytes")  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    import triton
+
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "changed_files": len((_output("git", "status", "--porcelain") or "").splitlines()),
+        "device": None,
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        fields = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,mig.mode.current"
+        found |= {
+            "device": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+            "memory_bytes": properties.total_memory,
+            "nvidia_smi": dict(
+                zip(
+                    fields.split(","),
+                    (_output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader") or "").split(", "),
+                    strict=False,
+                )  # noqa: E501
+            ),
+        }
+    return found
+
+
+def _output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows under ``COLUMNS``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Speed against the fused kernels by case and direction; times are the GPU's with a cold L2, and wall time."""
+    lines = [
+        f"{'case':42}{'direction':10}{'contender':13}{'cold us':>9}{'wall us':>9}{'GB/s':>7}{'of copy':>9}{'fused is':>10}"
+    ]
+    fused = {(row["case"], row["direction"]): row for row in rows if row["contender"] == "triton"}
+    for row in rows:
+        own = fused.get((row["case"], row["direction"]))
+        ratio = f"{row['cold_us'] / own['cold_us']:.2f}x" if own else ""
+        lines.append(
+            f"{row['case']:42}{row['direction']:10}{row['contender']:13}{row['cold_us']:9.1f}{row['wall_us']:9.1f}"
+            f"{row['gb_s']:7.0f}{row['share_of_copy']:9.0%}{ratio:>10}"
+        )
+    return "\n".join(lines)

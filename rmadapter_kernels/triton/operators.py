@@ -1,0 +1,250 @@
+"""Forward, in-place forward and backward operators on the kernels: what a call still does once its plan is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmadapter_kernels.triton.launch import on_device
+from rmadapter_kernels.triton.options import generation
+from rmadapter_kernels.triton.plans import Addresses, BackwardPlan, ForwardPlan, Needs, Shape, precision_of
+
+# Shapes that vary without end (padded batches) would fill the memory with plans.
+MOST_PLANS = 1024
+_forward_plans: dict[tuple, Any] = {}
+_backward_plans: dict[tuple, Any] = {}
+
+
+def _remember(plans: dict, key: tuple, plan: Any) -> Any:
+    if len(plans) >= MOST_PLANS:
+        plans.clear()
+    plans[key] = plan
+    return plan
+
+
+def forget_plans() -> None:
+    """Make every plan anew, for tests and measurements."""
+    _forward_plans.clear()
+    _backward_plans.clear()
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
+
+
+def _dtype(tensor: Tensor | None) -> torch.dtype | None:
+    return None if tensor is None else tensor.dtype
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+    w_down: Tensor,
+    b_down: Tensor,
+    w_up: Tensor,
+    b_up: Tensor,
+    w_rec1: Tensor | None,
+    b_rec1: Tensor | None,
+    w_rec2: Tensor | None,
+    b_rec2: Tensor | None,
+    scale: float,
+    activation: str,
+    objective: str,
+    local_reconstruction: bool,
+    branch_grad_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """``out`` like the residual (or x), and ``rec_loss`` [...], empty without reconstruction weights."""
+    out = torch.empty_like(x if residual is None else residual)
+    loss = torch.empty(0 if w_rec1 is None else x.shape[:-1], dtype=torch.float32, device=x.device)
+    weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
+    _run_forward(out, loss, x, residual, (norm_weight, norm_bias), norm_eps, weights, scale, activation, objective)
+    return out, loss
+
+
+def forward_(
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+    w_down: Tensor,
+    b_down: Tensor,
+    w_up: Tensor,
+    b_up: Tensor,
+    scale: float,
+    activation: str,
+) -> None:
+    """Add the adaptation branch to ``residual`` in place; there is no reconstruction."""
+    weights = (w_down, b_down, w_up, b_up, None, None, None, None)
+    _run_forward(residual, None, x, residual, (norm_weight, norm_bias), norm_eps, weights, scale, activation, "l2")
+
+
+def _run_forward(
+    out: Tensor, loss: Tensor | None, x: Tensor, residual: Tensor | None, norm: tuple[Tensor | None, Tensor | None],
+    norm_eps: float | None, weights: tuple[Tensor | None, ...], scale: float, activation: str, objective: str,
+) -> None:  # fmt: skip
+    w_rec1 = weights[4]
+    if w_rec1 is None:
+        objective = "l2"
+    key = (
+        x.shape, x.stride(), x.dtype, x.device, out.stride(), None if residual is None else residual.stride(),
+        out.dtype, norm_eps is None, _dtype(norm[0]), _dtype(norm[1]), weights[0].shape[1],
+        0 if w_rec1 is None else w_rec1.shape[1], *map(_dtype, weights), activation, objective,
+        generation(), precision_of(x.dtype),
+    )  # fmt: skip
+    plan = _forward_plans.get(key, False)
+    if plan is False:
+        plan = _remember(_forward_plans, key, _forward_plan(out, x, residual, norm_eps, weights, activation, objective))
+    if plan is None:
+        _run_forward_copied(out, loss, x, residual, norm, norm_eps, weights, scale, activation, objective)
+        return
+    if plan.shape.tokens == 0:
+        return
+    tensors = (x, residual, *map(_dense, norm), *map(_dense, weights), out, None if w_rec1 is None else loss)
+    eps = 0.0 if norm_eps is None else norm_eps
+    # In place a measured repetition would add the branch again.
+    on_device(x.device, plan.launch, x.device, tensors, None, (scale, eps), out is not residual)
+
+
+def _forward_plan(
+    out: Tensor, x: Tensor, residual: Tensor | None, norm_eps: float | None, weights: tuple[Tensor | None, ...],
+    activation: str, objective: str,
+) -> ForwardPlan | None:  # fmt: skip
+    addresses = Addresses.of([x, out if residual is None else residual, out], [], 1)
+    if addresses is None:
+        return None
+    d, r, h = x.shape[-1], weights[0].shape[1], 0 if weights[4] is None else weights[4].shape[1]
+    shape = Shape(x.dtype, d, r, h, x.numel() // d, norm_eps is not None, activation, objective)
+    return ForwardPlan(shape, addresses, x.device.index)
+
+
+def _run_forward_copied(out: Tensor, loss: Tensor | None, x: Tensor, residual: Tensor | None, *rest: Any) -> None:
+    """Through contiguous copies: three dimensions that do not collapse, or a stride other than 1 in D."""
+    copy = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    _run_forward(copy, loss, x.contiguous(), None if residual is None else residual.contiguous(), *rest)
+    out.copy_(copy)
+
+
+def _expanded(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def backward(
+    x: Tensor,
+    d_out: Tensor | None,
+    d_loss: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+    w_down: Tensor,
+    b_down: Tensor,
+    w_up: Tensor,
+    b_up: Tensor,
+    w_rec1: Tensor | None,
+    b_rec1: Tensor | None,
+    w_rec2: Tensor | None,
+    b_rec2: Tensor | None,
+    scale: float,
+    activation: str,
+    objective: str,
+    local_reconstruction: bool,
+    branch_grad_scale: float,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of x and of the eight weights, in this order; an empty tensor where ``needs`` is False."""
+    weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
+    if w_rec1 is None:
+        d_loss = None
+    gradients = [
+        torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip((x, *weights), needs, strict=True)
+    ]
+    key = (
+        x.shape, x.stride(), x.dtype, x.device, None if d_out is None else (d_out.stride(), d_out.dtype),
+        None if d_loss is None else (d_loss.stride(), d_loss.dtype), norm_eps is None, _dtype(norm_weight),
+        _dtype(norm_bias), w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1], *map(_dtype, weights), activation,
+        objective, local_reconstruction, *needs, generation(), precision_of(x.dtype),
+    )  # fmt: skip
+    plan = _backward_plans.get(key, False)
+    if plan is False:
+        plan = _backward_plan(x, d_out, d_loss, gradients[0], norm_eps, weights, activation, objective,
+                              local_reconstruction, needs)  # fmt: skip
+        _remember(_backward_plans, key, plan)
+    if plan is None:
+        return _backward_copied(x, d_out, d_loss, gradients, norm_weight, norm_bias, norm_eps, *weights, scale,
+                                activation, objective, local_reconstruction, branch_grad_scale, needs)  # fmt: skip
+    for gradient, needed, computed in zip(gradients, needs, plan.needs, strict=True):
+        if needed and (not computed or plan.shape.tokens == 0):
+            gradient.zero_()
+    if plan.shape.tokens:
+        norm = (_dense(norm_weight), _dense(norm_bias))
+        eps = 0.0 if norm_eps is None else norm_eps
+        on_device(x.device, _run_backward, plan, x, d_out, d_loss, norm, eps, tuple(map(_dense, weights)), gradients,
+                  scale, branch_grad_scale)  # fmt: skip
+    return tuple(gradients)
+
+
+def _backward_plan(
+    x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, dx: Tensor, norm_eps: float | None,
+    weights: tuple[Tensor | None, ...], activation: str, objective: str, local: bool, needs: list[bool],
+) -> BackwardPlan | None:  # fmt: skip
+    has_out, has_loss = d_out is not None, d_loss is not None
+    if (has_out and _expanded(d_out)) or (has_loss and d_loss.dtype != torch.float32):
+        return None
+    d, r, h = x.shape[-1], weights[0].shape[1], 0 if weights[4] is None else weights[4].shape[1]
+    needed = Needs.of(tuple(needs), has_out, has_loss, local)
+    wide = [x, d_out if has_out else x, dx if needed.x else x]
+    # Absent tensors stand for others, so that three wide ones and a loss are addressed in every case.
+    addresses = Addresses.of(wide, [d_loss] if has_loss else [x.select(-1, 0)], max(r, h, 16) * 2)
+    if addresses is None:
+        return None
+    shape = Shape(x.dtype, d, r, h, x.numel() // d, norm_eps is not None, activation, objective if has_loss else "l2")
+    return BackwardPlan(shape, addresses, needed, has_out, has_loss, local, x.device.index)
+
+
+def _run_backward(
+    plan: BackwardPlan, x: Tensor, d_out: Tensor | None, d_loss: Tensor | None,
+    norm: tuple[Tensor | None, Tensor | None], eps: float, weights: tuple[Tensor | None, ...],
+    gradients: list[Tensor], scale: float, branch_grad_scale: float,
+) -> None:  # fmt: skip
+    w_down, b_down, w_up, _, w_rec1, b_rec1, w_rec2, b_rec2 = weights
+    device, needs = x.device, plan.needs
+    scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=device)
+    if plan.rows is not None:
+        loss = d_loss if plan.use_loss else None
+        rec = (w_rec1, b_rec1, w_rec2, b_rec2) if plan.use_loss else (None, None, None, None)
+        tensors = (x, d_out if plan.use_out else None, loss, *norm, w_down, b_down, w_up, *rec,
+                   gradients[0] if needs.x else None)  # fmt: skip
+        plan.rows(device, tensors, scratch, (scale, branch_grad_scale, eps))
+    if plan.weights is None:
+        return
+    rec2 = needs.w_rec2 or needs.b_rec2
+    tensors = (x, d_out if needs.w_up or needs.b_up else None, d_loss if rec2 else None, *norm,
+               w_rec2 if rec2 else None, b_rec2 if rec2 else None)  # fmt: skip
+    plan.weights(device, tensors, scratch)
+    found = [
+        None if not needed else gradient if gradient.is_contiguous() else torch.empty_like(weight)
+        for gradient, weight, needed in zip(gradients[1:], weights, needs[1:], strict=True)
+    ]
+    plan.sum(device, found, scratch, (branch_grad_scale * scale,))
+    for gradient, own in zip(gradients[1:], found, strict=True):
+        if own is not None and own is not gradient:
+            gradient.copy_(own)
+
+
+def _backward_copied(
+    x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, gradients: list[Tensor], *rest: Any
+) -> tuple[Tensor, ...]:
+    """Through contiguous copies: of what ``_run_forward_copied`` copies, and of expanded or other loss gradients."""
+    d_out = None if d_out is None else d_out.contiguous()
+    d_loss = None if d_loss is None else d_loss.to(torch.float32, memory_format=torch.contiguous_format)
+    if d_loss is not None:
+        d_loss = d_loss.contiguous()
+    # x keeps its layout where that is all that was wrong.
+    found = backward(x.contiguous(), d_out, d_loss, *rest)
+    first = gradients[0]
+    return (first.copy_(found[0]) if first.numel() else found[0], *found[1:])

@@ -1,0 +1,358 @@
+"""The Triton backend on a CUDA device: what neither interpreter nor compiler shows. bench/gpu_check.py runs it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+from operator_cases import WEIGHTS, Case, make_case, run
+
+from rmadapter_kernels import FusedRMAdapter, explain, rm_adapter, rm_adapter_
+from rmadapter_kernels.reference import reference
+
+pytestmark = pytest.mark.gpu
+
+fused = functools.partial(rm_adapter, backend="triton")
+KINDS = {
+    "bf16": (torch.bfloat16, None),
+    "fp16": (torch.float16, None),
+    "tf32": (torch.float32, "tf32"),
+    "tf32x3": (torch.float32, "tf32x3"),
+    "ieee": (torch.float32, "ieee"),
+}
+
+
+def on(case: Case, device: torch.device | str) -> Case:
+    """The case on a device."""
+    moved = copy.copy(case)
+    moved.x, moved.d_out, moved.d_loss = (t.to(device) for t in (case.x, case.d_out, case.d_loss))
+    moved.residual = case.residual if case.residual is None else case.residual.to(device)
+    moved.weights = [w if w is None else w.to(device) for w in case.weights]
+    moved.norm = case.norm and (*(t if t is None else t.to(device) for t in case.norm[:2]), case.norm[2])
+    return moved
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """One dtype and kind of product, in torch and in the kernels."""
+    from rmadapter_kernels.triton import configure
+
+    _, precision = KINDS[request.param]
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    with configure(fp32_precision=precision):
+        yield request.param
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-30))
+
+
+def judge(case: Case, kind: str, weight_dtype: torch.dtype | None = None, **how) -> None:
+    """No larger an error against fp64 than autograd through the reference has in this dtype, and a few roundings."""
+    dtype, precision = KINDS[kind]
+    narrow = on(case.to(dtype, weight_dtype), "cuda")
+    exact = run(narrow.to(torch.float64), implementation=reference, **how)
+    theirs = run(narrow, implementation=reference, **how)
+    for _ in range(2):  # through Triton's launcher, then through the compiled kernel
+        ours = run(narrow, implementation=fused, **how)
+        eps = {"tf32": 2**-11, "tf32x3": 2**-21}.get(precision, torch.finfo(dtype).eps)
+        for name, value in ours.items():
+            if not value.numel() or name not in exact:
+                assert not value.any(), name
+                continue
+            assert torch.isfinite(value).all(), name
+            # l1's gradient jumps where rec crosses x, at other elements for each way of rounding.
+            factor = 3 if case.settings.get("objective") == "l1" else 1
+            bound = factor * relative(theirs[name], exact[name]) + 4 * eps
+            if precision in ("ieee", "tf32x3"):
+                bound += eps * case.x.shape[-1] ** 0.5 * 4
+            error = relative(value, exact[name])
+            assert error <= bound, f"{name}: {error:.1e}, valid: {bound:.1e}"
+
+
+@pytest.mark.parametrize("objective", ["l2", "l1", "cosine"])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("local", [False, True])
+def test_every_flag(kind, objective, norm, local):
+    case = make_case(
+        (4, 197),
+        768,
+        32,
+        32,
+        norm=norm,
+        objective=objective,
+        local_reconstruction=local,
+        scale=0.5,
+        branch_grad_scale=2.0,
+    )
+    judge(case, kind, torch.float32)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "quick_gelu", "silu"])
+def test_every_activation(kind, activation):
+    judge(make_case((300,), 512, 16, 16, activation=activation, scale=0.5), kind)
+
+
+@pytest.mark.parametrize(
+    ("lead", "d", "r", "h"),
+    [
+        ((1,), 64, 1, 1),
+        ((1, 1), 2048, 128, 128),
+        ((33,), 1152, 3, 17),
+        ((77, 50), 512, 64, 64),
+        ((5, 7), 80, 33, 128),
+        ((6304,), 768, 32, 32),
+        ((70000,), 1024, 16, 64),
+        ((17,), 1664, 100, 5),
+        ((2,), 208, 5, 5),
+        ((1000,), 768, 128, 128),
+    ],
+)
+def test_shapes(kind, lead, d, r, h):
+    judge(make_case(lead, d, r, h, norm=True, local_reconstruction=False, scale=0.5), kind)
+
+
+@pytest.mark.parametrize("use", ["out", "loss"])
+@pytest.mark.parametrize("trained", [{"x"}, {"w_rec1"}, {"b_rec2"}, {"b_up"}, {"w_down"}, {"w_up"}])
+def test_partly_used_and_partly_frozen(use, trained):
+    frozen = tuple({"x", "residual", *WEIGHTS} - trained)
+    judge(make_case((130,), 256, 8, 8, local_reconstruction=False, norm=True), "bf16", use=use, frozen=frozen)
+
+
+@pytest.mark.parametrize("kind_name", ["bf16", "ieee"])
+def test_bit_equal_runs_and_64_bit_addresses(kind_name, monkeypatch):
+    from rmadapter_kernels.triton import operators, plans
+
+    dtype = KINDS[kind_name][0]
+    case = on(make_case((8, 1001), 768, 32, 32, norm=True, local_reconstruction=False).to(dtype, torch.float32), "cuda")
+    first = run(case, implementation=fused)
+    runs = [run(case, implementation=fused) for _ in range(5)]
+    monkeypatch.setattr(plans, "force_wide", True)
+    operators.forget_plans()
+    runs.append(run(case, implementation=fused))
+    monkeypatch.undo()
+    operators.forget_plans()
+    for found in runs:
+        for name, value in first.items():
+            assert torch.equal(found[name], value), name
+
+
+def test_offsets_beyond_31_bits():
+    """Rows 2^30 elements apart: the third lies behind 2^31."""
+    case = on(make_case((3,), 768, 32, 32, norm=True, local_reconstruction=False).to(torch.bfloat16), "cuda")
+    near = run(case, implementation=fused)
+    memory = torch.empty(2**31 + 768, dtype=torch.bfloat16, device="cuda")
+    case.x = memory.as_strided((3, 768), (2**30, 1)).copy_(case.x)
+    far = run(case, implementation=fused)
+    for name, value in near.items():
+        assert torch.equal(far[name], value), name
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8])
+@pytest.mark.parametrize("name", ["x", "residual", "d_out", "w_down"])
+def test_alignment_of_pointers(name, offset):
+    """Compiled for aligned pointers, a kernel must not be launched with others."""
+    case = on(make_case((100,), 256, 7, 7, norm=True, local_reconstruction=False).to(torch.bfloat16), "cuda")
+    plain = run(case, implementation=fused)
+    tensor = case.weights[0] if name == "w_down" else getattr(case, name)
+    memory = torch.empty(tensor.numel() + offset, dtype=tensor.dtype, device="cuda")
+    shifted = memory[offset:].view(tensor.shape).copy_(tensor)
+    if name == "w_down":
+        case.weights[0] = shifted
+    else:
+        setattr(case, name, shifted)
+    for key, value in run(case, implementation=fused).items():
+        assert torch.equal(value, plain[key]), key
+
+
+def step(adapter, x, residual):
+    adapter.zero_grad()
+    out, loss = adapter(x, residual, (None, None, 1e-5))
+    (out.float().square().mean() + loss.mean()).backward()
+    return [out, loss, x.grad, *(p.grad for p in adapter.parameters())]
+
+
+def test_cuda_graph_replays_with_new_inputs():
+    torch.manual_seed(0)
+    adapter = FusedRMAdapter(768, scale=0.5, device="cuda")
+    x, residual = torch.randn(2, 1000, 768, device="cuda", dtype=torch.bfloat16).unbind()
+    x = x.requires_grad_()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            x.grad = None
+            step(adapter, x, residual)
+    torch.cuda.current_stream().wait_stream(side)
+    x.grad = None
+    adapter.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(adapter, x, residual)
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+        for parameter in adapter.parameters():
+            parameter.mul_(1.5)
+    graph.replay()
+    found = [t.clone() for t in captured]
+    leaf = x.detach().clone().requires_grad_()
+    other = copy.deepcopy(adapter)
+    for one, expected in zip(found, step(other, leaf, residual), strict=True):
+        assert torch.equal(one, expected)
+
+
+def test_launches_go_to_the_current_stream():
+    """A long kernel on a side stream writes x; only work of the same stream sees what it wrote."""
+    adapter = FusedRMAdapter(768, scale=0.5, device="cuda").eval()
+    x = torch.zeros(4096, 768, device="cuda", dtype=torch.bfloat16)
+    fresh = torch.randn_like(x)
+    with torch.no_grad():
+        expected = adapter(fresh)[0]
+        adapter(x)
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(200_000_000)
+            x.copy_(fresh)
+            found = adapter(x)[0]
+        side.synchronize()
+    assert torch.equal(found, expected)
+
+
+def test_two_threads_and_two_streams():
+    from concurrent.futures import ThreadPoolExecutor
+
+    adapter = FusedRMAdapter(512, scale=0.5, device="cuda")
+    xs = torch.randn(2, 3000, 512, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+
+    def work(x):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                leaf = x.clone().requires_grad_()
+                out, loss = adapter(leaf, x)
+                (gradient,) = torch.autograd.grad(out.sum() + loss.sum(), leaf)
+            torch.cuda.current_stream().synchronize()
+        return gradient
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(work, xs))
+    for gradient, x in zip(found, xs, strict=True):
+        assert torch.equal(gradient, work(x))
+
+
+def test_a_second_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    case = make_case((100,), 256, 8, 8, norm=True).to(torch.bfloat16, torch.float32)
+    first = run(on(case, "cuda:0"), implementation=fused)
+    for _ in range(2):
+        second = run(on(case, "cuda:1"), implementation=fused)
+    for name, value in first.items():
+        assert torch.equal(second[name].cpu(), value.cpu()), name
+    assert torch.cuda.current_device() == 0
+    with pytest.raises(ValueError, match="w_down is on cuda:0; valid: the device of x, cuda:1"):
+        fused(case.x.to("cuda:1"), *(w.to("cuda:0") for w in case.weights))
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs", "reduce-overhead"])
+def test_compiled_equals_eager(mode):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    adapter = FusedRMAdapter(256, scale=0.5, backend="triton", device="cuda")
+    compiled = torch.compile(adapter, mode=mode, fullgraph=True)
+    for tokens in (70, 90, 1, 70):
+        x, residual = torch.randn(2, 2, tokens, 256, device="cuda", dtype=torch.bfloat16).unbind()
+        found = []
+        for call in (adapter, compiled):
+            leaf = x.clone().requires_grad_()
+            adapter.zero_grad()
+            out, loss = call(leaf, residual, (None, None, 1e-5))
+            (out.float().square().mean() + loss.mean()).backward()
+            found.append([t.detach().clone() for t in (out, loss, leaf.grad, *(p.grad for p in adapter.parameters()))])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
+def test_autocast_and_auto():
+    adapter = FusedRMAdapter(256, scale=0.5, device="cuda")
+    x = torch.randn(20, 256, device="cuda")
+    assert explain(x).backend == "triton"
+    assert explain(x.double()).backend == "eager"
+    assert explain(torch.randn(20, 250, device="cuda")).backend == "eager"
+    with torch.autocast("cuda", torch.bfloat16):
+        out, loss = adapter(x)
+        (out.sum() + loss.sum()).backward()
+    assert out.dtype == torch.bfloat16
+    assert {p.grad.dtype for p in adapter.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="backend is 'triton', which cannot take this call: x is on cpu"):
+        rm_adapter(x.cpu(), *(p.cpu() for p in adapter.parameters()), backend="triton")
+
+
+def test_in_place_and_memory():
+    adapter = FusedRMAdapter(768, scale=0.5, device="cuda")
+    weights = [adapter.w_down, adapter.b_down, adapter.w_up, adapter.b_up]
+    x, residual = torch.randn(2, 8192, 768, device="cuda", dtype=torch.bfloat16).unbind()
+    expected = rm_adapter(x, *weights, residual=residual, scale=0.5)[0]
+    with torch.no_grad():
+        kept = residual.clone()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        rm_adapter_(x, *weights, residual=kept, scale=0.5)
+        assert torch.cuda.max_memory_allocated() - before < 1024
+    assert torch.equal(kept, expected)
+    leaf = x.requires_grad_()
+    before = torch.cuda.memory_allocated()
+    out, loss = adapter(leaf, residual)
+    after = torch.cuda.memory_allocated()
+    # Nothing but the results is kept.
+    assert after - before <= out.numel() * out.element_size() + loss.numel() * 4 + 1024
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_is_not_finite_stays_where_the_reference_has_it(value, norm):
+    case = make_case((20,), 80, 5, 20, norm=norm, local_reconstruction=False, activation="relu").to(torch.float32)
+    case.x[3, 7] = value
+    case.d_out[11, 70] = value
+    case = on(case, "cuda")
+    ours, theirs = run(case, implementation=fused), run(case, implementation=reference)
+    for name in ("out", "rec_loss", "grad x", "grad residual"):
+        assert torch.equal(ours[name].isfinite(), theirs[name].isfinite()), name
+
+
+def test_max_autotune(tmp_path, monkeypatch):
+    from rmadapter_kernels.triton import configure
+
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    case = make_case((4096,), 512, 32, 32, norm=True)
+    with configure(max_autotune=True):
+        judge(case, "bf16")
+    assert list(tmp_path.glob("autotune-*.json"))
+
+
+def test_a_training_run_follows_the_reference():
+    curves = []
+    for backend in ("eager", "triton"):
+        torch.manual_seed(0)
+        adapter = FusedRMAdapter(256, bottleneck=16, scale=0.1, backend=backend, device="cuda")
+        optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
+        x, goal = torch.randn(2, 500, 256, device="cuda").unbind()
+        losses = []
+        for _ in range(50):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                out, rec_loss = adapter(x, x)
+            loss = (out - goal).square().mean() + rec_loss.mean() / 256
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[1][-1] < curves[1][0]
+    assert curves[1] == pytest.approx(curves[0], rel=5e-3)
