@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
                     fields.split(","),
                     (_output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader") or "").split(", "),
                     strict=False,
-                )  # noqa: E501
+                )
             ),
         }
     return found
