@@ -25,7 +25,7 @@ from rmadapter.data import (
     load_data,
 )
 from rmadapter.distributed import PeerLostError, Ranks
-from rmadapter.encoders import Encoders
+from rmadapter.encoders import Encoders, blocks_obstacle
 from rmadapter.errors import InputError
 from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
@@ -93,7 +93,8 @@ def _train(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     step, sentence = make_step(model, config, precision, text_bytes, ranks)
     print(sentence)
     if config.explain:
-        print(Plan.of(step, config.batch_size))
+        if blocks_obstacle(model.clip) is None:
+            print(Plan.of(step, config.batch_size, config.views))
         return {}
     run = TrainRun(config, model, step, items, data, backbone, device, precision, text_bytes, ranks)
     if state is not None:
