@@ -153,7 +153,7 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
         adapters=len(layers),
         adapter=2 * sum(p.numel() for p in branch.parameters() if p.dim() == 2) if branch is not None else 0,
         embed=embed,
-        size=block.get_weight_dtype().itemsize,
+        size=tower.transformer.get_cast_dtype().itemsize,
         stream=stream,
     )
 

@@ -75,7 +75,7 @@ class Encoder:
         tower = find_towers(model.clip)[modality]
         self.blocks, self.kind = tower.blocks, tower.kind
         self.pre_ln = model.config.adapter_input == "pre_ln"
-        self.dtype: torch.dtype = self.blocks[0].get_weight_dtype()
+        self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
         self.stream = stream or self.dtype
         adapted = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
         self.first: int | None = adapted[0] if adapted else None

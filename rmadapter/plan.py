@@ -85,10 +85,11 @@ class Plan:
     shortcuts: StepConfig
     by_token: tuple[bool, bool]
     reasons: dict[str, str]
+    views: int = 0
 
     @classmethod
-    def of(cls, step: RMAdapterCLIP | TrainStep, images: int) -> Plan:
-        """The plan of ``step`` for batches of ``images``."""
+    def of(cls, step: RMAdapterCLIP | TrainStep, images: int, views: int = 0) -> Plan:
+        """The plan of ``step`` for batches of ``images`` of which ``views`` views are kept."""
         model = step.model if isinstance(step, TrainStep) else step
         reasons = {}
         if not text_is_trimmable(model.clip):
@@ -111,7 +112,7 @@ class Plan:
             targets=(loss.lambda3 > 0, loss.lambda4 > 0),
             stream=(step if fast else TrainStep(model, shortcuts)).text.stream.itemsize,
         )
-        return cls(work, shortcuts, tuple(obstacle is None for obstacle in last.values()), reasons)
+        return cls(work, shortcuts, tuple(obstacle is None for obstacle in last.values()), reasons, views)
 
     @property
     def cost(self) -> Cost:
@@ -154,6 +155,13 @@ class Plan:
             )
         for name, found in (("plain step", plain), ("this step", cost)):
             lines.append(f"{name:<15} {'':<4} {found.flop / 1e9:>11.1f} {found.bytes / 1e6:>8.0f}")
+        if self.views:
+            kept = step_cost(self.work, self.shortcuts, self.by_token, cached_views=True)
+            ratio = plain.flop / kept.flop
+            lines.append(
+                f"{'views at hand':<15} {'':<4} {kept.flop / 1e9:>11.1f} {kept.bytes / 1e6:>8.0f}  from epoch "
+                f"{self.views + 1} on, {ratio:.2f} times fewer operations than the plain step"
+            )
         lines.append(
             f"{len(self.work.chunks)} chunk(s) of {self.work.classes} prompts, up to "
             f"{max(chunk.length for chunk in self.work.chunks)} of {self.work.context} tokens; "

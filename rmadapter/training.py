@@ -25,7 +25,7 @@ from rmadapter.data import (
     load_data,
 )
 from rmadapter.distributed import PeerLostError, Ranks
-from rmadapter.encoders import Encoders
+from rmadapter.encoders import Encoders, blocks_obstacle
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
@@ -94,7 +94,8 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
     step, sentence = make_step(model, config, precision, text_bytes, ranks)
     print(sentence)
     if config.explain:
-        print(Plan.of(step, config.batch_size))
+        if blocks_obstacle(model.clip) is None:
+            print(Plan.of(step, config.batch_size, config.views))
         return {}
     run = TrainRun(config, model, step, items, data, backbone, device, precision, text_bytes, ranks)
     if state is not None:

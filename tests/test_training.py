@@ -375,9 +375,9 @@ def test_a_resumed_run_keeps_its_chunks_whatever_is_free_now(config, monkeypatch
 
 
 def test_explain_says_what_is_on_and_trains_nothing(config, tmp_path, capsys):
-    train(config(explain=True))
+    train(config(explain=True, views=1))
     out = capsys.readouterr().out
-    for words in ("text_prefix", "image_prefix", "last_token", "times fewer operations", "plain step"):
+    for words in ("text_prefix", "image_prefix", "last_token", "times fewer operations", "plain step", "views at hand"):
         assert words in out
     assert not (tmp_path / "run").exists()
     train(config(explain=True, shortcuts=False))
