@@ -54,7 +54,7 @@ def test_workers_share_the_runs(tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_is_kept_as_such_and_left_out_of_the_ranking(tmp_path):
-    plan = [runs.Planned("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e6})]
+    plan = [runs.Planned("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e9, "lambda1": 100.0})]
     (found,) = runs.run_planned(plan, tmp_path)
     assert "not finite" in found["diverged"]
     assert search.ranking([found]) == []
