@@ -1,11 +1,12 @@
-"""What reconstruction and consistency are worth on the test bed: single branch against RMAdapter, paired.
+"""What RMAdapter is worth on the test bed: single branch against RMAdapter, paired, and what of it reconstruction is.
 
     python -m rmadapter.testbed.claim --out bench/results/testbed/claim
 
 Ten seeds, four groups, two styles that pretraining has not seen; base, new, harmonic mean and retention. A run sees the
 same images, in the same order, with both methods, so they are compared run by run; what differs between groups is more
 than between seeds, so the groups are the unit of replication: differences are means over a group's seeds and styles,
-with their standard error over the groups. Runs are ordered so that the first ones are balanced over methods and groups.
+with their standard error over the groups. The single branch with RMAdapter's consistency loss is the control: what
+RMAdapter has beyond it is reconstruction's. Runs are ordered so that the first are balanced over methods and groups.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from rmadapter.testbed.runs import METHODS, Planned, run_planned
 DATA = ("emoji_animals", "emoji_food", "emoji_objects", "emoji_travel")
 STYLES = ("fluent", "emojione")
 SEEDS = range(1, 11)
+CONTROL = "single+consistency"
+COMPARED = {**METHODS, CONTROL: {"reconstruct": False, "lambda1": 0.0, "lambda2": 0.0}}
 Key = tuple[str, str, int]  # data set, style, seed
+Found = dict[Key, dict[str, dict[str, float]]]  # accuracies by method
 PARTS = {
     "base": "base",
     "new": "new",
@@ -40,15 +44,15 @@ def plan() -> list[Planned]:
     """Zero-shot once, then all methods of a seed, group by group, before the next seed."""
     zeroshot = [Planned(f"zeroshot/{data}-{style}", data, style, None, {}) for style in STYLES for data in DATA]
     trained = [
-        Planned(f"{method}/{data}-{style}-seed{seed}", data, style, seed, METHODS[method])
-        for seed, style, data, method in itertools.product(SEEDS, STYLES, DATA, METHODS)
+        Planned(f"{method}/{data}-{style}-seed{seed}", data, style, seed, COMPARED[method])
+        for seed, style, data, method in itertools.product(SEEDS, STYLES, DATA, COMPARED)
     ]
     return zeroshot + trained
 
 
-def complete(results: Sequence[dict[str, Any]]) -> dict[Key, dict[str, dict[str, float]]]:
-    """(data, style, seed) -> method -> accuracy, where both methods are done and neither diverged."""
-    found: dict[Key, dict[str, dict[str, float]]] = {}
+def complete(results: Sequence[dict[str, Any]]) -> Found:
+    """(data, style, seed) -> method -> accuracy, where single branch and RMAdapter are done and neither diverged."""
+    found: Found = {}
     for result in results:
         if result["seed"] is not None and "diverged" not in result:
             key = (result["data"], result["style"], result["seed"])
@@ -89,7 +93,14 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
         if pairs:
             untrained = {key: accuracy for key, accuracy in zeroshot.items() if style in (None, key[1])}
             title = f"Drawn by {style}" if style else "Both styles"
-            blocks += [f"## {title}, {len(pairs)} pairs", _table(pairs, untrained)]
+            table = _table(pairs, tuple(METHODS), (("rmadapter", "single"),), untrained)
+            blocks += [f"## {title}, {len(pairs)} pairs", table]
+    controlled = {key: methods for key, methods in paired.items() if CONTROL in methods}
+    if controlled:
+        blocks += [
+            f"## What of it is consistency and what reconstruction, {len(controlled)} triples, both styles",
+            _table(controlled, tuple(COMPARED), ((CONTROL, "single"), ("rmadapter", CONTROL))),
+        ]
     norms = [
         r["second_half"]
         for r in results
@@ -106,20 +117,25 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _table(pairs: dict[Key, dict[str, dict[str, float]]], zeroshot: dict[Key, dict[str, float]]) -> str:
-    """A row for zero-shot and each method, then the paired difference and its sign by group."""
-    rows: dict[str, list[str]] = {
-        "zero-shot": [with_error(group_means({key: a[part] for key, a in zeroshot.items()})) for part in PARTS]
-    }
-    for method in METHODS:
-        means = [group_means({key: methods[method][part] for key, methods in pairs.items()}) for part in PARTS]
+def _table(
+    pairs: Found,
+    methods: Sequence[str],
+    contrasts: Sequence[tuple[str, str]],
+    zeroshot: dict[Key, dict[str, float]] | None = None,
+) -> str:
+    """A row for zero-shot and each method, then for each contrast the paired difference and its sign by group."""
+    rows: dict[str, list[str]] = {}
+    if zeroshot:
+        rows["zero-shot"] = [with_error(group_means({key: a[part] for key, a in zeroshot.items()})) for part in PARTS]
+    for method in methods:
+        means = [group_means({key: found[method][part] for key, found in pairs.items()}) for part in PARTS]
         rows[method] = [with_error(values) for values in means]
-    differences = [
-        group_means({key: methods["rmadapter"][part] - methods["single"][part] for key, methods in pairs.items()})
-        for part in PARTS
-    ]
-    rows["rmadapter - single"] = [with_error(values, "+") for values in differences]
-    rows["groups in which it is higher"] = [f"{sum(d > 0 for d in values)} of {len(values)}" for values in differences]
+    for one, other in contrasts:
+        differences = [
+            group_means({key: found[one][part] - found[other][part] for key, found in pairs.items()}) for part in PARTS
+        ]
+        rows[f"{one} - {other}"] = [with_error(values, "+") for values in differences]
+        rows[f"groups in which {one} is higher"] = [f"{sum(d > 0 for d in v)} of {len(v)}" for v in differences]
     lines = ["| | " + " | ".join(PARTS.values()) + " |", "|---|" + "--:|" * len(PARTS)]
     return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
 

@@ -54,7 +54,7 @@ def test_workers_share_the_runs(tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_is_kept_as_such_and_left_out_of_the_ranking(tmp_path):
-    plan = [runs.Planned("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e6})]
+    plan = [runs.Planned("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e9, "lambda1": 100.0})]
     (found,) = runs.run_planned(plan, tmp_path)
     assert "not finite" in found["diverged"]
     assert search.ranking([found]) == []
@@ -96,13 +96,20 @@ def test_ranking_is_by_the_mean_harmonic_mean():
 
 def test_every_prefix_of_the_claim_is_balanced():
     plan = claim.plan()
-    assert len(plan) == 8 + 10 * 2 * 4 * len(runs.METHODS)
+    methods = len(claim.COMPARED)
+    assert len(plan) == 8 + 10 * 2 * 4 * methods
     assert len({run.folder for run in plan}) == len(plan)
-    methods = len(runs.METHODS)
     first_seed = plan[8 : 8 + 8 * methods]
     assert {run.seed for run in first_seed} == {1}
     for pair in range(0, len(first_seed), methods):
         assert len({(run.data, run.style) for run in first_seed[pair : pair + methods]}) == 1
+
+
+def test_the_control_is_rmadapter_without_reconstruction():
+    config = runs.train_config("emoji_food", "fluent", 1, **claim.COMPARED[claim.CONTROL])
+    whole = runs.train_config("emoji_food", "fluent", 1)
+    assert config.method == claim.CONTROL
+    assert (config.loss.lambda3, config.loss.lambda4) == (whole.loss.lambda3, whole.loss.lambda4)
 
 
 def results(differences: dict[tuple[str, str, int], float]) -> list[dict]:
@@ -142,11 +149,26 @@ def test_differences_are_paired_and_their_error_is_over_groups():
     assert [cell.strip() for cell in lines["rmadapter - single"]][:2] == ["+0.00 ± 0.00", "+4.00 ± 2.00"]
     assert lines["zero-shot"][0].strip() == "40.00 ± 0.00"
     assert lines["rmadapter"][1].strip() == "54.00 ± 2.00"
-    assert lines["groups in which it is higher"][1].strip() == "2 of 2"
+    assert lines["groups in which rmadapter is higher"][1].strip() == "2 of 2"
     assert "3 pairs" in found
     assert "RMAdapter's 3 runs: 2 from cross-entropy, 0.5 from reconstruction" in found
     assert claim.with_error([1.0]).endswith("nan")
     assert claim.group_means({("a", "x", 1): 1, ("a", "x", 2): 3, ("a", "y", 1): 8}) == [5]  # styles count alike
+
+
+def test_the_control_tells_consistency_from_reconstruction():
+    found = results({("a", "fluent", 1): 5.0, ("b", "fluent", 1): 5.0})
+    control = [
+        {**one, "method": claim.CONTROL, "accuracy": {**one["accuracy"], "new": 53.0}}
+        for one in found
+        if one["method"] == "single"
+    ]
+    assert "reconstruction, 2 triples" not in claim.summary(found)
+    text = claim.summary([*found, *control])
+    assert "reconstruction, 2 triples" in text
+    rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in text.splitlines() if line[:2] == "| "}
+    assert rows["single+consistency - single"] == "+3.00 ± 0.00"
+    assert rows["rmadapter - single+consistency"] == "+2.00 ± 0.00"
 
 
 def test_a_run_without_its_partner_does_not_count():
