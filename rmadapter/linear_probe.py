@@ -153,7 +153,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.resume and (done := folder.results()) is not None:
         return done
     device = resolve_device(config.device)
-    data = load_data(config.data, config.data_root)
+    data = load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
     names = base_new_names(data.class_names, config.classes)
@@ -187,6 +187,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "format": FORMAT,
         "method": LINEAR_PROBE.name,
         "data": data.name,
+        "style": data.style,
         "model": config.model,
         "pretrained": config.pretrained,
         "shots": config.shots,
@@ -282,7 +283,7 @@ def load(
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on."""
     device = resolve_device(config.device)
-    data = load_data(config.data, config.data_root)
+    data = load_data(config.data, config.data_root, config.style)
     if config.classes == "base_new":
         raise InputError("classes is 'base_new', but a linear probe knows one half alone; valid: all, base, new")
     probe, backbone, values = load(Path(config.adapter), device, config.model, config.pretrained)
@@ -293,6 +294,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "format": FORMAT,
         "method": LINEAR_PROBE.name,
         "data": data.name,
+        "style": data.style,
         "model": backbone.source.name,
         "pretrained": backbone.source.pretrained,
         "shots": values["training"]["shots"],

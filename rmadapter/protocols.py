@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.config import TrainConfig
+from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS
 from rmadapter.errors import InputError, check_choice
 from rmadapter.methods import ABLATION_TABLE, METHODS, configure
+from rmadapter.testbed import is_testbed
 
 PROTOCOLS = ("base2new", "cross", "domain", "ablation")
 TRANSFERS = ("cross", "domain")
@@ -51,6 +53,18 @@ class PlannedRun:
 def short_name(data: str) -> str:
     """What a data set is called in folders: its name, or the last part of its path."""
     return Path(data).name
+
+
+def data_and_style(data: str) -> tuple[str, str | None]:
+    """Name and style of a data set: a bundled one may be written ``emoji_food@openmoji``."""
+    name, at, style = data.partition("@")
+    return (name, style) if at and is_testbed(name) else (data, None)
+
+
+def load_planned(data: str, data_root: str | None) -> ImageData:
+    """The data set that a plan calls ``data``."""
+    name, style = data_and_style(data)
+    return load_data(name, None if is_testbed(name) else data_root, style)
 
 
 def default_data(protocol: str) -> tuple[str, ...]:
@@ -120,7 +134,9 @@ def plan(
 def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:
     """The training configuration of ``run``: the protocol's settings, then the user's options, then the method's."""
     words = [*IMAGENET_OPTIONS[protocol]] if run.data == SOURCE else []
-    words += [*options, "--data", run.data, *(("--data_root", data_root) if data_root else ())]
+    name, style = data_and_style(run.data)
+    words += [*options, "--data", name, *(("--style", style) if style else ())]
+    words += ["--data_root", data_root] if data_root and not is_testbed(name) else []
     words += ["--classes", "all" if protocol in TRANSFERS else "base", "--out", str(out), "--resume"]
     words += ["--seed", str(1 if run.seed is None else run.seed)]
     return configure(run.method, words, prog="rmadapter sweep")

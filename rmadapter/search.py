@@ -21,9 +21,10 @@ from rmadapter.arguments import parse_arguments, split_options
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import read_json, write_json, write_text
+from rmadapter.testbed import is_testbed
 
 FORMAT = 1
-RESERVED = ("data", "data_root", "classes", "seed", "out", "resume", "overwrite", "evaluate")
+RESERVED = ("data", "data_root", "style", "classes", "seed", "out", "resume", "overwrite", "evaluate")
 PARAMETERS = ("lr", "scale", "layers", "lambdas")
 # Log grids around what the first trials saw: reconstruction does nothing at 1 and a little at 10, 1000 diverges;
 # consistency at 100 and more freezes the adapter. The fourth lambda is 2.5 times the third, as PromptSRC's.
@@ -128,6 +129,11 @@ def run_search(argv: list[str]) -> dict[str, Any]:
     from rmadapter.data import load_data
     from rmadapter.search_data import write_search_data
 
+    if is_testbed(config.data):
+        raise InputError(
+            f"data is {config.data!r}, a bundled data set; valid: folders of images; the test bed has a search of its "
+            "own, python -m rmadapter.testbed.search"
+        )
     data = load_data(config.data, config.data_root)
     for note in data.notes:
         print(note)

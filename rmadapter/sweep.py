@@ -28,11 +28,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rmadapter.data import load_data
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_json
 from rmadapter.methods import METHODS, evaluate
-from rmadapter.protocols import PlannedRun, short_name
+from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
 from rmadapter.sweep_config import Sweep, parse_sweep
 
 FORMAT = 1
@@ -49,7 +48,7 @@ def run_sweep(argv: list[str]) -> int:
         return 0
     for name in dict.fromkeys(name for run in sweep.runs() for name in (run.data, *run.targets)):
         # Before any work: is it there, and is its split made?
-        for note in load_data(name, sweep.data_root).notes:
+        for note in load_planned(name, sweep.data_root).notes:
             print(note)
     enter(sweep)
     if config.jobs > 1:
@@ -193,8 +192,8 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         if file.is_file():
             continue
         if run.seed is None:
-            place = {"data": target, "out": str(file.parent / "run")}
-            found = method.train(dataclasses.replace(config, **place))
+            name, style = data_and_style(target)
+            found = method.train(dataclasses.replace(config, data=name, style=style, out=str(file.parent / "run")))
         else:
             found = _evaluate_on(target, config, folder / "run" / "adapter")
         write_json(file, {**found, "trained_on": short_name(run.data)})
@@ -205,10 +204,13 @@ def _evaluate_on(target: str, config: Any, adapter: Path) -> dict[str, Any]:
     from rmadapter.evaluation import EvalConfig
 
     names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
-    names -= {"adapter", "data", "classes", "out", "template", "model", "pretrained", "batch_size"}
+    names -= {"adapter", "data", "style", "classes", "out", "template", "model", "pretrained", "batch_size"}
     shared = {name: getattr(config, name) for name in names}
+    name, style = data_and_style(target)
     return evaluate(
-        EvalConfig(**shared, adapter=str(adapter), data=target, classes="all", batch_size=config.eval_batch_size)
+        EvalConfig(
+            **shared, adapter=str(adapter), data=name, style=style, classes="all", batch_size=config.eval_batch_size
+        )
     )
 
 

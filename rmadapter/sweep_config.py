@@ -13,12 +13,17 @@ from rmadapter.config import TrainConfig
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config
+from rmadapter.testbed import DATA, is_testbed
 
 # What a sweep decides itself, run by run.
-RESERVED = ("data", "data_root", "classes", "seed", "out", "resume", "overwrite", "evaluate")
+RESERVED = ("data", "data_root", "style", "classes", "seed", "out", "resume", "overwrite", "evaluate")
 # What may differ when a sweep is continued: where things are and how fast it goes, not what comes out.
 FREE = {*RESERVED, "workers", "eval_batch_size", "checkpoint_every"}
 ALIASES = {"field": FIELD, "variants": VARIANTS}
+# The bundled test bed: six groups of emoji; for domain one group, trained in one style and tested in the others.
+TESTBED = "testbed"
+TESTBED_GROUPS = DATA[:6]
+TESTBED_STYLES = ("fluent", "emojione", "openmoji", "noto", "twemoji")
 
 
 @dataclass
@@ -27,8 +32,9 @@ class SweepConfig:
 
     Args:
         words: base2new, cross, domain or ablation
-        data: data sets, separated by commas: names in data_root, folders, or 'field' for the field's eleven and
-            'variants' for ImageNet's four; default: those of the published table
+        data: data sets, separated by commas: names in data_root, folders, bundled ones (emoji_food, or
+            emoji_food@openmoji for a style), 'field' for the field's eleven, 'variants' for ImageNet's four, 'testbed'
+            for the bundled ones; default: those of the published table
         data_root: folder that holds the data sets
         methods: separated by commas; default: zeroshot,mma,rmadapter, for ablation every row of the paper's table
         seeds: separated by commas
@@ -56,6 +62,13 @@ class SweepConfig:
         for word in split_list(self.seeds):
             if not word.isdecimal():
                 raise InputError(f"seeds has {word!r}; valid: numbers from 0, such as 1,2,3")
+
+
+def testbed_data(protocol: str) -> tuple[str, ...]:
+    """What ``--data testbed`` means for ``protocol``."""
+    if protocol == "domain":
+        return tuple(f"{TESTBED_GROUPS[0]}@{style}" for style in TESTBED_STYLES)
+    return TESTBED_GROUPS
 
 
 def split_list(text: str) -> list[str]:
@@ -98,8 +111,9 @@ class Sweep:
 
     def settings(self) -> dict[str, Any]:
         """The options as resolved values, without those that may differ when the sweep is continued."""
-        run = PlannedRun("rmadapter", self.data[0], 1)
-        config = run_config("base2new", dataclasses.replace(run, data="any"), self.options, None, Path("any"))
+        # Of the bundled data sets the test bed's own defaults hold; of all others the same ones.
+        data = self.data[0] if is_testbed(self.data[0]) else "any"
+        config = run_config("base2new", PlannedRun("rmadapter", data, 1), self.options, None, Path("any"))
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         return {name: value for name, value in values.items() if name not in FREE}
 
@@ -113,7 +127,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     own, options = split_options(argv, SweepConfig, TrainConfig, reserved=RESERVED)
     config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words")
     protocol = config.words[0]
-    data = [name for part in split_list(config.data or "") for name in ALIASES.get(part, (part,))]
+    aliases = {**ALIASES, TESTBED: testbed_data(protocol)}
+    data = [name for part in split_list(config.data or "") for name in aliases.get(part, (part,))]
     data = tuple(data or default_data(protocol))
     methods = tuple(split_list(config.methods or "") or default_methods(protocol))
     sources = data if config.source == "each" else tuple(split_list(config.source or ""))

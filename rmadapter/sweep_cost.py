@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 
-from rmadapter.data import base_new_split, few_shot_sample, load_data
+from rmadapter.data import base_new_split, few_shot_sample
 from rmadapter.files import read_json
 from rmadapter.methods import METHODS
-from rmadapter.protocols import PlannedRun
+from rmadapter.protocols import PlannedRun, load_planned
 from rmadapter.sweep import result_files, state
 from rmadapter.sweep_config import Sweep
 
@@ -24,7 +24,7 @@ def describe_cost(sweep: Sweep) -> str:
     found = state(sweep)
     states = {run: name for name in ("done", "failed", "running", "open") for run in getattr(found, name)}
     seconds = _seconds(sweep, found.done)
-    loaded = {name: load_data(name, sweep.data_root) for name in dict.fromkeys(_data(sweep))}
+    loaded = {name: load_planned(name, sweep.data_root) for name in dict.fromkeys(_data(sweep))}
     lines, steps_left, images_left, seconds_left, unknown = [], 0, 0, 0.0, 0
     for run in sweep.runs():
         config = sweep.config(run)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from rmadapter.plots import MARKERS, draw_base_new, method_colours, save_figure
 from rmadapter.results import Row, Stat, method_order
-from rmadapter.sweep_tables import SweepResults
+from rmadapter.sweep_tables import SweepResults, data_name
 
 # Beyond this many data sets the page shows base against new for their mean alone.
 FEW = 3
@@ -32,7 +32,7 @@ def draw(found: SweepResults, out: Path) -> list[Path]:
     if found.rows:
         # The ablation's many methods are drawn for the mean alone, where there is one.
         limit = 1 if found.protocol == "ablation" else FEW
-        few = found.rows if len({row.group.data for row in found.rows}) <= limit else ()
+        few = found.rows if len({data_name(row) for row in found.rows}) <= limit else ()
         files.append(draw_base_new(few, found.means, out))
     bars = _bars_of(found)
     if bars:
@@ -49,7 +49,7 @@ def draw(found: SweepResults, out: Path) -> list[Path]:
 def _bars_of(found: SweepResults) -> list[_Bar]:
     if found.rows:
         parts = [(row, row.accuracy("hm") or row.accuracy("base")) for row in found.rows]
-        return [_Bar(row.group.method, row.group.data, stat) for row, stat in parts if stat is not None]
+        return [_Bar(row.group.method, data_name(row), stat) for row, stat in parts if stat is not None]
     several = len({row.source for row in found.transfers}) > 1
     return [
         _Bar(row.method, f"{row.source} to {data}" if several else data, stat)
@@ -92,7 +92,7 @@ def _ablation(rows: Sequence[Row]) -> Figure | None:
     by_method: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row.accuracy("hm"):
-            by_method.setdefault(row.group.method, {})[row.group.data] = row
+            by_method.setdefault(row.group.method, {})[data_name(row)] = row
     if not by_method:
         return None
     shared = set.intersection(*(set(members) for members in by_method.values()))

@@ -13,7 +13,7 @@ from rmadapter import published
 from rmadapter.errors import InputError
 from rmadapter.files import read_json
 from rmadapter.protocols import TRANSFERS, PlannedRun, short_name
-from rmadapter.results import DataMeans, Row, Run, Stat, make_rows, means_over_data, method_order, read_run
+from rmadapter.results import RETAINED, DataMeans, Row, Run, Stat, make_rows, means_over_data, method_order, read_run
 from rmadapter.sweep import read_manifest, state, target_folder
 from rmadapter.sweep_config import Sweep
 from rmadapter.tables import Table, difference, joined, number
@@ -23,6 +23,14 @@ HM_NOTE = (
     "new accuracy; mean of HMs is over the data sets, of each one's means over seeds; HM per seed is each seed's HM of "
     "its means over the data sets, with the standard deviation over seeds."
 )
+
+
+_RETAINED_HEADINGS = tuple(part.replace("_", " ") for part in RETAINED)
+
+
+def data_name(row: Row) -> str:
+    """The data set of ``row``, with its style where it has one."""
+    return row.group.data + (f"@{row.group.style}" if row.group.style else "")
 
 
 @dataclass(frozen=True)
@@ -165,28 +173,31 @@ def _mean_tables(found: SweepResults) -> list[Table]:
         rows.append(
             (
                 mean.group.method,
+                mean.group.style or "",
                 str(len(mean.data)),
                 number(mean.base),
                 number(mean.new),
                 number(mean.hm_of_means),
                 number(mean.mean_of_hms),
                 str(mean.hm_per_seed or ""),
+                *(number(mean.retained.get(part)) for part in RETAINED),
                 joined(paper) if paper else "",
                 difference(mean.base, paper and paper.base),
                 difference(mean.new, paper and paper.new),
                 difference(mean.hm_of_means, paper and paper.hm),
             )
         )
-    headings = ("method", "data sets", "base", "new", "HM of means", "mean of HMs", "HM per seed")
+    headings = ("method", "style", "data sets", "base", "new", "HM of means", "mean of HMs", "HM per seed")
+    headings += _RETAINED_HEADINGS
     headings += ("published base / new / HM", "base", "new", "HM of means")
     return [Table("Mean over the data sets", _differences(headings), tuple(rows), note=HM_NOTE)]
 
 
 def _data_tables(found: SweepResults) -> list[Table]:
     made = []
-    for data in dict.fromkeys(row.group.data for row in found.rows):
+    for data in dict.fromkeys(data_name(row) for row in found.rows):
         rows = []
-        for row in sorted((r for r in found.rows if r.group.data == data), key=lambda r: method_order(r.group.method)):
+        for row in sorted((r for r in found.rows if data_name(r) == data), key=lambda r: method_order(r.group.method)):
             paper = published.base_new(row.group.method, data)
             base, new = row.accuracy("base"), row.accuracy("new")
             rows.append(
@@ -197,6 +208,7 @@ def _data_tables(found: SweepResults) -> list[Table]:
                     str(new or ""),
                     str(row.accuracy("hm") or ""),
                     number(row.hm_of_means),
+                    *(str(row.accuracy(part) or "") for part in RETAINED),
                     number(row.trained_parameters, ","),
                     number(row.seconds("train") and row.seconds("train").mean, ".1f"),
                     joined(paper) if paper else "",
@@ -204,7 +216,8 @@ def _data_tables(found: SweepResults) -> list[Table]:
                     difference(new and new.mean, paper and paper[1]),
                 )
             )
-        headings = ("method", "seeds", "base", "new", "HM", "HM of means", "trained parameters", "training s")
+        headings = ("method", "seeds", "base", "new", "HM", "HM of means", *_RETAINED_HEADINGS)
+        headings += ("trained parameters", "training s")
         headings += ("published base / new", "base", "new")
         made.append(Table(data, _differences(headings), tuple(rows)))
     return made
@@ -264,7 +277,7 @@ def to_csv(found: SweepResults) -> str:
         paper = published.base_new(row.group.method, row.group.data)
         values = dict(zip(("base", "new"), paper or (), strict=False))
         for part in ("base", "new", "hm"):
-            line(row.group.method, row.group.data, row.group.data, part, row.accuracy(part), values.get(part))
+            line(row.group.method, data_name(row), data_name(row), part, row.accuracy(part), values.get(part))
     for mean in found.means:
         paper = published.base_new_mean(mean.group.method, frozenset(mean.data))
         method, sets = mean.group.method, len(mean.data)

@@ -21,7 +21,7 @@ class Table:
     note: str = ""
 
     def _shown(self) -> list[int]:
-        return [n for n in range(len(self.headings)) if n < self.words or any(row[n] for row in self.rows)]
+        return [n for n in range(len(self.headings)) if any(row[n] for row in self.rows)]
 
     def markdown(self) -> str:
         """With aligned columns, title above, note below."""

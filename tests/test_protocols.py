@@ -8,7 +8,15 @@ import pytest
 
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError
-from rmadapter.protocols import PlannedRun, default_data, default_methods, plan, run_config
+from rmadapter.protocols import (
+    PlannedRun,
+    data_and_style,
+    default_data,
+    default_methods,
+    load_planned,
+    plan,
+    run_config,
+)
 
 
 def test_base_to_new():
@@ -53,6 +61,15 @@ def test_the_configuration_of_a_run():
     assert (config.batch_size, config.epochs) == (8, 1)
     assert run_config("base2new", PlannedRun("mma", "imagenet", 1), [], None, Path("o")).batch_size == 128
     assert run_config("base2new", PlannedRun("mma", "dtd", 1), [], None, Path("o")).batch_size == 16
+
+
+def test_a_bundled_data_set_with_its_style_and_the_test_bed_s_defaults():
+    config = run_config("domain", PlannedRun("single", "emoji_food@noto", 1), ["--shots", "4"], "root", Path("o"))
+    assert (config.data, config.style, config.data_root, config.model) == ("emoji_food", "noto", None, "emoji-clip")
+    assert (config.classes, config.shots, config.loss.lambda1) == ("all", 4, 0)
+    assert data_and_style("emoji_food") == ("emoji_food", None)
+    assert data_and_style("some@folder") == ("some@folder", None)
+    assert load_planned("emoji_food@openmoji", "root").style == "openmoji"
 
 
 @pytest.mark.parametrize(

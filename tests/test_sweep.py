@@ -183,6 +183,38 @@ def test_dry_run(words, tmp_path, capsys):
     assert "2 runs of methods without a finished one" in out
 
 
+@pytest.mark.parametrize(
+    ("protocol", "line", "runs"),
+    [
+        ("base2new", "open  rmadapter/emoji_food/seed1: ", 18),
+        ("domain", "open  rmadapter/emoji_animals@fluent/seed1: ", 3),
+    ],
+)
+def test_the_test_bed_has_a_name(protocol, line, runs, tmp_path, capsys):
+    assert sweep(protocol, "--data", "testbed", "--seeds", "1", "--out", str(tmp_path / "s"), "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert line in out
+    assert f"{runs} runs, 0 done" in out
+
+
+@pytest.mark.slow
+def test_domain_on_the_test_bed(tmp_path, capsys):
+    argv = ["--data", "emoji_travel@fluent,emoji_travel@openmoji", "--methods", "zeroshot,single", "--seeds", "1"]
+    argv += ["--shots", "1", "--epochs", "1", "--out", str(tmp_path / "s")]
+    assert sweep("domain", *argv) == 0
+    assert main(["report", str(tmp_path / "s"), "--out", str(tmp_path / "report")]) == 0
+    out = capsys.readouterr().out
+    assert "## Trained on emoji_travel@fluent" in out
+    assert "emoji_travel@openmoji" in out
+    folder = tmp_path / "s" / "runs" / "single" / "emoji_travel@fluent" / "seed1"
+    found = json.loads((folder / "on" / "emoji_travel@openmoji" / "results.json").read_text())
+    assert (found["style"], found["trained_on"]) == ("openmoji", "emoji_travel@fluent")
+    assert sweep("base2new", *argv[:1], "emoji_travel", *argv[2:-1], str(tmp_path / "b")) == 0
+    assert main(["report", str(tmp_path / "b"), "--out", str(tmp_path / "report")]) == 0
+    assert "## emoji_travel@fluent" in (text := capsys.readouterr().out)
+    assert "retained new" in text
+
+
 def test_mistakes(words, tmp_path, capsys):
     assert sweep(*words(data="animals")) == 0
     capsys.readouterr()
