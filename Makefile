@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench install clean
+.PHONY: demo test test-all test-triton lint bench install clean
 
 install: $(INSTALLED)
 
@@ -20,8 +20,17 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-test-all: $(INSTALLED)
+test-all: $(INSTALLED) test-triton
 	$(BIN)/python -m pytest -m "not gpu"
+
+# The kernels on the oldest Triton that is supported and on the newest, each in a folder in front of the installed one.
+TRITONS ?= ~=3.6.0 >=3.9
+test-triton: $(INSTALLED)
+	for version in $(foreach v,$(TRITONS),"$(v)"); do \
+		folder="build/triton-$$(echo $$version | tr -dc 0-9.)"; \
+		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" "triton$$version" && \
+		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton.py || exit 1; \
+	done
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
