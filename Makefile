@@ -8,7 +8,7 @@ SECONDS ?= 60
 # Another torch than that of .venv, for the wheel's test.
 TORCH ?= torch==2.10.*
 
-.PHONY: demo test test-all lint bench install wheel test-wheel sanitize fuzz clean
+.PHONY: demo test test-all test-triton lint bench install wheel test-wheel sanitize fuzz clean
 
 install: $(INSTALLED)
 
@@ -25,8 +25,17 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-test-all: $(INSTALLED)
+test-all: $(INSTALLED) test-triton
 	$(BIN)/python -m pytest -m "not gpu"
+
+# The kernels on the oldest Triton that is supported and on the newest, each in a folder in front of the installed one.
+TRITONS ?= ~=3.6.0 >=3.9
+test-triton: $(INSTALLED)
+	for version in $(foreach v,$(TRITONS),"$(v)"); do \
+		folder="build/triton-$$(echo $$version | tr -dc 0-9.)"; \
+		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" "triton$$version" && \
+		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton.py || exit 1; \
+	done
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .

@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import torch
+import torch  # noqa: E402
 
 # Shares of the time that is left when a step begins.
 TESTS_SHARE, REPORT_SHARE = 0.45, 0.3

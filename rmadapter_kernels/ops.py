@@ -74,10 +74,15 @@ _LIBRARY.impl("eager_backward", eager.backward, "CompositeExplicitAutograd")
 def _triton(name: str) -> Callable:
     """An implementation of the Triton backend, which is imported at the first call."""
 
-    def call(*arguments):
-        from rmadapter_kernels.triton import operators
+    implementation = None
 
-        return getattr(operators, name)(*arguments)
+    def call(*arguments):
+        nonlocal implementation
+        if implementation is None:
+            from rmadapter_kernels.triton import operators
+
+            implementation = getattr(operators, name)
+        return implementation(*arguments)
 
     return call
 

@@ -59,15 +59,12 @@ def current_stream(device: torch.device) -> int:
     return torch._C._cuda_getCurrentRawStream(device.index)
 
 
+_RUNTIME = triton.knobs.runtime
+
+
 def _hooked() -> bool:
-    """Whether a profiler wants to see launches."""
-    runtime = triton.knobs.runtime
-    return _calls(runtime.launch_enter_hook) or _calls(runtime.launch_exit_hook)
-
-
-def _calls(hook: Any) -> bool:
-    # From 3.6 on a hook is a chain of calls, empty where nobody listens.
-    return bool(getattr(hook, "calls", hook))
+    """Whether a profiler wants to see launches: from 3.6 on a hook is a chain of calls."""
+    return bool(_RUNTIME.launch_enter_hook.calls or _RUNTIME.launch_exit_hook.calls)
 
 
 class Launch:

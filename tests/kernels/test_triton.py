@@ -35,7 +35,7 @@ def environment(**changes: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])} | changes
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_under_the_interpreter():
     """In a process of its own: the variable counts when Triton is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "--confcutdir", str(HERE), str(HERE / "triton_interpreter.py")]
