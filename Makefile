@@ -49,7 +49,6 @@ test-wheel: wheel
 # Address and undefined-behaviour sanitizers over the backend's tests, with a build of its own.
 SANITIZED := build/sanitize
 sanitize: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet "setuptools>=77"
 	RMADAPTER_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib RMADAPTER_TEST_LIBRARY=$(SANITIZED) \

@@ -89,14 +89,13 @@ class PlatformWheel(bdist_wheel):
 
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
-    "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "test": [
         "hypothesis>=6.90",
         "matplotlib>=3.8",
         "pytest>=8.0",
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
-        "scikit-learn>=1.4",
+        "setuptools>=77",  # the tests of the build run setup.py
     ],
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
@@ -111,6 +110,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["rmadapter", "rmadapter.*", "rmadapter_kernels", "rmadapter_kernels.*"]),
+    package_data={"rmadapter.testbed": ["train.yaml", "files/*", "files/licenses/*"]},
     install_requires=[
         "torch>=2.10",
         # torch for Linux brings the matching Triton; elsewhere there is none.

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_choice, nearest
 from rmadapter.injection import CHILD, ModelSource
+from rmadapter.testbed import MODEL
+from rmadapter.testbed.clip import load_bundled
 
 # Random weights are drawn from this seed, so that a run without --pretrained can be evaluated by name too.
 RANDOM_WEIGHTS_SEED = 0
@@ -50,7 +52,8 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
     """An open_clip model in fp32.
 
     Args:
-        name: one of ``open_clip.list_models()``, or ``local-dir:FOLDER`` / ``hf-hub:ORG/NAME``.
+        name: one of ``open_clip.list_models()``, ``local-dir:FOLDER`` / ``hf-hub:ORG/NAME``, or the bundled
+            ``emoji-clip``.
         pretrained: tag of ``open_clip.list_pretrained_tags_by_model(name)`` or a weights file; None: random
             weights from a fixed seed, with a warning.
 
@@ -58,6 +61,12 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
         InputError: unknown name or tag (with the nearest match), weights that cannot be had or read.
     """
     scheme = name.partition(":")[0] if ":" in name else None
+    if name == MODEL:
+        if pretrained is not None:
+            raise InputError(f"pretrained is {pretrained!r}, but model {name!r} brings its own weights")
+        clip, tokenizer = load_bundled()
+        clip = clip.to(device).eval().requires_grad_(False)
+        return Backbone(clip, tokenizer, Preprocessing.of(clip), ModelSource(name))
     if scheme is None:
         _check_name(name, pretrained)
         if pretrained is None:
@@ -109,11 +118,11 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
 
 
 def _check_name(name: str, pretrained: str | None) -> None:
-    models = open_clip.list_models()
+    models = [*open_clip.list_models(), MODEL]
     if name.replace("/", "-") not in models:
         raise InputError(
             f"model is {name!r}, which open_clip does not know{nearest(name, models)}; "
-            f"valid: one of open_clip.list_models() ({len(models)}), local-dir:FOLDER or hf-hub:ORG/NAME"
+            f"valid: one of open_clip.list_models() ({len(models) - 1}), {MODEL}, local-dir:FOLDER or hf-hub:ORG/NAME"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():

@@ -26,10 +26,10 @@ rmadapter COMMAND --help lists a command's options."""
 
 @dataclass
 class ReportConfig:
-    """Tables (Markdown, CSV) and plots (PNG) from run folders.
+    """Tables (Markdown, CSV) and plots (PNG) from run folders, or from the folder of a sweep (HTML too).
 
     Args:
-        runs: run folders, or folders that hold them
+        runs: run folders, or folders that hold them, or one sweep
         out: folder for report.md, report.csv and the plots; default: report
     """
 
@@ -65,7 +65,15 @@ def _predict(argv: list[str]) -> None:
 def _report(argv: list[str]) -> None:
     config = parse_arguments(ReportConfig, argv, prog="rmadapter report", positional="runs")
     from rmadapter.report import report
+    from rmadapter.sweep_report import is_sweep, sweep_report
 
+    if is_sweep(Path(config.runs[0])):
+        if len(config.runs) > 1:
+            raise InputError(
+                f"runs is {config.runs!r}, of which the first is a sweep; valid: one sweep, or run folders"
+            )
+        print(sweep_report(Path(config.runs[0]), Path(config.out)))
+        return
     print(report([Path(run) for run in config.runs], Path(config.out)).text)
 
 

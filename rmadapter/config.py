@@ -269,8 +269,10 @@ class TrainConfig:
     """One training run. The defaults are those of the field's 16-shot protocol for pretrained CLIP.
 
     Args:
-        data: folder of images (one folder a class, or train/ and test/ with one each), or its name in data_root
+        data: folder of images (one folder a class, or train/ and test/ with one each), its name in data_root, or
+            a bundled data set: emoji_animals, emoji_food, ... (these have defaults of their own)
         data_root: folder that holds the data sets
+        style: whose drawings, for the bundled emoji data sets: noto, twemoji, fluent, emojione or openmoji
         classes: all, or one half of the sorted classes: base or new
         shots: training images a class
         seed: seeds the sample, the order, the augmentation and the adapter's weights
@@ -317,6 +319,7 @@ class TrainConfig:
 
     data: str = ""
     data_root: str | None = None
+    style: str | None = None
     classes: str = "all"
     shots: int = 16
     seed: int = 1
@@ -411,7 +414,7 @@ class TrainConfig:
         """``out``, or the default named after what is run."""
         if self.out:
             return Path(self.out)
-        data = Path(self.data).name or "data"
+        data = (Path(self.data).name or "data") + (f"-{self.style}" if self.style else "")
         model = Path(self.model.removeprefix("local-dir:")).name
         return Path("runs") / f"{data}-{model}-{self.method}-{self.classes}-{self.shots}shot-seed{self.seed}"
 

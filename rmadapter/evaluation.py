@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rmadapter.data import (
     ImageData,
     Item,
     Preprocessing,
+    Read,
     base_new_names,
     base_new_split,
     collate_readable,
@@ -34,6 +35,9 @@ from rmadapter.injection import AdaptedCLIP
 from rmadapter.model import CLIPClassifier
 from rmadapter.results import FORMAT, harmonic_mean
 from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
+from rmadapter.testbed import MODEL, is_testbed
+
+DATA_FORMS = "--data FOLDER, or --data NAME --data-root DIR, or a bundled one such as --data emoji_food"
 
 
 @dataclass
@@ -43,8 +47,10 @@ class EvalConfig:
     Args:
         adapter: folder of an adapter; its base model, template and preprocessing are used
         method: adapter, or zeroshot for the base model alone
-        data: folder of images or its name in data_root
+        data: folder of images, its name in data_root, or a bundled data set such as emoji_food; default: the bundled
+            one that the adapter was trained on
         data_root: folder that holds the data sets
+        style: whose drawings, for the bundled data sets; default: the adapter's, else fluent
         classes: all, base, new, or base_new for both halves and their harmonic mean
         split: test, val or train
         model: open_clip model name; default: the adapter's
@@ -64,6 +70,7 @@ class EvalConfig:
     method: str = "adapter"
     data: str = ""
     data_root: str | None = None
+    style: str | None = None
     classes: str = "all"
     split: str = "test"
     model: str | None = None
@@ -83,8 +90,8 @@ class EvalConfig:
         check_choice("classes", self.classes, ("all", "base", "new", "base_new"))
         check_choice("split", self.split, ("test", "val", "train"))
         check_choice("precision", self.precision, PRECISIONS)
-        if not self.data:
-            raise InputError("data is missing; valid: --data FOLDER, or --data NAME --data-root DIR")
+        if not self.data and self.adapter is None:
+            raise InputError(f"data is missing; valid: {DATA_FORMS}")
         if self.adapter is None and self.method == "adapter":
             raise InputError("adapter is missing; valid: --adapter DIR, or --method zeroshot")
         if self.template is not None:
@@ -115,7 +122,7 @@ class Accuracy:
 @torch.no_grad()
 def accuracy(
     model: CLIPClassifier,
-    root: Path,
+    read: Read,
     items: Sequence[Item],
     loading: Loading,
     *,
@@ -131,7 +138,7 @@ def accuracy(
     if not items:
         raise InputError(f"there are no images to evaluate{' for ' + name if name else ''}")
     device = model.prompts.tokens.device
-    images = EvalImages(root, items, eval_transform(loading.preprocessing))
+    images = EvalImages(read, items, eval_transform(loading.preprocessing))
     loader = DataLoader(
         images,
         loading.batch_size,
@@ -167,8 +174,9 @@ def evaluate_parts(
 ) -> dict[str, Any]:
     """Accuracy for each of ``parts`` ("all", "base", "new"), each classified among its own classes.
 
-    Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``. The model is left
-    with the classes of the last part.
+    Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``, with ``retained_PART`` in
+    ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``. The model is left with
+    the classes of the last part.
     """
     items = getattr(data, split)
     classes = len(data.class_names)
@@ -176,10 +184,16 @@ def evaluate_parts(
     for part in parts:
         model.set_classes(base_new_names(data.class_names, part), model.template)
         chosen = base_new_split(items, part, classes)
-        result = accuracy(model, data.root, chosen, loading, name=part)
+        result = accuracy(model, data.read, chosen, loading, name=part)
         found["accuracy"][part] = result.top1
         found["images"][part] = result.images
         found["skipped"] += result.skipped
+        if data.retention is not None:
+            unseen = data.retention
+            kept = base_new_split(getattr(unseen, split), part)
+            result = accuracy(model, unseen.read, kept, loading, name=f"{part}, {unseen.style}")
+            found["accuracy"][f"retained_{part}"] = result.top1
+            found["retention_style"] = unseen.style
     if {"base", "new"} <= set(parts):
         found["accuracy"]["hm"] = harmonic_mean(found["accuracy"]["base"], found["accuracy"]["new"])
     return found
@@ -190,7 +204,13 @@ def describe(found: dict[str, Any]) -> str:
     lines = []
     for part, percent in found["accuracy"].items():
         count = found["images"].get(part)
-        lines.append(f"{part:>5}  {percent:6.2f} %" + (f"  ({count} images)" if count else "  harmonic mean"))
+        what = f"({count} images)" if count else "harmonic mean"
+        if part.startswith("retained_"):
+            part, what = (
+                part.removeprefix("retained_"),
+                f"retention: the same classes drawn by {found['retention_style']}",
+            )
+        lines.append(f"{part:>5}  {percent:6.2f} %  {what}")
     if found["skipped"]:
         lines.append(f"{found['skipped']} unreadable images left out")
     return "\n".join(lines)
@@ -215,16 +235,34 @@ def load_adapted(
     return backbone, load(backbone.clip, adapter, source=backbone.source) if with_adapter else None
 
 
+def _load(config: EvalConfig, training: dict[str, Any], *, adapted: bool) -> ImageData:
+    """The data set of ``config``; of the bundled ones those that the adapter was trained on, as ``training`` says.
+
+    Raises:
+        InputError: everything ``load_data`` raises, or no data set is named.
+    """
+    trained_on, trained_style = training.get("data") or "", training.get("style")
+    name = config.data or (trained_on if is_testbed(trained_on) else "")
+    if not name:
+        raise InputError(f"data is missing, and the adapter was trained on {trained_on!r}; valid: {DATA_FORMS}")
+    style = config.style or (trained_style if is_testbed(name) else None)
+    data = load_data(name, config.data_root, style)
+    if adapted and data.retention is not None and data.retention.style == trained_style:
+        return replace(data, retention=None)  # a style that training has seen measures no retention
+    return data
+
+
 def run_eval(config: EvalConfig) -> dict[str, Any]:
     """``rmadapter eval``: evaluate, print, and write results.json to ``config.out`` where it is given."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    data = load_data(config.data, config.data_root)
+    info = read_info(Path(config.adapter)) if config.adapter else None
+    zeroshot = config.method == "zeroshot"
+    data = _load(config, (info.training or {}) if info else {}, adapted=not zeroshot)
     for note in data.notes:
         print(note)
-    zeroshot = config.method == "zeroshot"
-    backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device, with_adapter=not zeroshot)
-    info = read_info(Path(config.adapter)) if config.adapter else None
+    model_name = config.model or (MODEL if info is None and is_testbed(config.data) else None)
+    backbone, adapted = load_adapted(config.adapter, model_name, config.pretrained, device, with_adapter=not zeroshot)
     template = config.template or (info.template if info else None) or "a photo of a {}."
     store_backbone(backbone.clip, DTYPES[precision])
     backend = None
@@ -243,6 +281,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         "format": FORMAT,
         "method": "zeroshot" if zeroshot else trained.get("method", "adapter"),
         "data": data.name,
+        "style": data.style,
         "model": backbone.source.name,
         "pretrained": backbone.source.pretrained,
         "shots": trained.get("shots"),

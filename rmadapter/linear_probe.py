@@ -209,7 +209,7 @@ def encode(
     backbone: Backbone, data: ImageData, items: Sequence[Item], config: TrainConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalised image features [n, embed] in fp32 and labels [n] of ``items``, on ``device``."""
-    images = EvalImages(data.root, items, eval_transform(backbone.preprocessing))
+    images = EvalImages(data.read, items, eval_transform(backbone.preprocessing))
     loader = DataLoader(
         images,
         config.eval_batch_size,

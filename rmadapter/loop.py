@@ -130,12 +130,16 @@ class TrainRun:
         """The training images in batches, with a cache of views where they are wanted."""
         config = self.config
         transform = train_transform(self.backbone.preprocessing, config.augmentation, min_crop=config.min_crop)
-        images = TrainImages(self.data.root, self.items, transform, config.seed)
+        images = TrainImages(self.data.read, self.items, transform, config.seed)
         cache = None
         if config.views:
             from rmadapter import view_cache  # needs a system with file locks
 
-            cache = view_cache.open_cache(self.step_module, config, images, base_hash(self.backbone.clip), self.ranks)
+            contents = (self.data.content(item.path) for item in self.items)
+            key = view_cache.cache_key(
+                self.step_module, base_hash(self.backbone.clip), transform, contents, config.seed
+            )
+            cache = view_cache.open_cache(self.step_module, config, len(images), key, self.ranks)
         return TrainBatches(
             images, config.batch_size, config.seed, config.workers, self.device, cache=cache, ranks=self.ranks
         )

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from rmadapter.files import write_atomic
-from rmadapter.results import PARTS, DataMeans, Group, Row, Stat, method_order, short_model
+from rmadapter.results import PARTS, RETAINED, DataMeans, Group, Row, Stat, method_order, short_model
 
 DPI = 130
 # Okabe and Ito's colours, told apart under all common kinds of colour blindness; a method's does not depend on which
@@ -29,7 +29,9 @@ DPI = 130
 COLOURS = {"zeroshot": "#7f7f7f", "single": "#E69F00", "mma": "#009E73", "rmadapter": "#0072B2"}
 OTHER_COLOURS = ("#D55E00", "#CC79A7", "#56B4E9", "#B8A800", "#000000")
 MARKERS = "osD^vP*X"
-BAR_TITLES = {"base": "base", "new": "new", "hm": "HM", "all": "all classes"}
+BAR_TITLES = {"base": "base", "new": "new", "hm": "HM", "all": "all classes"} | {
+    part: part.replace("_", "\n") for part in RETAINED
+}
 
 
 class _Panel(NamedTuple):
@@ -87,12 +89,18 @@ def draw(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> tuple[li
     files = []
     figure = _base_new(rows, means, colours)
     if figure is not None:
-        files.append(_save(figure, out / "base_new.png"))
+        files.append(save_figure(figure, out / "base_new.png"))
     curves, unreadable = _read_curves(rows)
     figure = _curves(curves, colours)
     if figure is not None:
-        files.append(_save(figure, out / "curves.png"))
+        files.append(save_figure(figure, out / "curves.png"))
     return files, unreadable
+
+
+def draw_base_new(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> Path | None:
+    """base_new.png in ``out``, None where no accuracy is known."""
+    figure = _base_new(rows, means, method_colours({item.group.method for item in (*rows, *means)}))
+    return None if figure is None else save_figure(figure, out / "base_new.png")
 
 
 def method_colours(methods: set[str]) -> dict[str, str]:
@@ -101,7 +109,8 @@ def method_colours(methods: set[str]) -> dict[str, str]:
     return COLOURS | {method: OTHER_COLOURS[n % len(OTHER_COLOURS)] for n, method in enumerate(others)}
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write ``figure`` as PNG, atomically; returns the path."""
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # inches
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
@@ -110,7 +119,8 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _context(group: Group) -> str:
     """The title of what is drawn together."""
-    return f"{group.data}, {short_model(group)}" + ("" if group.split == "test" else f", {group.split} images")
+    data = group.data + (f" drawn by {group.style}" if group.style else "")
+    return f"{data}, {short_model(group)}" + ("" if group.split == "test" else f", {group.split} images")
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:
@@ -129,13 +139,13 @@ def _all_series(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[s
     """By title, the means over data sets first."""
     drawn: dict[str, list[tuple[Group, tuple[tuple[float, float], ...], dict[str, Stat]]]] = {}
     for mean in means:
-        stats = {"base": mean.base, "new": mean.new, "hm": mean.hm_of_means}
+        stats = {"base": mean.base, "new": mean.new, "hm": mean.hm_of_means, **mean.retained}
         title = _context(mean.group._replace(data=f"mean of {len(mean.data)} data sets"))
         found = {part: Stat(value, None, 1) for part, value in stats.items()}
         drawn.setdefault(title, []).append((mean.group, (), found))
     for row in rows:
         points = tuple((run.accuracy["base"], run.accuracy["new"]) for run in row.runs if "hm" in run.accuracy)
-        found = {part: stat for part in PARTS if (stat := row.accuracy(part)) is not None}
+        found = {part: stat for part in (*PARTS, *RETAINED) if (stat := row.accuracy(part)) is not None}
         if found:
             drawn.setdefault(_context(row.group), []).append((row.group, points, found))
     series: dict[str, list[_Series]] = {}
@@ -211,7 +221,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 def _bars(axes: Axes, series: Sequence[_Series]) -> None:
     """Bars from 0, so that their lengths compare, with the mean above; whiskers are a standard deviation."""
-    parts = [part for part in PARTS if any(part in one.stats for one in series)]
+    parts = [part for part in (*PARTS, *RETAINED) if any(part in one.stats for one in series)]
     width = 0.85 / len(series)
     for number, one in enumerate(series):
         known = [part for part in parts if part in one.stats]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation import load_adapted
 from rmadapter.model import CLIPClassifier
 from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
+from rmadapter.testbed import MODEL
+from rmadapter.testbed.clip import untrained_words
 
 
 @dataclass
@@ -94,6 +97,11 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     if adapted is not None:
         choose_backend(adapted, config.fused, config.backend)
     template = config.template or (info.template if info else None) or "a photo of a {}."
+    if backbone.source.name == MODEL and (words := untrained_words([template.replace("{}", " "), *names])):
+        warnings.warn(
+            f"{MODEL} was not pretrained on {', '.join(map(repr, words))}: what it says of such a class is chance",
+            stacklevel=2,
+        )
     model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, names, template)
     if adapted is not None:
         model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", precision))

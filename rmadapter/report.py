@@ -12,6 +12,7 @@ from typing import Any
 from rmadapter.files import write_text
 from rmadapter.results import (
     PARTS,
+    RETAINED,
     DataMeans,
     Group,
     Row,
@@ -29,6 +30,10 @@ __all__ = ["Report", "harmonic_mean", "report"]
 LEGEND = (
     "Accuracy is top-1 in percent, mean ± standard deviation over seeds; HM is the mean over seeds of each seed's "
     "harmonic mean of base and new."
+)
+RETENTION_LEGEND = (
+    "Retained: the same classes drawn in a style that neither pretraining nor training has seen; what falls below "
+    "zero-shot there has been forgotten."
 )
 MEANS_LEGEND = (
     "HM of means: of mean base and mean new accuracy. Mean of HMs: over the data sets, of each one's means over seeds. "
@@ -94,27 +99,33 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
 
 # A column: its heading, whether numbers stand in it, and the cell of a row, empty where there is nothing to say.
 _Column = tuple[str, bool, Callable[[Any], str]]
-_HEADINGS = {"base": "base", "new": "new", "hm": "HM", "all": "all"}
+_HEADINGS = {"base": "base", "new": "new", "hm": "HM", "all": "all"} | {
+    part: part.replace("_", " ") for part in RETAINED
+}
 
 
 def _markdown(rows: Sequence[Row], means: Sequence[DataMeans], notes: Sequence[str]) -> str:
     columns: list[_Column] = [
         ("method", False, lambda row: row.group.method),
         ("data", False, lambda row: row.group.data),
+        ("style", False, lambda row: row.group.style or ""),
         ("model", False, lambda row: short_model(row.group)),
         ("classes", False, lambda row: row.group.classes),
         ("split", False, lambda row: row.group.split),
         ("shots", True, lambda row: _plain(row.group.shots)),
         ("seeds", True, lambda row: str(sum(run.seed is not None for run in row.runs) or "")),
-        *((_HEADINGS[part], True, lambda row, part=part: _plain(row.accuracy(part))) for part in PARTS),
+        *((_HEADINGS[part], True, lambda row, part=part: _plain(row.accuracy(part))) for part in (*PARTS, *RETAINED)),
         ("trained parameters", True, lambda row: _plain(row.trained_parameters, ",")),
         ("training s", True, lambda row: _seconds(row.seconds("train"))),
         ("evaluation s", True, lambda row: _seconds(row.seconds("eval"))),
     ]
-    blocks = [_table(columns, rows, said_once=("model", "classes", "split")), LEGEND]
+    blocks = [_table(columns, rows, said_once=("style", "model", "classes", "split")), LEGEND]
+    if any(row.accuracy(part) for row in rows for part in RETAINED):
+        blocks.append(RETENTION_LEGEND)
     if means:
         mean_columns: list[_Column] = [
             ("method", False, lambda mean: mean.group.method),
+            ("style", False, lambda mean: mean.group.style or ""),
             ("model", False, lambda mean: short_model(mean.group)),
             ("classes", False, lambda mean: mean.group.classes),
             ("split", False, lambda mean: mean.group.split),
@@ -125,8 +136,12 @@ def _markdown(rows: Sequence[Row], means: Sequence[DataMeans], notes: Sequence[s
             ("HM of means", True, lambda mean: f"{mean.hm_of_means:.2f}"),
             ("mean of HMs", True, lambda mean: f"{mean.mean_of_hms:.2f}"),
             ("HM per seed", True, lambda mean: _plain(mean.hm_per_seed)),
+            *(
+                (_HEADINGS[part], True, lambda mean, part=part: _plain(mean.retained.get(part), ".2f"))
+                for part in RETAINED
+            ),
         ]
-        blocks += [_table(mean_columns, means, said_once=("model", "classes", "split")), MEANS_LEGEND]
+        blocks += [_table(mean_columns, means, said_once=("style", "model", "classes", "split")), MEANS_LEGEND]
         if len({mean.data for mean in means}) > 1:
             blocks.append("These methods were not run on the same data sets: their means do not compare.")
     if notes:
@@ -147,7 +162,7 @@ def _table(columns: Sequence[_Column], items: Sequence[Any], said_once: Sequence
     above, shown = [], []
     for heading, is_number, cell in columns:
         cells = [cell(item) for item in items]
-        if heading in said_once and len(set(cells)) == 1:
+        if heading in said_once and len(set(cells)) == 1 and cells[0]:
             above.append(f"{heading}: {cells[0]}")
         elif any(cells):
             width = max(map(len, [heading, *cells, "--:"]))
@@ -162,11 +177,11 @@ def _csv(rows: Sequence[Row]) -> str:
     """One line a row, full precision, empty where unknown; ``hm_mean`` is the mean of the seeds' harmonic means."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    statistics_of = [f"{part}_{what}" for part in PARTS for what in ("mean", "sd")]
+    statistics_of = [f"{part}_{what}" for part in (*PARTS, *RETAINED) for what in ("mean", "sd")]
     others = ("hm_of_means", "trained_parameters", "train_seconds", "eval_seconds")
     writer.writerow([*Group._fields, "seeds", *statistics_of, *others])
     for row in rows:
-        found = [row.accuracy(part) for part in PARTS]
+        found = [row.accuracy(part) for part in (*PARTS, *RETAINED)]
         numbers = [value for stat in found for value in ((stat.mean, stat.sd) if stat else (None, None))]
         seconds = [stat and stat.mean for stat in (row.seconds("train"), row.seconds("eval"))]
         writer.writerow([*row.group, len(row.runs), *numbers, row.hm_of_means, row.trained_parameters, *seconds])

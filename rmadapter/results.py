@@ -19,6 +19,8 @@ from rmadapter.files import read_json
 
 FORMAT = 1  # of results.json
 PARTS = ("base", "new", "hm", "all")
+# The same classes in a style that neither pretraining nor training has seen: what adaptation leaves.
+RETAINED = ("retained_base", "retained_new", "retained_all")
 # The order of rows and bars, simplest first; what else a method is called comes after these, by name.
 METHODS = ("zeroshot", "single", "single+consistency", "mma", "mma+consistency", "rmadapter")
 
@@ -38,6 +40,7 @@ class Group(NamedTuple):
     classes: str
     method: str
     shots: int | None
+    style: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Run:
         folder: where it is, and metrics.jsonl beside it
         group: the row that the run belongs to
         seed: None where none is recorded (zero-shot)
-        accuracy: percent, by ``base``, ``new``, ``hm`` (always from the two before) and ``all``; what is known
+        accuracy: percent, by ``base``, ``new``, ``hm`` (always from the two before), ``all`` and ``RETAINED``; what
+            is known
         trained_parameters: None where not recorded
         seconds: by ``train`` and ``eval``; what is known
     """
@@ -110,7 +114,7 @@ class Row:
 
 @dataclass(frozen=True)
 class DataMeans:
-    """A method over several data sets, percent."""
+    """A method over several data sets, percent; ``retained`` by part, for those that all of them have."""
 
     group: Group
     data: tuple[str, ...]
@@ -119,6 +123,7 @@ class DataMeans:
     hm_of_means: float
     mean_of_hms: float
     hm_per_seed: Stat | None
+    retained: dict[str, float]
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
@@ -172,6 +177,7 @@ def read_run(file: Path) -> Run:
         classes=field("classes", str),
         method=field("method", str),
         shots=field("shots", optional_int),
+        style=field("style", optional_str),
     )
     seconds = _numbers(field("seconds", dict, {}), file, "seconds", math.inf)
     parameters = field("trained_parameters", optional_int)
@@ -211,7 +217,7 @@ def make_rows(runs: Iterable[Run]) -> list[Row]:
         groups.setdefault(run.group, []).append(run)
 
     def order(group: Group) -> tuple:
-        context = (group.data, group.model, group.pretrained or "", group.split, group.classes)
+        context = (group.data, group.style or "", group.model, group.pretrained or "", group.split, group.classes)
         return (*context, method_order(group.method), group.shots or 0)
 
     return [
@@ -234,7 +240,13 @@ def means_over_data(rows: Sequence[Row]) -> list[DataMeans]:
             mean_of_hms = statistics.fmean(row.hm_of_means for row in members)
             data = tuple(row.group.data for row in members)
             hm_per_seed = _hm_per_seed(members)
-            means.append(DataMeans(group, data, base, new, harmonic_mean(base, new), mean_of_hms, hm_per_seed))
+            retained = {
+                part: statistics.fmean(row.accuracy(part).mean for row in members)
+                for part in RETAINED
+                if all(row.accuracy(part) for row in members)
+            }
+            hm = harmonic_mean(base, new)
+            means.append(DataMeans(group, data, base, new, hm, mean_of_hms, hm_per_seed, retained))
     return sorted(means, key=lambda mean: (method_order(mean.group.method), mean.group.shots or 0))
 
 

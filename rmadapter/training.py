@@ -26,7 +26,7 @@ from rmadapter.data import (
 )
 from rmadapter.distributed import PeerLostError, Ranks
 from rmadapter.encoders import Encoders, blocks_obstacle
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import write_json
 from rmadapter.injection import inject
@@ -45,10 +45,11 @@ from rmadapter.runtime import (
 )
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Run ``config`` from start, or from where its folder stopped, to the end; returns what results.json holds.
 
-    With ``explain`` it prints how the step is planned, trains nothing and returns nothing.
+    ``data`` is taken in place of the data set that the configuration names. With ``explain``
+    it prints how the step is planned, trains nothing and returns nothing.
 
     Raises:
         InputError: anything in the configuration, the data or the folder that cannot work, before training.
@@ -61,7 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     output = contextlib.nullcontext() if ranks.main else contextlib.redirect_stdout(None)
     try:
         with output:
-            return _train(dataclasses.replace(config, device=device), ranks)
+            return _train(dataclasses.replace(config, device=device), ranks, data)
     except RuntimeError as error:
         if ranks.world > 1 and distributed.is_lost_peer(error):
             raise PeerLostError(
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         distributed.stop(ranks)
 
 
-def _train(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[str, Any]:
     folder = RunFolder(config.run_folder)
     folder.check(config)
     if config.resume and (done := folder.results()) is not None:
@@ -81,7 +82,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
         return done
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    data = load_data(config.data, config.data_root)
+    data = data or load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
     sample, items, names = _few_shot(config, data)
@@ -114,6 +115,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     training = {
         "method": config.method,
         "data": data.name,
+        "style": data.style,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
@@ -136,12 +138,14 @@ def _few_shot(config: TrainConfig, data: ImageData) -> tuple[FewShotSample, list
             f"classes is {config.classes!r}, which leaves {len(names)} of {len(data.class_names)} classes; "
             "valid: a part with at least two"
         )
+    if data.max_shots is not None:
+        check_range("shots", config.shots, 1, data.max_shots)
     left_out: set[str] = set()
     while True:
         # Drawn again without the unreadable images, so that every class gets its shots where it has them.
         candidates = [item for item in data.train if item.path not in left_out]
         train_items, val_items = few_shot_sample(candidates, data.val, config.shots, config.seed)
-        _, bad = check_images(data.root, train_items, skip_bad=config.skip_bad_images)
+        _, bad = check_images(data.read, train_items, skip_bad=config.skip_bad_images)
         if not bad:
             break
         left_out |= {path for path, _ in bad}
@@ -194,6 +198,7 @@ def _results(config: TrainConfig, run: TrainRun, backend: str, found: dict[str, 
         "format": FORMAT,
         "method": config.method,
         "data": run.data.name,
+        "style": run.data.style,
         "model": config.model,
         "pretrained": config.pretrained,
         "shots": config.shots,
@@ -201,6 +206,7 @@ def _results(config: TrainConfig, run: TrainRun, backend: str, found: dict[str, 
         "classes": config.classes,
         "split": "test",
         "accuracy": found["accuracy"],
+        "retention_style": run.data.retention.style if run.data.retention else None,
         "images": found["images"],
         "skipped": found["skipped"],
         "bad_steps": run.bad_steps,

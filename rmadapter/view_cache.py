@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ import torch
 
 from rmadapter.chunks import parse_bytes
 from rmadapter.config import TrainConfig
-from rmadapter.data import Item, TrainImages
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import Entry
 from rmadapter.errors import InputError
@@ -204,11 +203,11 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmadapter" / "views"
 
 
-def cache_key(step: TrainStep, base_hash: str, transform: object, root: Path, items: Sequence[Item], seed: int) -> dict:
+def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iterable[bytes], seed: int) -> dict:
     """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte."""
     digest = hashlib.sha256()
-    for item in items:
-        digest.update(hashlib.sha256((root / item.path).read_bytes()).digest())
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
     return {
         "base": base_hash,
         "dtype": str(step.image.dtype),
@@ -223,8 +222,8 @@ def cache_key(step: TrainStep, base_hash: str, transform: object, root: Path, it
     }
 
 
-def open_cache(step: TrainStep, config: TrainConfig, images: TrainImages, base_hash: str, ranks: Ranks) -> ViewCache:
-    """The cache of a run, made by its main process; prints how much of it fits.
+def open_cache(step: TrainStep, config: TrainConfig, images: int, key: dict, ranks: Ranks) -> ViewCache:
+    """The cache of a run over so many ``images``, made by its main process; prints how much of it fits.
 
     Raises:
         InputError: as ``ViewCache``; also where not even one view fits in ``cache_limit``.
@@ -233,17 +232,16 @@ def open_cache(step: TrainStep, config: TrainConfig, images: TrainImages, base_h
     size = step.model.clip.visual.image_size[0]
     device = step.model.prompts.tokens.device
     record = Record.of(step.views(torch.zeros(1, 3, size, size, device=device)))
-    key = cache_key(step, base_hash, images.transform, images.root, images.items, config.seed)
     limit = parse_bytes("cache_limit", config.cache_limit)
     if not ranks.main:
         ranks.barrier()
-    cache = ViewCache(folder, key, record, len(images), config.views, limit)
+    cache = ViewCache(folder, key, record, images, config.views, limit)
     if ranks.main:
         ranks.barrier()
-    one = len(images) * record.bytes
+    one = images * record.bytes
     if not cache.views:
         raise InputError(
-            f"cache_limit is {config.cache_limit!r}, but one view of {len(images)} images takes {one / 1e9:.2f} GB; "
+            f"cache_limit is {config.cache_limit!r}, but one view of {images} images takes {one / 1e9:.2f} GB; "
             "valid: that much or more, or --views 0"
         )
     fewer = f", all that --cache-limit {config.cache_limit} has room for" if cache.views < config.views else ""

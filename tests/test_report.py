@@ -325,3 +325,45 @@ def test_several_shots_and_data_sets_are_told_apart_in_the_plot(runs):
     four, sixteen = labels["rmadapter, 4 shots"], labels["rmadapter, 16 shots"]
     assert four.marker != sixteen.marker
     assert four.colour != sixteen.colour
+
+
+def test_retention_has_its_columns_and_styles_their_rows(tmp_path):
+    kept = {"retained_base": 30.0, "retained_new": 20.0}
+    write_run(tmp_path / "a1", {"base": 60, "new": 50, **kept}, data="emoji_food", style="fluent")
+    write_run(
+        tmp_path / "a2",
+        {"base": 62, "new": 50, "retained_base": 34.0, "retained_new": 20.0},
+        data="emoji_food",
+        style="fluent",
+        seed=2,
+    )
+    write_run(tmp_path / "b1", {"base": 70, "new": 50, **kept}, data="emoji_food", style="emojione")
+    write_run(tmp_path / "c1", {"base": 40, "new": 50, "retained_base": 10.0}, data="emoji_animals", style="fluent")
+    found = report([tmp_path], tmp_path / "out")
+    rows = {(row["data"], row["style"]): row for row in table(found.text)}
+    assert rows["emoji_food", "fluent"]["retained base"] == "32.00 ± 2.83"
+    assert rows["emoji_food", "fluent"]["seeds"] == "2"
+    assert rows["emoji_food", "emojione"]["retained base"] == "30.00"
+    assert rows["emoji_animals", "fluent"]["retained new"] == ""
+    assert "Retained: the same classes" in found.text
+    (mean,) = found.means  # of the two data sets drawn by fluent; that of emojione stands alone
+    assert mean.group.style == "fluent"
+    assert mean.retained == {"retained_base": 21.0}
+    with (tmp_path / "out" / "report.csv").open() as file:
+        line = next(row for row in csv.DictReader(file) if row["data"] == "emoji_animals")
+    assert (line["style"], line["retained_base_mean"], line["retained_new_mean"]) == ("fluent", "10.0", "")
+
+
+def test_without_retention_there_is_neither_column_nor_legend(runs):
+    text = report([runs]).text
+    assert "etained" not in text
+    assert "style" not in text
+
+
+def test_bars_show_retention(tmp_path):
+    write_run(tmp_path / "a", {"base": 60, "new": 50, "retained_base": 30.0, "retained_new": 20.0}, style="fluent")
+    found = report([tmp_path], tmp_path / "out")
+    figure = plots._base_new(found.rows, found.means, plots.method_colours({"rmadapter"}))
+    labels = [tick.get_text() for axes in figure.axes for tick in axes.get_xticklabels()]
+    assert {"retained\nbase", "retained\nnew"} <= set(labels)
+    assert any("drawn by fluent" in sub.get_suptitle() for sub in figure.subfigs)

@@ -2,7 +2,8 @@
 
 from rmadapter.data.folders import load_data
 from rmadapter.data.items import ImageData, Item
-from rmadapter.data.loading import EpochBatches, EvalImages, TrainImages, check_images, collate_readable, read_image
+from rmadapter.data.loading import EpochBatches, EvalImages, Read, TrainImages, check_images, collate_readable
+from rmadapter.data.reading import read_image
 from rmadapter.data.sampling import FewShotSample, base_new_names, base_new_split, few_shot_sample
 from rmadapter.data.transforms import Preprocessing, eval_transform, train_transform
 
@@ -13,6 +14,7 @@ __all__ = [
     "ImageData",
     "Item",
     "Preprocessing",
+    "Read",
     "TrainImages",
     "base_new_names",
     "base_new_split",

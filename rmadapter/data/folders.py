@@ -11,12 +11,13 @@ from rmadapter.data.items import ImageData, Item
 from rmadapter.data.named import find_named, load_named
 from rmadapter.data.splits import find_split_file, make_split, read_split, save_split
 from rmadapter.errors import InputError, nearest
+from rmadapter.testbed import DATA, is_testbed
 
 CLASS_NAMES_FILE = "classnames.txt"
 
 
-def load_data(data: str, data_root: str | None = None) -> ImageData:
-    """The data set in folder ``data``, or in the folder ``data`` of ``data_root``.
+def load_data(data: str, data_root: str | None = None, style: str | None = None) -> ImageData:
+    """The data set in folder ``data``, or in the folder ``data`` of ``data_root``, or a bundled one in ``style``.
 
     One of the field's data sets, by its name or by its folder, is read in the layout that the field keeps it in
     (``catalog``), where it has that layout; any other folder as follows.
@@ -28,8 +29,17 @@ def load_data(data: str, data_root: str | None = None) -> ImageData:
 
     Raises:
         InputError: no such folder, fewer than two classes, a class without images, a split file that is damaged,
-            ambiguous, leaves the folder or names images that are not there.
+            ambiguous, leaves the folder or names images that are not there; an unknown group or style of the
+            bundled data sets, or a style for others.
     """
+    if data_root is None and is_testbed(data):
+        from rmadapter.testbed.datasets import load_emoji
+
+        return load_emoji(data, style)
+    if style is not None:
+        raise InputError(
+            f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(DATA)}"
+        )
     if (found := find_named(data, data_root)) is not None:
         return load_named(*found)
     root = _find(data, data_root)

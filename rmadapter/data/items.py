@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL.Image import Image
+
+from rmadapter.data.reading import read_image
 
 
 class Item(NamedTuple):
@@ -25,6 +30,10 @@ class ImageData:
         train, val, test: items; ``val`` may be empty.
         split_file: JSON file that the parts come from, or None.
         notes: sentences for the user, such as that a split was made.
+        reader: path -> image, for images that are not files below ``root``.
+        style: whose drawings they are, for the bundled data sets.
+        max_shots: training images a class, where more than that is a mistake to be reported.
+        retention: the same classes in a style that nobody has seen, to measure what adaptation leaves.
     """
 
     name: str
@@ -34,6 +43,18 @@ class ImageData:
     test: list[Item]
     split_file: Path | None
     notes: tuple[str, ...] = ()
+    reader: Callable[[str], Image] | None = None
+    style: str | None = None
+    max_shots: int | None = None
+    retention: ImageData | None = None
+
+    def read(self, path: str) -> Image:
+        """The image of an item's ``path`` as RGB; InputError where it cannot be read."""
+        return self.reader(path) if self.reader else read_image(self.root / path)
+
+    def content(self, path: str) -> bytes:
+        """What decides the image of ``path``: its file's bytes, or the picture's where it is no file."""
+        return self.reader(path).tobytes() if self.reader else (self.root / path).read_bytes()
 
     @property
     def class_names(self) -> list[str]:

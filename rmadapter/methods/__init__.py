@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rmadapter.arguments import parse_arguments
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, check_choice
 from rmadapter.methods.ablations import ABLATIONS
@@ -19,6 +18,7 @@ from rmadapter.methods.mma import MMA
 from rmadapter.methods.rmadapter import RMADAPTER
 from rmadapter.methods.single import SINGLE
 from rmadapter.methods.zeroshot import ZEROSHOT
+from rmadapter.train_arguments import parse_train
 
 METHODS: dict[str, Method] = {
     method.name: method for method in (ZEROSHOT, LINEAR_PROBE, SINGLE, MMA, RMADAPTER, *ABLATIONS)
@@ -37,7 +37,7 @@ def get_method(name: str) -> Method:
 
 def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> TrainConfig:
     """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last."""
-    return parse_arguments(TrainConfig, [*argv, *get_method(name).options], prog=prog)
+    return parse_train([*argv, *get_method(name).options], prog=prog)
 
 
 def train_command(argv: list[str]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def train_command(argv: list[str]) -> dict[str, Any]:
     if name is None:
         from rmadapter.training import train
 
-        return train(parse_arguments(TrainConfig, rest, prog="rmadapter train"))
+        return train(parse_train(rest, prog="rmadapter train"))
     return get_method(name).train(configure(name, rest))
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from rmadapter.data import (
     EpochBatches,
     EvalImages,
+    ImageData,
     Item,
     Preprocessing,
     TrainImages,
@@ -37,8 +38,12 @@ def root(tmp_path):
 ITEMS = [Item(f"{number}.png", number % 3, "name") for number in range(7)]
 
 
+def reader(root):
+    return ImageData("images", root, ITEMS, [], [], None).read
+
+
 def load(root, epoch=0, workers=0, start=0, seed=5, augmentation="crop_flip"):
-    images = TrainImages(root, ITEMS, train_transform(PREPROCESSING, augmentation), seed)
+    images = TrainImages(reader(root), ITEMS, train_transform(PREPROCESSING, augmentation), seed)
     batches = EpochBatches(len(images), 3, seed, epoch, start)
     return list(DataLoader(images, batch_sampler=batches, num_workers=workers))
 
@@ -53,10 +58,12 @@ def test_neither_workers_nor_the_point_of_resumption_change_an_image(root):
 
 
 def test_epochs_and_seeds_change_order_and_augmentation(root):
-    images = TrainImages(root, ITEMS, train_transform(PREPROCESSING), 5)
+    images = TrainImages(reader(root), ITEMS, train_transform(PREPROCESSING), 5)
     assert torch.equal(images[0, 2][0], images[0, 2][0])
     assert not torch.equal(images[0, 2][0], images[1, 2][0])
-    assert not torch.equal(images[0, 2][0], TrainImages(root, ITEMS, train_transform(PREPROCESSING), 6)[0, 2][0])
+    assert not torch.equal(
+        images[0, 2][0], TrainImages(reader(root), ITEMS, train_transform(PREPROCESSING), 6)[0, 2][0]
+    )
 
     def order(seed, epoch):
         return [key for batch in EpochBatches(50, 8, seed, epoch) for key in batch]
@@ -75,7 +82,7 @@ def test_the_global_generator_is_left_alone(root):
     load(root)
     # The loader itself draws one number for its workers' seeds.
     torch.set_rng_state(state)
-    TrainImages(root, ITEMS, train_transform(PREPROCESSING), 5)[0, 0]
+    TrainImages(reader(root), ITEMS, train_transform(PREPROCESSING), 5)[0, 0]
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -137,18 +144,18 @@ def test_checking_names_the_first_ten_or_leaves_them_out(root):
     for item in items[7:]:
         (root / item.path).write_bytes(b"")
     with pytest.raises(InputError, match=r"12 of 19 images cannot be read: bad00.*bad09\.png; --skip-bad-images"):
-        check_images(root, items)
-    good, bad = check_images(root, items, skip_bad=True)
+        check_images(reader(root), items)
+    good, bad = check_images(reader(root), items, skip_bad=True)
     assert good == ITEMS
     assert [path for path, _ in bad] == [item.path for item in items[7:]]
-    assert check_images(root, ITEMS) == (ITEMS, [])
+    assert check_images(reader(root), ITEMS) == (ITEMS, [])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_goes_past_unreadable_images_and_says_which(root, workers):
     for number in (0, 1, 4):
         (root / f"{number}.png").write_bytes(b"x")
-    images = EvalImages(root, ITEMS, eval_transform(PREPROCESSING))
+    images = EvalImages(reader(root), ITEMS, eval_transform(PREPROCESSING))
     loader = DataLoader(images, 2, num_workers=workers, collate_fn=collate_readable)
     found = list(loader)
     assert [labels.tolist() for _, labels, _ in found] == [[], [2, 0], [2], [0]]

@@ -1,0 +1,194 @@
+"""Plots of a sweep: base against new, bars a data set, the ablation, what a method costs. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rmadapter.plots import MARKERS, draw_base_new, method_colours, save_figure
+from rmadapter.results import Row, Stat, method_order
+from rmadapter.sweep_tables import SweepResults
+
+# Beyond this many data sets the page shows base against new for their mean alone.
+FEW = 3
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """One bar: of ``method`` on ``data``."""
+
+    method: str
+    data: str
+    stat: Stat
+
+
+def draw(found: SweepResults, out: Path) -> list[Path]:
+    """The plots that the sweep's protocol has, as PNG files in ``out``."""
+    files: list[Path | None] = []
+    if found.rows:
+        few = found.rows if len({row.group.data for row in found.rows}) <= FEW else ()
+        files.append(draw_base_new(few, found.means, out))
+    bars = _bars_of(found)
+    if bars:
+        title = "harmonic mean of base and new" if found.rows else "accuracy on all classes"
+        files.append(save_figure(_data_sets(bars, title), out / "data_sets.png"))
+    if found.protocol == "ablation" and (figure := _ablation(found.rows)) is not None:
+        files.append(save_figure(figure, out / "ablation.png"))
+    points = _costs(found)
+    if points:
+        files.append(save_figure(_cost(points, bool(found.rows)), out / "cost.png"))
+    return [file for file in files if file is not None]
+
+
+def _bars_of(found: SweepResults) -> list[_Bar]:
+    if found.rows:
+        parts = [(row, row.accuracy("hm") or row.accuracy("base")) for row in found.rows]
+        return [_Bar(row.group.method, row.group.data, stat) for row, stat in parts if stat is not None]
+    several = len({row.source for row in found.transfers}) > 1
+    return [
+        _Bar(row.method, f"{row.source} to {data}" if several else data, stat)
+        for row in found.transfers
+        for data, stat in row.by_data.items()
+    ]
+
+
+def _data_sets(bars: Sequence[_Bar], title: str) -> Figure:
+    """Horizontal bars from 0, a group a data set, whiskers a standard deviation over seeds."""
+    data = list(dict.fromkeys(bar.data for bar in bars))
+    methods = sorted({bar.method for bar in bars}, key=method_order)
+    colours = method_colours(set(methods))
+    figure = Figure(figsize=(9, 1.2 + len(data) * (0.3 + 0.22 * len(methods))), layout="constrained")
+    axes = figure.subplots()
+    height = 0.85 / len(methods)
+    for bar in bars:
+        place = data.index(bar.data) + (methods.index(bar.method) - (len(methods) - 1) / 2) * height
+        axes.barh(place, bar.stat.mean, 0.92 * height, color=colours[bar.method])
+        if bar.stat.sd:
+            axes.errorbar(bar.stat.mean, place, xerr=bar.stat.sd, color="#333333", capsize=2, linewidth=1)
+        axes.annotate(
+            f"{bar.stat.mean:.1f}",
+            (bar.stat.mean + (bar.stat.sd or 0), place),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+    axes.set_yticks(range(len(data)), data)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 108), xticks=range(0, 101, 20), xlabel=f"{title}, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend(figure, methods, colours)
+    return figure
+
+
+def _ablation(rows: Sequence[Row]) -> Figure | None:
+    """For each method the mean over data sets of base, new and HM, over the data sets that all methods have."""
+    by_method: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row.accuracy("hm"):
+            by_method.setdefault(row.group.method, {})[row.group.data] = row
+    if not by_method:
+        return None
+    shared = set.intersection(*(set(members) for members in by_method.values()))
+    if not shared:
+        return None
+    methods = sorted(by_method, key=method_order)
+    figure = Figure(figsize=(8, 1.2 + 0.42 * len(methods)), layout="constrained")
+    axes = figure.subplots()
+    marks = {"base": ("s", "#D55E00"), "new": ("D", "#0072B2"), "hm": ("o", "#000000")}
+    for place, method in enumerate(methods):
+        values = {
+            part: sum(by_method[method][name].accuracy(part).mean for name in shared) / len(shared) for part in marks
+        }
+        axes.plot([values["base"], values["new"]], [place, place], color="#cccccc", linewidth=3, zorder=1)
+        for part, (marker, colour) in marks.items():
+            axes.scatter(values[part], place, s=46, marker=marker, color=colour, zorder=2)
+        axes.annotate(
+            f"{values['hm']:.2f}",
+            (values["hm"], place),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(methods)), methods)
+    axes.invert_yaxis()
+    axes.set(xlabel=f"accuracy, %, mean of {len(shared)} data set{'s' if len(shared) > 1 else ''}")
+    axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    names = {"base": "base", "new": "new", "hm": "HM"}
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="none", label=names[part])
+        for part, (marker, colour) in marks.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A method's cost and what it reaches, over the data sets it has."""
+
+    method: str
+    parameters: int
+    seconds: float | None
+    percent: float
+
+
+def _costs(found: SweepResults) -> list[_Point]:
+    points: list[_Point] = []
+    by_method: dict[str, list[Row]] = {}
+    for row in found.rows:
+        if row.accuracy("hm"):
+            by_method.setdefault(row.group.method, []).append(row)
+    for method, rows in by_method.items():
+        seconds = [stat.mean for row in rows if (stat := row.seconds("train"))]
+        percent = sum(row.accuracy("hm").mean for row in rows) / len(rows)
+        mean_seconds = sum(seconds) / len(seconds) if seconds else None
+        points.append(_Point(method, rows[0].trained_parameters or 0, mean_seconds, percent))
+    for source in dict.fromkeys(row.source for row in found.transfers):
+        for row in found.transfers:
+            if row.source == source and row.mean is not None and row.parameters is not None:
+                points.append(_Point(row.method, row.parameters, row.seconds, row.mean.mean))
+    return points
+
+
+def _cost(points: Sequence[_Point], has_halves: bool) -> Figure:
+    """Two panels: trained parameters and seconds of training against accuracy; zero-shot is a line, it costs none."""
+    methods = sorted({point.method for point in points}, key=method_order)
+    colours = method_colours(set(methods))
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, label, value in (
+        (left, "trained parameters", lambda point: point.parameters),
+        (right, "seconds of training a run", lambda point: point.seconds),
+    ):
+        for point in points:
+            cost = value(point)
+            marker = MARKERS[methods.index(point.method) % len(MARKERS)]
+            if cost:
+                axes.scatter(cost, point.percent, s=80, marker=marker, color=colours[point.method], zorder=2)
+            else:
+                axes.axhline(point.percent, color=colours[point.method], linestyle="--", linewidth=1)
+        if any(value(point) for point in points):
+            axes.set_xscale("log")
+        axes.set(xlabel=label)
+        axes.grid(color="#e5e5e5", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("mean HM, %" if has_halves else "mean accuracy on the others, %")
+    _legend(figure, methods, colours, {method: MARKERS[n % len(MARKERS)] for n, method in enumerate(methods)})
+    return figure
+
+
+def _legend(
+    figure: Figure, methods: Sequence[str], colours: dict[str, str], markers: dict[str, str] | None = None
+) -> None:
+    handles = [
+        Line2D([], [], color=colours[m], marker=(markers or {}).get(m, "s"), markersize=8, linestyle="none", label=m)
+        for m in methods
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)

@@ -1,0 +1,157 @@
+"""Makes the bundled drawings from the vendors' packages, and the manifest of all bundled files.
+
+    python -m rmadapter.testbed.build --sources DIR            # write files/
+    python -m rmadapter.testbed.build --sources DIR --check    # compare files/ with what the sources give
+
+The packages' archives are taken from DIR and fetched into it with npm where they are missing. SVG is drawn by
+resvg-py, which nothing else here needs: ``pip install resvg-py==0.5.0``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rmadapter.errors import InputError
+from rmadapter.files import write_atomic, write_json
+from rmadapter.testbed import GROUPS
+from rmadapter.testbed.atlas import CATALOGUE, FILES, MANIFEST, STYLES, paste
+from rmadapter.testbed.sources import NAMES, PACKAGES, Datasource, Iconify, fetch, open_style, read_names
+
+UNICODE_GROUPS = {
+    "Animals & Nature": "animals",
+    "Food & Drink": "food",
+    "Objects": "objects",
+    "Travel & Places": "travel",
+    "Activities": "activities",
+    "Smileys & Emotion": "people",
+    "People & Body": "people",
+    "Symbols": "symbols",
+}
+# What a name alone hardly tells apart, or a drawing of 48 pixels does not: hands of a clock, phases of the moon, ...
+LEFT_OUT = re.compile(
+    r"o’clock$|-thirty$|\bmoon( face)?$|\barrow\b|arrows\b|^Japanese “|facing right$",
+    re.IGNORECASE,
+)
+# Names above that are things all the same.
+KEPT = {"crescent moon", "heart with arrow", "bow and arrow"}
+QUALITY = 90  # of lossy WebP; the atlases together are then under half of what lossless would take
+
+
+def make_catalogue(names: list[dict[str, str]], styles: dict[str, Datasource | Iconify]) -> list[dict[str, object]]:
+    """The emoji that both pretraining styles draw, by group and lower-case name; without those left out."""
+    kept = []
+    seen: dict[str, int] = {}
+    for entry in names:
+        group = UNICODE_GROUPS.get(entry["group"])
+        if group is None or (LEFT_OUT.search(entry["name"]) and entry["name"] not in KEPT):
+            continue
+        drawn = {style: styles[style].has(entry["code"], entry["name"]) for style in STYLES}
+        if all(drawn[style] for style in STYLES if STYLES[style].pretrained):
+            kept.append({**entry, "group": group, "everywhere": all(drawn.values())})
+            seen[entry["name"].lower()] = seen.get(entry["name"].lower(), 0) + 1
+    kept = [entry for entry in kept if seen[entry["name"].lower()] == 1]
+    return sorted(kept, key=lambda entry: (GROUPS.index(entry["group"]), entry["name"].lower()))
+
+
+def make_atlas(style: str, source: Datasource | Iconify, catalogue: list[dict[str, object]]) -> np.ndarray:
+    """The style's drawings of its part of the catalogue, pasted."""
+    drawn = [entry for entry in catalogue if entry["everywhere"] or STYLES[style].pretrained]
+    tiles = np.stack([source.draw(entry["code"], entry["name"]) for entry in drawn])
+    tiles[tiles[..., 3] == 0] = 0  # colours nobody sees; they would cost bytes
+    return paste(tiles)
+
+
+def encode(atlas: np.ndarray) -> bytes:
+    """Lossy WebP with exact transparency."""
+    file = io.BytesIO()
+    Image.fromarray(atlas).save(file, "WEBP", quality=QUALITY, alpha_quality=100, method=6)
+    return file.getvalue()
+
+
+def build(sources: Path) -> dict[str, bytes]:
+    """File name -> content of everything that is made from the sources.
+
+    Raises:
+        InputError: a source or resvg-py is missing, or a source is another version.
+    """
+    try:
+        import resvg_py  # noqa: F401
+    except ImportError:
+        raise InputError("resvg-py is missing, which draws the SVG sources; pip install resvg-py==0.5.0") from None
+    names = read_names(fetch(NAMES, sources))
+    styles = {style: open_style(style, fetch(PACKAGES[style], sources)) for style in STYLES}
+    catalogue = make_catalogue(names, styles)
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in catalogue)
+    made = {CATALOGUE: f"[\n{lines}\n]\n".encode()}
+    for style in STYLES:
+        made[f"{style}.webp"] = encode(make_atlas(style, styles[style], catalogue))
+        print(f"{style}: {len(made[f'{style}.webp']):,} bytes")
+    return made
+
+
+def write_manifest() -> None:
+    """Hash every bundled file but the manifest itself and texts for people."""
+    files = sorted(path for path in FILES.rglob("*") if path.suffix in (".json", ".webp", ".safetensors"))
+    hashes = {
+        path.relative_to(FILES).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.name != MANIFEST
+    }
+    packages = {"names": NAMES, **PACKAGES}
+    sources = {role: {"package": p.name, "version": p.version, "sha512": p.integrity} for role, p in packages.items()}
+    write_json(FILES / MANIFEST, {"sources": sources, "sha256": hashes})
+
+
+def differences(made: dict[str, bytes], folder: Path = FILES) -> list[str]:
+    """One sentence for each file in ``folder`` that is not what was made; pictures are compared by their pixels."""
+    found = []
+    for name, content in made.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.read_bytes() != content and not (path.suffix == ".webp" and _same_pixels(path.read_bytes(), content)):
+            found.append(f"{name} differs")
+    return found
+
+
+def _same_pixels(first: bytes, second: bytes) -> bool:
+    """Equal transparency, and colours where anything is to be seen: encoders of other versions write other bytes."""
+    one, other = (np.asarray(Image.open(io.BytesIO(content)).convert("RGBA")) for content in (first, second))
+    if one.shape != other.shape or (one[..., 3] != other[..., 3]).any():
+        return False
+    return bool((one == other)[one[..., 3] > 0].all())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; the exit status is 1 where ``--check`` finds a difference, 2 for what has to be mended."""
+    parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.build", description=__doc__.splitlines()[0])
+    parser.add_argument("--sources", type=Path, default=Path("testbed-sources"), help="folder of the npm archives")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    chosen = parser.parse_args(argv)
+    try:
+        made = build(chosen.sources)
+    except InputError as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 2
+    if chosen.check:
+        found = differences(made)
+        print("\n".join(found) or f"{len(made)} bundled files equal what the sources give")
+        return 1 if found else 0
+    for name, content in made.items():
+        write_atomic(FILES / name, lambda temporary, content=content: temporary.write_bytes(content))
+    write_manifest()
+    print(f"written: {FILES}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What reconstruction and consistency are worth on the test bed: single branch against RMAdapter, paired.
+
+    python -m rmadapter.testbed.claim --out bench/results/testbed/claim
+
+Ten seeds, four groups, two styles that pretraining has not seen; base, new, harmonic mean and retention. A run sees the
+same images, in the same order, with both methods, so they are compared run by run; what differs between groups is more
+than between seeds, so the groups are the unit of replication: differences are means over a group's seeds and styles,
+with their standard error over the groups. Runs are ordered so that the first ones are balanced over methods and groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmadapter.errors import InputError
+from rmadapter.files import write_text
+from rmadapter.testbed.runs import METHODS, Planned, run_planned
+
+DATA = ("emoji_animals", "emoji_food", "emoji_objects", "emoji_travel")
+STYLES = ("fluent", "emojione")
+SEEDS = range(1, 11)
+Key = tuple[str, str, int]  # data set, style, seed
+PARTS = {
+    "base": "base",
+    "new": "new",
+    "hm": "HM",
+    "retained_base": "retained base",
+    "retained_new": "retained new",
+}
+
+
+def plan() -> list[Planned]:
+    """Zero-shot once, then all methods of a seed, group by group, before the next seed."""
+    zeroshot = [Planned(f"zeroshot/{data}-{style}", data, style, None, {}) for style in STYLES for data in DATA]
+    trained = [
+        Planned(f"{method}/{data}-{style}-seed{seed}", data, style, seed, METHODS[method])
+        for seed, style, data, method in itertools.product(SEEDS, STYLES, DATA, METHODS)
+    ]
+    return zeroshot + trained
+
+
+def complete(results: Sequence[dict[str, Any]]) -> dict[Key, dict[str, dict[str, float]]]:
+    """(data, style, seed) -> method -> accuracy, where both methods are done and neither diverged."""
+    found: dict[Key, dict[str, dict[str, float]]] = {}
+    for result in results:
+        if result["seed"] is not None and "diverged" not in result:
+            key = (result["data"], result["style"], result["seed"])
+            found.setdefault(key, {})[result["method"]] = result["accuracy"]
+    return {key: methods for key, methods in found.items() if methods.keys() >= METHODS.keys()}
+
+
+def group_means(values: dict[Key, float]) -> list[float]:
+    """The mean of each data set: first over the seeds of a style, then over styles."""
+    by_data: dict[str, dict[str, list[float]]] = {}
+    for (data, style, _), value in values.items():
+        by_data.setdefault(data, {}).setdefault(style, []).append(value)
+    return [statistics.fmean(statistics.fmean(seeds) for seeds in styles.values()) for styles in by_data.values()]
+
+
+def with_error(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard error of the mean, over groups."""
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{mean:{sign}.2f} ± {error:.2f}"
+
+
+def summary(results: Sequence[dict[str, Any]]) -> str:
+    """Tables in Markdown: accuracies by method, and paired differences, over both styles and for each."""
+    paired = complete(results)
+    blocks = ["# Single branch against RMAdapter on the test bed"]
+    if not paired:
+        return blocks[0] + "\n\nNo seed is complete yet.\n"
+    zeroshot = {(r["data"], r["style"], 0): r["accuracy"] for r in results if r["seed"] is None}
+    data, styles, seeds = (sorted(set(names)) for names in zip(*paired, strict=True))
+    blocks.append(
+        f"{len(paired)} pairs of runs of {len(DATA) * len(STYLES) * len(SEEDS)}: seeds {seeds[0]} to {seeds[-1]}, "
+        f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups, of "
+        "means over seeds and styles."
+    )
+    for style in (None, *STYLES):
+        pairs = {key: methods for key, methods in paired.items() if style in (None, key[1])}
+        if pairs:
+            untrained = {key: accuracy for key, accuracy in zeroshot.items() if style in (None, key[1])}
+            title = f"Drawn by {style}" if style else "Both styles"
+            blocks += [f"## {title}, {len(pairs)} pairs", _table(pairs, untrained)]
+    norms = [
+        r["second_half"]
+        for r in results
+        if r.get("method") == "rmadapter" and "grad_norm_reconstruction" in r["second_half"]
+    ]
+    if norms:
+        means = [
+            statistics.fmean(run[f"grad_norm_{term}"] for run in norms) for term in ("cross_entropy", "reconstruction")
+        ]
+        blocks.append(
+            f"Norm of the gradient to `w_down`, mean over the second half of RMAdapter's {len(norms)} runs: "
+            f"{means[0]:.3g} from cross-entropy, {means[1]:.3g} from reconstruction with its weights."
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(pairs: dict[Key, dict[str, dict[str, float]]], zeroshot: dict[Key, dict[str, float]]) -> str:
+    """A row for zero-shot and each method, then the paired difference and its sign by group."""
+    rows: dict[str, list[str]] = {
+        "zero-shot": [with_error(group_means({key: a[part] for key, a in zeroshot.items()})) for part in PARTS]
+    }
+    for method in METHODS:
+        means = [group_means({key: methods[method][part] for key, methods in pairs.items()}) for part in PARTS]
+        rows[method] = [with_error(values) for values in means]
+    differences = [
+        group_means({key: methods["rmadapter"][part] - methods["single"][part] for key, methods in pairs.items()})
+        for part in PARTS
+    ]
+    rows["rmadapter - single"] = [with_error(values, "+") for values in differences]
+    rows["groups in which it is higher"] = [f"{sum(d > 0 for d in values)} of {len(values)}" for values in differences]
+    lines = ["| | " + " | ".join(PARTS.values()) + " |", "|---|" + "--:|" * len(PARTS)]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.claim", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("bench/results/testbed/claim"))
+    parser.add_argument("--seconds", type=float, help="begin no run after so many seconds")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first so many seeds")
+    parser.add_argument("--worker", default="1/1", help="I/N: every N-th run from the I-th, for N processes at once")
+    chosen = parser.parse_args(argv)
+    try:
+        runs = [run for run in plan() if run.seed is None or run.seed <= chosen.seeds]
+        text = summary(run_planned(runs, chosen.out, budget=chosen.seconds, worker=chosen.worker))
+        write_text(chosen.out / "summary.md", text)
+        print(text)
+    except InputError as error:
+        print(f"claim: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Many short training runs in one process, each kept as one small results.json; what the search and the claim use.
+
+Renderings are made once a process and kept, and a run whose result is there is not made again: a stopped command goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmadapter.arguments import parse_arguments
+from rmadapter.config import LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter.data import ImageData
+from rmadapter.errors import InputError
+from rmadapter.evaluation import EvalConfig, run_eval
+from rmadapter.files import write_json
+from rmadapter.loop import DivergedError
+from rmadapter.testbed import TRAIN_CONFIG
+from rmadapter.training import train
+
+ADAPTER_KEYS = {item.name for item in dataclasses.fields(RMAdapterConfig)}
+LOSS_KEYS = {item.name for item in dataclasses.fields(LossConfig)}
+
+
+def train_config(data: str, style: str, seed: int, **changes: Any) -> TrainConfig:
+    """The test bed's configuration with ``changes``: fields of the run, of its adapters and of its loss by name."""
+    config = parse_arguments(TrainConfig, ["--config", str(TRAIN_CONFIG), "--data", data], prog="train")
+    adapter = {name: value for name, value in changes.items() if name in ADAPTER_KEYS}
+    loss = {name: value for name, value in changes.items() if name in LOSS_KEYS}
+    others = {name: value for name, value in changes.items() if name not in ADAPTER_KEYS | LOSS_KEYS}
+    return dataclasses.replace(
+        config,
+        style=style,
+        seed=seed,
+        adapter=dataclasses.replace(config.adapter, **adapter),
+        loss=dataclasses.replace(config.loss, **loss),
+        **others,
+    )
+
+
+# What differs from the test bed's configuration, which is RMAdapter's.
+METHODS: dict[str, dict[str, Any]] = {
+    "single": {"reconstruct": False, "lambda1": 0.0, "lambda2": 0.0, "lambda3": 0.0, "lambda4": 0.0},
+    "rmadapter": {},
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: ``folder`` its result goes to, below the experiment's; ``config`` None for zero-shot."""
+
+    folder: str
+    data: str
+    style: str
+    seed: int | None
+    changes: dict[str, Any]
+
+
+def run_planned(
+    plan: Sequence[Planned],
+    out: Path,
+    *,
+    data: dict[tuple[str, str], ImageData] | None = None,
+    budget: float | None = None,
+    worker: str = "1/1",
+) -> list[dict[str, Any]]:
+    """Make the runs of ``plan`` that are not in ``out`` yet, in order; returns all results that are there.
+
+    Args:
+        data: data sets by name and style, in place of those the names mean.
+        budget: seconds after which no further run begins.
+        worker: "2/3" makes the second of every three runs, for three processes at once.
+    """
+    began = time.perf_counter()
+    number, _, count = worker.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"worker is {worker!r}; valid: I/N with I from 1 to N")
+    missing = [run for run in plan[int(number) - 1 :: int(count)] if not (out / run.folder / "results.json").exists()]
+    print(f"{len(missing)} of {len(plan)} runs to make", flush=True)
+    for number, run in enumerate(missing, 1):
+        elapsed = time.perf_counter() - began
+        if budget is not None and elapsed > budget:
+            print(f"{elapsed:.0f} s are over; the same command goes on with the other {len(missing) - number + 1} runs")
+            break
+        file = out / run.folder / "results.json"
+        results = _run(run, (data or {}).get((run.data, run.style)))
+        write_json(file, results)
+        percent = ", ".join(f"{part} {value:.1f}" for part, value in results["accuracy"].items())
+        print(f"{number} of {len(missing)}: {run.folder}: {percent} ({time.perf_counter() - began:.0f} s)", flush=True)
+    return [
+        json.loads((out / run.folder / "results.json").read_text())
+        for run in plan
+        if (out / run.folder / "results.json").exists()
+    ]
+
+
+def _run(run: Planned, data: ImageData | None) -> dict[str, Any]:
+    """The results of one run, with its settings and what its metrics say of the gradients."""
+    with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log.txt", "w") as log:
+        folder = Path(scratch) / "run"
+        with contextlib.redirect_stdout(log):
+            if run.seed is None:
+                return run_eval(
+                    EvalConfig(method="zeroshot", data=run.data, style=run.style, classes="base_new", workers=0)
+                )
+            config = train_config(run.data, run.style, run.seed, out=str(folder), max_bad_steps=0, **run.changes)
+            try:
+                results = train(config, data=data)
+            except DivergedError as error:
+                results = {
+                    "diverged": str(error),
+                    "accuracy": {},
+                    "data": run.data,
+                    "style": run.style,
+                    "seed": run.seed,
+                }
+        metrics = list(_steps(folder / "metrics.jsonl"))
+    keys = ("grad_norm_cross_entropy", "grad_norm_reconstruction", "reconstruction_vision", "reconstruction_text")
+    later = metrics[len(metrics) // 2 :]  # the second half: past the first steps' large gradients
+    found = {key: [line[key] for line in later if key in line] for key in keys}
+    settings = {"epochs": config.epochs, "lr": config.lr, "scale": config.adapter.scale, **vars(config.loss)}
+    return {
+        **results,
+        "settings": settings,
+        "second_half": {key: statistics.fmean(values) for key, values in found.items() if values},
+    }
+
+
+def _steps(file: Path) -> Iterator[dict[str, float]]:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        values = json.loads(line)
+        if values["kind"] == "step":
+            yield values

@@ -1,0 +1,139 @@
+"""The search that the test bed's training configuration comes from.
+
+    python -m rmadapter.testbed.search --out bench/results/testbed/search
+
+Groups that neither the demo nor the claim shows, in one style, with their base classes only: the first half of those
+is trained on, the other half stands for new classes. First epochs, learning rate and scale of the single-branch
+adapter, then, with the best of them, the weights of RMAdapter's losses. The best has the highest harmonic mean, a mean
+over groups and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data import ImageData, base_new_split
+from rmadapter.errors import InputError
+from rmadapter.files import write_text
+from rmadapter.testbed.datasets import load_emoji
+from rmadapter.testbed.runs import METHODS, Planned, run_planned
+
+DATA = ("emoji_activities", "emoji_symbols")
+STYLE = "fluent"
+SEEDS = (1,)
+EPOCHS = (5,)  # as in the field's protocol
+LEARNING_RATES = (0.005, 0.015, 0.05)
+SCALES = (0.03, 0.1)
+RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
+CONSISTENCY = (0.0, 1.0, 3.0, 10.0, 30.0)  # lambda3; lambda4 is 2.5 times it
+
+
+def base_only(data: ImageData) -> ImageData:
+    """The base classes as a data set of their own, whose base and new classes are its halves."""
+    parts = {part: base_new_split(getattr(data, part), "base") for part in ("train", "val", "test")}
+    return dataclasses.replace(
+        data, name=f"{data.name} base classes", retention=data.retention and base_only(data.retention), **parts
+    )
+
+
+def plan_training() -> list[Planned]:
+    """The single-branch adapter: epochs x learning rate x scale."""
+    return [
+        Planned(f"single/epochs{epochs}-lr{lr}-scale{scale}/{data}-seed{seed}", data, STYLE, seed, changes)
+        for epochs, lr, scale in itertools.product(EPOCHS, LEARNING_RATES, SCALES)
+        for changes in [{**METHODS["single"], "epochs": epochs, "lr": lr, "scale": scale}]
+        for data, seed in itertools.product(DATA, SEEDS)
+    ]
+
+
+def plan_losses(best: dict[str, Any]) -> list[Planned]:
+    """RMAdapter: lambda1 = lambda2 x lambda3, lambda4 = 2.5 lambda3, with the single-branch adapter's ``best``."""
+    training = {name: best[name] for name in ("epochs", "lr", "scale")}
+    return [
+        Planned(f"rmadapter/reconstruction{first:g}-consistency{third:g}/{data}-seed{seed}", data, STYLE, seed, changes)
+        for seed in SEEDS
+        for first, third in itertools.product(RECONSTRUCTION, CONSISTENCY)
+        for changes in [{**training, "lambda1": first, "lambda2": first, "lambda3": third, "lambda4": 2.5 * third}]
+        for data in DATA
+    ]
+
+
+def ranking(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settings with the means of what they came to, the best first.
+
+    Those of which a run diverged or, compared with the others, is not done are left out.
+    """
+    by_settings: dict[tuple, list[dict[str, Any]]] = {}
+    for result in results:
+        by_settings.setdefault(tuple(sorted(result["settings"].items())), []).append(result)
+    rows = []
+    for settings, members in by_settings.items():
+        if not any("diverged" in member for member in members):
+            parts = members[0]["accuracy"]
+            means = {part: statistics.fmean(member["accuracy"][part] for member in members) for part in parts}
+            norms = {
+                key: statistics.fmean(member["second_half"].get(key, 0) for member in members)
+                for key in members[0]["second_half"]
+            }
+            rows.append({**dict(settings), **means, "runs": len(members), **norms})
+    most = max((row["runs"] for row in rows), default=0)
+    return sorted((row for row in rows if row["runs"] == most), key=lambda row: -row["hm"])
+
+
+def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
+    """Markdown: the settings ``names`` and the accuracies in percent."""
+    parts = ("base", "new", "hm", "retained_base", "retained_new")
+    lines = ["| " + " | ".join((*names, *parts, "runs")) + " |", "|" + "--:|" * (len(names) + len(parts) + 1)]
+    for row in rows:
+        cells = [f"{row[name]:g}" for name in names] + [f"{row[part]:.2f}" for part in parts] + [str(row["runs"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
+    """Make the runs that are missing, as ``run_planned``; the tables, which are written to ``out`` too.
+
+    Raises:
+        InputError: the runs of the single-branch adapter are not all done, on which the others depend.
+    """
+    data = {(name, STYLE): base_only(load_emoji(name, STYLE)) for name in DATA}
+    plan = plan_training()
+    done = run_planned(plan, out, data=data, budget=budget, worker=worker)
+    if len(done) < len(plan):
+        raise InputError(f"{len(done)} of {len(plan)} runs of the single branch are done; the same command goes on")
+    single = ranking(done)
+    losses = ranking(run_planned(plan_losses(single[0]), out, data=data, budget=budget, worker=worker))
+    text = (
+        "# Search of the test bed's training configuration\n\n"
+        f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new; accuracies in percent, hm is the "
+        "mean of the runs' harmonic means, by which rows are sorted.\n\n"
+        f"## Single branch\n\n{table(single, ('epochs', 'lr', 'scale'))}\n\n"
+        f"## RMAdapter, lambda2 = lambda1, lambda4 = 2.5 lambda3\n\n{table(losses, ('lambda1', 'lambda3'))}\n"
+    )
+    write_text(out / "tables.md", text)
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.search", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("bench/results/testbed/search"))
+    parser.add_argument("--seconds", type=float, help="begin no run after so many seconds")
+    parser.add_argument("--worker", default="1/1", help="I/N: every N-th run from the I-th, for N processes at once")
+    chosen = parser.parse_args(argv)
+    try:
+        print(search(chosen.out, chosen.seconds, chosen.worker))
+    except InputError as error:
+        print(f"search: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

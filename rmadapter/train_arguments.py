@@ -1,0 +1,17 @@
+"""The options of ``rmadapter train``, for the command itself and for the methods that are options of it."""
+
+from __future__ import annotations
+
+from rmadapter.arguments import parse_arguments
+from rmadapter.config import TrainConfig
+from rmadapter.testbed import TRAIN_CONFIG, is_testbed
+
+
+def parse_train(argv: list[str], *, prog: str) -> TrainConfig:
+    """The configuration of a training run; on a bundled data set with the test bed's defaults below the options."""
+    # Which defaults hold is seen from the data, before anything is printed.
+    asked = parse_arguments(
+        TrainConfig, [word for word in argv if word.replace("-", "_") != "__print_config"], prog=prog
+    )
+    own = ["--config", str(TRAIN_CONFIG)] if is_testbed(asked.data) else []
+    return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
