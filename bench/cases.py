@@ -147,5 +147,5 @@ def check(step: Step, case: Case, direction: str) -> None:
     eps = torch.finfo(case.dtype).eps
     for name, ours, value, same in zip(names, step.run(direction), exact, theirs, strict=True):
         size = value.double().norm().clamp_min(1e-30)
-        error, allowed = (float((t.double() - value.double()).norm() / size) for t in (ours, same))
+        error, allowed = (float(((t.double() - value.double()).norm() / size).detach()) for t in (ours, same))
         assert error <= 1.2 * allowed + 4 * eps * case.d**0.5, f"{name}: error {error:.1e}, of autograd {allowed:.1e}"

@@ -136,8 +136,8 @@ def heuristic(problem: Problem, device: Device) -> Config:
             block_m //= 2
         if block_m < largest == 64:
             num_warps = 4 if width < 128 else 8
-            # 32 rows of K1 by 32 columns spill a word on sm_80 and sm_100.
-            block_d = 16 if problem.kernel == "rows" else block_d
+            # 32 rows by 32 columns spill some words: K1 on sm_80 and sm_100, the forward of width 128 on sm_100.
+            block_d = 16 if problem.kernel == "rows" else 64
     return Config(block_m, _tile_of(problem.d, block_d), num_warps, 2)
 
 
