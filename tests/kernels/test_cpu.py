@@ -264,6 +264,9 @@ def test_explain_and_refusals():
     assert explain(x).backend == "cpu"
     assert "bench/results" in explain(x).reason
     assert explain(x.double()).backend == "eager"
+    with instructions("portable"):  # never measured to be faster
+        assert explain(x).backend == "eager"
+        assert explain(x, backend="cpu").backend == "cpu"
     for wrong, message in (
         (explain_arguments(x.double()), r"x is torch\.float64; valid: torch\.float32"),
         (explain_arguments(torch.zeros(2, 72)), "x has width D=72; valid: 64 to 2048 in multiples of 16"),

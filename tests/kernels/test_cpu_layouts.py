@@ -10,7 +10,7 @@ from cpu_cases import judge, with_backend
 from operator_cases import WEIGHTS, make_case, run
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from rmadapter_kernels import FusedRMAdapter, cpu, rm_adapter
+from rmadapter_kernels import FusedRMAdapter, cpu, explain, rm_adapter
 
 pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -136,6 +136,7 @@ def test_compiled_equals_uncompiled_with_few_recompilations(backend):
     torch._dynamo.reset()
     torch.manual_seed(0)
     adapter = FusedRMAdapter(64, bottleneck=4, scale=0.5, backend="auto")
+    assert explain(torch.zeros(1, 64)).backend == "cpu"
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(adapter, backend=counter, fullgraph=True)
     graphs = []
