@@ -63,7 +63,10 @@ def judge(case: Case, factor: float = 1.3, steps: float = 1, **how: Any) -> dict
     if case.settings.get("objective") == "l1" and case.x.dtype != torch.float32 and case.weights[7] is not None:
         # The sign of a difference near zero is rounding's, and one of a thousand moves a gradient by 6 %.
         case.weights[7] = case.weights[7] + torch.tensor([8.0, -8.0]).repeat(case.x.shape[-1] // 2).to(case.x.dtype)
-    exact = run(case.to(torch.float64), implementation=reference, **how)
+    wide = case.to(torch.float64)
+    # fp32 weights are rounded to the dtype of x for the products; which side of zero relu falls on follows from that.
+    wide.weights = [None if w is None else w.detach().to(case.x.dtype).double() for w in case.weights]
+    exact = run(wide, implementation=reference, **how)
     eager = run(with_backend(case, "eager"), **how)
     with poisoned_memory():
         found = run(with_backend(case, "cpu"), **how)
