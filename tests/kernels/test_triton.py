@@ -38,7 +38,7 @@ def environment(**changes: str) -> dict[str, str]:
 @pytest.mark.timeout(1800)
 def test_under_the_interpreter():
     """In a process of its own: the variable counts when Triton is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "--confcutdir", str(HERE), str(HERE / "triton_interpreter.py")]
+    command = [sys.executable, "-m", "pytest", "--confcutdir", str(HERE), str(HERE / "triton_interpreter.py")]
     done = subprocess.run(
         command, env=environment(TRITON_INTERPRET="1"), cwd=HERE.parents[1], capture_output=True, text=True, check=False
     )
