@@ -82,7 +82,7 @@ def bucket(tokens: int) -> int:
     return next((end for end in BUCKETS if tokens <= end), LARGEST)
 
 
-# (capability, kernel, dtype, precision, D, r, h, bucket) -> Config, from sweeps on that device (bench/gpu_check.py).
+# (capability, kernel, dtype, precision, D, r, h, bucket) -> Config, from sweeps on a device of that capability.
 # Empty until one has been run: every entry has to come with its measurement.
 TABLE: dict[tuple, Config] = {}
 
