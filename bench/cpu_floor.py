@@ -4,13 +4,14 @@
 
 The floor is 6 D r floating-point operations a token forward and 22 D r both ways at the rate of a 2048 x 2048 matmul in
 the same dtype and run. bench/test_cpu.py gives every call new outputs, as training does, whose pages the kernel of the
-operating system fills with zeros first; here glibc is told to keep freed memory, so that calls reuse it. Each round times
-the matmul and then five calls of every case, whose median counts; a share is the median over rounds.
+operating system fills with zeros first; here glibc is told to keep freed memory, so that calls reuse it. Each round
+times the matmul and then five calls of every case, whose median counts; a share is the median over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -37,11 +38,11 @@ def main() -> None:
     from bench.test_cpu import DTYPES, MATMUL, TOKENS, _function, _step
     from rmadapter_kernels import cpu
 
-    def seconds(call: Callable[[], object]) -> float:
+    def seconds(call: Callable[..., object], *arguments: object) -> float:
         times = []
         for _ in range(CALLS):
             began = time.perf_counter()
-            call()
+            call(*arguments)
             times.append(time.perf_counter() - began)
         return statistics.median(times)
 
@@ -50,19 +51,15 @@ def main() -> None:
     print("|---|--:|---|" + "--:|" * len(TOKENS))
     for dtype, kind in DTYPES.items():
         a, b = torch.randn(2, MATMUL, MATMUL, generator=torch.Generator().manual_seed(0)).to(kind)
-        cases = {
-            (direction, tokens): lambda d=direction, t=tokens: _step(_function("cpu", t), dtype, t, d)
-            for direction in FLOP
-            for tokens in TOKENS
-        }
-        for call in (*cases.values(), lambda: a @ b):
-            call()
-        shares: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+        shares: dict[tuple[str, int], list[float]] = {}
         rates = []
-        for _ in range(rounds):
-            rates.append(2 * MATMUL**3 / seconds(lambda: a @ b))
-            for (direction, tokens), call in cases.items():
-                shares[direction, tokens].append(FLOP[direction] * tokens / rates[-1] / seconds(call))
+        for measured in (False, *(True for _ in range(rounds))):
+            rate = 2 * MATMUL**3 / seconds(torch.mm, a, b)
+            for direction, tokens in itertools.product(FLOP, TOKENS):
+                taken = seconds(_step, _function("cpu", tokens), dtype, tokens, direction)
+                if measured:
+                    shares.setdefault((direction, tokens), []).append(FLOP[direction] * tokens / rate / taken)
+                    rates.append(rate)
         for direction in FLOP:
             cells = [f"{statistics.median(shares[direction, tokens]):.0%}" for tokens in TOKENS]
             row = (dtype, f"{statistics.median(rates) / 1e9:.0f}", direction, *cells)
