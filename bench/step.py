@@ -26,7 +26,7 @@ import torch
 
 from rmadapter.arguments import parse_arguments
 from rmadapter.backbone import Backbone, load_backbone, store_backbone
-from rmadapter.config import LossConfig, RMAdapterConfig, StepConfig
+from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.costs import step_cost
 from rmadapter.errors import InputError, check_choice
 from rmadapter.files import read_json, write_json
@@ -35,6 +35,7 @@ from rmadapter.model import RMAdapterCLIP
 from rmadapter.plan import Plan
 from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
 from rmadapter.step import TrainStep
+from rmadapter.step_config import StepConfig
 
 ALONE = {
     f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from rmadapter.chunks import FREE_SHARE, free_bytes, parse_bytes
-from rmadapter.config import StepConfig, TrainConfig
+from rmadapter.config import TrainConfig
 from rmadapter.costs import Cost, Workload, step_cost, workload
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import blocks_obstacle, last_block_obstacle
@@ -16,6 +16,7 @@ from rmadapter.errors import InputError
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.runtime import compiler_obstacle, residual_dtype
 from rmadapter.step import TrainStep
+from rmadapter.step_config import StepConfig
 from rmadapter.towers import text_is_trimmable
 
 WHAT = {

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from rmadapter import losses
 from rmadapter.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory
-from rmadapter.config import StepConfig
 from rmadapter.costs import tower_shape
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import Entry, ImageEncoder, TextEncoder, Token
 from rmadapter.errors import InputError
 from rmadapter.model import Output, RMAdapterCLIP
+from rmadapter.step_config import StepConfig
 from rmadapter.towers import text_is_trimmable
 
 

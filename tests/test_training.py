@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig, loop
 from rmadapter import training as trainings
-from rmadapter.config import StepConfig
 from rmadapter.loop import DivergedError
+from rmadapter.step_config import StepConfig
 from rmadapter.training import train
 
 
