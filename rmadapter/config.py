@@ -262,6 +262,7 @@ class TrainConfig:
         cache_limit: most that the views of all runs may take on the disk, such as 10GB
         cache_dir: folder for the views; default: ~/.cache/rmadapter/views
         compile: run the adapted part of both towers through torch.compile
+        cuda_graphs: record whole steps, update included, as CUDA graphs and replay them (one GPU)
         explain: say what is on, why, and what it is expected to save; train nothing
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
@@ -308,6 +309,7 @@ class TrainConfig:
     cache_limit: str = "10GB"
     cache_dir: str | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     explain: bool = False
     max_bad_steps: int = 10
     epochs: int = 5
