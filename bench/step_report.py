@@ -130,7 +130,7 @@ def _ratios(times: Times, classes: int, default: str) -> list[Target]:
         case = times.cases[name, "fp32", classes]
         expected = case["plain_flop"] / case["flop"]
         share = found / expected
-        mark = plain.mark + fast.mark
+        mark = _marks(plain, fast)
         rows.append(Target(what, f"{asked:.1f}", f"{found:.2f}{mark}", found >= asked))
         what = f"{what}: share of the {expected:.2f} expected"
         rows.append(Target(what, f"{SHARE_OF_EXPECTED:.0%}", f"{share:.0%}{mark}", share >= SHARE_OF_EXPECTED))
@@ -141,8 +141,13 @@ def _ratios(times: Times, classes: int, default: str) -> list[Target]:
         plain = min(plains, key=lambda time: time.seconds)
         found = plain.seconds / fast.seconds
         what = f"{classes} classes, all, {default}, against the faster plain of fp32 and autocast"
-        rows.append(Target(what, f"{wide:.1f}", f"{found:.2f}{plain.mark}{fast.mark}", found >= wide))
+        rows.append(Target(what, f"{wide:.1f}", f"{found:.2f}{_marks(plain, fast)}", found >= wide))
     return rows
+
+
+def _marks(*times: Time) -> str:
+    """What has to be said of a ratio of these."""
+    return "".join(dict.fromkeys(time.mark for time in times))
 
 
 def _reconstruction(times: Times) -> list[Target]:

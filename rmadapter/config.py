@@ -259,8 +259,9 @@ class TrainConfig:
         step: the shortcuts, one by one
         text_memory: memory for the activations of all prompts, such as 2GB; default: a quarter of what is free
         views: augmented views an image, kept with what the frozen model makes of them; 0: fresh ones at every step
-        cache_limit: most that the views of all runs may take on the disk, such as 10GB
-        cache_dir: folder for the views; default: ~/.cache/rmadapter/views
+        image_cache: keep decoded images on the disk, for data on which the loader is slower than the step
+        cache_limit: most that the views of all runs may take on the disk, and the decoded images as much, such as 10GB
+        cache_dir: folder for both; default: ~/.cache/rmadapter
         compile: run the adapted part of both towers through torch.compile
         cuda_graphs: record whole steps, update included, as CUDA graphs and replay them (one GPU)
         explain: say what is on, why, and what it is expected to save; train nothing
@@ -306,6 +307,7 @@ class TrainConfig:
     step: StepConfig = field(default_factory=StepConfig)
     text_memory: str | None = None
     views: int = 0
+    image_cache: bool = False
     cache_limit: str = "10GB"
     cache_dir: str | None = None
     compile: bool = False

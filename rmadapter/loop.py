@@ -15,7 +15,7 @@ from rmadapter.backbone import Backbone, base_hash
 from rmadapter.batches import Batch, TrainBatches
 from rmadapter.config import TrainConfig
 from rmadapter.cuda_graphs import CudaRecorder, GraphedStep
-from rmadapter.data import ImageData, Item, TrainImages, train_transform
+from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
 from rmadapter.device_step import DeviceStep, StepInputs
 from rmadapter.distributed import Ranks
 from rmadapter.errors import InputError
@@ -44,6 +44,7 @@ class TrainRun:
         step: RMAdapterCLIP | TrainStep,
         items: list[Item],
         data: ImageData,
+        read: Read,
         backbone: Backbone,
         device: torch.device,
         precision: str,
@@ -51,6 +52,7 @@ class TrainRun:
         ranks: Ranks,
     ):
         self.config, self.model, self.items, self.data, self.backbone = config, model, items, data, backbone
+        self.read = read
         self.device, self.precision, self.text_bytes = device, precision, text_bytes
         self.step_module, self.ranks = step, ranks
         self.batches = self._make_batches()
@@ -140,7 +142,7 @@ class TrainRun:
         """The training images in batches, with a cache of views where they are wanted."""
         config = self.config
         transform = train_transform(self.backbone.preprocessing, config.augmentation, min_crop=config.min_crop)
-        images = TrainImages(self.data.read, self.items, transform, config.seed)
+        images = TrainImages(self.read, self.items, transform, config.seed)
         cache = None
         if config.views:
             from rmadapter import view_cache  # needs a system with file locks

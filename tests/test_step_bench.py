@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from bench import loader
 from bench import step as bench
 from bench.step_contenders import COMPARED, NO_RECONSTRUCTION
 from bench.step_report import TARGETS, Times, as_table, targets
@@ -138,3 +139,15 @@ def test_bad_options():
     ):
         with pytest.raises(InputError, match=message):
             bench.Options(**changes)
+
+
+def test_the_loader_is_compared_with_the_step(machine, tmp_path):
+    bench.run(options(tmp_path, classes="100"))
+    small = {"images": 6, "width": 40, "height": 30, "batch": 4, "workers": 0, "epochs": 2}
+    table = loader.run(loader.Options(**small, step=str(tmp_path / "step.json")))
+    rate = 16 / seconds("all", "bf16", 100)
+    assert f"the step at 100 classes in bf16 consumes {rate:.1f} images/s" in table
+    assert table.count("(1.5 asked for)") == 2
+    assert "python -m bench.step first" in loader.run(loader.Options(**small, step=str(tmp_path / "none.json")))
+    with pytest.raises(InputError, match="epochs is 1"):
+        loader.Options(epochs=1)

@@ -398,6 +398,18 @@ def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, t
         train(config(**{**kept, "workers": 0}, augmentation="crop", out=str(tmp_path / "other")))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_give_the_same_run_and_are_decoded_once(config, tmp_path, monkeypatch, capsys, workers):
+    kept = {"image_cache": True, "cache_dir": str(tmp_path / "cache"), "evaluate": False, "workers": workers}
+    train(config(evaluate=False))
+    train(config(**kept, out=str(tmp_path / "cold")))
+    assert "image cache: 16 of 16 images" in capsys.readouterr().out
+    monkeypatch.setattr("rmadapter.data.items.read_image", stop)
+    train(config(**kept, out=str(tmp_path / "warm")))
+    for name in ("cold", "warm"):
+        assert_equal(adapter_of(tmp_path / name), adapter_of(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("at", [2, 5, 6])
 def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
     def views(name):
