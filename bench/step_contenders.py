@@ -49,6 +49,7 @@ class Contenders:
         precision: str,
         loss: LossConfig | None = None,
     ):
+        self.classes, self.precision = classes, precision
         self.autocast = precision == "autocast"
         self.device = adapted.clip.logit_scale.device
         self.models = {}
@@ -67,6 +68,7 @@ class Contenders:
         self.adapted = adapted
         self.optimizer = torch.optim.SGD(adapted.adapter_tensors().values(), lr=0.0, momentum=0.9)
         self.calls: dict[str, Callable[[], object]] = {}
+        self.warm: set[str] = set()  # those that have run
         self.plans: dict[str, Plan] = {}
         self.views = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +29,11 @@ def machine(monkeypatch):
 
     class FakeContenders:
         def __init__(self, batch, backbone, adapted, classes, precision):
-            self.classes, self.precision, self.calls = classes, precision, {}
+            self.classes, self.precision, self.warm, self.plans = classes, precision, set(), {}
+
+        def call(self, name):
+            counted = 16e9 if (name, self.classes) == ("plain", 1000) else 1e9
+            self.plans[name] = SimpleNamespace(cost=SimpleNamespace(bytes=counted))
 
     def sample(contenders, name, case):
         key = (name, contenders.precision, contenders.classes)
@@ -45,6 +50,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(bench, "Contenders", FakeContenders)
     monkeypatch.setattr(bench, "_sample", sample)
     monkeypatch.setattr(bench, "_model", lambda options, device, precision: (None, None, "cpu"))
+    monkeypatch.setattr(bench, "free_bytes", lambda device: 10**12)
     monkeypatch.setattr(bench, "check", lambda *arguments: None)
     monkeypatch.setattr(bench, "resolve_precision", lambda name, device: "bf16")
     return calls, disturbed
@@ -111,6 +117,17 @@ def test_targets_stand_beside_what_was_measured(machine, tmp_path):
     assert "| 100 classes, all, fp32: share of the 10.00 expected | 85% | 58% | no |" in text
     assert "| seconds a class, fp32, plain / all | 10 | 10.0 | yes |" in text
     assert "1000 classes, fp32: time of the reconstruction branch | +2% | +0.6% | yes |" in text
+
+
+def test_a_step_that_does_not_fit_into_memory_is_left_out(machine, tmp_path, monkeypatch, capsys):
+    calls, _ = machine
+    monkeypatch.setattr(bench, "free_bytes", lambda device: 20 * 10**9)
+    bench.run(options(tmp_path, precision="fp32"))
+    assert ("plain", "fp32", 1000) not in calls
+    assert ("all", "fp32", 1000) in calls
+    shown = capsys.readouterr().out
+    assert shown.count("plain, fp32, 1000 classes: left out, takes about 30 GB of memory; free: 20 GB") == 1
+    assert "(extrapolated)" in shown
 
 
 def test_a_plain_step_that_was_not_measured_is_marked_as_extrapolated():

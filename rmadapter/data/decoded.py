@@ -3,8 +3,9 @@
     CACHE/images/HASH.npy    uint8 [height, width, 3], mapped into memory where it is read
 
 HASH is that of the file's absolute path, size and time of change, so that a changed file is another one. What comes out
-is what ``read_image`` gives, bit by bit, whatever the transform after it. Decoding a photograph of 500 x 375 takes some
-milliseconds, its crop less than one (``python -m bench.loader``).
+is what ``read_image`` gives, bit by bit, whatever the transform after it. One thread, least of 200: a JPEG file of
+1200 x 800 takes 3.3 ms to decode and 0.6 to read from here, one of 500 x 375 0.75 and 0.3; what comes after it, crop
+and flip, 1.0 to 1.7. So it pays for large files, where a GPU waits for them.
 """
 
 from __future__ import annotations
