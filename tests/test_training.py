@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -121,6 +122,22 @@ class Killed(BaseException):
 
 def stop(*arguments, **names):
     raise Killed
+
+
+@contextlib.contextmanager
+def stopped_before_step(at: int, monkeypatch):
+    """A run in it ends before the step of that number, from 0."""
+    real = loop.TrainRun._step
+
+    def step(self, *arguments):
+        if self.step == at:
+            raise Killed
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainRun, "_step", step)
+        with pytest.raises(Killed):
+            yield
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])
@@ -416,17 +433,8 @@ def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeyp
         return {"views": 1, "cache_dir": str(tmp_path / name), "evaluate": False}
 
     train(config(**views("a"), out=str(tmp_path / "whole")))
-    real = loop.TrainRun._step
-
-    def step(self, *arguments):
-        if self.step == at:
-            raise Killed
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainRun, "_step", step)
-        with pytest.raises(Killed):
-            train(config(**views("b")))
+    with stopped_before_step(at, monkeypatch):
+        train(config(**views("b")))
     train(config(**views("b"), resume=True))
     assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
 
@@ -480,17 +488,8 @@ def test_recorded_steps_give_the_same_run(config, tmp_path, called_graphs, views
 def test_a_run_of_recorded_steps_is_resumed(config, tmp_path, monkeypatch, called_graphs, at):
     """A state that is saved in mid epoch has what was summed on the device until then."""
     train(config(cuda_graphs=True, epochs=3, out=str(tmp_path / "whole")))
-    real = loop.TrainRun._step
-
-    def step(self, *arguments):
-        if self.step == at:
-            raise Killed
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainRun, "_step", step)
-        with pytest.raises(Killed):
-            train(config(cuda_graphs=True, epochs=3))
+    with stopped_before_step(at, monkeypatch):
+        train(config(cuda_graphs=True, epochs=3))
     train(config(cuda_graphs=True, epochs=3, resume=True))
     assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
     for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "whole"), strict=True):
