@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rmadapter.backbone import Backbone, base_hash
-from rmadapter.batches import Batch, TrainBatches
+from rmadapter.batches import Batch, TrainBatches, Waited
 from rmadapter.config import TrainConfig
 from rmadapter.cuda_graphs import CudaRecorder, GraphedStep
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
@@ -28,6 +28,9 @@ from rmadapter.runtime import Arriving
 from rmadapter.step import TrainStep, Views
 
 REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda decides"
+
+# Waiting for the loader is said from this share of an epoch on; less is the start of its workers.
+SAID_WAITING = 0.2
 
 
 class DivergedError(RuntimeError):
@@ -193,7 +196,8 @@ class TrainRun:
         began = time.perf_counter()
         before = self.seconds
         seen = 0
-        for batch in self.batches.epoch(self.epoch, self.step_in_epoch):
+        batches = Waited(self.batches.epoch(self.epoch, self.step_in_epoch))
+        for batch in batches:
             wants_norms = config.grad_norm_every and self.step % config.grad_norm_every == 0
             self.norms |= self._step(batch, wants_norms)
             self.step_in_epoch += 1
@@ -228,9 +232,11 @@ class TrainRun:
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.schedule.step()
         self._save_state(folder, log)
+        waited = batches.seconds / (time.perf_counter() - began)
         tqdm.write(
             f"epoch {self.epoch} of {config.epochs}: loss {means['loss']:.4f}, accuracy {means['accuracy']:.1f} %, "
-            f"{self.seconds:.1f} s",
+            f"{self.seconds:.1f} s"
+            + (f"; {waited:.0%} of the epoch waiting for images" if waited > SAID_WAITING else ""),
             file=sys.stdout,
         )
 

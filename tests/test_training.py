@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig, loop
 from rmadapter import training as trainings
+from rmadapter.batches import Waited
 from rmadapter.loop import DivergedError
 from rmadapter.step_config import StepConfig
 from rmadapter.training import train
@@ -413,6 +414,19 @@ def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, t
     assert_equal(adapter_of(tmp_path / "warm"), adapter_of(tmp_path / "run"))
     with pytest.raises(Killed):
         train(config(**{**kept, "workers": 0}, augmentation="crop", out=str(tmp_path / "other")))
+
+
+def test_waiting_for_images_is_measured_and_said(config, monkeypatch, capsys):
+    clock = iter(range(1000))
+    monkeypatch.setattr("rmadapter.batches.time.perf_counter", lambda: float(next(clock)))
+    waited = Waited(["first", "second"])
+    assert list(waited) == ["first", "second"]
+    assert waited.seconds == 3.0  # the third found the end
+    monkeypatch.undo()
+    for share, said in ((0.0, True), (1.0, False)):
+        monkeypatch.setattr(loop, "SAID_WAITING", share)
+        train(config(evaluate=False, overwrite=True))
+        assert ("of the epoch waiting for images" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize("workers", [0, 2])
