@@ -233,10 +233,10 @@ class TrainRun:
         self.schedule.step()
         self._save_state(folder, log)
         waited = batches.seconds / (time.perf_counter() - began)
+        waiting = f"; {waited:.0%} of the epoch waiting for images" if waited > SAID_WAITING else ""
         tqdm.write(
             f"epoch {self.epoch} of {config.epochs}: loss {means['loss']:.4f}, accuracy {means['accuracy']:.1f} %, "
-            f"{self.seconds:.1f} s"
-            + (f"; {waited:.0%} of the epoch waiting for images" if waited > SAID_WAITING else ""),
+            f"{self.seconds:.1f} s{waiting}",
             file=sys.stdout,
         )
 
@@ -278,7 +278,7 @@ class TrainRun:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output.losses["total"]).backward()
         if not math.isfinite(total.wait()):
-            values = {name: float(value) for name, value in output.losses.items()}
+            values = {name: value.item() for name, value in output.losses.items()}
             self._count_bad_step(values, self.epoch, self.step_in_epoch)
             return {}
         self.scaler.step(self.optimizer)
