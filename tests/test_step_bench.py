@@ -6,12 +6,17 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
+from conftest import small_clip
 
 from bench import loader
 from bench import step as bench
-from bench.step_contenders import COMPARED, NO_RECONSTRUCTION
+from bench.step_contenders import COMPARED, CONTENDERS, GRAPHS, NO_RECONSTRUCTION, Contenders, check
 from bench.step_report import TARGETS, Times, as_table, targets
-from rmadapter import InputError
+from rmadapter import InputError, RMAdapterConfig, inject
+from rmadapter.backbone import Backbone, store_backbone
+from rmadapter.data import Preprocessing
+from rmadapter.runtime import DTYPES
 
 LINES = {"plain": (2.0, 0.16), "all": (1.5, 0.016), "all, views": (1.0, 0.016), NO_RECONSTRUCTION: (1.5, 0.0159)}
 
@@ -168,3 +173,24 @@ def test_the_loader_is_compared_with_the_step(machine, tmp_path):
     assert "python -m bench.step first" in loader.run(loader.Options(**small, step=str(tmp_path / "none.json")))
     with pytest.raises(InputError, match="epochs is 1"):
         loader.Options(epochs=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+def test_every_contender_runs(tokenizer, precision):
+    """On a small model: one step of each, two samples, of which the first warms up."""
+    clip = small_clip().requires_grad_(False)
+    store_backbone(clip, DTYPES.get(precision, torch.float32))
+    adapted = inject(clip, RMAdapterConfig(layers="2-3", bottleneck=8)).train()
+    backbone = Backbone(clip, tokenizer, Preprocessing.of(clip), None)
+    if precision == "fp32":
+        check(4, backbone, adapted)
+    contenders = Contenders(4, backbone, adapted, 6, precision)
+    for name in ["plain"] if precision == "autocast" else [name for name in CONTENDERS if name != GRAPHS]:
+        assert bench.fits(contenders, name, 10**9)
+        assert not bench.fits(contenders, name, 1000)
+        case = {"precision": precision, "classes": 6, "seconds": [], "disturbed": []}
+        for _ in range(2):
+            bench._sample(contenders, name, case)
+        assert len(case["seconds"]) + len(case["disturbed"]) == 1
+        assert case["plain_flop"] >= case["flop"] > 0
+        assert case["peak_bytes"] > case["added_bytes"]
