@@ -140,7 +140,7 @@ def _bytes(case: Case) -> tuple[int, int]:
 def launch_of(case: Case) -> tuple[Any, list[torch.dtype | None]]:
     """The launch, and the dtypes of its pointers, with the most demanding flags."""
     from rmadapter_kernels.triton.layout import Rows
-    from rmadapter_kernels.triton.plans import Addresses, BackwardPlan, ForwardPlan, Needs, Shape
+    from rmadapter_kernels.triton.plans import Addresses, BackwardPlan, ForwardPlan, Shape
 
     dtype, _ = DTYPES[case.dtype]
     shape = Shape(dtype, case.d, case.r, case.h, TOKENS[-1], True, "gelu", "l2")
@@ -149,7 +149,7 @@ def launch_of(case: Case) -> tuple[Any, list[torch.dtype | None]]:
     if case.kernel == "forward":
         launch = ForwardPlan(shape, addresses, None).launch.build(case.config)
         return launch, [dtype, dtype, *[weight] * 10, dtype, torch.float32]
-    plan = BackwardPlan(shape, addresses, Needs(*[True] * 9), True, True, False, None)
+    plan = BackwardPlan(shape, addresses, [True] * 9, True, True, False, None)
     if case.kernel == "rows":
         launch = plan.rows.build(case.config)
         pointers = [dtype, dtype, torch.float32, *[weight] * 9, dtype]
