@@ -46,6 +46,26 @@ def test_under_the_interpreter():
     assert "passed" in done.stdout
 
 
+@pytest.mark.timeout(600)
+def test_data_parallel_under_the_interpreter(tmp_path):
+    """Two processes over gloo: weights stay those of one process, also those that a loss leaves unused."""
+    command = [sys.executable, str(HERE / "triton_ddp.py")]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting")],
+            env=environment(TRITON_INTERPRET="1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=500)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for rank, text in enumerate(printed):
+        assert f"rank {rank} done" in text, text[-4000:]
+
+
 def test_importing_needs_no_triton():
     """Nor does using another backend."""
     code = (
