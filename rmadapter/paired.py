@@ -37,7 +37,7 @@ def subtract(one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, 
         unseeded = key._replace(seed=None)
         first, second = one.get(key, one.get(unseeded)), other.get(key, other.get(unseeded))
         if first is not None and second is not None:
-            found[key] = first - second
+            found[key] = round(first - second, 9)  # equal counts of images are equal
     # The runs without a seed have stood for themselves above, as well as against each seed.
     seeded = {key._replace(seed=None) for key in found if key.seed is not None}
     return {key: value for key, value in found.items() if key.seed is not None or key not in seeded}

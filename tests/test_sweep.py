@@ -184,14 +184,17 @@ def test_dry_run(words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "line", "runs"),
+    ("protocol", "data", "line", "runs"),
     [
-        ("base2new", "open  rmadapter/emoji_food/seed1: ", 18),
-        ("domain", "open  rmadapter/emoji_animals@fluent/seed1: ", 3),
+        ("base2new", "testbed", "open  rmadapter/emoji_food@fluent/seed1: ", 18),
+        ("base2new", "testbed,testbed@emojione", "open  rmadapter/emoji_food@emojione/seed1: ", 36),
+        ("cross", "testbed@openmoji", "open  rmadapter/emoji_animals@openmoji/seed1: ", 3),
+        ("domain", "testbed", "open  rmadapter/emoji_animals@fluent/seed1: ", 18),
+        ("domain", "testbed@noto", "open  rmadapter/emoji_travel@noto/seed1: ", 18),
     ],
 )
-def test_the_test_bed_has_a_name(protocol, line, runs, tmp_path, capsys):
-    assert sweep(protocol, "--data", "testbed", "--seeds", "1", "--out", str(tmp_path / "s"), "--dry-run") == 0
+def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
+    assert sweep(protocol, "--data", data, "--seeds", "1", "--out", str(tmp_path / "s"), "--dry-run") == 0
     out = capsys.readouterr().out
     assert line in out
     assert f"{runs} runs, 0 done" in out
@@ -232,6 +235,9 @@ def test_mistakes(words, tmp_path, capsys):
         "option '--no-evaluate' is decided by this command": [*words(), "--no-evaluate"],
         "shots is 0": words(shots=0),
         "nowhere": words(data="nowhere"),
+        "style is 'notto'; valid: ": ["base2new", "--data", "testbed@notto"],
+        "data has 'emoji_food@fluent' twice": ["base2new", "--data", "emoji_food,emoji_food@fluent"],
+        "keep is 'all'; valid: ": words(keep="all"),
         "where a sweep base2new is": words("cross"),
         "shots is 3, but the sweep in": words(data="animals", shots=3),
         "lr is 0.5, but the sweep in": words(data="animals", lr=0.5),

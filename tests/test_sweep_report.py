@@ -21,7 +21,7 @@ from rmadapter.methods import ABLATION_TABLE
 from rmadapter.results import harmonic_mean
 from rmadapter.sweep import FORMAT
 from rmadapter.sweep_report import sweep_report
-from rmadapter.sweep_tables import read_sweep
+from rmadapter.sweep_results import read_sweep
 
 SETTINGS = {"model": "ViT-B-16", "pretrained": "openai", "shots": 16}
 
@@ -190,7 +190,7 @@ def test_files(tmp_path, protocol, capsys):
     folder = fake(tmp_path / "s", protocol, data, methods, source=source)
     assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"report.md", "report.csv", "report.html"} | PLOTS[protocol]
+    assert written == {"report.md", "report.csv", "differences.csv", "report.html"} | PLOTS[protocol]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(PLOTS[protocol])
     assert not re.search(r"(src|href)=(?!'data:)|url\(|<script", page)

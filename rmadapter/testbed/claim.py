@@ -115,9 +115,7 @@ def _table(
     for method in methods:
         rows[method] = [_over_groups(_values(found[method], part)).text() for part in PARTS]
     for one, other in contrasts:
-        differences = [
-            _over_groups(subtract(_values(found[one], part), _values(found[other], part))) for part in PARTS
-        ]
+        differences = [_over_groups(subtract(_values(found[one], part), _values(found[other], part))) for part in PARTS]
         rows[f"{one} - {other}"] = [estimate.text("+") for estimate in differences]
         rows[f"groups in which {one} is higher"] = [f"{d.higher} of {d.units}" for d in differences]
     lines = ["| | " + " | ".join(PARTS.values()) + " |", "|---|" + "--:|" * len(PARTS)]
