@@ -21,7 +21,7 @@ struct Sizes {
   int64_t D, r, h;    // of the tensors
   int64_t rk, hk;     // r and h as a number of rows of packed weights
   int64_t rn, hn;     // r and h as a number of columns
-  int64_t rows;       // of a block at most, a multiple of TILE_ROWS and even
+  int64_t rows;       // of a block at most, a multiple of TILE_ROWS, which is even
   bool direct;        // rows of x are elements of the products as they are
 
   explicit Sizes(const Problem& problem)
@@ -36,7 +36,7 @@ struct Sizes {
     // About 150 KB of floats: x, and in backward three more of its size, stay in a second-level cache.
     const int64_t fitting = 36864 / D / 24 * 24;
     rows = fitting < 24 ? 24 : fitting > 96 ? 96 : fitting;
-    if (problem.M < rows) rows = round_up(problem.M, 2 * TILE_ROWS);
+    if (problem.M < rows) rows = round_up(problem.M, TILE_ROWS);
   }
 };
 

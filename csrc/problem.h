@@ -51,7 +51,8 @@ struct Problem {
 
 // Sizes that depend on the problem and on the width of the vectors, fixed before any work starts.
 struct Plan {
-  int64_t block = 0;           // rows of a block at most
+  int64_t block = 0;           // rows of a block at most, a multiple of `tile`
+  int64_t tile = 0;            // rows that a product takes at once: fewer cost as much
   size_t packed_bytes = 0;     // weights in the order in which the products read them, shared by all threads
   size_t scratch_bytes = 0;    // of one thread
   int64_t gradient_floats = 0;  // of the weight-gradient sums, one set for each thread and one for the total

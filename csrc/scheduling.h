@@ -107,6 +107,21 @@ class InOrder {
   std::atomic<int64_t> turn_{0};
 };
 
+// Rows of a block, at most plan.block, such that `threads` have the same number of rows to do. At 788 tokens of width 768
+// two threads with blocks of 48 would do 9 and 8, with blocks of 36 they do 11 each (9% more work a second).
+inline int64_t balanced_block(int64_t M, const Plan& plan, int64_t threads) {
+  int64_t best = plan.block, least = INT64_MAX;
+  for (int64_t block = plan.block; block >= plan.tile && 2 * block >= plan.block; block -= plan.tile) {
+    const int64_t blocks = (M + block - 1) / block;
+    const int64_t rows = (blocks + threads - 1) / threads * block;
+    if (rows < least) {
+      least = rows;
+      best = block;
+    }
+  }
+  return best;
+}
+
 inline thread_local Arena shared_arena;  // of the calling thread: packed weights, total
 inline thread_local Arena thread_arena;
 
@@ -119,12 +134,13 @@ inline void run_forward(const Kernels& kernels, const Problem& problem) {
   for_items(PACK_PARTS, threads, [&] {
     return [&](int64_t part) { kernels.pack_forward(problem, packed, static_cast<int>(part), PACK_PARTS); };
   });
-  const int64_t blocks = (problem.M + plan.block - 1) / plan.block;
+  const int64_t size = balanced_block(problem.M, plan, threads);
+  const int64_t blocks = (problem.M + size - 1) / size;
   for_items(blocks, threads, [&] {
     char* scratch = thread_arena.at_least(plan.scratch_bytes);
     return [&, scratch](int64_t block) {
-      const int64_t first = block * plan.block;
-      const int64_t rows = problem.M - first < plan.block ? problem.M - first : plan.block;
+      const int64_t first = block * size;
+      const int64_t rows = problem.M - first < size ? problem.M - first : size;
       kernels.forward(problem, packed, scratch, first, rows);
     };
   });
@@ -144,16 +160,22 @@ inline void run_backward(const Kernels& kernels, const Problem& problem) {
   });
   std::memset(total, 0, total_bytes);
 
-  // An even number of chunks of at most 256 tokens: at 788 tokens two threads get 394 each.
+  // An even number of chunks of at most 256 tokens, the first ones a tile longer: at 788 tokens two threads have 396 each.
   const int64_t chunks = 2 * ((problem.M + 511) / 512);
+  const int64_t tiles = (problem.M + plan.tile - 1) / plan.tile;
+  const auto start = [&](int64_t chunk) {
+    const int64_t longer = chunk < tiles % chunks ? chunk : tiles % chunks;
+    const int64_t row = (tiles / chunks * chunk + longer) * plan.tile;
+    return row < problem.M ? row : problem.M;
+  };
   InOrder in_order;
   for_items(chunks, threads, [&] {
     char* scratch = thread_arena.at_least(total_bytes + plan.scratch_bytes);
     return [&, scratch](int64_t chunk) {
       float* sums = reinterpret_cast<float*>(scratch);
       std::memset(sums, 0, total_bytes);
-      const int64_t end = problem.M * (chunk + 1) / chunks;
-      for (int64_t first = problem.M * chunk / chunks; first < end; first += plan.block) {
+      const int64_t end = start(chunk + 1);
+      for (int64_t first = start(chunk); first < end; first += plan.block) {
         const int64_t rows = end - first < plan.block ? end - first : plan.block;
         kernels.backward(problem, packed, scratch + total_bytes, sums, first, rows);
       }

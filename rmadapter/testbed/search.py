@@ -26,10 +26,10 @@ from rmadapter.testbed.runs import METHODS, Planned, run_planned
 
 DATA = ("emoji_activities", "emoji_symbols")
 STYLE = "fluent"
-SEEDS = (1,)
+SEEDS = (1, 2, 3)
 EPOCHS = (5,)  # as in the field's protocol
-LEARNING_RATES = (0.005, 0.015, 0.05)
-SCALES = (0.03, 0.1)
+LEARNING_RATES = (0.005, 0.015, 0.05, 0.15, 0.5)
+SCALES = (0.01, 0.03, 0.1, 0.3)
 RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
 CONSISTENCY = (0.0, 1.0, 3.0, 10.0, 30.0)  # lambda3; lambda4 is 2.5 times it
 
@@ -56,9 +56,10 @@ def plan_losses(best: dict[str, Any]) -> list[Planned]:
     """RMAdapter: lambda1 = lambda2 x lambda3, lambda4 = 2.5 lambda3, with the single-branch adapter's ``best``."""
     training = {name: best[name] for name in ("epochs", "lr", "scale")}
     return [
-        Planned(f"rmadapter/reconstruction{first:g}-consistency{third:g}/{data}-seed{seed}", data, STYLE, seed, changes)
+        Planned(f"{folder}-consistency{third:g}/{data}-seed{seed}", data, STYLE, seed, changes)
         for seed in SEEDS
         for first, third in itertools.product(RECONSTRUCTION, CONSISTENCY)
+        for folder in [f"rmadapter/lr{best['lr']}-scale{best['scale']}-reconstruction{first:g}"]
         for changes in [{**training, "lambda1": first, "lambda2": first, "lambda3": third, "lambda4": 2.5 * third}]
         for data in DATA
     ]
