@@ -275,6 +275,7 @@ class TrainConfig:
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time
+        name: what the method is called in results and reports; default: after the options that make it
         out: run folder; default: runs/DATA-MODEL-METHOD-CLASSES-SHOTSshot-seedSEED
         resume: go on with the run in out
         overwrite: delete what is in out first
@@ -323,6 +324,7 @@ class TrainConfig:
     min_crop: float = 0.08
     workers: int = 2
     grad_checkpointing: bool = False
+    name: str | None = None
     out: str | None = None
     resume: bool = False
     overwrite: bool = False
@@ -367,7 +369,9 @@ class TrainConfig:
 
     @property
     def method(self) -> str:
-        """Short name of what is trained: rmadapter, single or mma, with the ways it differs from it."""
+        """``name``, else short: rmadapter, single or mma, with the ways it differs from it."""
+        if self.name is not None:
+            return self.name
         adapter, loss = self.adapter, self.loss
         if not adapter.reconstruct:
             name = "mma" if adapter.shared_layer else "single"
