@@ -126,7 +126,7 @@ def _contender(name: str, adapter: FusedRMAdapter) -> Callable[..., tuple[Tensor
 
 
 def check(step: Step, case: Case, direction: str) -> None:
-    """Equal to the definition: no larger an error against fp64 than it has itself in this dtype, and some roundings.
+    """Equal to the definition: its own error against fp64 in this dtype, a fifth of that, and some roundings.
 
     Raises:
         AssertionError: with both errors; nothing is timed then.
@@ -144,8 +144,11 @@ def check(step: Step, case: Case, direction: str) -> None:
             if own.residual is not None:
                 own.residual.copy_(given.residual)
     exact, theirs = wide.run(direction), plain.run(direction)
-    eps = torch.finfo(case.dtype).eps
+    rounding = 4 * torch.finfo(case.dtype).eps
+    if case.dtype == torch.float32:
+        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        rounding = 4 * 2**-11 if tf32 else rounding * case.d**0.5
     for name, ours, value, same in zip(names, step.run(direction), exact, theirs, strict=True):
         size = value.double().norm().clamp_min(1e-30)
         error, allowed = (float(((t.double() - value.double()).norm() / size).detach()) for t in (ours, same))
-        assert error <= 1.2 * allowed + 4 * eps * case.d**0.5, f"{name}: error {error:.1e}, of autograd {allowed:.1e}"
+        assert error <= 1.2 * allowed + rounding, f"{name}: error {error:.1e}, of autograd {allowed:.1e}"

@@ -3,7 +3,8 @@
 python bench/gpu_check.py --out results [--minutes 9]
 
 Environment, the tests marked gpu, benchmarks, the compile report of this architecture, a profile of a training step,
-plots; a short table last. Needs torch, Triton, numpy and pytest; what needs more is left out with a line that says so.
+plots, the beginning of a sweep of launch configurations; a short table last. Needs torch, Triton, numpy and pytest;
+what needs more is left out with a line that says so.
 Ends with 1 where a test or a correctness check fails, with 2 where there is no CUDA device.
 """
 
@@ -24,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-# Shares of the time that is left when a step begins.
-TESTS_SHARE, REPORT_SHARE = 0.45, 0.3
+# Shares of the time that is left when a step begins; of the whole for the sweep, which comes last.
+TESTS_SHARE, REPORT_SHARE, TUNE_SHARE = 0.45, 0.3, 0.15
 
 
 class Clock:
@@ -84,7 +85,7 @@ def report(out: Path, clock: Clock) -> str:
     return outcome(run(command, out / "report.log", clock.left * REPORT_SHARE))
 
 
-def benchmarks(out: Path, clock: Clock, reserve: float = 30.0) -> tuple[str, list[dict[str, Any]]]:
+def benchmarks(out: Path, clock: Clock, reserve: float) -> tuple[str, list[dict[str, Any]]]:
     """Every contender on every case, the most telling first, until ``reserve`` seconds are left."""
     from bench import measure, results
     from bench.cases import DIRECTIONS, Step, cases, check, contenders
@@ -157,6 +158,17 @@ def plots(out: Path) -> str:
     return ", ".join(path.name for path in plot.draw(plot.load(out / "benchmark.json"), out))
 
 
+def tune(out: Path, clock: Clock) -> str:
+    """Launch configurations of the most telling problems, in what time is left; a finding, never a failure."""
+    minutes = clock.left / 60
+    if minutes < 0.5:
+        return f"left out: {clock.left:.0f} s are left; python -m bench.tune --out {out}"
+    command = ["-m", "bench.tune", "--out", str(out), "--minutes", f"{minutes - 0.25:.2f}"]
+    status = run(command, out / "tune.log", clock.left)
+    how = {0: "", None: ", out of time"}.get(status, f", ended with {status}: tune.log")
+    return f"tune.json, tune.csv, tune.txt{how}; python -m bench.tune --out {out} goes on"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,10 +188,17 @@ def main(arguments: list[str] | None = None) -> int:
     results.write_json(given.out / "environment.json", facts)
     say(f"{facts['device']}, torch {facts['torch']}, Triton {facts['triton']}, commit {facts['commit']}")
     failed = False
+    reserve = TUNE_SHARE * 60 * given.minutes
     rows: list[dict[str, Any]] = []
-    for name, step in (("tests", lambda: tests(given.out, clock)), ("report", lambda: report(given.out, clock)),
-                       ("profile", lambda: profile(given.out)), ("benchmarks", lambda: benchmarks(given.out, clock)),
-                       ("plots", lambda: plots(given.out))):  # fmt: skip
+    steps = {
+        "tests": lambda: tests(given.out, clock),
+        "report": lambda: report(given.out, clock),
+        "profile": lambda: profile(given.out),
+        "benchmarks": lambda: benchmarks(given.out, clock, 30 + reserve),
+        "plots": lambda: plots(given.out),
+        "sweep": lambda: tune(given.out, clock),
+    }
+    for name, step in steps.items():
         say(f"{name} ... ({clock.left:.0f} s left)")
         try:
             found = step()
@@ -189,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(found, tuple):
             found, rows = found
             failed |= (given.out / "failures.log").exists()
-        failed |= "FAILED" in found
+        failed |= "FAILED" in found and name != "sweep"
         say(f"{name}: {found}")
     say(results.table(rows))
     return int(failed)

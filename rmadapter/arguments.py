@@ -28,8 +28,17 @@ EPILOG = (
 )
 
 
-def parse_arguments(config: type[Config], argv: list[str], *, prog: str, positional: str | None = None) -> Config:
+def parse_arguments(
+    config: type[Config],
+    argv: list[str],
+    *,
+    prog: str,
+    positional: str | None = None,
+    taken_before: typing.Mapping[str, str] | None = None,
+) -> Config:
     """Build the dataclass ``config`` from ``argv``; ``positional`` names its one field that takes the bare words.
+
+    ``taken_before`` are options that the caller has taken out of ``argv``: name -> what ``--help`` says of them.
 
     Raises:
         InputError: an unknown option or key, a value of the wrong type, a config file that cannot be read.
@@ -43,6 +52,9 @@ def parse_arguments(config: type[Config], argv: list[str], *, prog: str, positio
     if positional:
         parser.add_argument(positional, nargs="*", type=str, help=_docs(config)[positional])
     options, words = _rewrite(argv, option_fields(config))
+    if "--help" in options:
+        for name, says in (taken_before or {}).items():
+            parser.add_argument(f"--{name}", help=says, default=argparse.SUPPRESS)
     if words and not positional:
         raise InputError(f"argument {words[0]!r} belongs to no option; options start with --")
     try:

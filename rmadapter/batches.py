@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -109,6 +110,20 @@ class TrainBatches:
         )
         for batch in loader:
             yield batch.to(self.device)
+
+
+class Waited(Iterator[Batch]):
+    """Batches, and the seconds that were spent waiting for them."""
+
+    def __init__(self, batches: Iterable[Batch]):
+        self._batches, self.seconds = iter(batches), 0.0
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.step_config import StepConfig
 from rmadapter_kernels import ACTIVATIONS, OBJECTIVES
 
 TOWERS = ("vision", "text")
@@ -234,37 +235,6 @@ class LossConfig:
 
 
 @dataclass
-class StepConfig:
-    """The shortcuts of the training step, each exact to fp32 rounding; --no-shortcuts leaves all of them out.
-
-    Args:
-        trim: cut prompts to their end-of-text where the text tower is causal and pooled there
-        text_prefix: compute the prompts' activations below the first text adapter once
-        frozen_targets: compute the frozen text features once
-        image_prefix: share the activations below the first image adapter between adapted and frozen pass
-        class_chunks: prompts in chunks of like length, recomputed in backward where --text-memory is exceeded
-        last_token: the last block of a tower that is pooled at one token is computed for that one alone
-    """
-
-    trim: bool = True
-    text_prefix: bool = True
-    frozen_targets: bool = True
-    image_prefix: bool = True
-    class_chunks: bool = True
-    last_token: bool = True
-
-    @classmethod
-    def none(cls) -> StepConfig:
-        """Without any."""
-        return cls(**{f.name: False for f in dataclasses.fields(cls)})
-
-    @property
-    def any(self) -> bool:
-        """Whether any is taken."""
-        return any(dataclasses.asdict(self).values())
-
-
-@dataclass
 class TrainConfig:
     """One training run. The defaults are those of the field's 16-shot protocol for pretrained CLIP.
 
@@ -289,9 +259,11 @@ class TrainConfig:
         step: the shortcuts, one by one
         text_memory: memory for the activations of all prompts, such as 2GB; default: a quarter of what is free
         views: augmented views an image, kept with what the frozen model makes of them; 0: fresh ones at every step
-        cache_limit: most that the views of all runs may take on the disk, such as 10GB
-        cache_dir: folder for the views; default: ~/.cache/rmadapter/views
+        image_cache: keep decoded images on the disk, for data on which the loader is slower than the step
+        cache_limit: most that the views of all runs may take on the disk, and the decoded images as much, such as 10GB
+        cache_dir: folder for both; default: ~/.cache/rmadapter
         compile: run the adapted part of both towers through torch.compile
+        cuda_graphs: record whole steps, update included, as CUDA graphs and replay them (one GPU)
         explain: say what is on, why, and what it is expected to save; train nothing
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
@@ -303,6 +275,7 @@ class TrainConfig:
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time
+        name: what the method is called in results and reports; default: after the options that make it
         out: run folder; default: runs/DATA-MODEL-METHOD-CLASSES-SHOTSshot-seedSEED
         resume: go on with the run in out
         overwrite: delete what is in out first
@@ -335,9 +308,11 @@ class TrainConfig:
     step: StepConfig = field(default_factory=StepConfig)
     text_memory: str | None = None
     views: int = 0
+    image_cache: bool = False
     cache_limit: str = "10GB"
     cache_dir: str | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     explain: bool = False
     max_bad_steps: int = 10
     epochs: int = 5
@@ -349,6 +324,7 @@ class TrainConfig:
     min_crop: float = 0.08
     workers: int = 2
     grad_checkpointing: bool = False
+    name: str | None = None
     out: str | None = None
     resume: bool = False
     overwrite: bool = False
@@ -393,7 +369,9 @@ class TrainConfig:
 
     @property
     def method(self) -> str:
-        """Short name of what is trained: rmadapter, single or mma, with the ways it differs from it."""
+        """``name``, else short: rmadapter, single or mma, with the ways it differs from it."""
+        if self.name is not None:
+            return self.name
         adapter, loss = self.adapter, self.loss
         if not adapter.reconstruct:
             name = "mma" if adapter.shared_layer else "single"

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rmadapter.chunks import Chunk
-from rmadapter.config import StepConfig
 from rmadapter.injection import AdaptedCLIP
+from rmadapter.step_config import StepConfig
 from rmadapter.towers import find_towers
 
 

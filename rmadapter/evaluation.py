@@ -53,6 +53,7 @@ class EvalConfig:
         style: whose drawings, for the bundled data sets; default: the adapter's, else fluent
         classes: all, base, new, or base_new for both halves and their harmonic mean
         split: test, val or train
+        retention: for a bundled data set also the accuracy on its classes drawn in the unseen style
         model: open_clip model name; default: the adapter's
         pretrained: open_clip tag or weights file; default: the adapter's
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
@@ -73,6 +74,7 @@ class EvalConfig:
     style: str | None = None
     classes: str = "all"
     split: str = "test"
+    retention: bool = True
     model: str | None = None
     pretrained: str | None = None
     template: str | None = None
@@ -247,9 +249,9 @@ def _load(config: EvalConfig, training: dict[str, Any], *, adapted: bool) -> Ima
         raise InputError(f"data is missing, and the adapter was trained on {trained_on!r}; valid: {DATA_FORMS}")
     style = config.style or (trained_style if is_testbed(name) else None)
     data = load_data(name, config.data_root, style)
-    if adapted and data.retention is not None and data.retention.style == trained_style:
-        return replace(data, retention=None)  # a style that training has seen measures no retention
-    return data
+    # A style that training has seen measures no retention.
+    seen = adapted and data.retention is not None and data.retention.style == trained_style
+    return data if config.retention and not seen else replace(data, retention=None)
 
 
 def run_eval(config: EvalConfig) -> dict[str, Any]:

@@ -12,6 +12,13 @@ from typing import Any
 from rmadapter.errors import InputError
 
 
+def cache_folder(cache_dir: str | None, kind: str) -> Path:
+    """Where caches of one kind ("views", "images") are kept: below --cache-dir, or in the user's cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir) / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmadapter" / kind
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary name in the folder of ``path`` (made if missing), flush, and rename.
 

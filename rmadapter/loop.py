@@ -12,9 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rmadapter.backbone import Backbone, base_hash
-from rmadapter.batches import Batch, TrainBatches
+from rmadapter.batches import Batch, TrainBatches, Waited
 from rmadapter.config import TrainConfig
-from rmadapter.data import ImageData, Item, TrainImages, train_transform
+from rmadapter.cuda_graphs import CudaRecorder, GraphedStep
+from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
+from rmadapter.device_step import DeviceStep, StepInputs
 from rmadapter.distributed import Ranks
 from rmadapter.errors import InputError
 from rmadapter.losses import gradient_norms
@@ -22,10 +24,13 @@ from rmadapter.means import Means
 from rmadapter.model import Output, RMAdapterCLIP
 from rmadapter.plan import Plan
 from rmadapter.run_folder import MetricsLog, RunFolder, State
-from rmadapter.runtime import FiniteFlag
-from rmadapter.step import TrainStep
+from rmadapter.runtime import Arriving
+from rmadapter.step import TrainStep, Views
 
 REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda decides"
+
+# Waiting for the loader is said from this share of an epoch on; less is the start of its workers.
+SAID_WAITING = 0.2
 
 
 class DivergedError(RuntimeError):
@@ -42,6 +47,7 @@ class TrainRun:
         step: RMAdapterCLIP | TrainStep,
         items: list[Item],
         data: ImageData,
+        read: Read,
         backbone: Backbone,
         device: torch.device,
         precision: str,
@@ -49,6 +55,7 @@ class TrainRun:
         ranks: Ranks,
     ):
         self.config, self.model, self.items, self.data, self.backbone = config, model, items, data, backbone
+        self.read = read
         self.device, self.precision, self.text_bytes = device, precision, text_bytes
         self.step_module, self.ranks = step, ranks
         self.batches = self._make_batches()
@@ -59,7 +66,11 @@ class TrainRun:
             self.forward = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=unused)
         self.parameters = model.adapted.adapter_tensors()
         self.optimizer = torch.optim.SGD(
-            self.parameters.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=config.cuda_graphs or None,  # else PyTorch's own choice
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=config.epochs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -67,6 +78,10 @@ class TrainRun:
         self.epoch, self.step_in_epoch = 0, 0
         self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
         self.since_line, self.since_epoch = Means(), Means()
+        self.norms: dict[str, float] = {}
+        self.graphed = self._make_graphed() if config.cuda_graphs else None
+        # Losses of the last step from a recording, its epoch and its number there; judged when the next is under way.
+        self._unjudged: tuple[Arriving, int, int] | None = None
         self.base_hash = base_hash(backbone.clip)
 
     @property
@@ -130,7 +145,7 @@ class TrainRun:
         """The training images in batches, with a cache of views where they are wanted."""
         config = self.config
         transform = train_transform(self.backbone.preprocessing, config.augmentation, min_crop=config.min_crop)
-        images = TrainImages(self.data.read, self.items, transform, config.seed)
+        images = TrainImages(self.read, self.items, transform, config.seed)
         cache = None
         if config.views:
             from rmadapter import view_cache  # needs a system with file locks
@@ -143,6 +158,14 @@ class TrainRun:
         return TrainBatches(
             images, config.batch_size, config.seed, config.workers, self.device, cache=cache, ranks=self.ranks
         )
+
+    def _make_graphed(self) -> GraphedStep:
+        step = DeviceStep(self.step_module, self.optimizer, self.scaler, self._w_down)
+        return GraphedStep(step, CudaRecorder(self.device))
+
+    @property
+    def _w_down(self) -> list[Tensor]:
+        return [p for name, p in self.parameters.items() if name.endswith(".w_down")]
 
     def fit(self, folder: RunFolder) -> None:
         """Train to the last epoch, logging and saving the state on the way."""
@@ -173,15 +196,16 @@ class TrainRun:
         began = time.perf_counter()
         before = self.seconds
         seen = 0
-        norms: dict[str, float] = {}
-        for batch in self.batches.epoch(self.epoch, self.step_in_epoch):
+        batches = Waited(self.batches.epoch(self.epoch, self.step_in_epoch))
+        for batch in batches:
             wants_norms = config.grad_norm_every and self.step % config.grad_norm_every == 0
-            norms |= self._step(batch, wants_norms)
+            self.norms |= self._step(batch, wants_norms)
             self.step_in_epoch += 1
             seen += batch.total
             self.seconds = before + time.perf_counter() - began
             rate = seen / (self.seconds - before)
             if self.step % config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
+                self._settle()
                 means = self.since_line.values(self.ranks)
                 line = {
                     "kind": "step",
@@ -191,8 +215,8 @@ class TrainRun:
                     **({"bad_steps": self.bad_steps} if self.bad_steps else {}),
                 }
                 if log is not None:
-                    log.write({**line, **means, "images_per_second": rate, **norms})
-                self.since_line, norms = Means(), {}
+                    log.write({**line, **means, "images_per_second": rate, **self.norms})
+                self.since_line, self.norms = Means(), {}
                 if means:
                     found = f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.0f} %, {rate:.1f} images/s"
                     bar.set_postfix_str(found, refresh=False)
@@ -208,43 +232,54 @@ class TrainRun:
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.schedule.step()
         self._save_state(folder, log)
+        waited = batches.seconds / (time.perf_counter() - began)
+        waiting = f"; {waited:.0%} of the epoch waiting for images" if waited > SAID_WAITING else ""
         tqdm.write(
             f"epoch {self.epoch} of {config.epochs}: loss {means['loss']:.4f}, accuracy {means['accuracy']:.1f} %, "
-            f"{self.seconds:.1f} s",
+            f"{self.seconds:.1f} s{waiting}",
             file=sys.stdout,
         )
 
     def _save_state(self, folder: RunFolder, log: MetricsLog | None) -> None:
+        self._settle()
         if log is not None:
             self.metrics_length = log.length
         state = self.state()  # every process, since means are taken over all
         if self.ranks.main:
             folder.save_state(state)
 
-    def _output(self, batch: Batch) -> Output:
-        """Logits and losses; views that the frozen model sees for the first time are kept."""
-        if not isinstance(self.step_module, TrainStep):
-            return self.forward(batch.images, batch.labels)
+    def _views(self, batch: Batch) -> Views | None:
+        """Those of the batch where views are kept; what the frozen model sees for the first time is added to them."""
         views = batch.views
         if views is None and self.batches.cache is not None:
             views = self.step_module.views(batch.images)
             self.batches.cache.write(batch.view, batch.numbers, views)
+        return views
+
+    def _output(self, batch: Batch) -> Output:
+        """Logits and losses."""
+        if not isinstance(self.step_module, TrainStep):
+            return self.forward(batch.images, batch.labels)
         share = batch.count * self.ranks.world / batch.total
-        return self.forward(batch.images, batch.labels, views, share)
+        return self.forward(batch.images, batch.labels, self._views(batch), share)
 
     def _step(self, batch: Batch, wants_norms: bool) -> dict[str, float]:
         """One step of the optimizer, skipped where the loss is not finite; returns the gradient norms if wanted."""
+        if self.graphed is not None:
+            self._graphed_step(batch, wants_norms)
+            return {}
         output = self._output(batch)
         # The mean over all processes, so that all skip the same steps.
-        finite = FiniteFlag(self.ranks.mean(output.losses["total"]))
+        total = Arriving(self.ranks.mean(output.losses["total"]))
         norms = {}
         if wants_norms:
-            w_down = [p for name, p in self.parameters.items() if name.endswith(".w_down")]
-            norms = gradient_norms(output.losses, self.config.loss, w_down, self.ranks.mean)
+            found = gradient_norms(output.losses, self.config.loss, self._w_down, self.ranks.mean)
+            norms = {name: float(value) for name, value in found.items()}
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output.losses["total"]).backward()
-        if not finite:
-            self._count_bad_step(output.losses)
+        if not math.isfinite(total.wait()):
+            values = {name: value.item() for name, value in output.losses.items()}
+            self._count_bad_step(values, self.epoch, self.step_in_epoch)
             return {}
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -253,13 +288,44 @@ class TrainRun:
             means.add(losses, output.logits.detach(), batch.labels, batch.count)
         return norms
 
-    def _count_bad_step(self, losses: dict[str, Tensor]) -> None:
+    def _graphed_step(self, batch: Batch, wants_norms: bool) -> None:
+        """``_step`` from a recording, which itself skips the update; the one before it is judged here."""
+        views = self._views(batch)
+        inputs = StepInputs(batch.labels, batch.images if views is None else None, views)
+        self.graphed.step.set_lr(self.optimizer.param_groups[0]["lr"])
+        self.graphed(inputs, wants_norms)
+        before, self._unjudged = self._unjudged, (Arriving(self.graphed.step.losses), self.epoch, self.step_in_epoch)
+        self._judge(before)
+
+    def _judge(self, step: tuple[Arriving, int, int] | None) -> None:
+        """Count a step of a recording whose loss was not finite."""
+        if step is None:
+            return
+        arriving, epoch, number = step
+        losses = dict(zip(self.graphed.step.names, arriving.wait().tolist(), strict=True))
+        if not math.isfinite(losses["total"]):
+            self._count_bad_step(losses, epoch, number)
+
+    def _settle(self) -> None:
+        """Wait for the steps under way, and take over what they have summed on the device."""
+        if self.graphed is None:
+            return
+        last, self._unjudged = self._unjudged, None
+        self._judge(last)
+        sums = self.graphed.step.take_sums()
+        for means in (self.since_line, self.since_epoch):
+            means.add_sums(sums)
+        self.norms |= self.graphed.step.take_norms()
+
+    def _count_bad_step(self, losses: dict[str, float], epoch: int, number: int) -> None:
+        """Count step ``number`` of ``epoch``, both from 0; DivergedError where it is one too many."""
         self.bad_steps += 1
         if self.bad_steps <= self.config.max_bad_steps:
             return
-        names = ", ".join(self.items[index].path for index in self.batches.numbers(self.epoch, self.step_in_epoch))
-        parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+        names = ", ".join(self.items[index].path for index in self.batches.numbers(epoch, number))
+        parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
         raise DivergedError(
-            f"the loss is not finite at step {self.step + 1} ({parts}), after {self.bad_steps - 1} such steps that "
-            f"were skipped; its images: {names}. {REMEDY}; --max-bad-steps allows more"
+            f"the loss is not finite at step {epoch * self.steps_per_epoch + number + 1} ({parts}), after "
+            f"{self.bad_steps - 1} such steps that were skipped; its images: {names}. {REMEDY}; "
+            "--max-bad-steps allows more"
         )

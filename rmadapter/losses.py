@@ -64,8 +64,9 @@ def gradient_norms(
     weights: LossConfig,
     w_down: list[nn.Parameter],
     mean: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-) -> dict[str, float]:
-    """L2 norm, over all adapters, of the gradient that cross-entropy and weighted reconstruction send to W_down.
+) -> dict[str, Tensor]:
+    """L2 norm, over all adapters, of the gradient that cross-entropy and weighted reconstruction send to W_down;
+    scalars in fp64 on the device.
 
     ``mean`` averages a tensor over the processes of a run. The graph is kept, so that the
     training step's own backward can follow.
@@ -80,5 +81,5 @@ def gradient_norms(
     for name, loss in parts.items():
         gradients = torch.autograd.grad(loss, w_down, retain_graph=True, allow_unused=True)
         squares = [mean(g).double().square().sum() for g in gradients if g is not None]
-        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        norms[name] = torch.stack(squares).sum().sqrt() if squares else loss.new_zeros((), dtype=torch.float64)
     return norms

@@ -12,6 +12,16 @@ from torch import Tensor
 from rmadapter.distributed import Ranks
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the steps that were counted, those with a finite loss."""
+
+    losses: dict[str, float]
+    correct: int
+    images: int
+    steps: int
+
+
 @dataclass
 class Means:
     """Sums over steps. They stay on the device until they are read, so that no step waits for them."""
@@ -29,6 +39,15 @@ class Means:
         self.correct = self.correct + (logits.argmax(-1) == labels)[:count].sum()
         self.images += count
         self.steps += 1
+
+    def add_sums(self, sums: Sums) -> None:
+        """What was summed over some steps on the device."""
+        for name, value in sums.losses.items():
+            name = "loss" if name == "total" else name
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.correct = self.correct + sums.correct
+        self.images += sums.images
+        self.steps += sums.steps
 
     def values(self, ranks: Ranks) -> dict[str, float]:
         """Each mean by its name, over all processes, each of which calls this; nothing where no step was added."""

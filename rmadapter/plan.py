@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from rmadapter.chunks import FREE_SHARE, free_bytes, parse_bytes
-from rmadapter.config import StepConfig, TrainConfig
+from rmadapter.config import TrainConfig
 from rmadapter.costs import Cost, Workload, step_cost, workload
+from rmadapter.cuda_graphs import check_graphs
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import blocks_obstacle, last_block_obstacle
 from rmadapter.errors import InputError
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.runtime import compiler_obstacle, residual_dtype
 from rmadapter.step import TrainStep
+from rmadapter.step_config import StepConfig
 from rmadapter.towers import text_is_trimmable
 
 WHAT = {
@@ -51,7 +53,8 @@ def make_step(
     shortcuts = wanted_shortcuts(config)
     obstacle = blocks_obstacle(model.clip)
     if not shortcuts.any or obstacle is not None:
-        wanted = (("views", config.views, 0), ("compile", config.compile, False))
+        switches = [(name, getattr(config, name), False) for name in ("compile", "cuda_graphs")]
+        wanted = [("views", config.views, 0), *switches]
         for name, value, without in (*wanted, ("processes", (ranks or Ranks()).world, 1)):
             if value != without:
                 raise InputError(
@@ -59,12 +62,14 @@ def make_step(
                     f"valid: {without}"
                 )
         return model, f"step: plain ({obstacle or '--no-shortcuts'})"
+    device = model.prompts.tokens.device
+    if config.cuda_graphs:
+        check_graphs(device, (ranks or Ranks()).world)
     stream = residual_dtype(config.residual, precision)
     step = TrainStep(
         model, shortcuts, text_bytes=text_bytes, stream=stream, recompute=config.grad_checkpointing, ranks=ranks
     )
     if config.compile:
-        device = model.prompts.tokens.device
         if (why := compiler_obstacle(device)) is not None:
             raise InputError(f"compile is True, but {why}; valid on {device.type}: install one, or without --compile")
         step.compile_parts()
@@ -73,6 +78,7 @@ def make_step(
     return step, (
         f"step: frozen part computed once{', without ' + ', '.join(off) if off else ''}; residual stream "
         f"{str(stream).removeprefix('torch.')}{'; compiled' if config.compile else ''}"
+        f"{'; recorded as CUDA graphs' if config.cuda_graphs else ''}"
         + (f"; {recomputed} of {len(model.class_names)} classes recomputed in backward" if recomputed else "")
     )
 

@@ -3,7 +3,8 @@
 base2new   train on the base half of the classes, test both halves, each among its own classes
 ablation   the same, with every row of the paper's ablation table as a method
 cross      train on all classes of one data set (ImageNet), test on all classes of each of the others
-domain     the same, tested on data sets that show the same classes otherwise (ImageNet's variants)
+domain     the same, tested on data sets that show the same classes otherwise (ImageNet's variants, a bundled data
+           set's other styles)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS
 from rmadapter.errors import InputError, check_choice
 from rmadapter.methods import ABLATION_TABLE, METHODS, configure
-from rmadapter.testbed import is_testbed
+from rmadapter.testbed import DEFAULT_STYLE, is_testbed
 
 PROTOCOLS = ("base2new", "cross", "domain", "ablation")
 TRANSFERS = ("cross", "domain")
@@ -54,8 +55,11 @@ class PlannedRun:
 
 
 def short_name(data: str) -> str:
-    """What a data set is called in folders: its name, or the last part of its path."""
-    return Path(data).name
+    """What a data set is called in folders and tables: its name, or the last part of its path; a bundled one with its
+    style.
+    """
+    name, style = data_and_style(data)
+    return f"{name}@{style or DEFAULT_STYLE}" if is_testbed(name) else Path(data).name
 
 
 def data_and_style(data: str) -> tuple[str, str | None]:
@@ -88,7 +92,7 @@ def plan(
     Args:
         data: the data sets of the table.
         sources: of ``data``, those to train on, for cross and domain; default: ImageNet where it is in ``data``,
-            else the first.
+            else the first; of bundled data sets in several styles, for domain, the first style of each.
 
     Raises:
         InputError: unknown protocol or method, a method that cannot classify the targets' classes, a data set or
@@ -113,12 +117,15 @@ def plan(
                     f"data has {name!r}, which is for testing only; valid with {protocol}: {', '.join(FIELD)}"
                 )
     else:
-        trained_on = list(sources) or [SOURCE if SOURCE in data else data[0]]
+        trained_on = list(sources) or _default_sources(protocol, data)
+        by_name = {short_name(name): name for name in data}
         for name in trained_on:
-            check_choice("source", name, data)
-        targets = {name: tuple(other for other in data if other != name) for name in trained_on}
-        if len(data) < 2:
-            raise InputError(f"data has {data[0]!r} alone; valid with {protocol}: the source and at least one target")
+            check_choice("source", short_name(name), by_name)
+        trained_on = [by_name[short_name(name)] for name in trained_on]
+        targets = {name: _targets(protocol, name, data) for name in trained_on}
+        alone = next((name for name in trained_on if not targets[name]), None)
+        if alone is not None:
+            raise InputError(f"data has {alone!r} alone; valid with {protocol}: the source and at least one target")
         closed = next((name for name in methods if not METHODS[name].open_vocabulary), None)
         if closed:
             raise InputError(
@@ -132,6 +139,22 @@ def plan(
                 own_seed = seed if METHODS[method].seeded else None
                 runs[PlannedRun(method, name, own_seed, targets.get(name, ()))] = None
     return list(runs)
+
+
+def _default_sources(protocol: str, data: Sequence[str]) -> list[str]:
+    if protocol == "domain" and SOURCE not in data and is_testbed(data[0]):
+        first: dict[str, str] = {}
+        for name in data:
+            first.setdefault(data_and_style(name)[0], name)
+        return list(first.values())
+    return [SOURCE if SOURCE in data else data[0]]
+
+
+def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]:
+    """The other data sets; for domain, of a bundled one those in other styles."""
+    group = data_and_style(source)[0]
+    same_classes = protocol == "domain" and is_testbed(group)
+    return tuple(name for name in data if name != source and (not same_classes or data_and_style(name)[0] == group))
 
 
 def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:

@@ -34,6 +34,7 @@ FREE_ON_RESUME = {
     "eval_batch_size",
     "checkpoint_every",
     "cache_dir",
+    "image_cache",
     "explain",
     "max_bad_steps",
 }

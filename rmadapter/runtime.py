@@ -69,24 +69,25 @@ def compiler_obstacle(device: torch.device) -> str | None:
     return None if any(map(shutil.which, compilers)) else f"there is no C++ compiler ({', '.join(compilers)})"
 
 
-class FiniteFlag:
-    """Whether a scalar is finite, asked without holding up the GPU: true in ``if`` once the value has arrived."""
+class Arriving:
+    """The values that a tensor has now, on their way to the host: the GPU is not held up, ``wait`` alone waits."""
 
-    def __init__(self, value: Tensor):
-        flag = torch.isfinite(value.detach())
+    def __init__(self, tensor: Tensor):
+        tensor = tensor.detach()
         self._event = None
-        if flag.is_cuda:
-            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._flag.copy_(flag, non_blocking=True)
+        if tensor.is_cuda:
+            self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._values.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
         else:
-            self._flag = flag
+            self._values = tensor.clone()
 
-    def __bool__(self) -> bool:
+    def wait(self) -> Tensor:
+        """The values, on the CPU."""
         if self._event is not None:
             self._event.synchronize()
-        return bool(self._flag)
+        return self._values
 
 
 def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tuple[str, str]:

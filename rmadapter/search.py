@@ -7,6 +7,7 @@ other half, as pseudo-new classes, over validation images. Needs optuna (pip ins
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -21,16 +22,22 @@ from rmadapter.arguments import parse_arguments, split_options
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import read_json, write_json, write_text
-from rmadapter.testbed import is_testbed
+from rmadapter.protocols import data_and_style, load_planned, short_name
+from rmadapter.testbed import TRAIN_CONFIG, is_testbed
 
 FORMAT = 1
-RESERVED = ("data", "data_root", "style", "classes", "seed", "out", "resume", "overwrite", "evaluate")
+RESERVED = ("data", "data_root", "style", "classes", "seed", "name", "out", "resume", "overwrite", "evaluate")
 PARAMETERS = ("lr", "scale", "layers", "lambdas")
 # Log grids around what the first trials saw: reconstruction does nothing at 1 and a little at 10, 1000 diverges;
 # consistency at 100 and more freezes the adapter. The fourth lambda is 2.5 times the third, as PromptSRC's.
 LAMBDA_RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)
 LAMBDA_IMAGE = (0.0, 1.0, 3.0, 10.0, 30.0)
 TEXT_TO_IMAGE = 2.5
+# For pretrained CLIP and for the test bed's small one (True), whose best lie where the others' diverge.
+RANGES = {
+    False: {"lr_range": "0.0002,0.02", "scale_range": "0.0001,0.1"},
+    True: {"lr_range": "0.005,0.5", "scale_range": "0.003,0.3"},
+}
 
 
 @dataclass
@@ -38,13 +45,13 @@ class SearchConfig:
     """Learning rate, scale, layers and lambdas on base classes alone; other options go to every trial's training.
 
     Args:
-        data: folder of images or its name in data_root
+        data: folder of images or its name in data_root, or a bundled data set (emoji_food, emoji_food@openmoji)
         data_root: folder that holds the data sets
         parameters: what is searched, separated by commas: lr, scale, layers, lambdas
         trials: how many settings are tried; the first is that of the options
         seeds: seeds of each trial, separated by commas; the mean over them counts
-        lr_range: lowest and highest learning rate
-        scale_range: lowest and highest adapter.scale
+        lr_range: lowest and highest learning rate; default: 0.0002,0.02, on bundled data sets 0.005,0.5
+        scale_range: lowest and highest adapter.scale; default: 0.0001,0.1, on bundled data sets 0.003,0.3
         images_a_class: at most so many training and validation images of a class
         sampler_seed: of the search itself
         out: folder of the search
@@ -55,8 +62,8 @@ class SearchConfig:
     parameters: str = "lr,scale,layers,lambdas"
     trials: int = 40
     seeds: str = "1"
-    lr_range: str = "0.0002,0.02"
-    scale_range: str = "0.0001,0.1"
+    lr_range: str | None = None
+    scale_range: str | None = None
     images_a_class: int = 64
     sampler_seed: int = 0
     out: str = "search"
@@ -64,7 +71,13 @@ class SearchConfig:
     def __post_init__(self) -> None:
         self.options: list[str] = []  # of the trials' training; no option itself
         if not self.data:
-            raise InputError("data is missing; valid: --data FOLDER, or --data NAME --data-root DIR")
+            raise InputError(
+                "data is missing; valid: --data FOLDER, --data NAME --data-root DIR, or a bundled one such as "
+                "--data emoji_food"
+            )
+        for name, value in RANGES[self.bundled].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if not self.wanted:
             raise InputError(f"parameters is {self.parameters!r}; valid: {', '.join(PARAMETERS)}, separated by commas")
         for name in self.wanted:
@@ -77,6 +90,11 @@ class SearchConfig:
             raise InputError(f"seeds is {self.seeds!r}; valid: numbers from 0, such as 1,2,3")
         self.range("lr_range")
         self.range("scale_range")
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the data set is one of the test bed's."""
+        return is_testbed(data_and_style(self.data)[0])
 
     @property
     def wanted(self) -> list[str]:
@@ -108,11 +126,13 @@ def trial_config(
     config: SearchConfig, data: Path, seed: int, values: dict[str, Any], out: Path | None = None
 ) -> TrainConfig:
     """The training configuration of a trial with ``values`` (dotted option -> value)."""
-    words = [*config.options, "--data", str(data), "--classes", "base", "--seed", str(seed), "--resume"]
+    # The trials' data are a folder, which has no style; but the test bed's other defaults hold where they come from it.
+    words = ["--config", str(TRAIN_CONFIG)] if config.bundled else []
+    words += [*config.options, "--data", str(data), "--classes", "base", "--seed", str(seed), "--resume"]
     words += [f"--{name}={value}" for name, value in values.items()]
     if out is not None:
         words += ["--out", str(out)]
-    return parse_arguments(TrainConfig, words, prog="rmadapter search")
+    return dataclasses.replace(parse_arguments(TrainConfig, words, prog="rmadapter search"), style=None)
 
 
 def run_search(argv: list[str]) -> dict[str, Any]:
@@ -126,19 +146,13 @@ def run_search(argv: list[str]) -> dict[str, Any]:
         import optuna
     except ImportError:
         raise InputError("a search needs optuna, which is missing; pip install 'rmadapter[search]'") from None
-    from rmadapter.data import load_data
     from rmadapter.search_data import write_search_data
 
-    if is_testbed(config.data):
-        raise InputError(
-            f"data is {config.data!r}, a bundled data set; valid: folders of images; the test bed has a search of its "
-            "own, python -m rmadapter.testbed.search"
-        )
-    data = load_data(config.data, config.data_root)
+    data = load_planned(config.data, config.data_root)
     for note in data.notes:
         print(note)
     out = Path(config.out)
-    _enter(config, out, data.name)
+    _enter(config, out, short_name(config.data) if config.bundled else data.name)
     folder = write_search_data(data, out, config.images_a_class)
     base = trial_config(config, folder, 1, {})
     depth = _depth(base) if "layers" in config.wanted else 0

@@ -1,7 +1,7 @@
 """The images that a search may see: base classes, and of these training and validation images alone.
 
-They are linked into a folder of their own with a split file of their own, and a search's runs are given that folder:
-test images and images of new classes are not in it.
+They are linked into a folder of their own with a split file of their own (pictures of a bundled data set are written
+there), and a search's runs are given that folder: test images and images of new classes are not in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from rmadapter.data import ImageData, Item, base_new_split
 from rmadapter.data.splits import divide_training
 from rmadapter.errors import InputError
-from rmadapter.files import write_json
+from rmadapter.files import write_atomic, write_json
 
 FOLDER = "search-data"
 SPLIT_FILE = "split_search.json"
@@ -62,17 +62,24 @@ def _capped(items: Sequence[Item], limit: int) -> list[Item]:
 
 
 def write_search_data(data: ImageData, out: Path, images_a_class: int) -> Path:
-    """The folder ``search-data`` in ``out``, made where it is not there: links to the images and their split file.
+    """The folder ``search-data`` in ``out``, made where it is not there: the images and their split file.
 
     In the split file the validation images stand as ``test``, which is what a run evaluates on.
     """
     folder = out / FOLDER
     train, val = searchable(data, images_a_class)
+    if data.reader is not None:
+        train, val = ([item._replace(path=f"{item.path}.png") for item in items] for items in (train, val))
     for item in (*train, *val):
-        link = folder / item.path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            _link((data.root / item.path).resolve(), link)
+        place = folder / item.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            continue
+        if data.reader is not None:
+            picture = data.read(item.path.removesuffix(".png"))
+            write_atomic(place, lambda path, picture=picture: picture.save(path, format="PNG"))
+        else:
+            _link((data.root / item.path).resolve(), place)
     write_json(folder / SPLIT_FILE, {"train": train, "val": [], "test": val})
     return folder
 

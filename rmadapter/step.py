@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from rmadapter import losses
 from rmadapter.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory
-from rmadapter.config import StepConfig
 from rmadapter.costs import tower_shape
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import Entry, ImageEncoder, TextEncoder, Token
 from rmadapter.errors import InputError
 from rmadapter.model import Output, RMAdapterCLIP
+from rmadapter.step_config import StepConfig
 from rmadapter.towers import text_is_trimmable
 
 
@@ -183,10 +183,14 @@ class TrainStep(nn.Module):
         width = self.model.width[tower]
         return losses.reconstruction_sum(per_token, self.model.config.objective, width, valid)
 
-    def _text_features(self, terms: dict[str, Tensor]) -> Tensor:
-        """Adapted text features [classes, embed] in the order of the labels; adds the text tower's terms."""
+    def prepare(self) -> None:
+        """Compute what is kept of the prompts now, and not in the first step."""
         if self._classes is None:
             self._classes = self._begin_classes()
+
+    def _text_features(self, terms: dict[str, Tensor]) -> Tensor:
+        """Adapted text features [classes, embed] in the order of the labels; adds the text tower's terms."""
+        self.prepare()
         found = [self._chunk(classes) for classes in self._classes]
         features = torch.cat([chunk[0] for chunk in found])
         count, world = len(self.model.class_names), self.ranks.world

@@ -1,9 +1,12 @@
 """``rmadapter sweep``: all runs of a table, by any number of workers, continued wherever it stopped.
 
     OUT/sweep.json                            what the table is made of
+    OUT/environments.json                     what its workers ran on
     OUT/runs/METHOD/DATA/seedN/run/           the training run (a run folder as ``rmadapter train`` makes it)
     OUT/runs/METHOD/DATA/seedN/on/TARGET/     results.json on another data set, for cross and domain
     OUT/runs/METHOD/DATA/seedN/log.txt, failed.json
+
+``--keep results`` leaves of a finished run its results.json files alone.
 
 A run is claimed by a lock that the operating system drops with the process, so that a killed worker leaves none. What
 is finished is never made again; a run that was stopped goes on from its last state; one that failed is tried again
@@ -16,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +40,8 @@ from rmadapter.sweep_config import Sweep, parse_sweep
 
 FORMAT = 1
 MANIFEST = "sweep.json"
+ENVIRONMENTS = "environments.json"
+SWEEP_LOCK, LOCK = ".sweep.lock", ".lock"
 
 
 def run_sweep(argv: list[str]) -> int:
@@ -54,6 +60,7 @@ def run_sweep(argv: list[str]) -> int:
     if config.jobs > 1:
         _run_jobs(argv, config.jobs)
     else:
+        _note_environment(sweep)
         work(sweep)
     return _finish(sweep)
 
@@ -75,7 +82,7 @@ def enter(sweep: Sweep) -> None:
                 f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one"
             )
     sweep.out.mkdir(parents=True, exist_ok=True)
-    with FileLock(sweep.out / ".sweep.lock"):
+    with FileLock(sweep.out / SWEEP_LOCK):
         before = read_manifest(sweep.out) if file.is_file() else None
         now = {"format": FORMAT, "protocol": sweep.protocol, "settings": sweep.settings()}
         lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
@@ -83,6 +90,20 @@ def enter(sweep: Sweep) -> None:
             _check_same(before, now, sweep.out)
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
         write_json(file, {**now, **lists})
+
+
+def _note_environment(sweep: Sweep) -> None:
+    """Add what this worker runs on to environments.json, which outlives the runs' own files."""
+    from rmadapter.runtime import environment, resolve_device
+
+    found = environment(resolve_device(sweep.config(sweep.runs()[0]).device))
+    for key in ("command", "platform"):  # a worker's own, of no weight for the numbers
+        del found[key]
+    file = sweep.out / ENVIRONMENTS
+    with FileLock(sweep.out / SWEEP_LOCK):
+        before = read_json(file, "environments file") if file.is_file() else []
+        if found not in before:
+            write_json(file, [*before, found])
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -140,7 +161,7 @@ def claim(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
     """Inside, whether this process has ``run`` for itself."""
     folder = sweep.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -156,13 +177,31 @@ def work(sweep: Sweep) -> None:
     """Make every run that is not done and not another worker's; a run that fails is kept as failed.json."""
     runs = sweep.runs()
     for number, run in enumerate(runs, start=1):
-        if is_done(sweep, run):
-            continue
-        with claim(sweep, run) as mine:
-            # Another worker may have finished it between the look and the claim.
-            if mine and not is_done(sweep, run):
-                print(f"[{number}/{len(runs)}] {run.key}", flush=True)
-                print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
+        if not is_done(sweep, run):
+            with claim(sweep, run) as mine:
+                # Another worker may have finished it between the look and the claim.
+                if mine and not is_done(sweep, run):
+                    print(f"[{number}/{len(runs)}] {run.key}", flush=True)
+                    print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
+        if sweep.keep == "results":
+            _keep_results(sweep, run)
+
+
+def _keep_results(sweep: Sweep, run: PlannedRun) -> None:
+    """Delete everything of a finished run but its results, where no other worker is at it."""
+    folder, kept = sweep.folder(run), set(result_files(sweep, run))
+    if not is_done(sweep, run) or all(path in kept for path in folder.rglob("*") if path.is_file()):
+        return
+    with claim(sweep, run) as mine:
+        for path in sorted(folder.rglob("*"), reverse=True) if mine else ():  # what is in a folder before the folder
+            if path.is_dir():
+                with contextlib.suppress(OSError):  # one with results in it stays
+                    path.rmdir()
+            elif path not in kept and path.name != LOCK:
+                path.unlink()
+    if mine:
+        # Whoever makes the lock anew meanwhile finds the run done.
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 def _attempt(sweep: Sweep, run: PlannedRun) -> str:
@@ -186,6 +225,11 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
     """Make ``run`` and its tests on other data sets, as far as they are not there; returns the training's results."""
     method, config, folder = METHODS[run.method], sweep.config(run), sweep.folder(run)
     results_file = folder / "run" / "results.json"
+    adapter = folder / "run" / "adapter"
+    if run.seed is not None and results_file.is_file() and not is_done(sweep, run) and not adapter.is_dir():
+        print(f"new targets, and the adapter in {folder} was not kept: it is trained and tested again")
+        shutil.rmtree(folder / "run")
+        shutil.rmtree(folder / "on", ignore_errors=True)
     results = read_json(results_file, "results file") if results_file.is_file() else method.train(config)
     for target in run.targets:
         file = target_folder(folder, target) / "results.json"
@@ -195,7 +239,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
             name, style = data_and_style(target)
             found = method.train(dataclasses.replace(config, data=name, style=style, out=str(file.parent / "run")))
         else:
-            found = _evaluate_on(target, config, folder / "run" / "adapter")
+            found = _evaluate_on(target, config, adapter)
         write_json(file, {**found, "trained_on": short_name(run.data)})
     return results
 
@@ -209,7 +253,13 @@ def _evaluate_on(target: str, config: Any, adapter: Path) -> dict[str, Any]:
     name, style = data_and_style(target)
     return evaluate(
         EvalConfig(
-            **shared, adapter=str(adapter), data=name, style=style, classes="all", batch_size=config.eval_batch_size
+            **shared,
+            adapter=str(adapter),
+            data=name,
+            style=style,
+            classes="all",
+            retention=False,
+            batch_size=config.eval_batch_size,
         )
     )
 
@@ -277,7 +327,7 @@ def state(sweep: Sweep) -> State:
             found.done.append(run)
             continue
         taken = False
-        if (sweep.folder(run) / ".lock").exists():
+        if (sweep.folder(run) / LOCK).exists():
             with claim(sweep, run) as mine:
                 taken = not mine
         if taken:

@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 
 from rmadapter.plots import MARKERS, draw_base_new, method_colours, save_figure
 from rmadapter.results import Row, Stat, method_order
-from rmadapter.sweep_tables import SweepResults, data_name
+from rmadapter.sweep_results import SweepResults, TransferRow
+from rmadapter.sweep_tables import data_name
 
 # Beyond this many data sets the page shows base against new for their mean alone.
 FEW = 3
@@ -50,12 +51,9 @@ def _bars_of(found: SweepResults) -> list[_Bar]:
     if found.rows:
         parts = [(row, row.accuracy("hm") or row.accuracy("base")) for row in found.rows]
         return [_Bar(row.group.method, data_name(row), stat) for row, stat in parts if stat is not None]
-    several = len({row.source for row in found.transfers}) > 1
-    return [
-        _Bar(row.method, f"{row.source} to {data}" if several else data, stat)
-        for row in found.transfers
-        for data, stat in row.by_data.items()
-    ]
+    if len({row.source for row in found.transfers}) > 1:
+        return [_Bar(row.method, f"{row.source} to others", row.mean) for row in found.transfers if row.mean]
+    return [_Bar(row.method, data, stat) for row in found.transfers for data, stat in row.by_data.items()]
 
 
 def _data_sets(bars: Sequence[_Bar], title: str) -> Figure:
@@ -152,10 +150,14 @@ def _costs(found: SweepResults) -> list[_Point]:
         percent = sum(row.accuracy("hm").mean for row in rows) / len(rows)
         mean_seconds = sum(seconds) / len(seconds) if seconds else None
         points.append(_Point(method, rows[0].trained_parameters or 0, mean_seconds, percent))
-    for source in dict.fromkeys(row.source for row in found.transfers):
-        for row in found.transfers:
-            if row.source == source and row.mean is not None and row.parameters is not None:
-                points.append(_Point(row.method, row.parameters, row.seconds, row.mean.mean))
+    transfers: dict[str, list[TransferRow]] = {}
+    for transfer in found.transfers:
+        if transfer.mean is not None and transfer.parameters is not None:
+            transfers.setdefault(transfer.method, []).append(transfer)
+    for method, members in transfers.items():
+        known = [transfer.seconds for transfer in members if transfer.seconds is not None]
+        percent = sum(transfer.mean.mean for transfer in members) / len(members)
+        points.append(_Point(method, members[0].parameters or 0, sum(known) / len(known) if known else None, percent))
     return points
 
 

@@ -1,4 +1,4 @@
-"""``rmadapter report SWEEP``: report.md, report.csv, plots, and report.html, one page that holds them all."""
+"""``rmadapter report SWEEP``: report.md, report.csv, differences.csv, plots, and report.html, one page with all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from rmadapter.files import write_text
 from rmadapter.report import LEGEND
 from rmadapter.sweep import MANIFEST
-from rmadapter.sweep_tables import SweepResults, differs_from_setting, read_sweep, tables, to_csv
+from rmadapter.sweep_differences import differences_csv
+from rmadapter.sweep_results import SweepResults, read_sweep
+from rmadapter.sweep_tables import differs_from_setting, tables, to_csv
 from rmadapter.tables import Table
 
 TITLES = {
@@ -42,14 +44,16 @@ def is_sweep(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def sweep_report(folder: Path, out: Path | None = None) -> str:
+def sweep_report(folder: Path, out: Path | None = None, compare: str | None = None) -> str:
     """The tables of the sweep in ``folder`` as Markdown; with ``out`` also the files there.
 
+    ``compare`` is the method whose paired differences to the others are shown; default: RMAdapter, else the last.
+
     Raises:
-        InputError: no sweep, none of its runs is done, or ``out`` cannot be written.
+        InputError: no sweep, none of its runs is done, none of ``compare``, or ``out`` cannot be written.
     """
     found = read_sweep(folder)
-    made, notes = tables(found), list(found.notes)
+    made, notes = tables(found, compare), list(found.notes)
     if sentence := differs_from_setting(found.settings):
         notes.append(sentence)
     text = _markdown(found, made, notes)
@@ -65,8 +69,10 @@ def sweep_report(folder: Path, out: Path | None = None) -> str:
         plots = sweep_plots.draw(found, out)
     write_text(out / "report.md", text + "".join(f"\n![{path.stem}]({path.name})\n" for path in plots))
     write_text(out / "report.csv", to_csv(found))
+    names = ("report.md", "report.csv", "differences.csv", "report.html")
+    write_text(out / "differences.csv", differences_csv(found, compare))
     write_text(out / "report.html", _page(found, made, notes, plots))
-    files = [out / name for name in ("report.md", "report.csv", "report.html")] + plots
+    files = [out / name for name in names] + plots
     return text + "\n" + "".join(f"written: {path}\n" for path in files)
 
 

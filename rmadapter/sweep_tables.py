@@ -5,17 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rmadapter import published
-from rmadapter.errors import InputError
-from rmadapter.files import read_json
-from rmadapter.protocols import TRANSFERS, PlannedRun, short_name
-from rmadapter.results import RETAINED, DataMeans, Row, Run, Stat, make_rows, means_over_data, method_order, read_run
-from rmadapter.sweep import read_manifest, state, target_folder
-from rmadapter.sweep_config import Sweep
+from rmadapter.protocols import TRANSFERS, data_and_style
+from rmadapter.results import RETAINED, Row, Stat, method_order
+from rmadapter.sweep_differences import difference_tables
+from rmadapter.sweep_results import SweepResults, TransferRow
 from rmadapter.tables import Table, difference, joined, number
 
 HM_NOTE = (
@@ -33,135 +30,16 @@ def data_name(row: Row) -> str:
     return row.group.data + (f"@{row.group.style}" if row.group.style else "")
 
 
-@dataclass(frozen=True)
-class TransferRow:
-    """A method trained on one source: accuracy by data set over seeds, and the mean over the targets of each seed."""
-
-    method: str
-    source: str
-    by_data: dict[str, Stat]
-    targets: frozenset[str]
-    mean: Stat | None
-    parameters: int | None
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class SweepResults:
-    """What a sweep has found so far.
-
-    Attributes:
-        protocol, settings: of its manifest.
-        rows, means: base to new; empty for transfers.
-        transfers: cross and domain; empty otherwise.
-        runs: number of runs of the sweep; done: of those with all results.
-        notes: sentences on what is missing or failed.
-    """
-
-    protocol: str
-    settings: dict[str, Any]
-    rows: tuple[Row, ...]
-    means: tuple[DataMeans, ...]
-    transfers: tuple[TransferRow, ...]
-    runs: int
-    done: int
-    notes: tuple[str, ...]
-
-
-def read_sweep(out: Path) -> SweepResults:
-    """Everything that the runs of the sweep in ``out`` have left so far.
+def tables(found: SweepResults, compare: str | None = None) -> list[Table]:
+    """The tables of the protocol: means, paired differences of the method ``compare`` to the others, each data set.
 
     Raises:
-        InputError: no sweep there, one of another version, or none of its runs has a result.
+        InputError: no run of ``compare`` is done.
     """
-    manifest = read_manifest(out)
-    lists = {name: tuple(manifest[name]) for name in ("data", "methods", "seeds", "sources")}
-    sweep = Sweep(manifest["protocol"], **lists, options=(), data_root=None, out=out)
-    found, notes = state(sweep), []
-    for run in found.failed:
-        error = read_json(sweep.folder(run) / "failed.json", "failure file").get("error")
-        notes.append(f"Failed: {run.key}: {error}")
-    left = len(found.running) + len(found.open)
-    if left:
-        notes.append(f"{left} of {len(sweep.runs())} runs are not done; means are over those that are.")
-    rows: list[Row] = []
-    transfers: list[TransferRow] = []
-    if sweep.protocol in TRANSFERS:
-        transfers = _transfers(sweep, notes)
-    else:
-        files = [sweep.folder(run) / "run" / "results.json" for run in found.done]
-        rows = make_rows(run for file in files if (run := _read(file, notes)) is not None)
-    if not rows and not transfers:
-        raise InputError(f"no run of the sweep in {out} has a result yet" + "".join(f"; {note}" for note in notes))
-    means = means_over_data(rows)
-    if len({mean.data for mean in means}) > 1:
-        notes.append("Methods are not all done on the same data sets: their means do not compare.")
-    settings = manifest["settings"]
-    return SweepResults(
-        sweep.protocol,
-        settings,
-        tuple(rows),
-        tuple(means),
-        tuple(transfers),
-        len(sweep.runs()),
-        len(found.done),
-        tuple(notes),
-    )
-
-
-def _read(file: Path, notes: list[str]) -> Run | None:
-    """The results in ``file``; None, and a note, where they cannot be read."""
-    try:
-        return read_run(file)
-    except InputError as error:
-        notes.append(f"Unreadable, left out: {error}")
-        return None
-
-
-def _transfers(sweep: Sweep, notes: list[str]) -> list[TransferRow]:
-    by_row: dict[tuple[str, str], list[PlannedRun]] = {}
-    for run in sweep.runs():
-        by_row.setdefault((run.method, run.data), []).append(run)
-    rows = []
-    for (method, source), runs in by_row.items():
-        seeds = [found for run in runs if (found := _transfer_run(sweep, run, notes))]
-        if not seeds:
-            continue
-        home = [found[short_name(source)] for found in seeds if short_name(source) in found]
-        names = dict.fromkeys(name for found in seeds for name in found)
-        by_data = {name: Stat.of(found[name].accuracy["all"] for found in seeds if name in found) for name in names}
-        targets = {short_name(name) for name in runs[0].targets}
-        whole = [found for found in seeds if targets <= found.keys()]
-        mean = Stat.of(statistics.fmean(found[name].accuracy["all"] for name in targets) for found in whole)
-        seconds = [run.seconds["train"] for run in home if "train" in run.seconds]
-        rows.append(
-            TransferRow(
-                method,
-                short_name(source),
-                by_data,
-                frozenset(targets),
-                mean,
-                home[0].trained_parameters if home else None,
-                statistics.fmean(seconds) if seconds else None,
-            )
-        )
-    return sorted(rows, key=lambda row: (row.source, method_order(row.method)))
-
-
-def _transfer_run(sweep: Sweep, run: PlannedRun, notes: list[str]) -> dict[str, Run]:
-    """The results that are there, by short name of the data set."""
-    folder = sweep.folder(run)
-    files = {short_name(run.data): folder / "run" / "results.json"}
-    files |= {short_name(target): target_folder(folder, target) / "results.json" for target in run.targets}
-    read = {name: _read(file, notes) for name, file in files.items() if file.is_file()}
-    return {name: found for name, found in read.items() if found is not None and "all" in found.accuracy}
-
-
-def tables(found: SweepResults) -> list[Table]:
-    """The tables of the protocol, means first."""
+    paired = difference_tables(found, compare)
     if found.protocol in TRANSFERS:
-        return [*_transfer_tables(found), _reference(found.protocol)]
-    return [*_mean_tables(found), *_data_tables(found), _reference(found.protocol)]
+        return [*_source_means(found), *paired, *_transfer_tables(found), _reference(found.protocol)]
+    return [*_mean_tables(found), *paired, *_data_tables(found), _reference(found.protocol)]
 
 
 def _mean_tables(found: SweepResults) -> list[Table]:
@@ -190,7 +68,7 @@ def _mean_tables(found: SweepResults) -> list[Table]:
     headings = ("method", "style", "data sets", "base", "new", "HM of means", "mean of HMs", "HM per seed")
     headings += _RETAINED_HEADINGS
     headings += ("published base / new / HM", "base", "new", "HM of means")
-    return [Table("Mean over the data sets", _differences(headings), tuple(rows), note=HM_NOTE)]
+    return [Table("Mean over the data sets", _differences(headings), tuple(rows), words=2, note=HM_NOTE)]
 
 
 def _data_tables(found: SweepResults) -> list[Table]:
@@ -229,6 +107,52 @@ def _differences(headings: tuple[str, ...]) -> tuple[str, ...]:
     return (*headings[: place + 1], *(f"{heading} - published" for heading in headings[place + 1 :]))
 
 
+def _source_means(found: SweepResults) -> list[Table]:
+    """With several sources, a line a method: the mean over them of each seed; empty with one source."""
+    by_method: dict[str, list[TransferRow]] = {}
+    for row in found.transfers:
+        by_method.setdefault(row.method, []).append(row)
+    sources = {row.source for row in found.transfers}
+    if len(sources) < 2:
+        return []
+    lines = []
+    for method, members in by_method.items():
+        seeds = [seed for seed in members[0].runs if all(seed in row.seed_means for row in members)]
+        homes = [seed for seed in seeds if all(row.source in row.runs[seed] for row in members)]
+        shown = {
+            style: Stat.of(statistics.fmean(_in_style(row, seed)[style] for row in members) for seed in seeds)
+            for style in dict.fromkeys(style for row in members for seed in seeds for style in _in_style(row, seed))
+            if all(style in _in_style(row, seed) for row in members for seed in seeds)
+        }
+        home = Stat.of(statistics.fmean(row.runs[seed][row.source] for row in members) for seed in homes)
+        mean = Stat.of(statistics.fmean(row.seed_means[seed] for row in members) for seed in seeds)
+        retained = [row.retained.mean for row in members if row.retained]
+        kept = statistics.fmean(retained) if len(retained) == len(members) else None
+        lines.append((method, len(members), home, kept, shown, mean))
+    styles = dict.fromkeys(style for line in lines for style in line[4])
+    rows = tuple(
+        (
+            method,
+            str(count),
+            str(home or ""),
+            number(kept),
+            *(str(shown.get(style) or "") for style in styles),
+            str(mean or ""),
+        )
+        for method, count, home, kept, shown, mean in sorted(lines, key=lambda line: method_order(line[0]))
+    )
+    headings = ("method", "data sets", "trained on", "retained", *styles, "mean of the others")
+    note = "Accuracy on all classes, the mean over the data sets trained on; mean ± standard deviation over seeds."
+    return [Table("Mean over the data sets trained on", headings, rows, note=note)]
+
+
+def _in_style(row: TransferRow, seed: int | None) -> dict[str, float]:
+    """Accuracy by style, for targets that are the source's classes drawn in another."""
+    named = {name: data_and_style(name) for name in row.runs[seed] if name != row.source}
+    group = data_and_style(row.source)[0]
+    return {style: row.runs[seed][name] for name, (other, style) in named.items() if style and other == group}
+
+
 def _transfer_tables(found: SweepResults) -> list[Table]:
     made = []
     for source in dict.fromkeys(row.source for row in found.transfers):
@@ -236,18 +160,27 @@ def _transfer_tables(found: SweepResults) -> list[Table]:
         names = [name for name in dict.fromkeys(n for row in members for n in row.by_data) if name != source]
         rows = []
         for row in members:
-            paper = published.transfer_mean(found.protocol, row.method, source, row.targets)
+            paper = published.transfer_mean(found.protocol, row.method, source, frozenset(row.targets))
             rows.append(
                 (
                     row.method,
                     str(row.by_data.get(source, "")),
+                    str(row.retained or ""),
                     *(str(row.by_data.get(name, "")) for name in names),
                     str(row.mean or ""),
                     number(paper),
                     difference(row.mean and row.mean.mean, paper),
                 )
             )
-        headings = ("method", f"{source} (trained on)", *names, "mean of the others", "published", "mean - published")
+        headings = (
+            "method",
+            f"{source} (trained on)",
+            "retained",
+            *names,
+            "mean of the others",
+            "published",
+            "mean - published",
+        )
         made.append(Table(f"Trained on {source}", headings, tuple(rows), note="Accuracy on all classes of each."))
     return made
 
@@ -276,23 +209,26 @@ def to_csv(found: SweepResults) -> str:
     for row in found.rows:
         paper = published.base_new(row.group.method, row.group.data)
         values = dict(zip(("base", "new"), paper or (), strict=False))
-        for part in ("base", "new", "hm"):
+        for part in ("base", "new", "hm", *RETAINED):
             line(row.group.method, data_name(row), data_name(row), part, row.accuracy(part), values.get(part))
     for mean in found.means:
         paper = published.base_new_mean(mean.group.method, frozenset(mean.data))
-        method, sets = mean.group.method, len(mean.data)
+        method, sets = mean.group.method, f"{len(mean.data)}" + (f"@{mean.group.style}" if mean.group.style else "")
         for part, value, other in (
             ("base", mean.base, paper and paper.base),
             ("new", mean.new, paper and paper.new),
             ("hm_of_means", mean.hm_of_means, paper and paper.hm),
             ("mean_of_hms", mean.mean_of_hms, None),
         ):
-            line(method, "", f"mean of {sets}", part, Stat(value, None, sets), other)
+            line(method, "", f"mean of {sets}", part, Stat(value, None, len(mean.data)), other)
         line(method, "", f"mean of {sets}", "hm_per_seed", mean.hm_per_seed, None)
+        for part, value in mean.retained.items():
+            line(method, "", f"mean of {sets}", part, Stat(value, None, len(mean.data)), None)
     for transfer in found.transfers:
         for data, stat in transfer.by_data.items():
             line(transfer.method, transfer.source, data, "all", stat, None)
-        paper = published.transfer_mean(found.protocol, transfer.method, transfer.source, transfer.targets)
+        targets = frozenset(transfer.targets)
+        paper = published.transfer_mean(found.protocol, transfer.method, transfer.source, targets)
         line(transfer.method, transfer.source, f"mean of {len(transfer.targets)}", "all", transfer.mean, paper)
     return text.getvalue()
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rmadapter.arguments import parse_arguments
 from rmadapter.config import TrainConfig
 from rmadapter.testbed import TRAIN_CONFIG, is_testbed
 
 
-def parse_train(argv: list[str], *, prog: str) -> TrainConfig:
-    """The configuration of a training run; on a bundled data set with the test bed's defaults below the options."""
+def parse_train(argv: list[str], *, prog: str, taken_before: Mapping[str, str] | None = None) -> TrainConfig:
+    """The configuration of a training run; on a bundled data set with the test bed's defaults below the options.
+
+    ``taken_before``: see ``parse_arguments``.
+    """
     # Which defaults hold is seen from the data, before anything is printed.
-    asked = parse_arguments(
-        TrainConfig, [word for word in argv if word.replace("-", "_") != "__print_config"], prog=prog
-    )
+    silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
+    asked = parse_arguments(TrainConfig, silent, prog=prog, taken_before=taken_before)
     own = ["--config", str(TRAIN_CONFIG)] if is_testbed(asked.data) else []
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)

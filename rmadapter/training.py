@@ -13,11 +13,14 @@ import torch
 from rmadapter import distributed
 from rmadapter.backbone import Backbone, load_backbone, store_backbone
 from rmadapter.checkpoint import save_adapter
+from rmadapter.chunks import parse_bytes
 from rmadapter.config import TrainConfig
 from rmadapter.data import (
+    DecodedImages,
     FewShotSample,
     ImageData,
     Item,
+    Read,
     base_new_names,
     base_new_split,
     check_images,
@@ -28,7 +31,7 @@ from rmadapter.distributed import PeerLostError, Ranks
 from rmadapter.encoders import Encoders, blocks_obstacle
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation import Loading, describe, evaluate_parts
-from rmadapter.files import write_json
+from rmadapter.files import cache_folder, write_json
 from rmadapter.injection import inject
 from rmadapter.loop import TrainRun
 from rmadapter.model import RMAdapterCLIP
@@ -85,7 +88,8 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
     data = data or load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
-    sample, items, names = _few_shot(config, data)
+    read = _reader(config, data, ranks)
+    sample, items, names = _few_shot(config, data, read)
     backbone = load_backbone(config.model, config.pretrained, device)
     model, backend = _make_model(config, backbone, names, precision)
     state = folder.load_state() if config.resume else None
@@ -97,7 +101,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         if blocks_obstacle(model.clip) is None:
             print(Plan.of(step, config.batch_size, config.views))
         return {}
-    run = TrainRun(config, model, step, items, data, backbone, device, precision, text_bytes, ranks)
+    run = TrainRun(config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks)
     if state is not None:
         run.restore(state)
         print(f"resuming at epoch {run.epoch + 1}, step {run.step_in_epoch} of {run.steps_per_epoch}")
@@ -130,7 +134,20 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
     return results
 
 
-def _few_shot(config: TrainConfig, data: ImageData) -> tuple[FewShotSample, list[Item], list[str]]:
+def _reader(config: TrainConfig, data: ImageData, ranks: Ranks) -> Read:
+    """What gives the training images: ``data`` itself, or with --image-cache the decoded ones that are kept."""
+    if not config.image_cache:
+        return data.read
+    if data.reader is not None:
+        print(f"image_cache: the images of {data.name} are no files, nothing of them is kept")
+        return data.read
+    folder, limit = cache_folder(config.cache_dir, "images"), parse_bytes("cache_limit", config.cache_limit)
+    read = DecodedImages(data.read, data.root, folder, limit)
+    read.keeps = ranks.main and not config.explain
+    return read
+
+
+def _few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShotSample, list[Item], list[str]]:
     """The few-shot sample over all classes, and of it the chosen part's training items and class names."""
     names = base_new_names(data.class_names, config.classes)
     if len(names) < 2:
@@ -145,12 +162,17 @@ def _few_shot(config: TrainConfig, data: ImageData) -> tuple[FewShotSample, list
         # Drawn again without the unreadable images, so that every class gets its shots where it has them.
         candidates = [item for item in data.train if item.path not in left_out]
         train_items, val_items = few_shot_sample(candidates, data.val, config.shots, config.seed)
-        _, bad = check_images(data.read, train_items, skip_bad=config.skip_bad_images)
+        _, bad = check_images(read, train_items, skip_bad=config.skip_bad_images)
         if not bad:
             break
         left_out |= {path for path, _ in bad}
     if left_out:
         print(f"{len(left_out)} unreadable training images left out, such as {min(left_out)}")
+    if isinstance(read, DecodedImages) and read.keeps:
+        print(
+            f"image cache: {read.kept} of {len(train_items)} images in {read.folder}, {read.bytes / 1e9:.2f} GB"
+            + (f"; --cache-limit {config.cache_limit} has no room for the others" if read.full else "")
+        )
     sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
     return sample, base_new_split(train_items, config.classes), names
 

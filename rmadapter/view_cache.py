@@ -30,7 +30,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import Entry
 from rmadapter.errors import InputError
-from rmadapter.files import write_json
+from rmadapter.files import cache_folder, write_json
 from rmadapter.step import TrainStep, Views
 
 FORMAT = 1
@@ -198,11 +198,6 @@ def _make_room(cache: Path, own: Path, room: int) -> None:
             del sizes[path]
 
 
-def default_folder() -> Path:
-    """Where caches are kept without --cache-dir."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmadapter" / "views"
-
-
 def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iterable[bytes], seed: int) -> dict:
     """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte."""
     digest = hashlib.sha256()
@@ -228,7 +223,7 @@ def open_cache(step: TrainStep, config: TrainConfig, images: int, key: dict, ran
     Raises:
         InputError: as ``ViewCache``; also where not even one view fits in ``cache_limit``.
     """
-    folder = Path(config.cache_dir) if config.cache_dir else default_folder()
+    folder = cache_folder(config.cache_dir, "views")
     size = step.model.clip.visual.image_size[0]
     device = step.model.prompts.tokens.device
     record = Record.of(step.views(torch.zeros(1, 3, size, size, device=device)))

@@ -140,7 +140,7 @@ def _bytes(case: Case) -> tuple[int, int]:
 def launch_of(case: Case) -> tuple[Any, list[torch.dtype | None]]:
     """The launch, and the dtypes of its pointers, with the most demanding flags."""
     from rmadapter_kernels.triton.layout import Rows
-    from rmadapter_kernels.triton.plans import Addresses, BackwardPlan, ForwardPlan, Needs, Shape
+    from rmadapter_kernels.triton.plans import Addresses, BackwardPlan, ForwardPlan, Shape
 
     dtype, _ = DTYPES[case.dtype]
     shape = Shape(dtype, case.d, case.r, case.h, TOKENS[-1], True, "gelu", "l2")
@@ -149,7 +149,7 @@ def launch_of(case: Case) -> tuple[Any, list[torch.dtype | None]]:
     if case.kernel == "forward":
         launch = ForwardPlan(shape, addresses, None).launch.build(case.config)
         return launch, [dtype, dtype, *[weight] * 10, dtype, torch.float32]
-    plan = BackwardPlan(shape, addresses, Needs(*[True] * 9), True, True, False, None)
+    plan = BackwardPlan(shape, addresses, [True] * 9, True, True, False, None)
     if case.kernel == "rows":
         launch = plan.rows.build(case.config)
         pointers = [dtype, dtype, torch.float32, *[weight] * 9, dtype]
@@ -233,7 +233,11 @@ def _cache_file() -> Path:
 
 
 def report(chosen: list[Case], jobs: int = 1, progress: bool = True) -> Iterator[Row]:
-    """Rows of ``chosen``, in their order of completion; those compiled before come from the cache."""
+    """Rows of ``chosen``, in their order of completion; those compiled before come from the cache.
+
+    Raises:
+        RuntimeError: where some do not compile, after all the others; names each.
+    """
     path = _cache_file()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -244,11 +248,17 @@ def report(chosen: list[Case], jobs: int = 1, progress: bool = True) -> Iterator
     if not missing:
         return
     done = len(chosen) - len(missing)
+    failures = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(examine, case): case for case in missing}
         for future in as_completed(futures):
-            row = future.result()
-            stored[futures[future].key] = asdict(row)
+            case = futures[future]
+            try:
+                row = future.result()
+            except Exception as error:  # the others are worth their row
+                failures.append(f"{case.key}: {type(error).__name__}: {error}")
+                continue
+            stored[case.key] = asdict(row)
             _store(path, stored)
             done += 1
             if progress:
@@ -256,6 +266,8 @@ def report(chosen: list[Case], jobs: int = 1, progress: bool = True) -> Iterator
             yield row
     if progress:
         print(file=sys.stderr)
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(missing)} do not compile\n" + "\n".join(failures))
 
 
 def _store(path: Path, stored: dict[str, Any]) -> None:
@@ -309,7 +321,12 @@ def main(arguments: list[str] | None = None) -> None:
     if len(chosen) > MOST_COMPILES:
         raise SystemExit(f"{len(chosen)} compilations; valid: at most {MOST_COMPILES}, choose fewer --arch or --dtype")
     order = {case.key: index for index, case in enumerate(chosen)}
-    rows = list(report(chosen, given.jobs))
+    rows: list[Row] = []
+    failure = None
+    try:
+        rows.extend(report(chosen, given.jobs))
+    except RuntimeError as error:
+        failure = str(error)
     rows.sort(
         key=lambda row: order[
             Case(*list(asdict(row).values())[:6], Config(row.block_m, row.block_d, row.num_warps, row.num_stages)).key
@@ -319,6 +336,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{sum(row.clean for row in rows)} of {len(rows)} clean; ! marks stack, spills, or memory beyond the limit")
     if given.json:
         _store(given.json, {"rows": [asdict(row) for row in rows]})
+    if failure is not None:
+        raise SystemExit(failure)
 
 
 if __name__ == "__main__":

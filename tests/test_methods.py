@@ -9,6 +9,7 @@ import sys
 import open_clip
 import pytest
 import torch
+import yaml
 from miniatures import build
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ from rmadapter.cli import main
 from rmadapter.errors import InputError
 from rmadapter.injection import inject
 from rmadapter.linear_probe import DEFAULT_C, choose, fit
-from rmadapter.methods import ABLATION_TABLE, METHODS, configure
+from rmadapter.methods import ABLATION_TABLE, METHODS, Method, configure
 
 ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
 
@@ -166,6 +167,38 @@ def test_mistakes(options, capsys):
     assert "--method needs a value; valid: zeroshot" in capsys.readouterr().err
     with pytest.raises(InputError, match="unknown option"):
         configure("mma", ["--data", "x", "--shotz", "3"])
+
+
+@pytest.mark.parametrize("argv", [[], ["--method", "mma"]])
+def test_help_lists_every_method(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *argv, "--help"])
+    assert stopped.value.code == 0
+    text = "".join(capsys.readouterr().out.split())  # without the line breaks, which may be inside a name
+    assert "--methodMETHOD" in text
+    for method in METHODS.values():
+        assert f"{method.name}({method.summary})".replace(" ", "") in text
+    with pytest.raises(SystemExit):
+        main(["train", *argv, "--data", "x", "--print_config"])
+    assert "method" not in yaml.safe_load(capsys.readouterr().out)
+
+
+def test_a_method_is_one_entry(options, images, tmp_path, monkeypatch, capsys):
+    """Even where its options do not tell its name: train, eval, sweep and report call it by its own."""
+    monkeypatch.setitem(METHODS, "wide", Method("wide", "a bottleneck of 12", ("--adapter.bottleneck=12",)))
+    out = tmp_path / "run"
+    assert main(["train", "--method", "wide", *options, *TRAINING, "--adapter.bottleneck", "3", "--out", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text())["method"] == "wide"
+    evaluation = ["--adapter", str(out / "adapter"), "--data", str(images), "--workers", "0"]
+    assert main(["eval", *evaluation, "--out", str(tmp_path / "eval")]) == 0
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["method"] == "wide"
+    sweep = ["sweep", "base2new", *options, *TRAINING[:-2], "--seeds", "1", "--out", str(tmp_path / "s")]
+    assert main([*sweep, "--methods", "rmadapter,wide"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "s"), "--out", str(tmp_path / "report")]) == 0
+    text = capsys.readouterr().out
+    assert "| rmadapter - wide " in text
+    assert len({line for line in text.splitlines() if line.startswith(("| wide ", "| rmadapter "))}) >= 2
 
 
 def test_the_registry_does_not_import_open_clip():

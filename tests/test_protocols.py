@@ -41,6 +41,18 @@ def test_one_source_and_all_others(protocol):
     assert [(run.data, run.targets) for run in every] == [("a", ("b",)), ("b", ("a",))]
 
 
+def test_domain_tests_a_bundled_data_set_in_its_other_styles():
+    data = ["emoji_food@noto", "emoji_travel@noto", "emoji_travel", "emoji_food@openmoji"]
+    assert plan("domain", data, ["mma"], [1]) == [
+        PlannedRun("mma", "emoji_food@noto", 1, ("emoji_food@openmoji",)),
+        PlannedRun("mma", "emoji_travel@noto", 1, ("emoji_travel",)),
+    ]
+    (run,) = plan("domain", data, ["mma"], [1], ["emoji_travel@fluent"])  # as it is called in tables
+    assert (run.data, run.targets, run.key) == ("emoji_travel", ("emoji_travel@noto",), "mma/emoji_travel@fluent/seed1")
+    (run,) = plan("cross", data, ["mma"], [1])
+    assert run.targets == tuple(data[1:])
+
+
 def test_the_published_tables():
     assert default_data("base2new") == default_data("cross") == FIELD
     assert default_data("domain") == ("imagenet", *VARIANTS)
@@ -84,6 +96,8 @@ def test_a_bundled_data_set_with_its_style_and_the_test_bed_s_defaults():
         (("base2new", ["a"], ["mma"], [1], ["a"]), "source is 'a', but base2new has none; valid"),
         (("base2new", ["imagenet_a"], ["mma"], [1]), "'imagenet_a', which is for testing only"),
         (("cross", ["a"], ["mma"], [1]), "data has 'a' alone"),
+        (("domain", ["emoji_food", "emoji_travel@noto"], ["mma"], [1]), "data has 'emoji_food' alone"),
+        (("base2new", ["emoji_food", "emoji_food@fluent"], ["mma"], [1]), "data has 'emoji_food@fluent' twice"),
         (("cross", ["a", "b"], ["mma"], [1], ["c"]), "source is 'c'; valid: 'a', 'b'"),
         (("domain", ["a", "b"], ["linear-probe"], [1]), "methods has 'linear-probe', which cannot classify"),
     ],

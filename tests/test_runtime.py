@@ -8,7 +8,7 @@ from conftest import small_clip
 
 from rmadapter import InputError, RMAdapterConfig, inject
 from rmadapter.runtime import (
-    FiniteFlag,
+    Arriving,
     choose_backend,
     environment,
     residual_dtype,
@@ -43,9 +43,12 @@ def test_auto_is_bf16_where_the_cpu_has_it(monkeypatch):
         assert resolve_precision("auto", CPU) == chosen
 
 
-def test_finite_flag():
-    for value, finite in ((1.0, True), (float("nan"), False), (float("inf"), False)):
-        assert bool(FiniteFlag(torch.tensor(value))) == finite
+def test_what_is_on_its_way_keeps_the_values_it_had():
+    tensor = torch.tensor([1.0, float("inf")], requires_grad=True)
+    arriving = Arriving(tensor)
+    with torch.no_grad():
+        tensor.zero_()
+    assert arriving.wait().tolist() == [1.0, float("inf")]
 
 
 def test_residual_stream():

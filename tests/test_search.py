@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -15,6 +16,8 @@ from rmadapter.data import load_data
 from rmadapter.errors import InputError
 from rmadapter.search import SearchConfig, _layer_choices, parse_search
 from rmadapter.search_data import searchable, write_search_data
+from rmadapter.testbed import TRAIN_CONFIG, datasets
+from rmadapter.testbed.datasets import load_emoji, read_rendering
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
 BASE, NEW = CLASSES[:4], CLASSES[4:]
@@ -131,6 +134,39 @@ def test_what_it_leaves_and_that_it_goes_on(words, tmp_path, capsys):
     assert main([*run, "--shots", "2", "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "run")]) == 0
     assert main(words(trials=4, seeds="1")) == 2
     assert "seeds is '1', but the search in" in capsys.readouterr().err
+
+
+def test_a_bundled_data_set_is_searched_with_the_same_proof(tmp_path, monkeypatch, capsys):
+    """Its pictures are drawn when they are read: none is drawn of a test image, of a new class or in another style."""
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    data = load_emoji("emoji_activities", "noto")
+    base = {item.name for item in data.train if item.label < (len(data.class_names) + 1) // 2}
+    allowed = {item.path for item in (*data.train, *data.val) if item.name in base}
+    drawn = set()
+
+    def draw(path):
+        drawn.add(path)
+        return read_rendering(path)
+
+    def load(name, style=None):
+        return dataclasses.replace(load_emoji(name, style, retention=False), reader=draw)
+
+    monkeypatch.setattr(datasets, "load_emoji", load)
+    words = ["search", "--data", "emoji_activities@noto", "--trials", "1", "--parameters", "lr,scale"]
+    words += ["--images_a_class", "5", "--shots", "1", "--epochs", "1", "--out", str(tmp_path / "s")]
+    assert main(words) == 0
+    assert drawn
+    assert drawn <= allowed
+    found = {path.relative_to(tmp_path / "s" / "search-data") for path in (tmp_path / "s").rglob("*.png")}
+    assert {path.with_suffix("").as_posix() for path in found} == drawn
+    (trial,) = trials_of(tmp_path / "s")
+    defaults = yaml.safe_load(TRAIN_CONFIG.read_text())
+    assert float(trial["lr"]) == pytest.approx(defaults["lr"])
+    assert float(trial["scale"]) == pytest.approx(defaults["adapter"]["scale"])
+    run = yaml.safe_load((tmp_path / "s" / "trials" / "0" / "seed1" / "config.yaml").read_text())
+    assert (run["model"], run["style"], run["augmentation"]) == ("emoji-clip", None, "none")
+    assert main([*words[:2], "emoji_activities", *words[3:]]) == 2
+    assert "data is 'emoji_activities@fluent', but the search in" in capsys.readouterr().err
 
 
 def test_trials_that_diverge_are_not_the_best(words, tmp_path, capsys):

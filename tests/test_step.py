@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
 from rmadapter.backbone import store_backbone
-from rmadapter.config import StepConfig
 from rmadapter.encoders import Encoders, blocks_obstacle, last_block_obstacle
 from rmadapter.plan import Plan
 from rmadapter.step import TrainStep
+from rmadapter.step_config import StepConfig
 
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cat"]
 SHORTCUTS = [field.name for field in fields(StepConfig)]

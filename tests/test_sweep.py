@@ -184,14 +184,17 @@ def test_dry_run(words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "line", "runs"),
+    ("protocol", "data", "line", "runs"),
     [
-        ("base2new", "open  rmadapter/emoji_food/seed1: ", 18),
-        ("domain", "open  rmadapter/emoji_animals@fluent/seed1: ", 3),
+        ("base2new", "testbed", "open  rmadapter/emoji_food@fluent/seed1: ", 18),
+        ("base2new", "testbed,testbed@emojione", "open  rmadapter/emoji_food@emojione/seed1: ", 36),
+        ("cross", "testbed@openmoji", "open  rmadapter/emoji_animals@openmoji/seed1: ", 3),
+        ("domain", "testbed", "open  rmadapter/emoji_animals@fluent/seed1: ", 18),
+        ("domain", "testbed@noto", "open  rmadapter/emoji_travel@noto/seed1: ", 18),
     ],
 )
-def test_the_test_bed_has_a_name(protocol, line, runs, tmp_path, capsys):
-    assert sweep(protocol, "--data", "testbed", "--seeds", "1", "--out", str(tmp_path / "s"), "--dry-run") == 0
+def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
+    assert sweep(protocol, "--data", data, "--seeds", "1", "--out", str(tmp_path / "s"), "--dry-run") == 0
     out = capsys.readouterr().out
     assert line in out
     assert f"{runs} runs, 0 done" in out
@@ -232,6 +235,9 @@ def test_mistakes(words, tmp_path, capsys):
         "option '--no-evaluate' is decided by this command": [*words(), "--no-evaluate"],
         "shots is 0": words(shots=0),
         "nowhere": words(data="nowhere"),
+        "style is 'notto'; valid: ": ["base2new", "--data", "testbed@notto"],
+        "data has 'emoji_food@fluent' twice": ["base2new", "--data", "emoji_food,emoji_food@fluent"],
+        "keep is 'all'; valid: ": words(keep="all"),
         "where a sweep base2new is": words("cross"),
         "shots is 3, but the sweep in": words(data="animals", shots=3),
         "lr is 0.5, but the sweep in": words(data="animals", lr=0.5),
@@ -245,3 +251,49 @@ def test_mistakes(words, tmp_path, capsys):
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 0}))
     assert sweep(*words(data="animals")) == 2
     assert "was made by another version (format 0, this one has 1)" in capsys.readouterr().err
+
+
+def files_of(folder):
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_results_alone_are_kept_on_request(words, tmp_path):
+    argv = words("cross", source="animals", methods="zeroshot,single")
+    assert sweep(*argv) == 0
+    whole = {name: found for name, found in results_of(tmp_path / "s").items() if "/on/plants/run/" not in name}
+    assert any(name.endswith("adapter.safetensors") for name in files_of(tmp_path / "s"))
+    assert sweep(*argv, "--keep", "results") == 0  # of what is finished too
+    expected = {
+        *("sweep.json", "environments.json", ".sweep.lock"),
+        *(
+            f"runs/{run}/{place}/results.json"
+            for run in ("zeroshot/animals", "single/animals/seed1")
+            for place in ("run", "on/plants")
+        ),
+    }
+    assert files_of(tmp_path / "s") == expected
+    assert results_of(tmp_path / "s") == whole
+    (environment,) = json.loads((tmp_path / "s" / "environments.json").read_text())
+    assert {"torch", "git", "threads"} <= environment.keys()
+    assert sweep(*words("cross", out="t", source="animals", methods="zeroshot,single"), "--keep", "results") == 0
+    assert files_of(tmp_path / "t") == expected
+    assert results_of(tmp_path / "t") == whole
+
+
+def test_what_was_not_kept_is_made_again_for_new_targets(words, tmp_path):
+    assert sweep(*words("cross", source="animals"), "--keep", "results") == 0
+    before = results_of(tmp_path / "s")
+    write_images(tmp_path / "stones", ["ant", "bee", "cat", "dog"], 8, 7)
+    assert sweep(*words("cross", source="animals", data="animals,plants,stones")) == 0
+    after = results_of(tmp_path / "s")
+    assert "runs/single/animals/seed1/on/stones/results.json" in after
+    assert {name: after[name] for name in before} == before
+    assert (tmp_path / "s" / "runs" / "single" / "animals" / "seed1" / "run" / "adapter").is_dir()
+    log = tmp_path / "s" / "runs" / "single" / "animals" / "seed1" / "log.txt"
+    assert "was not kept: it is trained and tested again" in log.read_text()
+
+
+def test_a_failed_run_keeps_its_log(words, tmp_path):
+    options = {"methods": "rmadapter", "data": "animals", "loss.lambda1": 1e38, "lr": 1e3, "epochs": 6}
+    assert sweep(*words(**options), "--keep", "results") == 1
+    assert {"failed.json", "log.txt"} <= files_of(tmp_path / "s" / "runs" / "rmadapter" / "animals" / "seed1")

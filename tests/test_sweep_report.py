@@ -21,7 +21,7 @@ from rmadapter.methods import ABLATION_TABLE
 from rmadapter.results import harmonic_mean
 from rmadapter.sweep import FORMAT
 from rmadapter.sweep_report import sweep_report
-from rmadapter.sweep_tables import read_sweep
+from rmadapter.sweep_results import read_sweep
 
 SETTINGS = {"model": "ViT-B-16", "pretrained": "openai", "shots": 16}
 
@@ -170,6 +170,120 @@ def test_csv_has_full_precision(tmp_path):
     }
 
 
+def test_paired_differences_of_data_sets(tmp_path):
+    """dtd and eurosat are units: differences of means over seeds, their standard error over the two."""
+    folder = fake(tmp_path / "s", "base2new", ["dtd", "eurosat"], ["zeroshot", "mma", "rmadapter"])
+    for number, name in enumerate(("dtd", "eurosat"), start=1):
+        for seed in (1, 2, 3):
+            file = folder / "runs" / "rmadapter" / name / f"seed{seed}" / "run" / "results.json"
+            values = json.loads(file.read_text())
+            base, new = accuracy("mma", name, seed)
+            values["accuracy"] = {"base": base - number, "new": new + 4 * number + seed - 2}
+            file.write_text(json.dumps(values))
+    text = sweep_report(folder, tmp_path / "out")
+    row = dict(cells(text, "Paired differences", "rmadapter - mma"))
+    assert row["base"] == "-1.50 ± 0.50 (0/2)"
+    assert row["new"] == "+6.00 ± 2.00 (2/2)"
+    assert (row["data sets"], row["pairs"]) == ("2", "6")
+    gains = [
+        statistics.fmean(
+            accuracy("mma", name, seed)[0] - number - accuracy("zeroshot", name, None)[0] for seed in (1, 2, 3)
+        )
+        for number, name in enumerate(("dtd", "eurosat"), start=1)
+    ]
+    expected = f"{statistics.fmean(gains):+.2f} ± {statistics.stdev(gains) / 2**0.5:.2f} (2/2)"
+    assert dict(cells(text, "Paired differences", "rmadapter - zeroshot"))["base"] == expected
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "differences.csv").read_text())))
+    (line,) = [li for li in lines if (li["minus"], li["part"]) == ("mma", "new")]
+    assert (line["method"], line["pairs"], line["data_sets"], line["higher_in"]) == ("rmadapter", "6", "2", "2")
+    assert (float(line["mean"]), float(line["standard_error"])) == pytest.approx((6, 2))
+    assert main(["report", str(folder), "--out", str(tmp_path / "other"), "--compare", "mma"]) == 0
+    text = (tmp_path / "other" / "report.md").read_text()
+    assert dict(cells(text, "Paired differences", "mma - rmadapter"))["new"] == "-6.00 ± 2.00 (0/2)"
+
+
+def test_paired_differences_over_the_test_bed_s_styles_and_its_retention(tmp_path):
+    data = ["emoji_food", "emoji_food@emojione", "emoji_travel", "emoji_travel@emojione"]
+    folder = fake(tmp_path / "s", "base2new", [], ["single", "rmadapter"])
+    manifest = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**manifest, "data": data, "seeds": [1]}))
+    gains = dict(zip(data, (1.0, 3.0, 4.0, 8.0), strict=True))  # food 2, travel 6
+    for method in ("single", "rmadapter"):
+        for name in data:
+            group, _, style = name.partition("@")
+            gain = gains[name] if method == "rmadapter" else 0.0
+            values = {"base": 80.0, "new": 40.0 + gain, "retained_base": 50.0, "retained_new": 30.0 - gain}
+            found = {**results(method, group, 1, values, "base"), "style": style or "fluent"}
+            write(folder / "runs" / method / f"{group}@{style or 'fluent'}" / "seed1" / "run" / "results.json", found)
+    text = sweep_report(folder, tmp_path / "out")
+    row = dict(cells(text, "Paired differences", "rmadapter - single"))
+    assert row["new"] == "+4.00 ± 2.00 (2/2)"
+    assert row["retained base"] == "+0.00 ± 0.00 (0/2)"
+    assert row["retained new"] == "-4.00 ± 2.00 (0/2)"
+    assert (row["data sets"], row["pairs"]) == ("2", "4")
+    row = dict(cells(text, "Paired differences, drawn by emojione", "rmadapter - single"))
+    assert row["new"] == "+5.50 ± 2.50 (2/2)"
+    assert dict(cells(text, "emoji_food@emojione", "rmadapter"))["retained new"] == "27.00"
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "report.csv").read_text())))
+    found = {(li["method"], li["data"]): float(li["mean"]) for li in lines if li["part"] == "retained_new"}
+    assert found["rmadapter", "emoji_travel@emojione"] == 22
+    assert found["rmadapter", "mean of 2@fluent"] == 27.5
+    assert "<td class='number'>27.00</td>" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("protocol", ["cross", "domain"])
+def test_with_several_sources_they_are_the_unit(tmp_path, protocol):
+    data = {
+        "cross": ["emoji_food@fluent", "emoji_travel@fluent", "emoji_people@fluent"],
+        "domain": [
+            f"emoji_{group}@{style}" for group in ("food", "travel") for style in ("fluent", "noto", "openmoji")
+        ],
+    }[protocol]
+    sources = data if protocol == "cross" else data[::3]
+    folder = fake(tmp_path / "s", protocol, data, [], source="unused")
+    manifest = json.loads((folder / "sweep.json").read_text())
+    lists = {"methods": ["single", "rmadapter"], "seeds": [1, 2], "sources": sources}
+    (folder / "sweep.json").write_text(json.dumps({**manifest, **lists}))
+    for number, source in enumerate(sources):
+        for seed in (1, 2):
+            for method in ("single", "rmadapter"):
+                run = folder / "runs" / method / source / f"seed{seed}"
+                gain = (method == "rmadapter") * (1.0 + number)
+                write(run / "run" / "results.json", results(method, source, seed, {"all": 70 - gain + seed}, "all"))
+                for target in data:
+                    if target != source and (protocol == "cross" or target.split("@")[0] == source.split("@")[0]):
+                        value = {"all": 50 + gain + (target.endswith("noto") * gain)}
+                        write(run / "on" / target / "results.json", results(method, target, seed, value, "all"))
+    text = sweep_report(folder, tmp_path / "out")
+    row = dict(cells(text, "Paired differences", "rmadapter - single"))
+    means = dict(cells(text, "Mean over the data sets trained on", "rmadapter"))
+    if protocol == "cross":
+        assert row["trained on"] == "-2.00 ± 0.58 (0/3)"
+        assert row["mean of the others"] == "+2.00 ± 0.58 (3/3)"
+        assert means["mean of the others"] == "52.00 ± 0.00"
+    else:
+        assert row["noto"] == "+3.00 ± 1.00 (2/2)"
+        assert row["openmoji"] == "+1.50 ± 0.50 (2/2)"
+        assert row["mean of the others"] == "+2.25 ± 0.75 (2/2)"
+        assert means["noto"] == "53.00 ± 0.00"
+    assert means["trained on"] == f"{71.5 - (2 if protocol == 'cross' else 1.5):.2f} ± 0.71"
+    assert f"## Trained on {sources[1]}" in text
+
+
+def test_with_one_source_the_targets_are_the_unit(tmp_path):
+    data = ["imagenet", "dtd", "eurosat"]
+    text = sweep_report(fake(tmp_path / "s", "cross", data, ["zeroshot", "rmadapter"], source="imagenet"))
+    row = dict(cells(text, "Paired differences", "rmadapter - zeroshot"))
+    gains = [
+        statistics.fmean(accuracy("rmadapter", name, seed)[1] for seed in (1, 2, 3))
+        - accuracy("zeroshot", name, None)[1]
+        for name in data[1:]
+    ]
+    error = statistics.stdev(gains) / 2**0.5
+    assert row["mean of the others"] == f"{statistics.fmean(gains):+.2f} ± {error:.2f} (2/2)"
+    assert "±" not in row["trained on"]
+
+
 CASES = {
     "base2new": (FIELD, ["zeroshot", "mma", "rmadapter"], None),
     "ablation": (["dtd", "eurosat"], ABLATION_TABLE, None),
@@ -190,7 +304,7 @@ def test_files(tmp_path, protocol, capsys):
     folder = fake(tmp_path / "s", protocol, data, methods, source=source)
     assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"report.md", "report.csv", "report.html"} | PLOTS[protocol]
+    assert written == {"report.md", "report.csv", "differences.csv", "report.html"} | PLOTS[protocol]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(PLOTS[protocol])
     assert not re.search(r"(src|href)=(?!'data:)|url\(|<script", page)
@@ -219,6 +333,10 @@ def test_mistakes(tmp_path, capsys):
     folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot"])
     assert main(["report", str(folder), str(folder), "--out", str(tmp_path / "out")]) == 2
     assert "of which the first is a sweep" in capsys.readouterr().err
+    assert main(["report", str(folder), "--out", str(tmp_path / "out"), "--compare", "mmma"]) == 2
+    assert "compare is 'mmma'; valid: 'zeroshot'" in capsys.readouterr().err
+    assert main(["report", str(folder / "runs"), "--out", str(tmp_path / "out"), "--compare", "mma"]) == 2
+    assert "compare is 'mma'; valid: with one sweep, not with run folders" in capsys.readouterr().err
     shutil.rmtree(folder / "runs")
     with pytest.raises(InputError, match=r"no run of the sweep in .* has a result yet; 1 of 1 runs are not done"):
         sweep_report(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 
 from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig, loop
 from rmadapter import training as trainings
-from rmadapter.config import StepConfig
+from rmadapter.batches import Waited
 from rmadapter.loop import DivergedError
+from rmadapter.step_config import StepConfig
 from rmadapter.training import train
 
 
@@ -121,6 +123,22 @@ class Killed(BaseException):
 
 def stop(*arguments, **names):
     raise Killed
+
+
+@contextlib.contextmanager
+def stopped_before_step(at: int, monkeypatch):
+    """A run in it ends before the step of that number, from 0."""
+    real = loop.TrainRun._step
+
+    def step(self, *arguments):
+        if self.step == at:
+            raise Killed
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainRun, "_step", step)
+        with pytest.raises(Killed):
+            yield
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])
@@ -398,25 +416,130 @@ def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, t
         train(config(**{**kept, "workers": 0}, augmentation="crop", out=str(tmp_path / "other")))
 
 
+def test_waiting_for_images_is_measured_and_said(config, monkeypatch, capsys):
+    clock = iter(range(1000))
+    monkeypatch.setattr("rmadapter.batches.time.perf_counter", lambda: float(next(clock)))
+    waited = Waited(["first", "second"])
+    assert list(waited) == ["first", "second"]
+    assert waited.seconds == 3.0  # the third found the end
+    monkeypatch.undo()
+    for share, said in ((0.0, True), (1.0, False)):
+        monkeypatch.setattr(loop, "SAID_WAITING", share)
+        train(config(evaluate=False, overwrite=True))
+        assert ("of the epoch waiting for images" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_give_the_same_run_and_are_decoded_once(config, tmp_path, monkeypatch, capsys, workers):
+    kept = {"image_cache": True, "cache_dir": str(tmp_path / "cache"), "evaluate": False, "workers": workers}
+    train(config(evaluate=False))
+    train(config(**kept, out=str(tmp_path / "cold")))
+    assert "image cache: 16 of 16 images" in capsys.readouterr().out
+    monkeypatch.setattr("rmadapter.data.items.read_image", stop)
+    train(config(**kept, out=str(tmp_path / "warm")))
+    for name in ("cold", "warm"):
+        assert_equal(adapter_of(tmp_path / name), adapter_of(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("at", [2, 5, 6])
 def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
     def views(name):
         return {"views": 1, "cache_dir": str(tmp_path / name), "evaluate": False}
 
     train(config(**views("a"), out=str(tmp_path / "whole")))
-    real = loop.TrainRun._step
-
-    def step(self, *arguments):
-        if self.step == at:
-            raise Killed
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainRun, "_step", step)
-        with pytest.raises(Killed):
-            train(config(**views("b")))
+    with stopped_before_step(at, monkeypatch):
+        train(config(**views("b")))
     train(config(**views("b"), resume=True))
     assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+
+
+@pytest.fixture
+def called_graphs(monkeypatch):
+    """``cuda_graphs`` on a CPU: a recording is the call itself, made again at each replay."""
+
+    class Recorder:
+        replays = 0
+
+        def __init__(self, device):
+            pass
+
+        def run(self, call):
+            call()
+
+        def record(self, call):
+            def replay():
+                Recorder.replays += 1
+                call()
+
+            return replay
+
+    monkeypatch.setattr(loop, "CudaRecorder", Recorder)
+    monkeypatch.setattr("rmadapter.plan.check_graphs", lambda device, processes: None)
+    return Recorder
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_recorded_steps_give_the_same_run(config, tmp_path, called_graphs, views):
+    """Metrics, gradient norms and weights over four epochs of a cosine schedule, each with a short last batch."""
+    same = {"epochs": 4, "batch_size": 3, "views": views, "cache_dir": str(tmp_path / "cache"), "evaluate": False}
+    train(config(**same))
+    assert called_graphs.replays == 0
+    train(config(**same, cuda_graphs=True, out=str(tmp_path / "graphed")))
+    # Of 12 steps 4 have a short batch, 3 measure norms; 3 of each layout warm it up.
+    assert called_graphs.replays >= 3
+    lines = metrics_of(tmp_path / "graphed")
+    assert len(lines) == len(metrics_of(tmp_path / "run"))
+    for one, other in zip(lines, metrics_of(tmp_path / "run"), strict=True):
+        assert set(one) == set(other)
+        for key in set(one) - {"images_per_second", "kind"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-4), key
+    expected = adapter_of(tmp_path / "run")
+    for name, tensor in adapter_of(tmp_path / "graphed").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [3, 4, 6])
+def test_a_run_of_recorded_steps_is_resumed(config, tmp_path, monkeypatch, called_graphs, at):
+    """A state that is saved in mid epoch has what was summed on the device until then."""
+    train(config(cuda_graphs=True, epochs=3, out=str(tmp_path / "whole")))
+    with stopped_before_step(at, monkeypatch):
+        train(config(cuda_graphs=True, epochs=3))
+    train(config(cuda_graphs=True, epochs=3, resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "whole"), strict=True):
+        assert one["step"] == other["step"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+def test_a_recorded_step_without_a_finite_loss_is_counted_and_named(config, tmp_path, monkeypatch, called_graphs):
+    """It is judged while the next is under way, and still it is the bad batch that is named, not the next one."""
+    real = loop.TrainRun._step
+    bad = {}
+
+    def step(self, batch, wants_norms):
+        if self.step in (5, 6):
+            batch.images *= float("nan")
+            bad[self.step + 1] = [self.items[n].path for n in self.batches.numbers(self.epoch, self.step_in_epoch)]
+        return real(self, batch, wants_norms)
+
+    monkeypatch.setattr(loop.TrainRun, "_step", step)
+    results = train(config(cuda_graphs=True))
+    assert results["bad_steps"] == 2
+    lines = metrics_of(tmp_path / "run")
+    assert [line.get("bad_steps") for line in lines if line["kind"] == "step"] == [None, None, 1, 2]
+    assert all(line["loss"] == line["loss"] for line in lines)
+    with pytest.raises(DivergedError, match=r"at step 7 .*total nan.*after 1 such steps") as error:
+        train(config(cuda_graphs=True, max_bad_steps=1, overwrite=True))
+    assert all(path in str(error.value) for path in bad[7])
+    assert not any(path in str(error.value) for path in bad[6])
+
+
+def test_recorded_steps_need_cuda_and_the_fast_step(config, tmp_path):
+    with pytest.raises(InputError, match="cuda_graphs is True, which needs a CUDA device, and device is cpu"):
+        train(config(cuda_graphs=True, device="cpu"))
+    with pytest.raises(InputError, match=r"cuda_graphs is True, which the plain step \(--no-shortcuts\) does not have"):
+        train(config(cuda_graphs=True, shortcuts=False))
+    assert not (tmp_path / "run").exists()
 
 
 def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):

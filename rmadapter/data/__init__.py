@@ -1,5 +1,6 @@
 """Images, their splits, the few-shot sample and the way to the model."""
 
+from rmadapter.data.decoded import DecodedImages
 from rmadapter.data.folders import load_data
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.loading import EpochBatches, EvalImages, Read, TrainImages, check_images, collate_readable
@@ -8,6 +9,7 @@ from rmadapter.data.sampling import FewShotSample, base_new_names, base_new_spli
 from rmadapter.data.transforms import Preprocessing, eval_transform, train_transform
 
 __all__ = [
+    "DecodedImages",
     "EpochBatches",
     "EvalImages",
     "FewShotSample",

@@ -6,6 +6,7 @@ stored in another way brings functions of its own (``linear_probe`` is the examp
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,14 @@ def get_method(name: str) -> Method:
 
 def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> TrainConfig:
     """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last."""
-    return parse_train([*argv, *get_method(name).options], prog=prog)
+    config = parse_train([*argv, *get_method(name).options], prog=prog, taken_before={"method": _help()})
+    # A method whose options do not tell its name is called by it all the same.
+    return config if config.method == name else dataclasses.replace(config, name=name)
+
+
+def _help() -> str:
+    listed = "; ".join(f"{method.name} ({method.summary})" for method in METHODS.values())
+    return f"in place of what the other options make, RMAdapter by default: {listed}"
 
 
 def train_command(argv: list[str]) -> dict[str, Any]:
@@ -49,7 +57,7 @@ def train_command(argv: list[str]) -> dict[str, Any]:
     if name is None:
         from rmadapter.training import train
 
-        return train(parse_train(rest, prog="rmadapter train"))
+        return train(parse_train(rest, prog="rmadapter train", taken_before={"method": _help()}))
     return get_method(name).train(configure(name, rest))
 
 

@@ -21,7 +21,7 @@ class Method:
     """A method of adapting CLIP.
 
     Attributes:
-        name: in commands, tables and results.json; for adapters what ``TrainConfig.method`` says.
+        name: in commands, tables and results.json.
         summary: what it is, for people.
         options: of ``rmadapter train``; they win over the user's, since they are what the method is.
         train: configuration -> what results.json holds; writes the run folder, goes on where it stopped.

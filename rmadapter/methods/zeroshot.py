@@ -18,7 +18,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     from rmadapter.data.catalog import PHOTO, zeroshot_template
     from rmadapter.evaluation import EvalConfig, run_eval
 
-    own = {"adapter", "method", "classes", "split", "template", "batch_size", "out"}
+    own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out"}
     names = {field.name for field in dataclasses.fields(EvalConfig)} - own
     shared = {name: getattr(config, name) for name in names}
     template = config.template if config.template != PHOTO else zeroshot_template(_name(config))

@@ -10,6 +10,7 @@ from pathlib import Path
 PREFIX = "emoji_"
 GROUPS = ("animals", "food", "objects", "travel", "activities", "people", "symbols")
 DATA = tuple(f"{PREFIX}{group}" for group in GROUPS)
+DEFAULT_STYLE = "fluent"
 MODEL = "emoji-clip"
 TRAIN_CONFIG = Path(__file__).parent / "train.yaml"
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
+from rmadapter.paired import Estimate, Key, subtract, unit_means
 from rmadapter.testbed.runs import METHODS, Planned, run_planned
 
 DATA = ("emoji_animals", "emoji_food", "emoji_objects", "emoji_travel")
@@ -31,7 +31,6 @@ SEEDS = range(1, 11)
 CONTROL = "single+consistency"
 CONTROL_SEEDS = 4  # 32 triples
 COMPARED = {**METHODS, CONTROL: {"reconstruct": False, "lambda1": 0.0, "lambda2": 0.0}}
-Key = tuple[str, str, int]  # data set, style, seed
 Found = dict[Key, dict[str, dict[str, float]]]  # accuracies by method
 PARTS = {
     "base": "base",
@@ -58,24 +57,9 @@ def complete(results: Sequence[dict[str, Any]]) -> Found:
     found: Found = {}
     for result in results:
         if result["seed"] is not None and "diverged" not in result:
-            key = (result["data"], result["style"], result["seed"])
+            key = Key(result["data"], result["style"], result["seed"])
             found.setdefault(key, {})[result["method"]] = result["accuracy"]
     return {key: methods for key, methods in found.items() if methods.keys() >= METHODS.keys()}
-
-
-def group_means(values: dict[Key, float]) -> list[float]:
-    """The mean of each data set: first over the seeds of a style, then over styles."""
-    by_data: dict[str, dict[str, list[float]]] = {}
-    for (data, style, _), value in values.items():
-        by_data.setdefault(data, {}).setdefault(style, []).append(value)
-    return [statistics.fmean(statistics.fmean(seeds) for seeds in styles.values()) for styles in by_data.values()]
-
-
-def with_error(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard error of the mean, over groups."""
-    mean = statistics.fmean(values)
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{mean:{sign}.2f} ± {error:.2f}"
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
@@ -84,7 +68,7 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
     blocks = ["# Single branch against RMAdapter on the test bed"]
     if not paired:
         return blocks[0] + "\n\nNo seed is complete yet.\n"
-    zeroshot = {(r["data"], r["style"], 0): r["accuracy"] for r in results if r["seed"] is None}
+    zeroshot = {Key(r["data"], r["style"], None): r["accuracy"] for r in results if r["seed"] is None}
     data, styles, seeds = (sorted(set(names)) for names in zip(*paired, strict=True))
     blocks.append(
         f"{len(paired)} pairs of runs of {len(DATA) * len(STYLES) * len(SEEDS)}: seeds {seeds[0]} to {seeds[-1]}, "
@@ -129,18 +113,24 @@ def _table(
     """A row for zero-shot and each method, then for each contrast the paired difference and its sign by group."""
     rows: dict[str, list[str]] = {}
     if zeroshot:
-        rows["zero-shot"] = [with_error(group_means({key: a[part] for key, a in zeroshot.items()})) for part in PARTS]
+        rows["zero-shot"] = [_over_groups(_values(zeroshot, part)).text() for part in PARTS]
+    found = {method: {key: by_method[method] for key, by_method in pairs.items()} for method in methods}
     for method in methods:
-        means = [group_means({key: found[method][part] for key, found in pairs.items()}) for part in PARTS]
-        rows[method] = [with_error(values) for values in means]
+        rows[method] = [_over_groups(_values(found[method], part)).text() for part in PARTS]
     for one, other in contrasts:
-        differences = [
-            group_means({key: found[one][part] - found[other][part] for key, found in pairs.items()}) for part in PARTS
-        ]
-        rows[f"{one} - {other}"] = [with_error(values, "+") for values in differences]
-        rows[f"groups in which {one} is higher"] = [f"{sum(d > 0 for d in v)} of {len(v)}" for v in differences]
+        differences = [_over_groups(subtract(_values(found[one], part), _values(found[other], part))) for part in PARTS]
+        rows[f"{one} - {other}"] = [estimate.text("+") for estimate in differences]
+        rows[f"groups in which {one} is higher"] = [f"{d.higher} of {d.units}" for d in differences]
     lines = ["| | " + " | ".join(PARTS.values()) + " |", "|---|" + "--:|" * len(PARTS)]
     return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
+
+
+def _values(accuracies: dict[Key, dict[str, float]], part: str) -> dict[Key, float]:
+    return {key: accuracy[part] for key, accuracy in accuracies.items()}
+
+
+def _over_groups(values: dict[Key, float]) -> Estimate:
+    return Estimate.of(unit_means(values))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -39,6 +39,7 @@ class DemoConfig:
         style: whose drawings; pretraining has seen noto and twemoji
         seeds: number of seeds, 1 to N
         epochs: passes over the training images; default: the test bed's
+        shortcuts: take the training step's shortcuts; --no-shortcuts computes everything anew at every step
     """
 
     out: str = "demo"
@@ -46,6 +47,7 @@ class DemoConfig:
     style: str = "fluent"
     seeds: int = 3
     epochs: int | None = None
+    shortcuts: bool = True
 
     def __post_init__(self) -> None:
         check_choice("data", self.data, DATA)
@@ -77,7 +79,7 @@ def run_demo(config: DemoConfig) -> Path:
                     out=str(zeroshot),
                 )
             )
-    changes = {} if config.epochs is None else {"epochs": config.epochs}
+    changes = {"shortcuts": config.shortcuts} | ({} if config.epochs is None else {"epochs": config.epochs})
     for seed in range(1, config.seeds + 1):
         for name, settings in METHODS.items():
             folder = out / "runs" / f"{name}-seed{seed}"

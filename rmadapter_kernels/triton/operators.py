@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import torch
@@ -177,14 +178,19 @@ def backward(
     if plan is None:
         return _backward_copied(x, d_out, d_loss, gradients, norm_weight, norm_bias, norm_eps, *weights, scale,
                                 activation, objective, local_reconstruction, branch_grad_scale, needs)  # fmt: skip
-    for gradient, needed, computed in zip(gradients, needs, plan.needs, strict=True):
-        if needed and (not computed or plan.shape.tokens == 0):
-            gradient.zero_()
+    for index in plan.zeros:
+        gradients[index].zero_()
     if plan.shape.tokens:
         norm = (_dense(norm_weight), _dense(norm_bias))
         eps = 0.0 if norm_eps is None else norm_eps
-        on_device(x.device, _run_backward, plan, x, d_out, d_loss, norm, eps, tuple(map(_dense, weights)), gradients,
-                  scale, branch_grad_scale)  # fmt: skip
+        dense = tuple(map(_dense, weights))
+        found = gradients if all(map(is_, dense, weights)) else _dense_gradients(gradients, weights)
+        on_device(x.device, _run_backward, plan, x, d_out, d_loss, norm, eps, dense, found, scale,
+                  branch_grad_scale)  # fmt: skip
+        if found is not gradients:
+            for gradient, own in zip(gradients, found, strict=True):
+                if own is not gradient:
+                    gradient.copy_(own)
     return tuple(gradients)
 
 
@@ -196,14 +202,14 @@ def _backward_plan(
     if (has_out and _expanded(d_out)) or (has_loss and d_loss.dtype != torch.float32):
         return None
     d, r, h = x.shape[-1], weights[0].shape[1], 0 if weights[4] is None else weights[4].shape[1]
-    needed = Needs.of(tuple(needs), has_out, has_loss, local)
-    wide = [x, d_out if has_out else x, dx if needed.x else x]
+    has_dx = Needs.of(needs, has_out, has_loss, local).x
+    wide = [x, d_out if has_out else x, dx if has_dx else x]
     # Absent tensors stand for others, so that three wide ones and a loss are addressed in every case.
     addresses = Addresses.of(wide, [d_loss] if has_loss else [x.select(-1, 0)], max(r, h, 16) * 2)
     if addresses is None:
         return None
     shape = Shape(x.dtype, d, r, h, x.numel() // d, norm_eps is not None, activation, objective if has_loss else "l2")
-    return BackwardPlan(shape, addresses, needed, has_out, has_loss, local, x.device.index)
+    return BackwardPlan(shape, addresses, needs, has_out, has_loss, local, x.device.index)
 
 
 def _run_backward(
@@ -226,14 +232,17 @@ def _run_backward(
     tensors = (x, d_out if needs.w_up or needs.b_up else None, d_loss if rec2 else None, *norm,
                w_rec2 if rec2 else None, b_rec2 if rec2 else None)  # fmt: skip
     plan.weights(device, tensors, scratch)
-    found = [
-        None if not needed else gradient if gradient.is_contiguous() else torch.empty_like(weight)
-        for gradient, weight, needed in zip(gradients[1:], weights, needs[1:], strict=True)
-    ]
+    found = [gradient if needed else None for gradient, needed in zip(gradients[1:], needs[1:], strict=True)]
     plan.sum(device, found, scratch, (branch_grad_scale * scale,))
-    for gradient, own in zip(gradients[1:], found, strict=True):
-        if own is not None and own is not gradient:
-            gradient.copy_(own)
+
+
+def _dense_gradients(gradients: list[Tensor], weights: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """``gradients`` with contiguous memory for those of the weights that have other strides, as the kernels write."""
+    found = gradients[:1]
+    for gradient, weight in zip(gradients[1:], weights, strict=True):
+        own = weight is None or gradient.is_contiguous()
+        found.append(gradient if own else torch.empty_like(gradient, memory_format=torch.contiguous_format))
+    return found
 
 
 def _backward_copied(

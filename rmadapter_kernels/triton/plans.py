@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class Needs(NamedTuple):
     b_rec2: bool
 
     @classmethod
-    def of(cls, asked: tuple[bool, ...], has_out: bool, has_loss: bool, local: bool) -> Needs:
+    def of(cls, asked: Sequence[bool], has_out: bool, has_loss: bool, local: bool) -> Needs:
         """Those asked for that are not zero by construction."""
         either = has_out or has_loss
         reach = (has_out or (has_loss and not local), either, either, has_out, has_out, *[has_loss] * 4)
@@ -140,11 +141,14 @@ class ForwardPlan:
 class BackwardPlan:
     """Launches of the backward kernels for one kind of call, those that its ``needs`` leave.
 
-    ``addresses`` are of x, d_out, dx and d_loss, in this order.
+    ``addresses`` are of x, d_out, dx and d_loss, in this order; ``zeros`` says which of the gradients are zero by
+    construction though they were ``asked`` for.
     """
 
-    def __init__(self, shape: Shape, addresses: Addresses, needs: Needs, has_out: bool, has_loss: bool, local: bool,
-                 index: int | None):  # fmt: skip
+    def __init__(self, shape: Shape, addresses: Addresses, asked: Sequence[bool], has_out: bool, has_loss: bool,
+                 local: bool, index: int | None):  # fmt: skip
+        needs = Needs.of(asked, has_out, has_loss, local)
+        self.zeros = tuple(place for place in range(9) if asked[place] and (shape.tokens == 0 or not needs[place]))
         self.shape, self.addresses, self.needs, self.local = shape, addresses, needs, local
         device = device_of(index)
         tokens, block_r, block_h = shape.tokens, padded(shape.r), padded(shape.h or 1)

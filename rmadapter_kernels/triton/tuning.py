@@ -118,6 +118,13 @@ LARGEST_TILE = {
         "exact": {32: (16, 32, 4), 64: (16, 16, 8), 128: (16, 16, 4)},
     },
 }
+# What sm_86, sm_89 and sm_120 take instead: compiled for them, the tiles above spill 2 to 49 words (report.py).
+SMALL_TILE_CAPABILITIES = ((8, 6), (8, 9), (12, 0), (12, 1))
+SMALL_TILE = {
+    ("rows", "16", 32): (64, 16, 4),
+    ("rows", "exact", 32): (16, 16, 8),
+    ("weights", "16", 32): (16, 32, 4),
+}
 
 
 def heuristic(problem: Problem, device: Device) -> Config:
@@ -125,6 +132,8 @@ def heuristic(problem: Problem, device: Device) -> Config:
     kind = {"": "16", "tf32": "tf32"}.get(problem.precision, "exact")
     width = max(32, padded(problem.r), padded(problem.h or 1))
     block_m, block_d, num_warps = LARGEST_TILE[problem.kernel][kind][width]
+    if device.capability in SMALL_TILE_CAPABILITIES:
+        block_m, block_d, num_warps = SMALL_TILE.get((problem.kernel, kind, width), (block_m, block_d, num_warps))
     if problem.kernel != "weights":
         largest = block_m
         # Few tokens: smaller blocks, so that every multiprocessor has one.

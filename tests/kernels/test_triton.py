@@ -46,6 +46,26 @@ def test_under_the_interpreter():
     assert "passed" in done.stdout
 
 
+@pytest.mark.timeout(600)
+def test_data_parallel_under_the_interpreter(tmp_path):
+    """Two processes over gloo: weights stay those of one process, also those that a loss leaves unused."""
+    command = [sys.executable, str(HERE / "triton_ddp.py")]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting")],
+            env=environment(TRITON_INTERPRET="1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=500)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for rank, text in enumerate(printed):
+        assert f"rank {rank} done" in text, text[-4000:]
+
+
 def test_importing_needs_no_triton():
     """Nor does using another backend."""
     code = (
@@ -358,6 +378,7 @@ SAMPLE = [
     ("sm_80", "rows", "fp16", 128),
     ("sm_86", "forward", "bf16", 128),
     ("sm_100", "rows", "tf32", 32),
+    ("sm_120", "weights", "fp16", 32),
 ]
 
 
@@ -377,6 +398,17 @@ def test_every_configuration_compiles_without_spills():
     assert len(cases) <= report.MOST_COMPILES
     for row in report.report(cases, jobs=os.cpu_count(), progress=False):
         check_row(row)
+
+
+def test_what_does_not_compile_is_named_after_the_rest(monkeypatch, tmp_path):
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    (good,) = report.cases(["sm_80"], ["bf16"], [16], ["weights"])
+    broken = dataclasses.replace(good, config=Config(16, 1 << 21, 4, 2))
+    rows = []
+    with pytest.raises(RuntimeError, match=r"1 of 2 do not compile\nsm_80 weights bf16 .* 16x2097152"):
+        rows.extend(report.report([broken, good], progress=False))
+    (row,) = report.report([good], progress=False)
+    assert row.clean
 
 
 def test_report_command(monkeypatch, tmp_path, capsys):

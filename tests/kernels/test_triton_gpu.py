@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -335,6 +339,17 @@ def test_max_autotune(tmp_path, monkeypatch):
     with configure(max_autotune=True):
         judge(case, "bf16")
     assert list(tmp_path.glob("autotune-*.json"))
+
+
+def test_the_sweep_of_configurations_measures(tmp_path):
+    """bench/tune.py on the device: workers that compile, the check, times from graphs."""
+    command = ["-m", "bench.tune", "--out", str(tmp_path), "--dtype", "bf16", "--d", "512", "--r", "16", "--most", "1"]
+    subprocess.run([sys.executable, *command, "--jobs", "2"], cwd=Path(__file__).parents[2], check=True)
+    rows = json.loads((tmp_path / "tune.json").read_text())["rows"]
+    assert {row["kernel"] for row in rows} == {"forward", "rows", "weights"}
+    for row in rows:
+        assert row["outcome"] == "measured"
+        assert row["microseconds"] > 0
 
 
 def test_a_training_run_follows_the_reference():

@@ -19,6 +19,7 @@ from operator_cases import WEIGHTS, Case, make_case, run
 if not os.environ.get("TRITON_INTERPRET"):
     pytest.skip("TRITON_INTERPRET=1 must be set before Triton is imported", allow_module_level=True)
 
+import interpreter_scalars  # noqa: F401
 from triton.runtime import interpreter
 
 from rmadapter_kernels import ACTIVATIONS, FusedRMAdapter, available_backends, explain, rm_adapter, rm_adapter_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,16 @@ def test_from_nothing_to_a_table_and_plots_and_nothing_twice(tmp_path: Path, cap
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo" / "runs").rglob("results.json")}
     demo.run_demo(config)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("shortcuts", [True, False])
+def test_shortcuts_are_those_of_every_run(tmp_path: Path, monkeypatch, shortcuts):
+    made = []
+    monkeypatch.setattr(demo, "run_eval", lambda config: None)
+    monkeypatch.setattr(demo, "train", made.append)
+    monkeypatch.setattr(demo, "report", lambda runs, out: SimpleNamespace(text="", files=[]))
+    demo.run_demo(demo.DemoConfig(out=str(tmp_path), seeds=2, shortcuts=shortcuts))
+    assert [run.shortcuts for run in made] == [shortcuts] * 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,161 @@
+"""What ``bench.step`` lets compete: the plain step, each shortcut alone, all of them, and the floor under them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+
+from rmadapter.backbone import Backbone
+from rmadapter.config import LossConfig
+from rmadapter.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep
+from rmadapter.device_step import DeviceStep, StepInputs
+from rmadapter.injection import AdaptedCLIP
+from rmadapter.model import RMAdapterCLIP
+from rmadapter.plan import Plan
+from rmadapter.runtime import residual_dtype
+from rmadapter.step import TrainStep
+from rmadapter.step_config import StepConfig
+
+ALONE = {
+    f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)
+}
+NO_RECONSTRUCTION = "all, no reconstruction"
+GRAPHS = "all, cuda graphs"
+COMPARED = ("plain", "all", "all, views")
+MAIN = (*COMPARED, NO_RECONSTRUCTION)
+CONTENDERS = (*MAIN, *ALONE, "floor", GRAPHS)
+WORDS = "red old small apple house river stone light green car"
+
+
+def names(count: int) -> list[str]:
+    """Class names of one to five words, so that prompts have 8 to 12 tokens, all lengths alike."""
+    words = itertools.cycle(WORDS.split())
+    return [" ".join(next(words) for _ in range(1 + index % 5)) for index in range(count)]
+
+
+class Contenders:
+    """The contenders on one model in one precision, for one number of classes."""
+
+    def __init__(
+        self,
+        batch: int,
+        backbone: Backbone,
+        adapted: AdaptedCLIP,
+        classes: int,
+        precision: str,
+        loss: LossConfig | None = None,
+    ):
+        self.classes, self.precision = classes, precision
+        self.autocast = precision == "autocast"
+        self.device = adapted.clip.logit_scale.device
+        self.models = {}
+        loss = loss or LossConfig()
+        single = replace(loss, lambda1=0, lambda2=0)
+        for trim, wanted in ((True, loss), (False, loss), (True, single)):
+            self.models[trim, wanted is loss] = RMAdapterCLIP(
+                adapted, backbone.tokenizer, names(classes), loss=wanted, trim=trim, keep_targets=trim
+            ).train()
+        stream = None if self.autocast else residual_dtype("auto", precision)
+        self.stream = stream
+        generator = torch.Generator().manual_seed(0)
+        size = backbone.preprocessing.size
+        self.images = torch.randn(batch, 3, size, size, generator=generator).to(self.device)
+        self.labels = (torch.arange(batch) % classes).to(self.device)
+        self.adapted = adapted
+        self.optimizer = torch.optim.SGD(adapted.adapter_tensors().values(), lr=0.0, momentum=0.9)
+        self.calls: dict[str, Callable[[], object]] = {}
+        self.warm: set[str] = set()  # those that have run
+        self.plans: dict[str, Plan] = {}
+        self.views = None
+
+    def shortcuts(self, name: str) -> StepConfig:
+        """Those that contender ``name`` takes."""
+        return StepConfig.none() if name == "plain" else ALONE.get(name, StepConfig())
+
+    def call(self, name: str) -> Callable[[], object]:
+        """One step of contender ``name``; made at first use."""
+        if name not in self.calls:
+            shortcuts = self.shortcuts(name)
+            model = self.models[shortcuts.trim, name != NO_RECONSTRUCTION]
+            step = model if name == "plain" else TrainStep(model, shortcuts, stream=self.stream)
+            self.plans[name] = Plan.of(step, len(self.images))
+            if isinstance(step, TrainStep):
+                step.prepare()  # once a run, so in no step that is timed
+            if name == "all, views" and self.views is None:
+                self.views = step.views(self.images)
+            make = {"floor": self._floor, GRAPHS: self._graphed}.get(name, lambda step: self._training(step, name))
+            self.calls[name] = make(step)
+        return self.calls[name]
+
+    def _training(self, step, name: str) -> Callable[[], torch.Tensor]:
+        # The model's switches belong to the adapters, which all contenders share.
+        arguments = (None, self.labels, self.views) if name == "all, views" else (self.images, self.labels)
+        context = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        wanted = step.model.loss if isinstance(step, TrainStep) else step.loss
+
+        def call() -> torch.Tensor:
+            for tower, weight in (("vision", wanted.lambda1), ("text", wanted.lambda2)):
+                self.adapted.set_reconstruction(tower, weight > 0)
+            with context:
+                loss = step(*arguments).losses["total"]
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            return loss.detach()
+
+        return call
+
+    def _graphed(self, step: TrainStep) -> Callable[[], object]:
+        parameters = self.adapted.adapter_tensors().values()
+        optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        graphed = GraphedStep(DeviceStep(step, optimizer, scaler), CudaRecorder(self.device))
+        inputs = StepInputs(self.labels, self.images)
+
+        def call() -> None:
+            for tower in ("vision", "text"):
+                self.adapted.set_reconstruction(tower, True)
+            # What is before the recording counts as warming up.
+            for _ in range(1 if graphed.recordings else WARM_UP + 1):
+                graphed(inputs)
+
+        return call
+
+    @torch.no_grad()
+    def _floor(self, step: TrainStep) -> Callable[[], object]:
+        """The frozen blocks above the first adapter alone, forward, at the tokens and chunks of the fast step."""
+        entry = step.image.begin(self.images)
+        prompts = step._classes
+
+        @torch.no_grad()
+        def call() -> None:
+            step.image.frozen(entry, step.image.token)
+            for classes in prompts:
+                step.text.frozen(classes.entry, classes.token)
+
+        return call
+
+
+def check(batch: int, backbone: Backbone, adapted: AdaptedCLIP) -> None:
+    """Fast and plain step have the same losses and gradients, in fp32, before anything is timed.
+
+    Gradients without consistency: it is an L1 distance, and where a fresh adapter moves a feature by less than its
+    rounding, the sign that is its gradient is that of the rounding.
+    """
+    for loss, tensors in ((LossConfig(lambda3=0, lambda4=0), True), (LossConfig(), False)):
+        contenders = Contenders(batch, backbone, adapted, 10, "fp32", loss)
+        found = []
+        for name in COMPARED:
+            value = contenders.call(name)()
+            gradients = [p.grad.clone() for p in adapted.adapter_tensors().values()]
+            found.append([value, *(gradients if tensors else [])])
+        for name, values in zip(COMPARED[1:], found[1:], strict=True):
+            for one, other in zip(values, found[0], strict=True):
+                error = (one - other).norm() / other.norm()
+                if error > 1e-3:
+                    raise RuntimeError(f"{name} and plain differ by {error:.1e}")
+    print("fast and plain step agree", flush=True)

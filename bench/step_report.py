@@ -1,0 +1,207 @@
+"""Table, targets and plot of ``bench.step``'s samples."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.step_contenders import COMPARED, NO_RECONSTRUCTION
+
+# Classes -> times faster than plain that is asked for: all in fp32, with views in fp32, all in the default precision.
+TARGETS = {100: (2.2, 3.5, 6.0), 397: (4.0, 6.0, 12.0), 1000: (6.0, 8.0, 20.0)}
+SHARE_OF_EXPECTED = 0.85
+SLOPE = 10.0
+RECONSTRUCTION_TIME, RECONSTRUCTION_MEMORY = 0.02, 0.01
+
+
+class Time(NamedTuple):
+    """Seconds a step, and what has to be said of them: "" for a median of undisturbed samples."""
+
+    seconds: float
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f}{self.mark}"
+
+
+class Times:
+    """Seconds a step by (contender, precision, classes).
+
+    The median of the samples; where every one was disturbed their least, marked by *; a plain step that was not
+    measured is taken from the line through those of fewer and more classes, marked by (extrapolated).
+    """
+
+    def __init__(self, cases: dict[str, dict[str, Any]]):
+        self.cases = {(c["contender"], c["precision"], c["classes"]): c for c in cases.values()}
+
+    def measured(self, contender: str, precision: str, classes: int) -> Time | None:
+        """From the samples of this one case alone."""
+        case = self.cases.get((contender, precision, classes), {})
+        if case.get("seconds"):
+            return Time(statistics.median(case["seconds"]))
+        disturbed = case.get("disturbed")
+        return Time(min(seconds for seconds, _ in disturbed), "*") if disturbed else None
+
+    def line(self, contender: str, precision: str) -> tuple[float, float] | None:
+        """Seconds a class, and seconds without any, by least squares; None for fewer than two measured numbers."""
+        points = [
+            (classes, self.measured(contender, precision, classes))
+            for name, kind, classes in self.cases
+            if (name, kind) == (contender, precision)
+        ]
+        points = [(classes, time.seconds) for classes, time in points if time is not None]
+        if len(points) < 2:
+            return None
+        slope, begin = np.polyfit(*zip(*points, strict=True), 1)
+        return float(slope), float(begin)
+
+    def of(self, contender: str, precision: str, classes: int) -> Time | None:
+        """Measured, or for the plain step extrapolated."""
+        found = self.measured(contender, precision, classes)
+        if found is None and contender == "plain" and (line := self.line(contender, precision)) is not None:
+            return Time(line[0] * classes + line[1], " (extrapolated)")
+        return found
+
+
+def as_table(kept: dict[str, Any]) -> str:
+    """All cases in Markdown; ratios are to the plain step of the same precision and number of classes."""
+    times = Times(kept["cases"])
+    lines = [
+        "| classes | precision | step | seconds | images/s | peak GB | GFLOP | times plain | expected | samples |",
+        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (name, precision, classes), case in sorted(times.cases.items(), key=lambda item: (item[0][2], item[0][1])):
+        time = times.measured(name, precision, classes)
+        if time is None:
+            continue
+        plain = times.of("plain", precision, classes)
+        ratio = f"{plain.seconds / time.seconds:.2f}{plain.mark}" if plain else ""
+        expected = f"{case['plain_flop'] / case['flop']:.2f}" if name != "floor" else ""
+        rate, peak, count = case["images"] / time.seconds, case["peak_bytes"] / 1e9, len(case["seconds"])
+        lines.append(
+            f"| {classes} | {precision} | {name} | {time} | {rate:.1f} | {peak:.2f} | {case['flop'] / 1e9:.0f} | "
+            f"{ratio} | {expected} | {count} |"
+        )
+    if any(case.get("disturbed") and not case["seconds"] for case in times.cases.values()):
+        lines += ["", "\\* every sample was taken while others used the machine: the least of them"]
+    return "\n".join(lines) + "\n"
+
+
+class Target(NamedTuple):
+    """One row of the table of targets."""
+
+    what: str
+    asked: str
+    measured: str
+    met: bool
+
+
+def targets(kept: dict[str, Any]) -> str:
+    """What is asked for beside what was measured, in Markdown; rows whose samples are missing are left out."""
+    times, default = Times(kept["cases"]), kept["machine"]["default"]
+    rows = [row for classes in TARGETS for row in _ratios(times, classes, default)]
+    for precision in dict.fromkeys(("fp32", default)):
+        plain, fast = times.line("plain", precision), times.line("all", precision)
+        if plain and fast and fast[0] > 0:
+            found = plain[0] / fast[0]
+            what = f"seconds a class, {precision}, plain / all"
+            rows.append(Target(what, f"{SLOPE:.0f}", f"{found:.1f}", found >= SLOPE))
+    rows += _reconstruction(times)
+    if not rows:
+        return ""
+    lines = ["| target | asked for | measured | met |", "|---|---:|---:|---|"]
+    lines += [f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.met else 'no'} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _ratios(times: Times, classes: int, default: str) -> list[Target]:
+    """Times faster than plain at one number of classes, and the share of what --explain predicts."""
+    rows: list[Target] = []
+    fp32, views, wide = TARGETS[classes]
+    plain = times.of("plain", "fp32", classes)
+    for name, asked in (("all", fp32), ("all, views", views)):
+        fast = times.measured(name, "fp32", classes)
+        if plain is None or fast is None:
+            continue
+        what, found = f"{classes} classes, {name}, fp32", plain.seconds / fast.seconds
+        case = times.cases[name, "fp32", classes]
+        expected = case["plain_flop"] / case["flop"]
+        share = found / expected
+        mark = _marks(plain, fast)
+        rows.append(Target(what, f"{asked:.1f}", f"{found:.2f}{mark}", found >= asked))
+        what = f"{what}: share of the {expected:.2f} expected"
+        rows.append(Target(what, f"{SHARE_OF_EXPECTED:.0%}", f"{share:.0%}{mark}", share >= SHARE_OF_EXPECTED))
+    # Weights that are stored in 16 bits are one of the shortcuts, so that of plain is not the one to beat.
+    plains = [time for p in ("fp32", "autocast") if (time := times.of("plain", p, classes)) is not None]
+    fast = times.measured("all", default, classes)
+    if plains and fast:
+        plain = min(plains, key=lambda time: time.seconds)
+        found = plain.seconds / fast.seconds
+        what = f"{classes} classes, all, {default}, against the faster plain of fp32 and autocast"
+        rows.append(Target(what, f"{wide:.1f}", f"{found:.2f}{_marks(plain, fast)}", found >= wide))
+    return rows
+
+
+def _marks(*times: Time) -> str:
+    """What has to be said of a ratio of these."""
+    return "".join(dict.fromkeys(time.mark for time in times))
+
+
+def _reconstruction(times: Times) -> list[Target]:
+    """What the reconstruction branch costs in time and memory, where both kinds of step were measured."""
+    rows: list[Target] = []
+    for (name, precision, classes), case in sorted(times.cases.items(), key=lambda item: (item[0][2], item[0][1])):
+        whole = times.cases.get(("all", precision, classes))
+        if name != NO_RECONSTRUCTION or whole is None or not (case["seconds"] and whole["seconds"]):
+            continue
+        more = statistics.median(whole["seconds"]) / statistics.median(case["seconds"]) - 1
+        what, asked = f"{classes} classes, {precision}: time of the reconstruction branch", RECONSTRUCTION_TIME
+        rows.append(Target(what, f"{asked:+.0%}", f"{more:+.1%}", more <= asked))
+        # Of the memory that the step itself adds: what the process holds besides is more for the later one.
+        more = (whole["added_bytes"] - case["added_bytes"]) / whole["peak_bytes"]
+        what, asked = what.replace("time of", "memory of"), RECONSTRUCTION_MEMORY
+        rows.append(Target(what, f"{asked:+.0%}", f"{more:+.1%}", more <= asked))
+    return rows
+
+
+def heading(kept: dict[str, Any]) -> str:
+    """Model, batch and machine."""
+    machine = kept["machine"]
+    case = next(iter(kept["cases"].values()))
+    return (
+        f"{case['model']}, batch {case['images']}, {machine['device']} ({machine['threads']} threads), "
+        f"torch {machine['torch']}, adapters {machine.get('backend')}\n"
+    )
+
+
+def plot(kept: dict[str, Any], path: Path) -> None:
+    """Seconds a step against the number of classes."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("no plot: matplotlib is not installed")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    times = Times(kept["cases"])
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for contender, precision, classes in times.cases:
+        time = times.measured(contender, precision, classes)
+        if time is not None and contender in (*COMPARED, "floor"):
+            lines.setdefault((contender, precision), []).append((classes, time.seconds))
+    if not lines:
+        return
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for (contender, precision), points in sorted(lines.items()):
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=f"{contender}, {precision}")
+    axes.set(xlabel="classes", ylabel="seconds a step", yscale="log", title=heading(kept).split(", adapters")[0])
+    axes.title.set_fontsize(9)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

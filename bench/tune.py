@@ -1,0 +1,405 @@
+"""Measure launch configurations on a CUDA device and print the entries of rmadapter_kernels/triton/tuning.py's table.
+
+python -m bench.tune --out results [--minutes 60] [--dtype bf16,tf32,ieee] [--d 768] [--r 32] [--kernel forward]
+python -m bench.tune --out results --print        # the entries of what has been measured, no device needed
+
+Each configuration is checked against the definition before it is timed: the operator's GPU time from a CUDA graph over
+inputs that L2 does not hold, at one number of tokens for each bucket of the table. tune.json holds every row (tune.csv
+the same); a run with the same --out goes on from it. The most telling problems come first, and of each the
+configurations nearest to the heuristic's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from bench import results
+from rmadapter_kernels.triton import launch, operators, tuning
+from rmadapter_kernels.triton.autotune import source_hash
+from rmadapter_kernels.triton.tuning import KERNELS, LARGEST, TABLE, Config, Device, Problem, candidates, heuristic
+
+# Bucket of the table -> tokens that stand for it: 4, 16, 32 and 128 images of 197, and many.
+TOKENS = {1024: 788, 4096: 3152, 8192: 6304, 32768: 25216, LARGEST: 65536}
+KINDS = {"bf16": (torch.bfloat16, ""), "fp16": (torch.float16, ""), "tf32": (torch.float32, "tf32"),
+         "ieee": (torch.float32, "ieee")}  # fmt: skip
+WIDTHS, BOTTLENECKS = (768, 512, 1024), (32, 16, 64, 128)
+COLUMNS = ("kernel", "kind", "d", "r", "bucket", "tokens", "block_m", "block_d", "num_warps", "num_stages",
+           "microseconds", "outcome")  # fmt: skip
+MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Problems that one compilation serves: a kernel, a kind of product, D and r = h, at every number of tokens."""
+
+    kernel: str
+    kind: str
+    d: int
+    r: int
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.kind} D={self.d} r={self.r}"
+
+    def problem(self, tokens: int) -> Problem:
+        """With a number of tokens."""
+        return Problem(self.kernel, *KINDS[self.kind], self.d, self.r, self.r, tokens)
+
+    def key(self, device: Device, bucket: int) -> tuple:
+        """Of the table."""
+        return (device.capability, self.kernel, *KINDS[self.kind], self.d, self.r, self.r, bucket)
+
+
+def groups(
+    kinds: Iterable[str], widths: Iterable[int], bottlenecks: Iterable[int], kernels: Iterable[str]
+) -> list[Group]:
+    """Every combination, in the order in which they are worth measuring: the first of each option first."""
+    # (768, 32), then those that differ from it in one size, then the others.
+    d, r = next(iter(widths)), next(iter(bottlenecks))
+    sizes = sorted(itertools.product(widths, bottlenecks), key=lambda size: (size[0] != d) + (size[1] != r))
+    kernels = list(kernels)
+    return [Group(kernel, kind, d, r) for kind in kinds for d, r in sizes for kernel in kernels]
+
+
+def configurations(group: Group, device: Device, most: int) -> list[Config]:
+    """At most ``most``: the heuristic's of every bucket, then those nearest to the one for many tokens."""
+    usual = list(dict.fromkeys(heuristic(group.problem(tokens), device) for tokens in reversed(TOKENS.values())))
+    centre = usual[0]
+
+    def distance(config: Config) -> float:
+        sizes = (abs(math.log2(a / b)) for a, b in zip(astuple(config)[:3], astuple(centre)[:3], strict=True))
+        return sum(sizes) + abs(config.num_stages - centre.num_stages) / 2
+
+    others = sorted(candidates(group.problem(TOKENS[LARGEST]), device), key=distance)
+    return list(dict.fromkeys([*usual, *others]))[: max(most, len(usual))]
+
+
+@contextmanager
+def in_force(group: Group, device: Device, config: Config) -> Iterator[None]:
+    """The table gives ``config`` for the group; where it does not fit, the launch fails and is not made smaller."""
+    keys = [group.key(device, bucket) for bucket in TOKENS]
+    before = {key: TABLE[key] for key in keys if key in TABLE}
+    smaller = launch.smaller
+    TABLE.update(dict.fromkeys(keys, config))
+    launch.smaller = lambda config: None
+    operators.forget_plans()
+    try:
+        yield
+    finally:
+        launch.smaller = smaller
+        for key in keys:
+            del TABLE[key]
+        TABLE.update(before)
+        operators.forget_plans()
+
+
+@contextmanager
+def fp32_precision(kind: str) -> Iterator[None]:
+    """Products of fp32 as ``kind`` says, in torch too."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+class DeviceLostError(RuntimeError):
+    """A kernel has left the device's context unusable: whatever came after it in this process would fail too."""
+
+
+class Bench(Protocol):
+    """Who measures."""
+
+    def prepare(self, group: Group, configs: list[Config]) -> None:
+        """``configs`` are measured next, in this order."""
+
+    def measure(self, group: Group, config: Config) -> dict[int, float]:
+        """Seconds by bucket; raises where the configuration fails or gives other results than the definition."""
+
+
+class Inputs:
+    """Tensors of the operator for one group and number of tokens, in as many sets as L2 cannot hold."""
+
+    def __init__(self, group: Group, tokens: int, device: torch.device):
+        from bench import measure
+        from bench.cases import SCALE, WEIGHTS
+        from rmadapter_kernels import FusedRMAdapter
+
+        dtype, _ = KINDS[group.kind]
+        adapter = FusedRMAdapter(group.d, bottleneck=group.r, device=device)
+        weights = [getattr(adapter, name).detach() for name in WEIGHTS]
+        self.rest = (None, None, None, *weights, SCALE, "gelu", "l2", True, 1.0)
+        self.forward = group.kernel == "forward"
+        sets = 1
+        if device.type == "cuda":
+            sets = measure.rotations(3 * tokens * group.d * dtype.itemsize)
+        draw = torch.randn(sets, 2, tokens, group.d, device=device).to(dtype)
+        self.sets = [tuple(pair.unbind()) for pair in draw]
+        self.d_loss = torch.full((tokens,), 1 / tokens, device=device)
+
+    def calls(self) -> list[Callable[[], Any]]:
+        """The operator on each set: x with residual, or x with d_out and every gradient needed."""
+        if self.forward:
+            return [lambda x=x, other=other: operators.forward(x, other, *self.rest) for x, other in self.sets]
+        needs = [True] * 9
+        return [
+            lambda x=x, other=other: operators.backward(x, other, self.d_loss, *self.rest, needs)
+            for x, other in self.sets
+        ]
+
+
+def compile_on_device(group: Group, device: Device, config: Config) -> None:
+    """In a worker: one call on few tokens leaves the compiled kernel in Triton's cache."""
+    with fp32_precision(group.kind), in_force(group, device, config), suppress(Exception):  # measured, it fails again
+        Inputs(group, 64, torch.device("cuda")).calls()[0]()
+
+
+class OnCuda:
+    """Measures on the current CUDA device; kernels are compiled ahead in ``jobs`` processes."""
+
+    def __init__(self, device: Device, jobs: int):
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        self.device = device
+        self.pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+        self.inputs: dict[int, Inputs] = {}
+        self.ahead: dict[Config, Any] = {}
+
+    def prepare(self, group: Group, configs: list[Config]) -> None:
+        """Compile ahead, and make the inputs."""
+        self.inputs.clear()
+        self.inputs.update({bucket: Inputs(group, t, torch.device("cuda")) for bucket, t in TOKENS.items()})
+        for future in self.ahead.values():
+            future.cancel()
+        self.ahead = {c: self.pool.submit(compile_on_device, group, self.device, c) for c in configs}
+
+    def measure(self, group: Group, config: Config) -> dict[int, float]:
+        """Checked on 300 tokens, whose last block is not full, then timed in every bucket."""
+        with suppress(Exception):  # a lost worker costs time and nothing else
+            self.ahead[config].result()
+        try:
+            return self._measure(group, config)
+        except Exception as error:
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                raise DeviceLostError(str(error)) from error
+            raise
+
+    def _measure(self, group: Group, config: Config) -> dict[int, float]:
+        from bench import cases, measure
+
+        with fp32_precision(group.kind), in_force(group, self.device, config):
+            case = cases.Case(300, group.d, group.r, KINDS[group.kind][0], norm=True)
+            cases.check(cases.Step("triton", case, torch.device("cuda")), case, "both")
+            with torch.no_grad():
+                return {bucket: measure.graph_seconds(own.calls(), rounds=10) for bucket, own in self.inputs.items()}
+
+    def close(self) -> None:
+        """End the workers."""
+        self.pool.shutdown(cancel_futures=True)
+
+
+def rows_of(group: Group, config: Config, seconds: dict[int, float], outcome: str) -> list[dict[str, Any]]:
+    """One a bucket; without a time where there is none."""
+    return [
+        asdict(group) | {"bucket": bucket, "tokens": tokens} | asdict(config)
+        | {"microseconds": 1e6 * seconds[bucket] if bucket in seconds else None, "outcome": outcome}
+        for bucket, tokens in TOKENS.items()
+    ]  # fmt: skip
+
+
+def config_of(row: dict[str, Any]) -> Config:
+    """The configuration of a row."""
+    return Config(row["block_m"], row["block_d"], row["num_warps"], row["num_stages"])
+
+
+def group_of(row: dict[str, Any]) -> Group:
+    """The group of a row."""
+    return Group(row["kernel"], row["kind"], row["d"], row["r"])
+
+
+def sweep(chosen: list[Group], device: Device, bench: Bench, rows: list[dict[str, Any]], *, most: int,
+          time_left: Callable[[], float], save: Callable[[], None], say: Callable[[str], None]) -> bool:  # fmt: skip
+    """Measure what ``rows`` lacks, add to them and ``save`` after each configuration; False: out of time.
+
+    Raises:
+        DeviceLostError: after its row has been saved, so that the next run goes on behind it.
+    """
+    done = {(group_of(row), config_of(row)) for row in rows}
+    for number, group in enumerate(chosen, 1):
+        missing = [config for config in configurations(group, device, most) if (group, config) not in done]
+        if missing and time_left() > 0:
+            bench.prepare(group, missing)
+        for place, config in enumerate(missing, 1):
+            if time_left() <= 0:
+                say(f"out of time at {group}, {place - 1} of {len(missing)} configurations; run again to go on")
+                return False
+            seconds, outcome, lost = {}, MEASURED, None
+            try:
+                seconds = bench.measure(group, config)
+            except Exception as error:  # what fails is a finding, and no entry
+                outcome = f"{type(error).__name__}: {error}"[:300]
+                lost = error if isinstance(error, DeviceLostError) else None
+            rows.extend(rows_of(group, config, seconds, outcome))
+            save()
+            if lost is not None:
+                raise lost
+            found = " ".join(f"{1e6 * value:.1f}" for value in seconds.values()) + " us" if seconds else outcome[:60]
+            tile = f"{config.block_m}x{config.block_d} warps={config.num_warps} stages={config.num_stages}"
+            left = "" if math.isinf(time_left()) else f" ({time_left() / 60:.1f} min left)"
+            say(f"{number}/{len(chosen)} {group} {place}/{len(missing)} {tile}: {found}{left}")
+    return True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The fastest configuration of a group and bucket, with microseconds of the operator, and the heuristic's."""
+
+    group: Group
+    bucket: int
+    config: Config
+    microseconds: float
+    usual_microseconds: float | None
+
+
+def entries(rows: list[dict[str, Any]], device: Device, least_gain: float) -> list[Entry]:
+    """Where a measured configuration is faster than the heuristic's by at least ``least_gain``."""
+    times: dict[tuple[Group, int], dict[Config, float]] = {}
+    for row in rows:
+        if row["outcome"] == MEASURED:
+            times.setdefault((group_of(row), row["bucket"]), {})[config_of(row)] = row["microseconds"]
+    found = []
+    for (group, bucket), own in times.items():
+        best = min(own, key=own.get)
+        usual = own.get(heuristic(group.problem(TOKENS[bucket]), device))
+        if usual is None or own[best] <= (1 - least_gain) * usual:
+            found.append(Entry(group, bucket, best, own[best], usual))
+    return found
+
+
+def table_text(found: list[Entry], device: Device, source: str) -> str:
+    """``found`` as lines of TABLE in tuning.py."""
+    lines = [f"    # {source}; microseconds of the operator, after it the heuristic's"]
+    for entry in found:
+        capability, kernel, dtype, precision, d, r, h, bucket = entry.group.key(device, entry.bucket)
+        end = "LARGEST" if bucket == LARGEST else bucket
+        usual = "fails" if entry.usual_microseconds is None else f"{entry.usual_microseconds:.1f}"
+        lines.append(
+            f'    ({capability}, "{kernel}", {dtype}, "{precision}", {d}, {r}, {h}, {end}): '
+            f"Config{astuple(entry.config)},  # {entry.microseconds:.1f}, {usual}"
+        )
+    return "\n".join(lines)
+
+
+def load(path: Path, expected: dict[str, Any] | None) -> dict[str, Any]:
+    """What was measured before; SystemExit where it was with another device, Triton or kernels than ``expected``."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if expected is None:
+            raise SystemExit(f"{path} is missing; run without --print on a CUDA device first") from None
+        return {"measured_with": expected, "rows": []}
+    except ValueError as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
+    for name, value in (expected or {}).items():
+        if state["measured_with"][name] != value:
+            found = state["measured_with"][name]
+            raise SystemExit(f"{path} was measured with {name} {found!r}, here it is {value!r}; choose another --out")
+    return state
+
+
+def _listed(text: str, valid: Iterable[Any], name: str, number: bool = False) -> list[Any]:
+    found = []
+    for part in text.split(","):
+        value = int(part) if number and part.isdigit() else part
+        if value not in valid:
+            raise SystemExit(f"{name} is {part!r}; valid: {', '.join(map(str, valid))}")
+        found.append(value)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; 2: no CUDA device is here."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of tune.json, tune.csv and tune.txt")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time (default: when done)")
+    parser.add_argument("--dtype", default="bf16,tf32,ieee", help=f"any of {','.join(KINDS)} (%(default)s)")
+    parser.add_argument("--d", default=",".join(map(str, WIDTHS)), help="any of %(default)s")
+    parser.add_argument("--r", default=",".join(map(str, BOTTLENECKS)), help="r = h, any of %(default)s")
+    parser.add_argument("--kernel", default=",".join(KERNELS), help="any of %(default)s")
+    parser.add_argument("--most", type=int, default=24, help="configurations of a problem (%(default)s)")
+    parser.add_argument("--least-gain", type=float, default=0.02, help="over the heuristic's time (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="compilers (%(default)s)")
+    parser.add_argument("--print", action="store_true", help="print the entries of what has been measured")
+    given = parser.parse_args(arguments)
+    for name in ("minutes", "most", "jobs"):
+        if getattr(given, name) <= 0:
+            parser.error(f"--{name} is {getattr(given, name)}; valid: more than 0")
+    if not 0 <= given.least_gain < 1:
+        parser.error(f"--least-gain is {given.least_gain}; valid: from 0 to below 1")
+    chosen = groups(
+        _listed(given.dtype, KINDS, "--dtype"),
+        _listed(given.d, WIDTHS, "--d", number=True),
+        _listed(given.r, BOTTLENECKS, "--r", number=True),
+        _listed(given.kernel, KERNELS, "--kernel"),
+    )
+    path = given.out / "tune.json"
+    if given.print:
+        state = load(path, None)
+        print(_printed(state, given.least_gain))
+        return 0
+    if not torch.cuda.is_available():
+        print(f"no CUDA device is here (torch {torch.__version__}): nothing was measured")
+        return 2
+    import triton
+
+    device = tuning.device_of(torch.cuda.current_device())
+    measured_with = {"device": torch.cuda.get_device_name(), "triton": triton.__version__, "kernels": source_hash(),
+                     "sizes": list(astuple(device))}  # fmt: skip
+    measured_with["sizes"][0] = list(device.capability)
+    state = load(path, measured_with) | {"environment": results.environment()}
+    end = time.monotonic() + 60 * given.minutes
+
+    def save() -> None:
+        results.write_json(path, state)
+        results.write_csv(given.out / "tune.csv", state["rows"], COLUMNS)
+
+    bench = OnCuda(device, given.jobs)
+    try:
+        sweep(chosen, device, bench, state["rows"], most=given.most, time_left=lambda: end - time.monotonic(),
+              save=save, say=lambda text: print(text, flush=True))  # fmt: skip
+    except DeviceLostError as error:
+        raise SystemExit(f"the device's context is lost: {error}; run again to go on behind it") from error
+    finally:
+        bench.close()
+    text = _printed(state, given.least_gain)
+    (given.out / "tune.txt").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+def _printed(state: dict[str, Any], least_gain: float) -> str:
+    used = state["measured_with"]
+    capability, multiprocessors, l2_bytes = used["sizes"]
+    device = Device(tuple(capability), multiprocessors, l2_bytes)
+    source = f"{used['device']}, Triton {used['triton']}, kernels {used['kernels']}, python -m bench.tune"
+    return table_text(entries(state["rows"], device, least_gain), device, source)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""``--cuda-graphs``: a whole training step, update included, recorded once for each layout of its inputs and replayed.
+
+At the sizes of few-shot adaptation a step is some thousand small kernels, and the time to launch them, not the GPU, is
+what is waited for; a recording is launched as one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from rmadapter.device_step import DeviceStep, StepInputs
+from rmadapter.errors import InputError
+
+# Steps that run as they are before one of the same layout is recorded: kernels are compiled, libraries choose theirs.
+# They train like any other. Three as in PyTorch's own recipe.
+WARM_UP = 3
+
+
+class CudaRecorder:
+    """PyTorch's recipe for recording whole steps: side stream for what comes before, one pool of memory for all.
+
+    One recording may use the memory of another, since they are replayed one after the other and nothing of one is read
+    after the next has begun.
+    """
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def run(self, call: Callable[[], None]) -> None:
+        """Run ``call`` unrecorded, on the side stream."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            call()
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def record(self, call: Callable[[], None]) -> Callable[[], None]:
+        """What replays ``call``, which is recorded now and not run."""
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the loader's thread goes on pinning memory meanwhile, which a global capture does not allow.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            call()
+        return graph.replay
+
+
+class GraphedStep:
+    """``DeviceStep`` from recordings: one for each layout of inputs, the short last batch of an epoch included."""
+
+    def __init__(self, step: DeviceStep, recorder: CudaRecorder):
+        self.step, self.recorder = step, recorder
+        self._seen: Counter[tuple] = Counter()
+        self._recorded: dict[tuple, tuple[StepInputs, Callable[[], None]]] = {}
+
+    @property
+    def recordings(self) -> int:
+        """How many there are."""
+        return len(self._recorded)
+
+    def __call__(self, inputs: StepInputs, norms: bool = False) -> None:
+        """``DeviceStep`` of the same arguments.
+
+        Raises:
+            InputError: the step cannot be recorded; the message says what CUDA says.
+        """
+        key = (inputs.layout, norms)
+        if key not in self._recorded:
+            self._seen[key] += 1
+            if self._seen[key] <= WARM_UP:
+                self.recorder.run(lambda: self.step(inputs, norms))
+                return
+            self._record(key, inputs, norms)
+        own, replay = self._recorded[key]
+        own.copy_(inputs)
+        replay()
+
+    def _record(self, key: tuple, inputs: StepInputs, norms: bool) -> None:
+        own = inputs.clone()
+        try:
+            replay = self.recorder.record(lambda: self.step(own, norms))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise InputError(f"cuda_graphs is True, but the step cannot be recorded: {error}; valid: False") from error
+        self._recorded[key] = own, replay
+
+
+def check_graphs(device: torch.device, processes: int) -> None:
+    """Raise InputError where steps cannot be recorded: off CUDA, and in several processes."""
+    if device.type != "cuda":
+        raise InputError(f"cuda_graphs is True, which needs a CUDA device, and device is {device}; valid: False")
+    if processes > 1:
+        raise InputError(
+            f"cuda_graphs is True with {processes} processes, whose exchange of gradients is not recorded; "
+            "valid: False, or one process"
+        )

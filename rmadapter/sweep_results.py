@@ -1,0 +1,158 @@
+"""What the runs of a sweep have left in its folder so far."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmadapter.errors import InputError
+from rmadapter.files import read_json
+from rmadapter.protocols import TRANSFERS, PlannedRun, short_name
+from rmadapter.results import DataMeans, Row, Run, Stat, make_rows, means_over_data, method_order, read_run
+from rmadapter.sweep import read_manifest, state, target_folder
+from rmadapter.sweep_config import Sweep
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """A method trained on one source.
+
+    Attributes:
+        runs: seed -> data set -> accuracy on all its classes; the source and the targets, as far as they are done.
+        targets: the data sets that it is tested on.
+        retained: on the source, where it measures retention.
+    """
+
+    method: str
+    source: str
+    runs: dict[int | None, dict[str, float]]
+    targets: tuple[str, ...]
+    retained: Stat | None
+    parameters: int | None
+    seconds: float | None
+
+    @property
+    def by_data(self) -> dict[str, Stat]:
+        """Accuracy by data set, over seeds."""
+        names = dict.fromkeys(name for found in self.runs.values() for name in found)
+        return {name: Stat.of(found[name] for found in self.runs.values() if name in found) for name in names}
+
+    @property
+    def seed_means(self) -> dict[int | None, float]:
+        """The mean over the targets, for the seeds that have all of them."""
+        whole = {seed: found for seed, found in self.runs.items() if found.keys() >= set(self.targets)}
+        return {seed: statistics.fmean(found[name] for name in self.targets) for seed, found in whole.items()}
+
+    @property
+    def mean(self) -> Stat | None:
+        """Of the seeds' means over the targets."""
+        return Stat.of(self.seed_means.values())
+
+
+@dataclass(frozen=True)
+class SweepResults:
+    """What a sweep has found so far.
+
+    Attributes:
+        protocol, settings: of its manifest.
+        rows, means: base to new; empty for transfers.
+        transfers: cross and domain; empty otherwise.
+        runs: number of runs of the sweep; done: of those with all results.
+        notes: sentences on what is missing or failed.
+    """
+
+    protocol: str
+    settings: dict[str, Any]
+    rows: tuple[Row, ...]
+    means: tuple[DataMeans, ...]
+    transfers: tuple[TransferRow, ...]
+    runs: int
+    done: int
+    notes: tuple[str, ...]
+
+
+def read_sweep(out: Path) -> SweepResults:
+    """Everything that the runs of the sweep in ``out`` have left so far.
+
+    Raises:
+        InputError: no sweep there, one of another version, or none of its runs has a result.
+    """
+    manifest = read_manifest(out)
+    lists = {name: tuple(manifest[name]) for name in ("data", "methods", "seeds", "sources")}
+    sweep = Sweep(manifest["protocol"], **lists, options=(), data_root=None, out=out)
+    found, notes = state(sweep), []
+    for run in found.failed:
+        error = read_json(sweep.folder(run) / "failed.json", "failure file").get("error")
+        notes.append(f"Failed: {run.key}: {error}")
+    left = len(found.running) + len(found.open)
+    if left:
+        notes.append(f"{left} of {len(sweep.runs())} runs are not done; means are over those that are.")
+    rows: list[Row] = []
+    transfers: list[TransferRow] = []
+    if sweep.protocol in TRANSFERS:
+        transfers = _transfers(sweep, notes)
+    else:
+        files = [sweep.folder(run) / "run" / "results.json" for run in found.done]
+        rows = make_rows(run for file in files if (run := _read(file, notes)) is not None)
+    if not rows and not transfers:
+        raise InputError(f"no run of the sweep in {out} has a result yet" + "".join(f"; {note}" for note in notes))
+    means = means_over_data(rows)
+    if len({mean.data for mean in means}) > 1:
+        notes.append("Methods are not all done on the same data sets: their means do not compare.")
+    settings = manifest["settings"]
+    return SweepResults(
+        sweep.protocol,
+        settings,
+        tuple(rows),
+        tuple(means),
+        tuple(transfers),
+        len(sweep.runs()),
+        len(found.done),
+        tuple(notes),
+    )
+
+
+def _read(file: Path, notes: list[str]) -> Run | None:
+    """The results in ``file``; None, and a note, where they cannot be read."""
+    try:
+        return read_run(file)
+    except InputError as error:
+        notes.append(f"Unreadable, left out: {error}")
+        return None
+
+
+def _transfers(sweep: Sweep, notes: list[str]) -> list[TransferRow]:
+    by_row: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in sweep.runs():
+        by_row.setdefault((run.method, run.data), []).append(run)
+    rows = []
+    for (method, data), runs in by_row.items():
+        source = short_name(data)
+        seeds = {run.seed: found for run in runs if (found := _transfer_run(sweep, run, notes))}
+        if not seeds:
+            continue
+        home = [found[source] for found in seeds.values() if source in found]
+        seconds = [run.seconds["train"] for run in home if "train" in run.seconds]
+        rows.append(
+            TransferRow(
+                method,
+                source,
+                {seed: {name: run.accuracy["all"] for name, run in found.items()} for seed, found in seeds.items()},
+                tuple(short_name(name) for name in runs[0].targets),
+                Stat.of(run.accuracy["retained_all"] for run in home if "retained_all" in run.accuracy),
+                home[0].trained_parameters if home else None,
+                statistics.fmean(seconds) if seconds else None,
+            )
+        )
+    return sorted(rows, key=lambda row: (row.source, method_order(row.method)))
+
+
+def _transfer_run(sweep: Sweep, run: PlannedRun, notes: list[str]) -> dict[str, Run]:
+    """The results that are there, by short name of the data set."""
+    folder = sweep.folder(run)
+    files = {short_name(run.data): folder / "run" / "results.json"}
+    files |= {short_name(target): target_folder(folder, target) / "results.json" for target in run.targets}
+    read = {name: _read(file, notes) for name, file in files.items() if file.is_file()}
+    return {name: found for name, found in read.items() if found is not None and "all" in found.accuracy}

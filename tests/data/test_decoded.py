@@ -1,0 +1,144 @@
+"""Decoded images that are kept: the same bits, never those of another file, never more than the limit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmadapter.data import DecodedImages, check_images, read_image
+from rmadapter.data.decoded import HEADER
+from rmadapter.data.items import Item
+from rmadapter.errors import InputError
+
+COUNT, SHAPE = 4, (20, 30, 3)
+ONE = int(np.prod(SHAPE)) + HEADER  # bytes of one in the cache
+
+
+@pytest.fixture
+def root(tmp_path):
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(COUNT):
+        pixels = random.integers(0, 256, SHAPE, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.jpg")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def decoded(root, tmp_path):
+    """A cache over ``root`` in the same folder each time; the paths that were decoded are in ``decoded.paths``."""
+    paths = []
+
+    def decode(path):
+        paths.append(path)
+        return read_image(root / path)
+
+    def make(limit=10**9):
+        return DecodedImages(decode, root, tmp_path / "cache", limit)
+
+    make.paths = paths
+    return make
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_it_is_what_decoding_gives_and_is_decoded_once(decoded, root):
+    for _ in range(2):
+        cache = decoded()
+        for _ in range(2):
+            assert same(cache("0.jpg"), read_image(root / "0.jpg"))
+        assert cache.kept == 1
+        assert cache.bytes == ONE
+    assert decoded.paths == ["0.jpg"]
+
+
+def test_a_worker_reads_and_does_not_write(decoded, root, tmp_path):
+    cache = decoded()
+    cache("0.jpg")
+    # A process of its own would get this.
+    state = cache.__getstate__()
+    assert not state["keeps"]
+    worker = DecodedImages.__new__(DecodedImages)
+    worker.__dict__.update(state)
+    assert same(worker("0.jpg"), read_image(root / "0.jpg"))
+    worker("1.jpg")
+    assert decoded.paths == ["0.jpg", "1.jpg"]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    pickle.dumps(DecodedImages(read_image, root, tmp_path / "cache", 10**9))
+
+
+@pytest.mark.parametrize("change", ["content", "time"])
+def test_a_changed_file_is_decoded_anew(decoded, root, change):
+    cache = decoded()
+    before = cache("0.jpg")
+    if change == "content":
+        Image.new("RGB", (10, 10), (1, 2, 3)).save(root / "0.jpg")
+    else:
+        os.utime(root / "0.jpg", ns=(1, 1))
+    again = cache("0.jpg")
+    assert same(again, read_image(root / "0.jpg"))
+    assert same(again, before) == (change == "time")
+    assert decoded.paths == ["0.jpg", "0.jpg"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-10], lambda b: b[:20], lambda b: b"", lambda b: b"x" * len(b)])
+def test_a_torn_file_is_made_again(decoded, root, tmp_path, damage):
+    decoded()("0.jpg")
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(damage(kept.read_bytes()))
+    cache = decoded()
+    assert same(cache("0.jpg"), read_image(root / "0.jpg"))
+    assert same(decoded()("0.jpg"), read_image(root / "0.jpg"))
+    assert decoded.paths == ["0.jpg", "0.jpg"]
+    assert cache.bytes == ONE
+
+
+def test_the_limit_holds_and_the_longest_unused_makes_room(decoded, tmp_path):
+    def size():
+        return sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+
+    limit = 2 * ONE + 100
+    first = decoded(limit)
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        first(name)
+    assert first.full
+    assert size() == 2 * ONE == first.bytes
+    for age, path in enumerate(sorted((tmp_path / "cache").iterdir(), key=lambda p: p == first._file("0.jpg"))):
+        os.utime(path, (1000 - age, 1000 - age))  # 0.jpg the longer unused
+    second = decoded(limit)
+    second("2.jpg")
+    assert not second.full
+    assert not first._file("0.jpg").exists()
+    assert first._file("1.jpg").exists()
+    second("1.jpg")
+    second("0.jpg")  # the two that this run has read stay
+    assert second.full
+    assert first._file("1.jpg").exists()
+    assert first._file("2.jpg").exists()
+    assert size() == 2 * ONE == second.bytes
+
+
+def test_checking_images_in_threads_fills_it(decoded):
+    cache = decoded()
+    items = [Item(f"{number}.jpg", 0, "name") for number in range(COUNT)]
+    check_images(cache, items)
+    assert cache.kept == COUNT
+    assert cache.bytes == COUNT * ONE
+    check_images(decoded(), items)
+    assert len(decoded.paths) == COUNT
+
+
+def test_what_cannot_be_read_or_kept_is_said(decoded, root, tmp_path):
+    (root / "bad.jpg").write_bytes(b"no image")
+    for name in ("bad.jpg", "missing.jpg"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read"):
+            decoded()(name)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cache_dir: images cannot be kept in .*valid: a folder"):
+        DecodedImages(read_image, root, tmp_path / "file", 10**9)

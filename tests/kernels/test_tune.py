@@ -1,0 +1,216 @@
+"""The sweep of launch configurations without a GPU: what is measured in which order, resume, entries of the table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is for Linux alone")
+
+from rmadapter_kernels.triton import launch, tuning
+from rmadapter_kernels.triton.dry import dry_launches
+from rmadapter_kernels.triton.tuning import KNOWN_DEVICES, LARGEST, Config, config_for, heuristic
+
+DEVICE = KNOWN_DEVICES["sm_90"]
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    from bench import tune
+
+    return tune
+
+
+class Fake:
+    """Times by formula; fails where it is told to."""
+
+    def __init__(self, tune, best: Config | None = None, failing: dict[Config, Exception] | None = None):
+        self.tokens, self.best, self.failing = tune.TOKENS, best, failing or {}
+        self.measured, self.prepared = [], []
+
+    def prepare(self, group, configs):
+        self.prepared.append((group, len(configs)))
+
+    def measure(self, group, config):
+        self.measured.append((group, config))
+        if config in self.failing:
+            raise self.failing[config]
+        return {bucket: tokens * (0.5e-9 if config == self.best else 1e-9) for bucket, tokens in self.tokens.items()}
+
+
+def sweep(tune, chosen, bench, rows, most=6, time_left=lambda: math.inf):
+    said = []
+    whole = tune.sweep(
+        chosen, DEVICE, bench, rows, most=most, time_left=time_left, save=lambda: None, say=said.append
+    )  # fmt: skip
+    return whole, said
+
+
+def test_the_most_telling_problems_come_first(tune):
+    found = tune.groups(["bf16", "ieee"], tune.WIDTHS, tune.BOTTLENECKS, tuning.KERNELS)
+    assert len(found) == len(set(found)) == 2 * 3 * 4 * 3
+    assert [str(group) for group in found[:4]] == [
+        "forward bf16 D=768 r=32",
+        "rows bf16 D=768 r=32",
+        "weights bf16 D=768 r=32",
+        "forward bf16 D=768 r=16",
+    ]
+    assert {group.kind for group in found[:36]} == {"bf16"}
+    assert all(group.d == 768 or group.r == 32 for group in found[:18])
+
+
+def test_every_usual_configuration_is_measured_and_then_its_neighbours(tune):
+    for group in tune.groups(tune.KINDS, tune.WIDTHS, tune.BOTTLENECKS, tuning.KERNELS):
+        found = tune.configurations(group, DEVICE, 24)
+        assert len(found) == len(set(found)) <= 24
+        usual = {heuristic(group.problem(tokens), DEVICE) for tokens in tune.TOKENS.values()}
+        assert set(found[: len(usual)]) == usual
+        # A smaller sweep is the beginning of a larger one.
+        assert tune.configurations(group, DEVICE, 8) == found[: max(8, len(usual))]
+
+
+def test_a_sweep_goes_on_where_it_was_cut_off(tune):
+    chosen = tune.groups(["bf16"], [768], [32, 16], ["forward", "rows"])
+    rows = []
+    clock = iter([9.0] * 12 + [0.0] * 100)
+    first = Fake(tune)
+    whole, said = sweep(tune, chosen, first, rows, time_left=lambda: next(clock))
+    assert not whole
+    assert "out of time" in said[-1]
+    assert len(rows) == len(first.measured) * len(tune.TOKENS) > 0
+    second = Fake(tune)
+    whole, _ = sweep(tune, chosen, second, rows)
+    assert whole
+    assert not set(first.measured) & set(second.measured)
+    whole_sweep = [(group, config) for group in chosen for config in tune.configurations(group, DEVICE, 6)]
+    assert [*first.measured, *second.measured] == whole_sweep
+    third = Fake(tune)
+    assert sweep(tune, chosen, third, rows)[0]
+    assert not third.measured
+    assert not third.prepared
+
+
+def test_what_fails_is_recorded_and_never_an_entry(tune):
+    (group,) = tune.groups(["bf16"], [768], [32], ["forward"])
+    usual, other, *_ = tune.configurations(group, DEVICE, 6)
+    rows = []
+    sweep(tune, [group], Fake(tune, failing={usual: AssertionError("out: error 0.5"), other: ValueError("x")}), rows)
+    failed = [row for row in rows if row["outcome"] != tune.MEASURED]
+    assert {tune.config_of(row) for row in failed} == {usual, other}
+    assert {row["outcome"] for row in failed} == {"AssertionError: out: error 0.5", "ValueError: x"}
+    assert {row["microseconds"] for row in failed} == {None}
+    found = tune.entries(rows, DEVICE, 0.02)
+    assert not {usual, other} & {entry.config for entry in found}
+    # Where the heuristic's fails, whatever runs is better.
+    assert any(entry.usual_microseconds is None for entry in found)
+
+
+def test_a_lost_device_ends_the_sweep_and_the_next_goes_on_behind_it(tune):
+    (group,) = tune.groups(["bf16"], [768], [32], ["forward"])
+    configs = tune.configurations(group, DEVICE, 6)
+    rows = []
+    with pytest.raises(tune.DeviceLostError):
+        sweep(tune, [group], Fake(tune, failing={configs[1]: tune.DeviceLostError("illegal address")}), rows)
+    assert [tune.config_of(row) for row in rows[:: len(tune.TOKENS)]] == configs[:2]
+    bench = Fake(tune)
+    assert sweep(tune, [group], bench, rows)[0]
+    assert [config for _, config in bench.measured] == configs[2:]
+
+
+def test_entries_are_lines_of_the_table(tune, monkeypatch):
+    (group,) = tune.groups(["tf32"], [768], [64], ["rows"])
+    best = tune.configurations(group, DEVICE, 6)[-1]
+    rows = []
+    sweep(tune, [group], Fake(tune, best), rows)
+    found = tune.entries(rows, DEVICE, 0.02)
+    text = tune.table_text(found, DEVICE, "Test GPU")
+    table = eval("{\n" + text + "\n}", {"torch": torch, "LARGEST": LARGEST, "Config": Config})
+    assert len(table) == len(tune.TOKENS)
+    monkeypatch.setattr(tuning, "TABLE", table)
+    for tokens in (1, 788, 6304, 25216, 262144):
+        assert config_for(group.problem(tokens), DEVICE) == best
+    assert config_for(group.problem(788), KNOWN_DEVICES["sm_80"]) != best
+    assert tune.entries(rows, DEVICE, 0.6) == []  # half the time is not enough
+    assert ",  # 3.2, 6.3" in text
+
+
+@pytest.mark.parametrize("kernel", tuning.KERNELS)
+def test_the_configuration_under_test_is_the_one_that_is_launched(tune, kernel):
+    here = tuning.device_of(None)
+    (group,) = tune.groups(["bf16"], [512], [16], [kernel])
+    before, smaller = dict(tuning.TABLE), launch.smaller
+    config = Config(32, 128, 8, 3)
+    record = []
+    with dry_launches(record):
+        with tune.in_force(group, here, config):
+            for call in tune.Inputs(group, 40, torch.device("cpu")).calls():
+                call()
+            assert launch.smaller(config) is None
+        for call in tune.Inputs(group, 40, torch.device("cpu")).calls():
+            call()
+    names = {"forward": "forward_kernel", "rows": "backward_rows_kernel", "weights": "backward_weights_kernel"}
+    found = []
+    for launched in record:
+        if launched.kernel.__name__ == f"rm_adapter_{names[kernel]}":
+            arguments = dict(zip(launched.kernel.arg_names, launched.arguments, strict=True))
+            options = launched.options["num_warps"], launched.options["num_stages"]
+            found.append(Config(arguments["BLOCK_M"], arguments["BLOCK_D"], *options))
+    assert found == [config, heuristic(group.problem(40), here)]
+    assert before == tuning.TABLE
+    assert launch.smaller is smaller
+
+
+def test_command(tune, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main(["--out", str(tmp_path)]) == 2
+    assert "no CUDA device is here" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    for arguments, message in (
+        (["--print"], "tune.json is missing; run without --print on a CUDA device first"),
+        (["--dtype", "int8"], "--dtype is 'int8'; valid: bf16, fp16, tf32, ieee"),
+        (["--r", "20"], "--r is '20'; valid: 32, 16, 64, 128"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            tune.main(["--out", str(tmp_path), *arguments])
+
+    fake = Fake(tune)
+    fake.close = lambda: None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+    monkeypatch.setattr(tune.results, "environment", dict)
+    monkeypatch.setattr(tuning, "device_of", lambda index: DEVICE)
+    monkeypatch.setattr(tune, "OnCuda", lambda device, jobs: fake)
+    command = ["--out", str(tmp_path), "--dtype", "bf16", "--d", "768", "--r", "32", "--most", "4"]
+    assert tune.main(command) == 0
+    count = len(fake.measured)
+    state = json.loads((tmp_path / "tune.json").read_text())
+    with (tmp_path / "tune.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(state["rows"]) == count * len(tune.TOKENS)
+    assert tune.main(command) == 0
+    assert len(fake.measured) == count
+    capsys.readouterr()
+    assert tune.main(["--out", str(tmp_path), "--print"]) == 0
+    assert "# Test GPU, Triton" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Other GPU")
+    with pytest.raises(SystemExit, match="device 'Test GPU', here it is 'Other GPU'; choose another --out"):
+        tune.main(command)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_check_before_timing_finds_a_wrong_gradient(tune, dtype, monkeypatch):
+    from bench import cases
+
+    case = cases.Case(20, 64, 8, dtype, norm=True)
+    step = cases.Step("eager", case, torch.device("cpu"))
+    cases.check(step, case, "both")
+    both = step.both
+    monkeypatch.setattr(step, "both", lambda: [*both()[:-1], 1.05 * both()[-1]])
+    with pytest.raises(AssertionError, match="b_rec2: error"):
+        cases.check(step, case, "both")

@@ -1,0 +1,35 @@
+"""Paired differences: what is paired with what, and over what their error is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rmadapter.paired import Estimate, Key, subtract, unit_means
+
+
+def test_the_mean_of_a_unit_counts_styles_alike():
+    assert unit_means({Key("a", "x", 1): 1, Key("a", "x", 2): 3, Key("a", "y", 1): 8, Key("b", "x", 1): 7}) == [5, 7]
+
+
+def test_runs_without_a_partner_do_not_count():
+    one = {Key("a", None, 1): 5.0, Key("a", None, 2): 6.0, Key("b", None, 1): 9.0}
+    other = {Key("a", None, 1): 3.0, Key("b", None, 2): 1.0}
+    assert subtract(one, other) == {Key("a", None, 1): 2.0}
+
+
+def test_a_method_without_seeds_stands_against_every_seed():
+    trained = {Key("a", "x", 1): 5.0, Key("a", "x", 2): 7.0, Key("b", "x", 1): 1.0}
+    zeroshot = {Key("a", "x", None): 4.0, Key("c", "x", None): 8.0}
+    assert subtract(trained, zeroshot) == {Key("a", "x", 1): 1.0, Key("a", "x", 2): 3.0}
+    assert subtract(zeroshot, trained) == {Key("a", "x", 1): -1.0, Key("a", "x", 2): -3.0}
+    assert subtract(zeroshot, {Key("a", "x", None): 1.0}) == {Key("a", "x", None): 3.0}
+
+
+def test_the_standard_error_is_over_units():
+    found = Estimate.of([1.0, 3.0, -1.0])
+    assert (found.mean, found.units, found.higher) == (1.0, 3, 2)
+    assert found.error == pytest.approx(2 / math.sqrt(3))
+    assert found.text("+") == "+1.00 ± 1.15"
+    assert Estimate.of([2.5]).text() == "2.50"

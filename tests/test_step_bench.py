@@ -1,0 +1,196 @@
+"""bench.step without its clock: what is measured when, what is kept, what the tables say."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import small_clip
+
+from bench import loader
+from bench import step as bench
+from bench.step_contenders import COMPARED, CONTENDERS, GRAPHS, NO_RECONSTRUCTION, Contenders, check
+from bench.step_report import TARGETS, Times, as_table, targets
+from rmadapter import InputError, RMAdapterConfig, inject
+from rmadapter.backbone import Backbone, store_backbone
+from rmadapter.data import Preprocessing
+from rmadapter.runtime import DTYPES
+
+LINES = {"plain": (2.0, 0.16), "all": (1.5, 0.016), "all, views": (1.0, 0.016), NO_RECONSTRUCTION: (1.5, 0.0159)}
+
+
+def seconds(name: str, precision: str, classes: int) -> float:
+    """A machine whose steps lie on straight lines."""
+    begin, slope = LINES[name]
+    return (begin + slope * classes) / {"fp32": 1, "autocast": 1.25, "bf16": 4}[precision]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Stands for the models and the clock; the calls that were made, and of which others disturb so many."""
+    calls, disturbed = [], {}
+
+    class FakeContenders:
+        def __init__(self, batch, backbone, adapted, classes, precision):
+            self.classes, self.precision, self.warm, self.plans = classes, precision, set(), {}
+
+        def call(self, name):
+            counted = 16e9 if (name, self.classes) == ("plain", 1000) else 1e9
+            self.plans[name] = SimpleNamespace(cost=SimpleNamespace(bytes=counted))
+
+    def sample(contenders, name, case):
+        key = (name, contenders.precision, contenders.classes)
+        calls.append(key)
+        case["peak_bytes"], case["added_bytes"] = 4_000_000_000, 1_000_000_000
+        case["flop"], case["plain_flop"] = 1e9 * LINES[name][1], 1e9 * LINES["plain"][1]
+        taken = seconds(*key)
+        if disturbed.get(key, 0) > 0:
+            disturbed[key] -= 1
+            case["disturbed"].append([taken * 2, 0.5])
+        else:
+            case["seconds"].append(taken)
+
+    monkeypatch.setattr(bench, "Contenders", FakeContenders)
+    monkeypatch.setattr(bench, "_sample", sample)
+    monkeypatch.setattr(bench, "_model", lambda options, device, precision: (None, None, "cpu"))
+    monkeypatch.setattr(bench, "free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(bench, "check", lambda *arguments: None)
+    monkeypatch.setattr(bench, "resolve_precision", lambda name, device: "bf16")
+    return calls, disturbed
+
+
+def options(tmp_path, **changes) -> bench.Options:
+    values = {"classes": "10,50,100,397,1000", "precision": "fp32,autocast,default", "out": str(tmp_path / "step.json")}
+    return bench.Options(**{**values, **changes})
+
+
+def test_what_the_targets_need_comes_first_and_long_steps_again_last(machine, tmp_path):
+    calls, _ = machine
+    bench.run(options(tmp_path))
+    order = list(dict.fromkeys((precision, classes) for _, precision, classes in calls))
+    targeted = [(p, c) for p in ("fp32", "bf16") for c in TARGETS]
+    assert order[:7] == [*targeted, ("autocast", 100)]
+    assert set(order) == {(p, c) for p in ("fp32", "bf16", "autocast") for c in (10, 50, 100, 397, 1000)}
+    counts = {key: calls.count(key) for key in calls}
+    assert set(counts.values()) == {3}
+    assert {name for name, precision, _ in calls if precision == "autocast"} == {"plain"}
+    # A plain step of 162 s: one sample when its turn comes, the others when all else is there.
+    assert [i for i, key in enumerate(calls) if key == ("plain", "fp32", 1000)][1] > calls.index(("all", "fp32", 50))
+
+
+def test_it_goes_on_where_it_stopped_and_loses_no_sample(machine, tmp_path, monkeypatch):
+    calls, disturbed = machine
+    disturbed["all", "fp32", 100] = 2
+    clock = iter(range(10**6))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    runs, before = 0, -1
+    while len(calls) > before:
+        before = len(calls)
+        bench.run(options(tmp_path, classes="10,100", precision="fp32", seconds=5))
+        runs += 1
+        kept = json.loads((tmp_path / "step.json").read_text())["cases"].values()
+        assert sum(len(case["seconds"]) + len(case["disturbed"]) for case in kept) == len(calls)
+    assert runs > 3
+    assert calls.count(("all", "fp32", 100)) == 5
+    assert {len(case["seconds"]) for case in kept} == {3}
+
+
+def test_what_is_always_disturbed_is_given_up_and_marked(machine, tmp_path):
+    calls, disturbed = machine
+    disturbed["all", "fp32", 100] = 10**6
+    bench.run(options(tmp_path, classes="100", precision="fp32"))
+    assert calls.count(("all", "fp32", 100)) == 12
+    text = (tmp_path / "step.md").read_text()
+    assert "6.20*" in text
+    assert "others used the machine" in text
+
+
+def test_targets_stand_beside_what_was_measured(machine, tmp_path):
+    bench.run(options(tmp_path))
+    text = (tmp_path / "step.md").read_text()
+    assert (tmp_path / "step.png").stat().st_size > 1000
+    plain, fast = (seconds(name, "fp32", 1000) for name in ("plain", "all"))
+    assert f"| 1000 classes, all, fp32 | 6.0 | {plain / fast:.2f} | yes |" in text
+    assert f"| 1000 classes, all, fp32: share of the 10.00 expected | 85% | {plain / fast / 10:.0%} | yes |" in text
+    against = seconds("plain", "autocast", 100) / seconds("all", "bf16", 100)
+    assert (
+        f"| 100 classes, all, bf16, against the faster plain of fp32 and autocast | 6.0 | {against:.2f} | yes |" in text
+    )
+    assert "| 100 classes, all, fp32 | 2.2 | 5.81 | yes |" in text
+    assert "| 100 classes, all, fp32: share of the 10.00 expected | 85% | 58% | no |" in text
+    assert "| seconds a class, fp32, plain / all | 10 | 10.0 | yes |" in text
+    assert "1000 classes, fp32: time of the reconstruction branch | +2% | +0.6% | yes |" in text
+
+
+def test_a_step_that_does_not_fit_into_memory_is_left_out(machine, tmp_path, monkeypatch, capsys):
+    calls, _ = machine
+    monkeypatch.setattr(bench, "free_bytes", lambda device: 20 * 10**9)
+    bench.run(options(tmp_path, precision="fp32"))
+    assert ("plain", "fp32", 1000) not in calls
+    assert ("all", "fp32", 1000) in calls
+    shown = capsys.readouterr().out
+    assert shown.count("plain, fp32, 1000 classes: left out, takes about 30 GB of memory; free: 20 GB") == 1
+    assert "(extrapolated)" in shown
+
+
+def test_a_plain_step_that_was_not_measured_is_marked_as_extrapolated():
+    cases = {}
+    for name in COMPARED:
+        for classes in (100, 397, 1000):
+            facts = {"contender": name, "precision": "fp32", "classes": classes, "images": 16, "disturbed": []}
+            costs = {"flop": 1e9, "plain_flop": 8e9, "peak_bytes": 1, "added_bytes": 1}
+            measured = [] if name == "plain" and classes == 1000 else [seconds(name, "fp32", classes)]
+            cases[f"{name} {classes}"] = {**facts, **costs, "seconds": measured}
+    times = Times(cases)
+    assert times.measured("plain", "fp32", 1000) is None
+    found = times.of("plain", "fp32", 1000)
+    assert found.seconds == pytest.approx(162)
+    kept = {"cases": cases, "machine": {"default": "bf16"}}
+    assert "9.26 (extrapolated)" in as_table(kept)
+    assert "| 1000 classes, all, fp32 | 6.0 | 9.26 (extrapolated) | yes |" in targets(kept)
+
+
+def test_bad_options():
+    for changes, message in (
+        ({"classes": "ten"}, "classes is 'ten'"),
+        ({"contenders": "al"}, "contenders is 'al'.*did you mean 'all'"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"contenders": "all, cuda graphs", "device": "cpu"}, "needs a CUDA device"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bench.Options(**changes)
+
+
+def test_the_loader_is_compared_with_the_step(machine, tmp_path):
+    bench.run(options(tmp_path, classes="100"))
+    small = {"images": 6, "width": 40, "height": 30, "batch": 4, "workers": 0, "epochs": 2}
+    table = loader.run(loader.Options(**small, step=str(tmp_path / "step.json")))
+    rate = 16 / seconds("all", "bf16", 100)
+    assert f"the step at 100 classes in bf16 consumes {rate:.1f} images/s" in table
+    assert table.count("(1.5 asked for)") == 2
+    assert "python -m bench.step first" in loader.run(loader.Options(**small, step=str(tmp_path / "none.json")))
+    with pytest.raises(InputError, match="epochs is 1"):
+        loader.Options(epochs=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+def test_every_contender_runs(tokenizer, precision):
+    """On a small model: one step of each, two samples, of which the first warms up."""
+    clip = small_clip().requires_grad_(False)
+    store_backbone(clip, DTYPES.get(precision, torch.float32))
+    adapted = inject(clip, RMAdapterConfig(layers="2-3", bottleneck=8)).train()
+    backbone = Backbone(clip, tokenizer, Preprocessing.of(clip), None)
+    if precision == "fp32":
+        check(4, backbone, adapted)
+    contenders = Contenders(4, backbone, adapted, 6, precision)
+    for name in ["plain"] if precision == "autocast" else [name for name in CONTENDERS if name != GRAPHS]:
+        assert bench.fits(contenders, name, 10**9)
+        assert not bench.fits(contenders, name, 1000)
+        case = {"precision": precision, "classes": 6, "seconds": [], "disturbed": []}
+        for _ in range(2):
+            bench._sample(contenders, name, case)
+        assert len(case["seconds"]) + len(case["disturbed"]) == 1
+        assert case["plain_flop"] >= case["flop"] > 0
+        assert case["peak_bytes"] > case["added_bytes"]
