@@ -97,12 +97,15 @@ def test_ranking_is_by_the_mean_harmonic_mean():
 def test_every_prefix_of_the_claim_is_balanced():
     plan = claim.plan()
     methods = len(claim.COMPARED)
-    assert len(plan) == 8 + 10 * 2 * 4 * methods
+    controlled = 8 + 8 * methods * claim.CONTROL_SEEDS
+    assert len(plan) == controlled + 8 * (methods - 1) * (10 - claim.CONTROL_SEEDS)
     assert len({run.folder for run in plan}) == len(plan)
     first_seed = plan[8 : 8 + 8 * methods]
     assert {run.seed for run in first_seed} == {1}
-    for pair in range(0, len(first_seed), methods):
-        assert len({(run.data, run.style) for run in first_seed[pair : pair + methods]}) == 1
+    for pair in range(8, controlled, methods):
+        assert len({(run.data, run.style, run.seed) for run in plan[pair : pair + methods]}) == 1
+    for pair in range(controlled, len(plan), methods - 1):
+        assert len({(run.data, run.style, run.seed) for run in plan[pair : pair + methods - 1]}) == 1
 
 
 def test_the_control_is_rmadapter_without_reconstruction():
