@@ -35,8 +35,8 @@ def main() -> None:
     import torch
 
     from bench.cpu_report import FLOP
+    from bench.results import processor
     from bench.test_cpu import DTYPES, MATMUL, TOKENS, _function, _step
-    from rmadapter_kernels import cpu
 
     def seconds(call: Callable[..., object], *arguments: object) -> float:
         times = []
@@ -46,7 +46,7 @@ def main() -> None:
             times.append(time.perf_counter() - began)
         return statistics.median(times)
 
-    print(f"{torch.get_num_threads()} threads, {cpu.instruction_set()}, torch {torch.__version__}, {rounds} rounds.\n")
+    print(f"{processor()}, {rounds} rounds.\n")
     print("| dtype | matmul, GFLOP/s | direction | " + " | ".join(f"{tokens:,} tokens" for tokens in TOKENS) + " |")
     print("|---|--:|---|" + "--:|" * len(TOKENS))
     for dtype, kind in DTYPES.items():

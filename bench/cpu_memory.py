@@ -49,8 +49,10 @@ def main() -> None:
         contender, dtype, direction, tokens = sys.argv[1:]
         print(extra_bytes(contender, dtype, direction, int(tokens)))
         return
+    from bench.results import processor
     from bench.test_cpu import DTYPES, TOKENS
 
+    print(f"{processor()}.\n")
     print("| dtype | direction | tokens | " + " | ".join(f"{name}, MB" for name in CONTENDERS) + " | ratio |")
     print("|---|---|--:|" + "--:|" * (len(CONTENDERS) + 1))
     for dtype in DTYPES:

@@ -50,6 +50,21 @@ def environment() -> dict[str, Any]:
     return found
 
 
+def processor() -> str:
+    """Processor, threads, instruction set of the cpu backend, torch and commit, in one line."""
+    from cpuinfo import get_cpu_info  # comes with pytest-benchmark
+
+    from rmadapter_kernels import cpu
+
+    commit = (_output("git", "rev-parse", "--short", "HEAD") or "unknown") + (
+        " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
+    )
+    return (
+        f"{get_cpu_info()['brand_raw']}, {torch.get_num_threads()} threads, {cpu.instruction_set()}, "
+        f"torch {torch.__version__}, commit {commit}"
+    )
+
+
 def _output(*command: str) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
