@@ -16,6 +16,8 @@ from hypothesis import settings
 from PIL import Image
 from safetensors.torch import save_file
 
+from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
+
 # The models here are so small that a second thread costs more than it gives, most of all on a busy machine:
 # a step of the small CLIP took 160 to 600 ms with two threads beside another process.
 torch.set_num_threads(1)
@@ -76,3 +78,30 @@ def write_images(folder: Path, classes: list[str], count: int, seed: int = 0) ->
 def images(tmp_path: Path) -> Path:
     """A folder of four classes with ten images each."""
     return write_images(tmp_path / "animals", ["ant", "bee", "cat", "dog"], 10)
+
+
+@pytest.fixture
+def config(images, clip_folder, tmp_path):
+    """Two epochs of four steps on the base half of four classes."""
+
+    def make(**changes) -> TrainConfig:
+        values = {
+            "data": str(images),
+            "model": f"local-dir:{clip_folder}",
+            "classes": "base",
+            "shots": 4,
+            "batch_size": 2,
+            "epochs": 2,
+            "lr": 0.05,
+            "precision": "fp32",
+            "workers": 0,
+            "log_every": 2,
+            "checkpoint_every": 3,
+            "grad_norm_every": 4,
+            "out": str(tmp_path / "run"),
+            "adapter": RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.1),
+            "loss": LossConfig(1, 1, 1, 1),
+        }
+        return TrainConfig(**{**values, **changes})
+
+    return make

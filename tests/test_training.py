@@ -2,67 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 import yaml
 from conftest import write_images
-from safetensors.torch import load_file
+from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop
 
-from rmadapter import InputError, LossConfig, RMAdapterConfig, TrainConfig, loop
-from rmadapter import training as trainings
+from rmadapter import InputError, LossConfig, RMAdapterConfig, loop
 from rmadapter.batches import Waited
 from rmadapter.loop import DivergedError
 from rmadapter.step_config import StepConfig
 from rmadapter.training import train
-
-
-@pytest.fixture
-def config(images, clip_folder, tmp_path):
-    """Two epochs of four steps on the base half of four classes."""
-
-    def make(**changes) -> TrainConfig:
-        values = {
-            "data": str(images),
-            "model": f"local-dir:{clip_folder}",
-            "classes": "base",
-            "shots": 4,
-            "batch_size": 2,
-            "epochs": 2,
-            "lr": 0.05,
-            "precision": "fp32",
-            "workers": 0,
-            "log_every": 2,
-            "checkpoint_every": 3,
-            "grad_norm_every": 4,
-            "out": str(tmp_path / "run"),
-            "adapter": RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.1),
-            "loss": LossConfig(1, 1, 1, 1),
-        }
-        return TrainConfig(**{**values, **changes})
-
-    return make
-
-
-def adapter_of(folder):
-    return load_file(folder / "adapter" / "adapter.safetensors")
-
-
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_equal(one, other):
-    assert set(one) == set(other)
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
 
 
 def test_what_a_run_leaves_behind(config, tmp_path, capsys):
@@ -117,115 +69,6 @@ def test_training_learns(config):
     assert results["accuracy"]["base"] >= 80
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing in between catches it."""
-
-
-def stop(*arguments, **names):
-    raise Killed
-
-
-@contextlib.contextmanager
-def stopped_before_step(at: int, monkeypatch):
-    """A run in it ends before the step of that number, from 0."""
-    real = loop.TrainRun._step
-
-    def step(self, *arguments):
-        if self.step == at:
-            raise Killed
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainRun, "_step", step)
-        with pytest.raises(Killed):
-            yield
-
-
-@pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])
-def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
-    whole = tmp_path / "whole"
-    train(config(out=str(whole)))
-    real, steps = loop.TrainRun._step, []
-
-    def step(self, *arguments):
-        if len(steps) == at:
-            raise Killed
-        steps.append(1)
-        return real(self, *arguments)
-
-    monkeypatch.setattr(loop.TrainRun, "_step", step)
-    try:
-        train(config())
-    except Killed:
-        assert not (tmp_path / "run" / "results.json").exists()
-    monkeypatch.undo()
-    train(config(resume=True))
-    assert_equal(adapter_of(tmp_path / "run"), adapter_of(whole))
-    clean = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(whole)]
-    again = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(tmp_path / "run")]
-    assert [m["step"] for m in again] == [m["step"] for m in clean]
-    for one, other in zip(clean, again, strict=True):
-        for key in set(one) & set(other):
-            assert one[key] == pytest.approx(other[key])
-    assert not (tmp_path / "run" / "state.safetensors").exists()
-
-
-def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
-    """A real process, a real SIGKILL, once its first state is on the disk."""
-
-    def command(out, *more):
-        options = {
-            "--data": images,
-            "--model": f"local-dir:{clip_folder}",
-            "--shots": 4,
-            "--batch-size": 1,
-            "--epochs": 2,
-            "--checkpoint-every": 3,
-            "--workers": 1,
-            "--adapter.layers": "2-3",
-            "--out": out,
-        }
-        words = [str(word) for option in options.items() for word in option]
-        return [sys.executable, "-m", "rmadapter.train", *words, "--no-evaluate", *more]
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True, timeout=120)
-    process = subprocess.Popen(
-        command(tmp_path / "run"), env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    state = tmp_path / "run" / "state.safetensors"
-    deadline = time.monotonic() + 120
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert state.exists()
-    assert not (tmp_path / "run" / "adapter").exists()
-    again = subprocess.run(
-        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert "resuming at epoch" in again.stdout
-    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
-    done = subprocess.run(
-        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert "is finished" in done.stdout
-
-
-def test_another_thread_count_is_said_on_resumption(config, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", stop)
-        with pytest.raises(Killed):
-            train(config())
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        train(config(resume=True))
-    finally:
-        torch.set_num_threads(threads)
-    assert "will not be bit-equal" in capsys.readouterr().out
-
-
 def test_a_folder_with_a_run_is_not_written_over_unasked(config, tmp_path):
     train(config())
     before = adapter_of(tmp_path / "run")
@@ -245,21 +88,6 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path):
         with pytest.raises(InputError, match="a folder with other files in it"):
             train(config(**changes))
     assert (tmp_path / "run" / "thesis.tex").exists()
-
-
-def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", stop)
-        with pytest.raises(Killed):
-            train(config())
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "base_hash", lambda clip: "other")
-        with pytest.raises(InputError, match="base model's weights are not those"):
-            train(config(resume=True))
-    state = tmp_path / "run" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-50])
-    with pytest.raises(InputError, match=r"is damaged .*delete it to start the run anew"):
-        train(config(resume=True))
 
 
 def test_a_diverging_run_says_so(config, tmp_path):
@@ -379,19 +207,6 @@ def test_with_and_without_shortcuts_it_is_the_same_run(config, tmp_path):
         torch.testing.assert_close(tensor, plain[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_resumed_run_keeps_its_chunks_whatever_is_free_now(config, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", stop)
-        patch.setattr("rmadapter.plan.free_bytes", lambda device: 400_000)
-        with pytest.raises(Killed):
-            train(config())
-    made = []
-    real = trainings.make_step
-    monkeypatch.setattr(trainings, "make_step", lambda *arguments: made.append(arguments[3]) or real(*arguments))
-    train(config(resume=True))
-    assert made == [100_000]
-
-
 def test_explain_says_what_is_on_and_trains_nothing(config, tmp_path, capsys):
     train(config(explain=True, views=1))
     out = capsys.readouterr().out
@@ -439,107 +254,6 @@ def test_kept_images_give_the_same_run_and_are_decoded_once(config, tmp_path, mo
     train(config(**kept, out=str(tmp_path / "warm")))
     for name in ("cold", "warm"):
         assert_equal(adapter_of(tmp_path / name), adapter_of(tmp_path / "run"))
-
-
-@pytest.mark.parametrize("at", [2, 5, 6])
-def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
-    def views(name):
-        return {"views": 1, "cache_dir": str(tmp_path / name), "evaluate": False}
-
-    train(config(**views("a"), out=str(tmp_path / "whole")))
-    with stopped_before_step(at, monkeypatch):
-        train(config(**views("b")))
-    train(config(**views("b"), resume=True))
-    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
-
-
-@pytest.fixture
-def called_graphs(monkeypatch):
-    """``cuda_graphs`` on a CPU: a recording is the call itself, made again at each replay."""
-
-    class Recorder:
-        replays = 0
-
-        def __init__(self, device):
-            pass
-
-        def run(self, call):
-            call()
-
-        def record(self, call):
-            def replay():
-                Recorder.replays += 1
-                call()
-
-            return replay
-
-    monkeypatch.setattr(loop, "CudaRecorder", Recorder)
-    monkeypatch.setattr("rmadapter.plan.check_graphs", lambda device, processes: None)
-    return Recorder
-
-
-@pytest.mark.parametrize("views", [0, 1])
-def test_recorded_steps_give_the_same_run(config, tmp_path, called_graphs, views):
-    """Metrics, gradient norms and weights over four epochs of a cosine schedule, each with a short last batch."""
-    same = {"epochs": 4, "batch_size": 3, "views": views, "cache_dir": str(tmp_path / "cache"), "evaluate": False}
-    train(config(**same))
-    assert called_graphs.replays == 0
-    train(config(**same, cuda_graphs=True, out=str(tmp_path / "graphed")))
-    # Of 12 steps 4 have a short batch, 3 measure norms; 3 of each layout warm it up.
-    assert called_graphs.replays >= 3
-    lines = metrics_of(tmp_path / "graphed")
-    assert len(lines) == len(metrics_of(tmp_path / "run"))
-    for one, other in zip(lines, metrics_of(tmp_path / "run"), strict=True):
-        assert set(one) == set(other)
-        for key in set(one) - {"images_per_second", "kind"}:
-            assert one[key] == pytest.approx(other[key], rel=1e-4), key
-    expected = adapter_of(tmp_path / "run")
-    for name, tensor in adapter_of(tmp_path / "graphed").items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("at", [3, 4, 6])
-def test_a_run_of_recorded_steps_is_resumed(config, tmp_path, monkeypatch, called_graphs, at):
-    """A state that is saved in mid epoch has what was summed on the device until then."""
-    train(config(cuda_graphs=True, epochs=3, out=str(tmp_path / "whole")))
-    with stopped_before_step(at, monkeypatch):
-        train(config(cuda_graphs=True, epochs=3))
-    train(config(cuda_graphs=True, epochs=3, resume=True))
-    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
-    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "whole"), strict=True):
-        assert one["step"] == other["step"]
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
-
-
-def test_a_recorded_step_without_a_finite_loss_is_counted_and_named(config, tmp_path, monkeypatch, called_graphs):
-    """It is judged while the next is under way, and still it is the bad batch that is named, not the next one."""
-    real = loop.TrainRun._step
-    bad = {}
-
-    def step(self, batch, wants_norms):
-        if self.step in (5, 6):
-            batch.images *= float("nan")
-            bad[self.step + 1] = [self.items[n].path for n in self.batches.numbers(self.epoch, self.step_in_epoch)]
-        return real(self, batch, wants_norms)
-
-    monkeypatch.setattr(loop.TrainRun, "_step", step)
-    results = train(config(cuda_graphs=True))
-    assert results["bad_steps"] == 2
-    lines = metrics_of(tmp_path / "run")
-    assert [line.get("bad_steps") for line in lines if line["kind"] == "step"] == [None, None, 1, 2]
-    assert all(line["loss"] == line["loss"] for line in lines)
-    with pytest.raises(DivergedError, match=r"at step 7 .*total nan.*after 1 such steps") as error:
-        train(config(cuda_graphs=True, max_bad_steps=1, overwrite=True))
-    assert all(path in str(error.value) for path in bad[7])
-    assert not any(path in str(error.value) for path in bad[6])
-
-
-def test_recorded_steps_need_cuda_and_the_fast_step(config, tmp_path):
-    with pytest.raises(InputError, match="cuda_graphs is True, which needs a CUDA device, and device is cpu"):
-        train(config(cuda_graphs=True, device="cpu"))
-    with pytest.raises(InputError, match=r"cuda_graphs is True, which the plain step \(--no-shortcuts\) does not have"):
-        train(config(cuda_graphs=True, shortcuts=False))
-    assert not (tmp_path / "run").exists()
 
 
 def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):

@@ -1,0 +1,50 @@
+"""What the tests of training runs read of a run, and how they end one before its time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rmadapter import loop
+
+
+def adapter_of(folder):
+    return load_file(folder / "adapter" / "adapter.safetensors")
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(one, other):
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in between catches it."""
+
+
+def stop(*arguments, **names):
+    raise Killed
+
+
+@contextlib.contextmanager
+def stopped_before_step(at: int, monkeypatch):
+    """A run in it ends before the step of that number, from 0."""
+    real = loop.TrainRun._step
+
+    def step(self, *arguments):
+        if self.step == at:
+            raise Killed
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainRun, "_step", step)
+        with pytest.raises(Killed):
+            yield

@@ -1,0 +1,100 @@
+"""``--cuda-graphs`` in a whole run, with recordings that a CPU can make."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
+
+from rmadapter import InputError, loop
+from rmadapter.loop import DivergedError
+from rmadapter.training import train
+
+
+@pytest.fixture
+def called_graphs(monkeypatch):
+    """``cuda_graphs`` on a CPU: a recording is the call itself, made again at each replay."""
+
+    class Recorder:
+        replays = 0
+
+        def __init__(self, device):
+            pass
+
+        def run(self, call):
+            call()
+
+        def record(self, call):
+            def replay():
+                Recorder.replays += 1
+                call()
+
+            return replay
+
+    monkeypatch.setattr(loop, "CudaRecorder", Recorder)
+    monkeypatch.setattr("rmadapter.plan.check_graphs", lambda device, processes: None)
+    return Recorder
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_recorded_steps_give_the_same_run(config, tmp_path, called_graphs, views):
+    """Metrics, gradient norms and weights over four epochs of a cosine schedule, each with a short last batch."""
+    same = {"epochs": 4, "batch_size": 3, "views": views, "cache_dir": str(tmp_path / "cache"), "evaluate": False}
+    train(config(**same))
+    assert called_graphs.replays == 0
+    train(config(**same, cuda_graphs=True, out=str(tmp_path / "graphed")))
+    # Of 12 steps 4 have a short batch, 3 measure norms; 3 of each layout warm it up.
+    assert called_graphs.replays >= 3
+    lines = metrics_of(tmp_path / "graphed")
+    assert len(lines) == len(metrics_of(tmp_path / "run"))
+    for one, other in zip(lines, metrics_of(tmp_path / "run"), strict=True):
+        assert set(one) == set(other)
+        for key in set(one) - {"images_per_second", "kind"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-4), key
+    expected = adapter_of(tmp_path / "run")
+    for name, tensor in adapter_of(tmp_path / "graphed").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [3, 4, 6])
+def test_a_run_of_recorded_steps_is_resumed(config, tmp_path, monkeypatch, called_graphs, at):
+    """A state that is saved in mid epoch has what was summed on the device until then."""
+    train(config(cuda_graphs=True, epochs=3, out=str(tmp_path / "whole")))
+    with stopped_before_step(at, monkeypatch):
+        train(config(cuda_graphs=True, epochs=3))
+    train(config(cuda_graphs=True, epochs=3, resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "whole"), strict=True):
+        assert one["step"] == other["step"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+def test_a_recorded_step_without_a_finite_loss_is_counted_and_named(config, tmp_path, monkeypatch, called_graphs):
+    """It is judged while the next is under way, and still it is the bad batch that is named, not the next one."""
+    real = loop.TrainRun._step
+    bad = {}
+
+    def step(self, batch, wants_norms):
+        if self.step in (5, 6):
+            batch.images *= float("nan")
+            bad[self.step + 1] = [self.items[n].path for n in self.batches.numbers(self.epoch, self.step_in_epoch)]
+        return real(self, batch, wants_norms)
+
+    monkeypatch.setattr(loop.TrainRun, "_step", step)
+    results = train(config(cuda_graphs=True))
+    assert results["bad_steps"] == 2
+    lines = metrics_of(tmp_path / "run")
+    assert [line.get("bad_steps") for line in lines if line["kind"] == "step"] == [None, None, 1, 2]
+    assert all(line["loss"] == line["loss"] for line in lines)
+    with pytest.raises(DivergedError, match=r"at step 7 .*total nan.*after 1 such steps") as error:
+        train(config(cuda_graphs=True, max_bad_steps=1, overwrite=True))
+    assert all(path in str(error.value) for path in bad[7])
+    assert not any(path in str(error.value) for path in bad[6])
+
+
+def test_recorded_steps_need_cuda_and_the_fast_step(config, tmp_path):
+    with pytest.raises(InputError, match="cuda_graphs is True, which needs a CUDA device, and device is cpu"):
+        train(config(cuda_graphs=True, device="cpu"))
+    with pytest.raises(InputError, match=r"cuda_graphs is True, which the plain step \(--no-shortcuts\) does not have"):
+        train(config(cuda_graphs=True, shortcuts=False))
+    assert not (tmp_path / "run").exists()

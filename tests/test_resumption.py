@@ -1,0 +1,142 @@
+"""A run that was ended and goes on: the same bits as one that was not, and what stands against going on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop, stopped_before_step
+
+from rmadapter import InputError, loop
+from rmadapter import training as trainings
+from rmadapter.training import train
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])
+def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
+    whole = tmp_path / "whole"
+    train(config(out=str(whole)))
+    real, steps = loop.TrainRun._step, []
+
+    def step(self, *arguments):
+        if len(steps) == at:
+            raise Killed
+        steps.append(1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(loop.TrainRun, "_step", step)
+    try:
+        train(config())
+    except Killed:
+        assert not (tmp_path / "run" / "results.json").exists()
+    monkeypatch.undo()
+    train(config(resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(whole))
+    clean = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(whole)]
+    again = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(tmp_path / "run")]
+    assert [m["step"] for m in again] == [m["step"] for m in clean]
+    for one, other in zip(clean, again, strict=True):
+        for key in set(one) & set(other):
+            assert one[key] == pytest.approx(other[key])
+    assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
+    """A real process, a real SIGKILL, once its first state is on the disk."""
+
+    def command(out, *more):
+        options = {
+            "--data": images,
+            "--model": f"local-dir:{clip_folder}",
+            "--shots": 4,
+            "--batch-size": 1,
+            "--epochs": 2,
+            "--checkpoint-every": 3,
+            "--workers": 1,
+            "--adapter.layers": "2-3",
+            "--out": out,
+        }
+        words = [str(word) for option in options.items() for word in option]
+        return [sys.executable, "-m", "rmadapter.train", *words, "--no-evaluate", *more]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True, timeout=120)
+    process = subprocess.Popen(
+        command(tmp_path / "run"), env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    state = tmp_path / "run" / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not (tmp_path / "run" / "adapter").exists()
+    again = subprocess.run(
+        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "resuming at epoch" in again.stdout
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+    done = subprocess.run(
+        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "is finished" in done.stdout
+
+
+def test_another_thread_count_is_said_on_resumption(config, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_adapter", stop)
+        with pytest.raises(Killed):
+            train(config())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        train(config(resume=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert "will not be bit-equal" in capsys.readouterr().out
+
+
+def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_adapter", stop)
+        with pytest.raises(Killed):
+            train(config())
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "base_hash", lambda clip: "other")
+        with pytest.raises(InputError, match="base model's weights are not those"):
+            train(config(resume=True))
+    state = tmp_path / "run" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"is damaged .*delete it to start the run anew"):
+        train(config(resume=True))
+
+
+def test_a_resumed_run_keeps_its_chunks_whatever_is_free_now(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_adapter", stop)
+        patch.setattr("rmadapter.plan.free_bytes", lambda device: 400_000)
+        with pytest.raises(Killed):
+            train(config())
+    made = []
+    real = trainings.make_step
+    monkeypatch.setattr(trainings, "make_step", lambda *arguments: made.append(arguments[3]) or real(*arguments))
+    train(config(resume=True))
+    assert made == [100_000]
+
+
+@pytest.mark.parametrize("at", [2, 5, 6])
+def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
+    def views(name):
+        return {"views": 1, "cache_dir": str(tmp_path / name), "evaluate": False}
+
+    train(config(**views("a"), out=str(tmp_path / "whole")))
+    with stopped_before_step(at, monkeypatch):
+        train(config(**views("b")))
+    train(config(**views("b"), resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
