@@ -63,6 +63,7 @@ class DeviceStep:
 
     Attributes:
         lr: learning rate, a scalar in fp32; set it with ``set_lr``.
+        names: of the loss terms; empty before the first step.
         losses: float64 [terms], those of the last step in the order of ``names``, its total last; None before it.
     """
 
@@ -80,7 +81,7 @@ class DeviceStep:
         (self._group,) = optimizer.param_groups
         self.lr = torch.tensor(float(self._group["lr"]), device=device)
         self.losses: Tensor | None = None
-        self._names: list[str] = []
+        self.names: list[str] = []
         self._norm_names: list[str] = []
         self._norms: Tensor | None = None
         if self._group["momentum"]:
@@ -88,11 +89,6 @@ class DeviceStep:
             # is the same.
             for parameter in self._group["params"]:
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-
-    @property
-    def names(self) -> list[str]:
-        """Those of the loss terms; empty before the first step."""
-        return self._names
 
     def set_lr(self, lr: float) -> None:
         """The learning rate from now on."""
@@ -123,7 +119,7 @@ class DeviceStep:
         correct = (logits.argmax(-1) == labels).sum()
         row = torch.cat([values, torch.stack([correct, torch.full_like(correct, len(labels)), finite.to(correct)])])
         if self.losses is None:
-            self._names, self.losses = list(losses), torch.zeros_like(values)
+            self.names, self.losses = list(losses), torch.zeros_like(values)
             self._sums = torch.zeros_like(row)
         self.losses.copy_(values)
         self._sums.add_(torch.where(finite, row, 0.0))
@@ -141,7 +137,7 @@ class DeviceStep:
             return Sums({}, 0, 0, 0)
         *values, correct, images, steps = self._sums.tolist()
         self._sums.zero_()
-        return Sums(dict(zip(self._names, values, strict=True)), int(correct), int(images), int(steps))
+        return Sums(dict(zip(self.names, values, strict=True)), int(correct), int(images), int(steps))
 
     def take_norms(self) -> dict[str, float]:
         """The gradient norms measured last since the last call, or nothing; waits for the device."""

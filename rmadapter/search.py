@@ -23,10 +23,10 @@ from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import read_json, write_json, write_text
 from rmadapter.protocols import data_and_style, load_planned, short_name
+from rmadapter.sweep_config import RESERVED
 from rmadapter.testbed import TRAIN_CONFIG, is_testbed
 
 FORMAT = 1
-RESERVED = ("data", "data_root", "style", "classes", "seed", "name", "out", "resume", "overwrite", "evaluate")
 PARAMETERS = ("lr", "scale", "layers", "lambdas")
 # Log grids around what the first trials saw: reconstruction does nothing at 1 and a little at 10, 1000 diverges;
 # consistency at 100 and more freezes the adapter. The fourth lambda is 2.5 times the third, as PromptSRC's.

@@ -16,7 +16,7 @@ from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_met
 from rmadapter.testbed import DATA, DEFAULT_STYLE, is_testbed
 from rmadapter.testbed.atlas import STYLES
 
-# What a sweep decides itself, run by run.
+# What a sweep or a search decides itself, run by run.
 RESERVED = ("data", "data_root", "style", "classes", "seed", "name", "out", "resume", "overwrite", "evaluate")
 # What may differ when a sweep is continued: where things are and how fast it goes, not what comes out.
 FREE = {*RESERVED, "workers", "eval_batch_size", "checkpoint_every"}
