@@ -5,7 +5,7 @@
 
 The images are made for it: JPEG files of the size and compression of ImageNet's, smooth shapes with noise. The loader
 is that of ``rmadapter train`` with its random crop and flip, once decoding every file, once with ``--image-cache``.
-The second epoch counts, which in both finds the files in the system's memory. What the fastest step consumes is read
+The fastest epoch but the first counts; in both it finds the files in the system's memory. What the fastest step consumes is read
 from the samples of ``bench.step``, if there are any.
 """
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
 
@@ -29,7 +30,7 @@ from rmadapter.errors import InputError, check_range
 from rmadapter.files import read_json
 
 MARGIN = 1.5
-CLIP = Preprocessing(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CLIP = Preprocessing(224, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
 @dataclass
