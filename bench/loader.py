@@ -5,8 +5,8 @@
 
 The images are made for it: JPEG files of the size and compression of ImageNet's, smooth shapes with noise. The loader
 is that of ``rmadapter train`` with its random crop and flip, once decoding every file, once with ``--image-cache``.
-The fastest epoch but the first counts; in both it finds the files in the system's memory. What the fastest step consumes is read
-from the samples of ``bench.step``, if there are any.
+The fastest epoch but the first counts; in both it finds the files in the system's memory. What the fastest step
+consumes is read from the samples of ``bench.step``, if there are any.
 """
 
 from __future__ import annotations
