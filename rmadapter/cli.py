@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -114,40 +115,55 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run or a
-    sweep with failed runs.
+    sweep with failed runs, 130 after Ctrl-C, 141 where nobody reads the output any more.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
     command, *options = argv
+    return guarded(lambda words: _find(command)(words), options, HINTS.get(command, ""))
+
+
+# What a stopped command needs to go on.
+HINTS = {
+    "train": "; --resume goes on",
+    "sweep": "; the same command goes on",
+    "search": "; the same command goes on",
+}
+
+
+def _find(command: str) -> Callable[[list[str]], Any]:
+    """The function of ``command``; InputError with the nearest name where there is none."""
+    if command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
+    return COMMANDS[command]
+
+
+def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str = "") -> int:
+    """The exit status of ``function(options)``, whose errors and warnings are told to a user; see ``main``."""
     with warnings.catch_warnings():
         # A sentence for the user, without the line of code it comes from.
         warnings.showwarning = lambda message, *_: print(f"rmadapter: warning: {message}", file=sys.stderr)
-        return _run(command, options)
+        try:
+            status = function(options) or 0
+            sys.stdout.flush()
+            return status
+        except InputError as error:
+            print(f"rmadapter: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"rmadapter: stopped{hint}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # The reader, such as head, has what it wants. Nothing may be left for Python to flush at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except RuntimeError as error:
+            from rmadapter.distributed import PeerLostError
+            from rmadapter.loop import DivergedError
 
-
-def _run(command: str, options: list[str]) -> int:
-    try:
-        if command not in COMMANDS:
-            raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
-        return COMMANDS[command](options) or 0
-    except InputError as error:
-        print(f"rmadapter: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        hint = {
-            "train": "; --resume goes on",
-            "sweep": "; the same command goes on",
-            "search": "; the same command goes on",
-        }.get(command, "")
-        print(f"rmadapter: stopped{hint}", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        from rmadapter.distributed import PeerLostError
-        from rmadapter.loop import DivergedError
-
-        if not isinstance(error, (DivergedError, PeerLostError)):
-            raise
-        print(f"rmadapter: {error}", file=sys.stderr)
-        return 1
+            if not isinstance(error, (DivergedError, PeerLostError)):
+                raise
+            print(f"rmadapter: {error}", file=sys.stderr)
+            return 1

@@ -60,7 +60,6 @@ def run_sweep(argv: list[str]) -> int:
     if config.jobs > 1:
         _run_jobs(argv, config.jobs)
     else:
-        _note_environment(sweep)
         work(sweep)
     return _finish(sweep)
 
@@ -175,6 +174,7 @@ def claim(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
 
 def work(sweep: Sweep) -> None:
     """Make every run that is not done and not another worker's; a run that fails is kept as failed.json."""
+    _note_environment(sweep)
     runs = sweep.runs()
     for number, run in enumerate(runs, start=1):
         if not is_done(sweep, run):
@@ -265,10 +265,10 @@ def _evaluate_on(target: str, config: Any, adapter: Path) -> dict[str, Any]:
 
 
 def _run_jobs(argv: list[str], jobs: int) -> None:
-    """``jobs`` processes with this command, each with its share of the GPUs and of the threads."""
+    """``jobs`` workers of the sweep that was entered, each with its share of the GPUs and of the threads."""
     import torch
 
-    command = [sys.executable, "-m", "rmadapter", "sweep", *argv, "--jobs", "1"]
+    command = [sys.executable, "-m", "rmadapter.sweep", *argv]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -337,3 +337,9 @@ def state(sweep: Sweep) -> State:
         else:
             found.open.append(run)
     return found
+
+
+if __name__ == "__main__":  # one of the workers of --jobs
+    from rmadapter.cli import guarded
+
+    sys.exit(guarded(lambda argv: work(parse_sweep(argv)[1]), sys.argv[1:]))

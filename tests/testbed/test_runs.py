@@ -72,9 +72,13 @@ def test_the_search_sees_base_classes_of_groups_that_demo_and_claim_do_not_show(
 
 
 def test_the_search_covers_its_grids_within_method_md():
-    training = search.plan_training()
+    training = [
+        *search.plan_training("single", search.METHODS["single"]),
+        *(mma := search.plan_training("mma", search.MMA)),
+    ]
     assert len({run.folder for run in training}) == len(training)
     assert all(run.changes["reconstruct"] is False for run in training)
+    assert all(run.changes["shared_layer"] and run.changes["activation"] == "relu" for run in mma)
     losses = search.plan_losses({"epochs": 3, "lr": 0.1, "scale": 0.2, "hm": 1})
     assert len({run.folder for run in losses}) == len(losses)
     assert len(losses) == len(search.RECONSTRUCTION) * len(search.CONSISTENCY) * len(search.DATA) * len(search.SEEDS)
