@@ -38,7 +38,9 @@ def get_method(name: str) -> Method:
 
 def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> TrainConfig:
     """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last."""
-    config = parse_train([*argv, *get_method(name).options], prog=prog, taken_before={"method": _help()})
+    method = get_method(name)
+    words = [*argv, *method.options]
+    config = parse_train(words, prog=prog, taken_before={"method": _help()}, testbed=method.testbed)
     # A method whose options do not tell its name is called by it all the same.
     return config if config.method == name else dataclasses.replace(config, name=name)
 

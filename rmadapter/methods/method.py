@@ -24,6 +24,7 @@ class Method:
         name: in commands, tables and results.json.
         summary: what it is, for people.
         options: of ``rmadapter train``; they win over the user's, since they are what the method is.
+        testbed: options that are its defaults on the bundled data sets, where it needs others than RMAdapter.
         train: configuration -> what results.json holds; writes the run folder, goes on where it stopped.
         seeded: whether a seed changes anything; otherwise it is run once a data set.
         open_vocabulary: whether it classifies classes that it was not trained on.
@@ -34,6 +35,7 @@ class Method:
     name: str
     summary: str
     options: tuple[str, ...] = ()
+    testbed: tuple[str, ...] = ()
     train: Callable[[TrainConfig], dict[str, Any]] = train_adapter
     seeded: bool = True
     open_vocabulary: bool = True

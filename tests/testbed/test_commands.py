@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from rmadapter.cli import main
+from rmadapter.methods import configure
 from rmadapter.testbed import TRAIN_CONFIG
 from rmadapter.train_arguments import parse_train
 
@@ -32,6 +33,15 @@ def test_the_test_bed_has_its_own_defaults_and_options_go_before_them(tmp_path):
     mine = parse("--config", str(file))
     assert (mine.epochs, mine.adapter.scale, mine.lr) == (77, 0.9, defaults["lr"])
     assert parse("--data", str(tmp_path)).lr == 0.0015
+
+
+def test_a_method_s_own_defaults_lie_between_the_test_bed_s_and_the_options():
+    words = ["--data", "emoji_food"]
+    assert configure("mma", words).lr == 0.05
+    assert configure("mma", [*words, "--lr", "0.3"]).lr == 0.3
+    assert configure("mma", words).adapter.scale == configure("single", words).adapter.scale
+    assert configure("single", words).lr == parse(*words).lr
+    assert configure("mma", ["--data", "elsewhere"]).lr == parse("--data", "elsewhere").lr
 
 
 def test_a_printed_configuration_is_the_one_that_runs(capsys, tmp_path):

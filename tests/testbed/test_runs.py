@@ -79,6 +79,8 @@ def test_the_search_covers_its_grids_within_method_md():
     assert len({run.folder for run in training}) == len(training)
     assert all(run.changes["reconstruct"] is False for run in training)
     assert all(run.changes["shared_layer"] and run.changes["activation"] == "relu" for run in mma)
+    rows = [{"lr": rate, "scale": scale} for scale in (0.1, 0.3) for rate in search.LEARNING_RATES]
+    assert search.slower(rows) == [{"lr": rate, "scale": 0.1} for rate in search.SLOWER]
     losses = search.plan_losses({"epochs": 3, "lr": 0.1, "scale": 0.2, "hm": 1})
     assert len({run.folder for run in losses}) == len(losses)
     assert len(losses) == len(search.RECONSTRUCTION) * len(search.CONSISTENCY) * len(search.DATA) * len(search.SEEDS)
