@@ -10,6 +10,6 @@ MMA = Method(
     "mma",
     "one branch with a layer shared by both towers",
     (*NO_RECONSTRUCTION, *NO_CONSISTENCY, "--adapter.shared_layer", "--adapter.activation=relu"),
-    # Its best there (docs/testbed.md, the search); at 0.15, where RMAdapter is, one run of six falls to 14 % base accuracy.
+    # Its best there (the search in docs/testbed.md); at RMAdapter's 0.15 one run of six falls to 14 % base accuracy.
     testbed=("--lr=0.05",),
 )
