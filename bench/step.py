@@ -40,6 +40,8 @@ from rmadapter.runtime import DTYPES, choose_backend, resolve_device, resolve_pr
 DISTURBED = 0.03
 # The first call of a contender warms it up and is no sample, unless it takes this many seconds.
 NEEDS_NO_WARMING = 20
+# A sample is the mean over so many seconds of steps: one alone, on a GPU, is the launch of its kernels.
+SAMPLE = 0.5
 # One sample of a step of this many seconds is enough until everything else is measured.
 LONG = 20
 # A process takes so much of what the plan counts for the backward pass: the plain step of ViT-B-32 in fp32 grew by 25
@@ -229,16 +231,22 @@ def busy_seconds() -> float:
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
-def timed(device: torch.device, call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of one call, and the share of the machine's processors that others used meanwhile."""
+def timed(device: torch.device, call: Callable[[], object], least: float = 0.0) -> tuple[float, float]:
+    """Seconds of a call, and the share of the machine's processors that others used meanwhile.
+
+    Calls follow one another as in training until ``least`` seconds are over, and the mean counts.
+    """
     others = busy_seconds() - time.process_time()
     began = time.perf_counter()
-    call()
+    calls = 0
+    while calls == 0 or time.perf_counter() - began < least:
+        call()
+        calls += 1
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
     others = busy_seconds() - time.process_time() - others
-    return seconds, others / seconds / (os.cpu_count() or 1)
+    return seconds / calls, others / seconds / (os.cpu_count() or 1)
 
 
 def _model(options: Options, device: torch.device, precision: str) -> tuple[Backbone, AdaptedCLIP, str]:
@@ -269,7 +277,7 @@ def _sample(contenders: Contenders, name: str, case: dict) -> None:
             return
         seconds, others = found[0]
     else:
-        seconds, others = timed(contenders.device, call)
+        seconds, others = timed(contenders.device, call, SAMPLE)
     disturbed = others > DISTURBED
     if disturbed:
         case["disturbed"].append([seconds, others])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class _Loading(Dataset):
         return Batch(labels, images, views, len(keys), stop - start, view, numbers)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainBatches:
     """Batches of a run; ``size`` is that of the whole batch, over all processes."""
 
@@ -97,18 +98,23 @@ class TrainBatches:
         batches = EpochBatches(len(self.images), self.size, self.seed, epoch, start=step)
         return [index for _, index in next(iter(batches))]
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from step ``start`` on, on the device."""
+    @cached_property
+    def _loader(self) -> DataLoader:
         # A generator of its own: the loader draws its workers' seeds from it, not from torch's global one.
-        loader = DataLoader(
+        return DataLoader(
             _Loading(self.images, self.cache, self.ranks),
-            batch_sampler=EpochBatches(len(self.images), self.size, self.seed, epoch, start=start),
+            batch_sampler=EpochBatches(len(self.images), self.size, self.seed, 0),
             num_workers=self.workers,
+            persistent_workers=self.workers > 0,  # an epoch may be ten steps
             pin_memory=self.device.type == "cuda",
             collate_fn=_as_it_is,
             generator=torch.Generator(),
         )
-        for batch in loader:
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step ``start`` on, on the device; one epoch at a time."""
+        self._loader.batch_sampler.epoch, self._loader.batch_sampler.start = epoch, start
+        for batch in self._loader:
             yield batch.to(self.device)
 
 

@@ -160,9 +160,18 @@ def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str 
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except RuntimeError as error:
+            from torch import OutOfMemoryError
+
             from rmadapter.distributed import PeerLostError
             from rmadapter.loop import DivergedError
 
+            if isinstance(error, OutOfMemoryError):
+                print(
+                    f"rmadapter: the GPU's memory is full: {error}; valid: a smaller --batch-size, for the test of a "
+                    "training run --eval-batch-size, or a 16-bit --precision",
+                    file=sys.stderr,
+                )
+                return 2
             if not isinstance(error, (DivergedError, PeerLostError)):
                 raise
             print(f"rmadapter: {error}", file=sys.stderr)

@@ -32,10 +32,11 @@ class CudaRecorder:
 
     def run(self, call: Callable[[], None]) -> None:
         """Run ``call`` unrecorded, on the side stream."""
-        self.stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             call()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        current.wait_stream(self.stream)
 
     def record(self, call: Callable[[], None]) -> Callable[[], None]:
         """What replays ``call``, which is recorded now and not run."""

@@ -10,12 +10,15 @@ number of all: the mean of the processes' means is another number where the part
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rmadapter.errors import InputError
+from rmadapter.runtime import resolve_device
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -26,10 +29,11 @@ class PeerLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of a run."""
+    """This process among all of a run; ``device`` is where it computes, and exchanges with the others."""
 
     rank: int = 0
     world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def main(self) -> bool:
@@ -42,11 +46,15 @@ class Ranks:
         start = self.rank * small + min(self.rank, more)
         return start, start + small + (self.rank < more)
 
+    def most(self, count: int) -> int:
+        """How many of ``count`` things the largest part has."""
+        return -(-count // self.world)
+
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over all processes; not differentiable."""
+        """The mean of a tensor over all processes, on ``device``; not differentiable."""
         if self.world == 1:
             return tensor
-        tensor = tensor.detach().clone()
+        tensor = tensor.detach().to(self.device, copy=True)
         dist.all_reduce(tensor)
         return tensor / self.world
 
@@ -82,22 +90,36 @@ class _GatherRows(torch.autograd.Function):
         return gradient[start:stop], None, None
 
 
-def start(device: str) -> tuple[Ranks, str]:
-    """This process's place under torchrun, and its device; without torchrun the only one, on ``device``."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
+def start(name: str) -> Ranks:
+    """This process's place under torchrun, each on a GPU of its own; without torchrun the only one, on device ``name``.
+
+    Raises:
+        InputError: the device is not there, or there are more processes on this machine than GPUs.
+    """
+    # Launchers of other kinds set some of these without there being a group to join.
+    if not all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")):
+        return Ranks(device=resolve_device(name))
+    world = int(os.environ["WORLD_SIZE"])
     if world == 1:
-        return Ranks(), device
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if cuda:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
+        return Ranks(device=resolve_device(name))
+    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if 0 < gpus <= local:
+            raise InputError(
+                f"device is {name!r} and this is process {local + 1} on this machine, which has {gpus} GPUs; valid: "
+                f"--nproc-per-node {gpus} at most, or --device cpu"
+            )
+        device = resolve_device(f"cuda:{local}")
+    else:
+        device = resolve_device(name)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    return Ranks(dist.get_rank(), dist.get_world_size()), device
+        on_gpu = {"device_id": device} if device.type == "cuda" else {}
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, **on_gpu)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
 def stop(ranks: Ranks) -> None:
-    """Leave the group, if there is one."""
+    """Leave the group, if there is one; every process calls this, or those that are left in it wait for each other."""
     if ranks.world > 1 and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -44,10 +44,6 @@ class Entry(NamedTuple):
     adapter_input: Tensor
     output: Tensor
 
-    def rows(self, start: int, stop: int) -> Entry:
-        """Some rows of both."""
-        return Entry(self.adapter_input[start:stop], self.output[start:stop])
-
 
 class Encoder:
     """One tower of an adapted model, run block by block.
@@ -88,6 +84,10 @@ class Encoder:
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    def compile_blocks(self, **options) -> None:
+        """Run each adapted block above the first through ``torch.compile``, for recomputation around each of them."""
+        self._adapted_block = torch.compile(self._adapted_block, **options)
 
     def enter(self, x: Tensor, token: Token) -> Entry:
         """The tower's frozen beginning on embedded tokens [n, tokens, D]; call it under ``torch.no_grad()``.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -129,10 +130,11 @@ def accuracy(
     loading: Loading,
     *,
     name: str = "",
+    text: Tensor | None = None,
 ) -> Accuracy:
-    """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; prompts are encoded once.
+    """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; the model is left in eval mode.
 
-    The model is left in eval mode.
+    ``text`` are its ``text_features()`` where they are at hand.
 
     Raises:
         InputError: no items, an unreadable image (without ``loading.skip_bad``).
@@ -151,7 +153,7 @@ def accuracy(
     model.eval()
     seen, correct = 0, 0
     quiet = not sys.stderr.isatty()
-    text = model.text_features()
+    text = model.text_features() if text is None else text
     for batch, labels, unreadable in tqdm(
         loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False
     ):
@@ -186,14 +188,16 @@ def evaluate_parts(
     for part in parts:
         model.set_classes(base_new_names(data.class_names, part), model.template)
         chosen = base_new_split(items, part, classes)
-        result = accuracy(model, data.read, chosen, loading, name=part)
+        with torch.no_grad():
+            text = model.eval().text_features()
+        result = accuracy(model, data.read, chosen, loading, name=part, text=text)
         found["accuracy"][part] = result.top1
         found["images"][part] = result.images
         found["skipped"] += result.skipped
         if data.retention is not None:
             unseen = data.retention
             kept = base_new_split(getattr(unseen, split), part)
-            result = accuracy(model, unseen.read, kept, loading, name=f"{part}, {unseen.style}")
+            result = accuracy(model, unseen.read, kept, loading, name=f"{part}, {unseen.style}", text=text)
             found["accuracy"][f"retained_{part}"] = result.top1
             found["retention_style"] = unseen.style
     if {"base", "new"} <= set(parts):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from rmadapter.arriving import Arriving
 from rmadapter.backbone import Backbone, base_hash
 from rmadapter.batches import Batch, TrainBatches, Waited
 from rmadapter.config import TrainConfig
@@ -24,7 +25,6 @@ from rmadapter.means import Means
 from rmadapter.model import Output, RMAdapterCLIP
 from rmadapter.plan import Plan
 from rmadapter.run_folder import MetricsLog, RunFolder, State
-from rmadapter.runtime import Arriving
 from rmadapter.step import TrainStep, Views
 
 REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda decides"
@@ -109,6 +109,7 @@ class TrainRun:
             "scaler": self.scaler.state_dict(),
             "threads": torch.get_num_threads(),
             "base_hash": self.base_hash,
+            "precision": self.precision,
             "items": [list(item) for item in self.items],
         }
         return State(tensors, values)
@@ -120,6 +121,16 @@ class TrainRun:
             raise InputError("the base model's weights are not those that this run began with")
         if values["items"] != [list(item) for item in self.items]:
             raise InputError("the few-shot sample is not the one that this run began with; has the data changed?")
+        if values["precision"] != self.precision:
+            raise InputError(
+                f"precision is {self.precision!r} here, but this run began with {values['precision']!r}; valid: "
+                "--resume on a device of that kind, or another --out"
+            )
+        if values["text_bytes"] != self.text_bytes:
+            print(
+                f"this run began with {values['text_bytes'] / 1e9:.2f} GB for the prompts' activations and goes on "
+                f"with {self.text_bytes / 1e9:.2f} GB: it may not be bit-equal to an uninterrupted one"
+            )
         if values["threads"] != torch.get_num_threads():
             print(
                 f"this run began with {values['threads']} threads and goes on with {torch.get_num_threads()}: "
@@ -180,11 +191,12 @@ class TrainRun:
             while self.epoch < self.config.epochs:
                 self._epoch(log, folder, bar)
         except torch.OutOfMemoryError as error:
-            plan = Plan.of(self.step_module, self.config.batch_size)
+            plan = Plan.of(self.step_module, self.ranks.most(self.config.batch_size))
+            prompts = "a smaller --text-memory, " if isinstance(self.step_module, TrainStep) else ""
             raise InputError(
                 f"memory of {self.device} is full: {error}. A step keeps about {plan.cost.bytes / 1e9:.1f} GB of "
-                "activations beside the model; less with a smaller --text-memory or --batch-size, "
-                "or with --grad-checkpointing"
+                f"activations beside the model; less with {prompts}--grad-checkpointing or a smaller --batch-size "
+                "(all but the last also with --resume)"
             ) from error
         finally:
             bar.close()

@@ -60,8 +60,7 @@ class Means:
         sums = {name: float(value) for name, value in self.sums.items()}
         correct, images = int(self.correct), self.images
         if ranks.world > 1:
-            device = next((v.device for v in self.sums.values() if isinstance(v, Tensor)), torch.device("cpu"))
-            values = torch.tensor([*sums.values(), correct, images], dtype=torch.float64, device=device)
+            values = torch.tensor([*sums.values(), correct, images], dtype=torch.float64)
             *means, correct, images = ranks.mean(values).tolist()
             sums = dict(zip(sums, means, strict=True))
             correct, images = round(correct * ranks.world), round(images * ranks.world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,10 +37,14 @@ def wanted_shortcuts(config: TrainConfig) -> StepConfig:
 
 
 def text_budget(config: TrainConfig, device: torch.device) -> int:
-    """Bytes for the activations of all prompts: --text-memory, or a quarter of what is free on the device."""
+    """Bytes for the activations of all prompts: --text-memory, or a quarter of what is free on the device.
+
+    Processes that share the memory of one machine share the quarter too.
+    """
     if config.text_memory is not None:
         return parse_bytes("text_memory", config.text_memory)
-    return int(FREE_SHARE * free_bytes(device))
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    return int(FREE_SHARE * free_bytes(device) / sharing)
 
 
 def make_step(

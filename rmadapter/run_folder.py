@@ -24,7 +24,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_text
 
-# What may differ between a run and its resumption: where things are, and what changes no weight.
+# What may differ between a run and its resumption: where things are, and what changes no weight beyond its last bits.
 FREE_ON_RESUME = {
     "out",
     "resume",
@@ -33,6 +33,9 @@ FREE_ON_RESUME = {
     "workers",
     "eval_batch_size",
     "checkpoint_every",
+    "device",
+    "text_memory",
+    "grad_checkpointing",
     "cache_dir",
     "image_cache",
     "explain",

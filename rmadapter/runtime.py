@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rmadapter.errors import InputError, check_choice, nearest
 from rmadapter.injection import AdaptedCLIP
@@ -23,9 +23,12 @@ EAGER = "eager"
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for "auto", "cpu", "cuda" or "cuda:N"; InputError where it is not there."""
+    """The device for "auto", "cpu", "cuda" or "cuda:N", a GPU with its number; InputError where it is not there.
+
+    A GPU is made the current one: events, streams and pinned memory mean that one where none is named.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -35,6 +38,9 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(
             f"device is {name!r}, but {torch.cuda.device_count()} CUDA devices are there; valid: auto, cpu"
         )
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        torch.cuda.set_device(device)
     return device
 
 
@@ -64,30 +70,14 @@ def residual_dtype(residual: str, precision: str) -> torch.dtype:
 def compiler_obstacle(device: torch.device) -> str | None:
     """Why torch.compile cannot make code for ``device`` here, or None where it can."""
     if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "Triton is not installed"
-    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
-    return None if any(map(shutil.which, compilers)) else f"there is no C++ compiler ({', '.join(compilers)})"
-
-
-class Arriving:
-    """The values that a tensor has now, on their way to the host: the GPU is not held up, ``wait`` alone waits."""
-
-    def __init__(self, tensor: Tensor):
-        tensor = tensor.detach()
-        self._event = None
-        if tensor.is_cuda:
-            self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._values.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
-            self._values = tensor.clone()
-
-    def wait(self) -> Tensor:
-        """The values, on the CPU."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._values
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        language, variable, compilers = "C", "CC", ["gcc", "clang"]  # Triton builds its launchers with it
+    else:
+        language, variable, compilers = "C++", "CXX", ["g++", "clang++", "c++"]
+    if os.environ.get(variable):
+        compilers = shlex.split(os.environ[variable])[:1]  # "ccache g++" is a command with words of its own
+    return None if any(map(shutil.which, compilers)) else f"there is no {language} compiler ({', '.join(compilers)})"
 
 
 def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tuple[str, str]:

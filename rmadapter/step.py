@@ -114,10 +114,22 @@ class TrainStep(nn.Module):
     def compile_parts(self, **options) -> None:
         """Run the adapted part of both towers through ``torch.compile``, in one graph each; before the first step.
 
-        Recomputation stands around a compiled chunk and not inside it. ``options`` are those of ``torch.compile``.
+        Recomputation stands around what is compiled and not inside it: around a chunk of prompts, and around each block
+        of the image tower, which then are graphs of their own. ``options`` are those of ``torch.compile``.
         """
+        import torch._dynamo.config as dynamo
+        import torch._functorch.config as functorch  # both take a second to import
+
         options = {"fullgraph": True, "dynamic": False, **options}
-        self._image_part = torch.compile(self._image_part, **options)
+        # Gradient norms go through the graph once more before the backward pass does.
+        functorch.donated_buffer = False
+        # A graph for each shape of chunk, or each block, and each of them again for a short last batch.
+        graphs = 2 * max(len({(c.stop - c.start, c.length) for c in self.chunks}), self.image.depth)
+        dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
+        if self.image.recompute:
+            self.image.compile_blocks(**options)
+        else:
+            self._image_part = torch.compile(self._image_part, **options)
         self._text_part = torch.compile(self._text_part, **options)
 
     def reconstructs(self, tower: str) -> bool:

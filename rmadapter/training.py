@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from typing import Any
@@ -43,7 +42,6 @@ from rmadapter.runtime import (
     choose_backend,
     environment,
     residual_dtype,
-    resolve_device,
     resolve_precision,
 )
 
@@ -61,11 +59,11 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
 
     Under torchrun every process runs this; the main one alone writes, prints and evaluates, and has results to return.
     """
-    ranks, device = distributed.start(config.device)
+    ranks = distributed.start(config.device)
     output = contextlib.nullcontext() if ranks.main else contextlib.redirect_stdout(None)
     try:
         with output:
-            return _train(dataclasses.replace(config, device=device), ranks, data)
+            results = _train(config, ranks, data)
     except RuntimeError as error:
         if ranks.world > 1 and distributed.is_lost_peer(error):
             raise PeerLostError(
@@ -73,17 +71,19 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
                 "message says why. --resume goes on from the last saved state, with any number of processes"
             ) from error
         raise
-    finally:
-        distributed.stop(ranks)
+    # Not after an error: leaving takes all processes, and the others are still at work. They see this one end.
+    distributed.stop(ranks)
+    return results
 
 
 def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[str, Any]:
     folder = RunFolder(config.run_folder)
-    folder.check(config)
-    if config.resume and (done := folder.results()) is not None:
+    if not config.explain:
+        folder.check(config)
+    if config.resume and not config.explain and (done := folder.results()) is not None:
         print(f"the run in {folder.path} is finished; its results: {folder.results_file}\n{describe(done)}")
         return done
-    device = resolve_device(config.device)
+    device = ranks.device
     precision = resolve_precision(config.precision, device)
     data = data or load_data(config.data, config.data_root, config.style)
     for note in data.notes:
@@ -92,14 +92,16 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
     sample, items, names = _few_shot(config, data, read)
     backbone = load_backbone(config.model, config.pretrained, device)
     model, backend = _make_model(config, backbone, names, precision)
-    state = folder.load_state() if config.resume else None
-    # The chunks of classes depend on it, and the last bits on the chunks: a resumed run takes what it began with.
-    text_bytes = state.values["text_bytes"] if state is not None else text_budget(config, device)
+    state = folder.load_state() if config.resume and not config.explain else None
+    text_bytes = text_budget(config, device)
+    if state is not None and config.text_memory is None:
+        # The chunks of classes depend on it, and the last bits on the chunks: what the run began with.
+        text_bytes = state.values["text_bytes"]
     step, sentence = make_step(model, config, precision, text_bytes, ranks)
     print(sentence)
     if config.explain:
         if blocks_obstacle(model.clip) is None:
-            print(Plan.of(step, config.batch_size, config.views))
+            print(Plan.of(step, ranks.most(config.batch_size), config.views))
         return {}
     run = TrainRun(config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks)
     if state is not None:
@@ -114,6 +116,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         write_json(folder.environment_file, {**environment(device), "backend": backend, "precision": precision})
         sample.save(folder.sample_file)
     run.fit(folder)
+    distributed.stop(ranks)  # the others need not wait while the main one evaluates
     if not ranks.main:
         return {}
     training = {

@@ -72,9 +72,9 @@ class Record:
         return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.parts)
 
     def pack(self, views: Views, row: int) -> np.ndarray:
-        """One row of ``views`` as bytes."""
+        """One row of ``views``, which are on the CPU, as bytes."""
         tensors = [*views.entry, views.target] if self.target else views.entry
-        pieces = [t[row].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in tensors]
+        pieces = [t[row].detach().contiguous().view(-1).view(torch.uint8).numpy() for t in tensors]
         return np.concatenate(pieces)
 
     def unpack(self, rows: np.ndarray) -> Views:
@@ -96,14 +96,15 @@ class ViewCache:
         key: everything that a record depends on, as plain values.
         record: their layout.
         images, views: how many there are.
-        limit: bytes that CACHE may hold. Caches of other keys that no run has open are deleted, the longest unused
-            first, until there is room; then there are fewer views.
+        limit: bytes that CACHE may hold. As many views are kept as that has room for. Caches of other keys that no run
+            has open are deleted for them, the longest unused first.
 
     Attributes:
         views: how many are kept; 0 where not one fits.
 
     Raises:
-        InputError: the folder cannot be written, or the disk is full.
+        InputError: the folder cannot be written, the disk is full, or what other runs have open leaves no room: fewer
+            views would be another training, and which would hang on what else is running.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], record: Record, images: int, views: int, limit: int):
@@ -115,19 +116,27 @@ class ViewCache:
         self.views = min(views, limit // view_bytes)
         if self.views == 0:
             return
+        needed = self.views * view_bytes
+        made: list[Path] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-            os.utime(self.folder)
-            _make_room(folder, self.folder, limit - self.views * view_bytes)
-            if not (self.folder / "key.json").exists():
-                write_json(self.folder / "key.json", json.loads(text))
-            for view in range(self.views):
-                _reserve(self._path(view, "records"), images * record.bytes)
-                _reserve(self._path(view, "index"), images * 8)
+            with (folder / "lock").open("a") as gate:  # one run at a time counts and takes
+                fcntl.flock(gate, fcntl.LOCK_EX)
+                os.utime(self.folder)
+                _make_room(folder, self.folder, limit, needed)
+                if not (self.folder / "key.json").exists():
+                    write_json(self.folder / "key.json", json.loads(text))
+                for view in range(self.views):
+                    for kind, size in (("records", record.bytes), ("index", 8)):
+                        path = self._path(view, kind)
+                        if not path.exists() or path.stat().st_size != images * size:  # another size: left by a kill
+                            made.append(path)
+                            _reserve(path, images * size)
         except OSError as error:
-            needed = self.views * view_bytes
+            for path in made:
+                path.unlink(missing_ok=True)
             raise InputError(
                 f"cache_dir {folder} cannot hold {needed / 1e9:.2f} GB of views: {error.strerror or error}; valid: a "
                 "folder on a disk with room (--cache-dir), fewer --views, or a smaller --cache-limit"
@@ -163,6 +172,8 @@ class ViewCache:
     def write(self, view: int, images: Sequence[int], views: Views) -> None:
         """Keep the rows of ``views`` as the records of ``images``."""
         records, index = self._open(view)
+        target = None if views.target is None else views.target.cpu()
+        views = Views(Entry(*(tensor.cpu() for tensor in views.entry)), target)  # in one piece, not row by row
         for row, image in enumerate(images):
             packed = self.record.pack(views, row)
             index[image] = 0
@@ -171,9 +182,7 @@ class ViewCache:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """A file of zeros with its place on the disk; one of another size, left by a kill, is made anew."""
-    if path.exists() and path.stat().st_size == size:
-        return
+    """A file of zeros with its place on the disk."""
     with path.open("wb") as file:
         # A mapped file without its place would end the process with SIGBUS where the disk is full.
         if hasattr(os, "posix_fallocate"):
@@ -183,28 +192,40 @@ def _reserve(path: Path, size: int) -> None:
                 file.write(bytes(min(2**20, size - start)))
 
 
-def _make_room(cache: Path, own: Path, room: int) -> None:
-    """Delete caches beside ``own`` that nobody has open, the longest unused first, until the rest fits in ``room``."""
+def _make_room(cache: Path, own: Path, limit: int, needed: int) -> None:
+    """Delete caches beside ``own`` that nobody has open, the longest unused first, until ``needed`` bytes fit too."""
     others = sorted(
         (path for path in cache.iterdir() if path != own and path.is_dir()), key=lambda p: p.stat().st_mtime
     )
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
     for path in others:
-        if sum(sizes.values()) <= room:
+        if sum(sizes.values()) + needed <= limit:
             return
         with (path / "lock").open("a") as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path)
             del sizes[path]
+    if sum(sizes.values()) + needed > limit:
+        raise InputError(
+            f"cache_limit is {limit / 1e9:.2f} GB, but other runs have {sum(sizes.values()) / 1e9:.2f} GB of views "
+            f"open in {cache} and this one needs {needed / 1e9:.2f} GB; valid: a larger --cache-limit, another "
+            "--cache-dir, fewer --views, or after those have ended"
+        )
 
 
 def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iterable[bytes], seed: int) -> dict:
-    """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte."""
+    """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte.
+
+    The same weights are another model with another activation or another number of heads.
+    """
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
+    visual = step.model.clip.visual
+    heads = [module.num_heads for module in visual.modules() if hasattr(module, "num_heads")]
     return {
         "base": base_hash,
+        "tower": hashlib.sha256(f"{visual} {heads}".encode()).hexdigest(),
         "dtype": str(step.image.dtype),
         "stream": str(step.image.stream),
         "first": step.image.first,

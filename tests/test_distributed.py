@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from conftest import small_clip
 from safetensors.torch import load_file
 
-from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, distributed
 from rmadapter.distributed import Ranks
 from rmadapter.means import Means
 from rmadapter.step import TrainStep
@@ -94,6 +94,42 @@ def test_parts_are_all_there_is():
             assert parts[0][0] == 0
             assert parts[-1][1] == count
             assert all(one[1] == other[0] for one, other in pairwise(parts))
+
+
+def test_exchanges_are_on_the_own_device(monkeypatch):
+    """NCCL takes tensors on its GPU alone ("meta" stands for that), also the means of no step, which are numbers."""
+    ranks = Ranks(0, 2, torch.device("meta"))
+    seen = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: seen.append(tensor.device))
+    for tensor in (torch.ones(2), torch.ones(2, device="meta")):
+        assert ranks.mean(tensor).device == ranks.device
+    with pytest.raises(NotImplementedError, match="meta"):  # what is exchanged there has no values to come back with
+        Means().plain(ranks)
+    assert seen == [ranks.device] * 3
+
+
+UNDER_TORCHRUN = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "message"),
+    [
+        (2, "cuda", r"process 4 on this machine, which has 2 GPUs; valid: --nproc-per-node 2 at most"),
+        (0, "cuda", r"device is 'cuda:3', but 0 CUDA devices are there"),
+        (0, "gpu", r"device is 'gpu'; valid: auto, cpu, cuda"),
+    ],
+)
+def test_a_process_without_a_device(monkeypatch, gpus, device, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in UNDER_TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        distributed.start(device)
+
+
+def test_a_launcher_that_sets_the_world_s_size_alone_is_no_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert distributed.start("cpu") == Ranks()
 
 
 def test_more_processes_than_classes():

@@ -140,3 +140,32 @@ def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeyp
         train(config(**views("b")))
     train(config(**views("b"), resume=True))
     assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+
+
+@pytest.fixture
+def stopped(config, monkeypatch):
+    """A run that was ended after its last step, in the folder of ``config``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_adapter", stop)
+        with pytest.raises(Killed):
+            train(config())
+
+
+def test_it_may_go_on_elsewhere_with_less_memory_and_what_may_change_its_bits_is_said(stopped, config, capsys):
+    train(config(resume=True, device="cpu", text_memory="100MB", grad_checkpointing=True))
+    out = capsys.readouterr().out
+    assert "resuming at epoch" in out
+    assert "goes on with 0.10 GB: it may not be bit-equal" in out
+
+
+def test_a_precision_that_auto_resolves_to_differently_is_refused(stopped, config, monkeypatch):
+    monkeypatch.setattr(trainings, "resolve_precision", lambda *_: "bf16")
+    with pytest.raises(InputError, match="precision is 'bf16' here, but this run began with 'fp32'"):
+        train(config(resume=True))
+
+
+def test_the_plan_of_a_run_that_is_there_is_explained_without_touching_it(stopped, config, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train(config(explain=True)) == {}
+    assert "expected" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -7,8 +7,8 @@ import torch
 from conftest import small_clip
 
 from rmadapter import InputError, RMAdapterConfig, inject
+from rmadapter.arriving import Arriving
 from rmadapter.runtime import (
-    Arriving,
     choose_backend,
     environment,
     residual_dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import fields
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
 from rmadapter.backbone import store_backbone
 from rmadapter.encoders import Encoders, blocks_obstacle, last_block_obstacle
+from rmadapter.losses import gradient_norms
 from rmadapter.plan import Plan
 from rmadapter.step import TrainStep
 from rmadapter.step_config import StepConfig
@@ -312,6 +314,59 @@ def test_compiled_it_is_one_graph_a_tower_and_stays_so(tokenizer, recompute):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     assert not torch._dynamo.utils.counters["graph_break"]
     assert_same(found, plain(tokenizer), 1e-4)
+
+
+def test_compiled_with_gradient_checkpointing_recomputation_is_around_each_block(tokenizer, monkeypatch):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make(tokenizer)
+    step = TrainStep(model, recompute=True)
+    step.compile_parts(backend="aot_eager")
+    around = []
+    for module in ("step", "encoders"):
+        real = sys.modules[f"rmadapter.{module}"].checkpoint
+
+        def outside(*arguments, real=real, **settings):
+            assert not torch.compiler.is_compiling()
+            around.append(arguments[0])
+            return real(*arguments, **settings)
+
+        monkeypatch.setattr(f"rmadapter.{module}.checkpoint", outside)
+    run(step, model)
+    found = run(step, model)
+    blocks = step.image.depth - 1 - step.image.first
+    assert len(around) == 2 * (blocks + len(step.chunks))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == blocks + len({(chunk.stop - chunk.start, chunk.length) for chunk in step.chunks})
+    assert_same(found, plain(tokenizer), 1e-4)
+
+
+def test_compiled_gradient_norms_at_any_step(tokenizer):
+    """A backward pass that was compiled for a step without them must leave the graph to a step with them."""
+    torch._dynamo.reset()
+    model = make(tokenizer)
+    step = TrainStep(model)
+    step.compile_parts(backend="aot_eager")
+    run(step, model)
+    w_down = [p for name, p in model.adapted.adapter_tensors().items() if name.endswith("w_down")]
+    _, losses = step(*batch())
+    norms = gradient_norms(losses, model.loss, w_down)
+    losses["total"].backward()
+    _, losses = model(*batch())
+    for name, value in gradient_norms(losses, model.loss, w_down).items():
+        torch.testing.assert_close(norms[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr("rmadapter.step.CHUNK_TOKENS", {"cpu": 0})
+    monkeypatch.setattr(sys.modules[__name__], "NAMES", [" ".join("abcdefghijkl"[:count]) for count in range(1, 13)])
+    model = make(tokenizer)
+    step = TrainStep(model)
+    assert len(step.chunks) == 12
+    step.compile_parts(backend="aot_eager")
+    run(step, model)
 
 
 @pytest.mark.slow

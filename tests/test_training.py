@@ -149,7 +149,7 @@ def test_views_need_the_prefix(config):
 def test_compile_needs_a_compiler_and_the_fast_step(config, monkeypatch):
     with pytest.raises(InputError, match=r"compile is True, which the plain step \(--no-shortcuts\) does not have"):
         train(config(compile=True, shortcuts=False))
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
     with pytest.raises(InputError, match=r"compile is True, but there is no C\+\+ compiler \(no-such-compiler\)"):
         train(config(compile=True))
 
@@ -261,5 +261,18 @@ def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(loop.TrainRun, "_step", full)
-    with pytest.raises(InputError, match=r"keeps about \d.\d GB of activations.*--text-memory or --batch-size"):
+    with pytest.raises(
+        InputError,
+        match=r"keeps about \d.\d GB of activations.*--text-memory, --grad-checkpointing or a smaller --batch-size",
+    ):
         train(config())
+
+
+def test_workers_live_as_long_as_the_run(config, monkeypatch):
+    """New ones at every epoch would cost more than the few steps of one."""
+    started = []
+    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    real = loader.__init__
+    monkeypatch.setattr(loader, "__init__", lambda self, *arguments: started.append(1) or real(self, *arguments))
+    train(config(evaluate=False, workers=1, epochs=3))
+    assert len(started) == 1

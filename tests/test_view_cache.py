@@ -10,11 +10,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_CONFIG, small_clip
 
-from rmadapter import InputError
+from rmadapter import InputError, RMAdapterCLIP, RMAdapterConfig
+from rmadapter.backbone import base_hash
 from rmadapter.encoders import Entry
-from rmadapter.step import Views
-from rmadapter.view_cache import Record, ViewCache
+from rmadapter.step import TrainStep, Views
+from rmadapter.view_cache import Record, ViewCache, cache_key
 
 IMAGES = 6
 KEY = {"base": "abc", "transform": "crop"}
@@ -48,6 +50,23 @@ def test_what_was_written_is_read_by_this_run_and_the_next(tmp_path, kind):
         assert_equal(found.read(0, [1, 4]), views_of(1, 4, **kind))
         assert found.read(1, [1, 4]) is None
         assert found.read(0, [1, 2]) is None
+
+
+@pytest.mark.parametrize(
+    "other", [{"quick_gelu": True}, {"vision_cfg": {**SMALL_CONFIG["vision_cfg"], "head_width": 32}}], ids=str
+)
+def test_the_key_tells_models_apart_that_have_the_same_weights(tokenizer, other):
+    """Of one set of weights another activation or number of heads makes other activations."""
+
+    def key(overrides):
+        clip = small_clip(**overrides)
+        model = RMAdapterCLIP(clip, tokenizer, ["cat", "dog"], config=RMAdapterConfig(layers="2-3"))
+        return cache_key(TrainStep(model), base_hash(model.clip), "crop", [b"image"], 1)
+
+    one, found = key({}), key(other)
+    assert one["base"] == found["base"]
+    assert one != found
+    assert one == key({})
 
 
 @pytest.mark.parametrize("changed", [{"base": "def"}, {"transform": "crop_flip"}, {"first": 3}])
@@ -107,10 +126,20 @@ def test_old_caches_that_nobody_uses_make_room(tmp_path):
     os.utime(old.folder, (1, 1))
     os.utime(used.folder, (2, 2))
     old._lock.close()
-    new = cache_in(tmp_path, {"a": 3}, limit=size + 100)
+    new = cache_in(tmp_path, {"a": 3}, limit=2 * size + 1000)
     assert not old.folder.exists()
     assert used.folder.exists()
     assert new.views == 2
+
+
+def test_what_other_runs_have_open_counts(tmp_path):
+    size = 2 * IMAGES * (Record.of(views_of(0)).bytes + 8)
+    used = cache_in(tmp_path, {"a": 1})
+    with pytest.raises(InputError, match=r"cache_limit is .* GB, but other runs have .* GB of views open"):
+        cache_in(tmp_path, {"a": 2}, limit=2 * size - 1)
+    assert sum(file.stat().st_size for file in tmp_path.rglob("view-*")) == size
+    used._lock.close()
+    assert cache_in(tmp_path, {"a": 2}, limit=2 * size - 1).views == 2
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
@@ -121,9 +150,14 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    cache_in(tmp_path, views=1).write(0, [0], views_of(0))
+    place = iter([os.posix_fallocate, full])
+    monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: next(place)(*arguments))
     with pytest.raises(InputError, match="No space left on device; valid: a folder on a disk with room"):
-        cache_in(tmp_path)
+        cache_in(tmp_path, views=2)
+    # What it took is given back; what was there before stays.
+    assert cache_in(tmp_path, views=1).read(0, [0]) is not None
+    assert not list(tmp_path.rglob("view-001.*"))
 
 
 def test_the_key_is_written_down(tmp_path):

@@ -9,6 +9,7 @@ import yaml
 
 from rmadapter.cli import main
 from rmadapter.methods import configure
+from rmadapter.model import CLIPClassifier
 from rmadapter.testbed import TRAIN_CONFIG
 from rmadapter.train_arguments import parse_train
 
@@ -58,13 +59,17 @@ def test_the_default_folder_names_the_style():
     )
 
 
-def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys):
+def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys, monkeypatch):
+    encoded = []
+    real = CLIPClassifier.text_features
+    monkeypatch.setattr(CLIPClassifier, "text_features", lambda self: encoded.append(1) or real(self))
     out = tmp_path / "b"
     command = ["--data", "emoji_activities", "--style", "fluent", "--epochs", "1", "--shots", "2", "--out", str(out)]
     assert main(["train", *command]) == 0
     results = json.loads((out / "results.json").read_text())
     assert (results["data"], results["style"], results["retention_style"]) == ("emoji_activities", "fluent", "emojione")
     assert "retention: the same classes drawn by emojione" in capsys.readouterr().out
+    assert len(encoded) == 2  # base and new, once for both styles
 
     def evaluate(*options):
         assert main(["eval", "--adapter", str(out / "adapter"), "--out", str(tmp_path / "eval"), *options]) == 0
