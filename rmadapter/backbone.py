@@ -68,7 +68,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
         clip = clip.to(device).eval().requires_grad_(False)
         return Backbone(clip, tokenizer, Preprocessing.of(clip), ModelSource(name))
     if scheme is None:
-        _check_name(name, pretrained)
+        check_name(name, pretrained)
         if pretrained is None:
             tags = open_clip.list_pretrained_tags_by_model(name)
             warnings.warn(
@@ -117,7 +117,8 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
     return clip, open_clip.get_tokenizer(name)
 
 
-def _check_name(name: str, pretrained: str | None) -> None:
+def check_name(name: str, pretrained: str | None) -> None:
+    """Raise InputError where open_clip knows no model ``name``, or ``pretrained`` is neither a tag of it nor a file."""
     models = [*open_clip.list_models(), MODEL]
     if name.replace("/", "-") not in models:
         raise InputError(

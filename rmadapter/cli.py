@@ -32,13 +32,13 @@ class ReportConfig:
 
     Args:
         runs: run folders, or folders that hold them, or one sweep
-        out: folder for report.md, report.csv and the plots; default: report
+        out: folder for report.md, report.csv and the plots; default: report, of a sweep the folder report in it
         compare: of a sweep, the method whose paired differences to the others are shown; default: rmadapter, else the
             last
     """
 
     runs: list[str] = field(default_factory=list)
-    out: str = "report"
+    out: str | None = None
     compare: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,11 +77,12 @@ def _report(argv: list[str]) -> None:
             raise InputError(
                 f"runs is {config.runs!r}, of which the first is a sweep; valid: one sweep, or run folders"
             )
-        print(sweep_report(Path(config.runs[0]), Path(config.out), config.compare))
+        sweep = Path(config.runs[0])
+        print(sweep_report(sweep, Path(config.out or sweep / "report"), config.compare))
         return
     if config.compare is not None:
         raise InputError(f"compare is {config.compare!r}; valid: with one sweep, not with run folders")
-    print(report([Path(run) for run in config.runs], Path(config.out)).text)
+    print(report([Path(run) for run in config.runs], Path(config.out or "report")).text)
 
 
 def _sweep(argv: list[str]) -> int:

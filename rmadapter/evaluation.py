@@ -288,6 +288,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         "method": "zeroshot" if zeroshot else trained.get("method", "adapter"),
         "data": data.name,
         "style": data.style,
+        "split_file": data.split_id,
         "model": backbone.source.name,
         "pretrained": backbone.source.pretrained,
         "shots": trained.get("shots"),

@@ -141,7 +141,7 @@ def _all_series(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[s
     for mean in means:
         stats = {"base": mean.base, "new": mean.new, "hm": mean.hm_of_means, **mean.retained}
         title = _context(mean.group._replace(data=f"mean of {len(mean.data)} data sets"))
-        found = {part: Stat(value, None, 1) for part, value in stats.items()}
+        found = {part: Stat(value, None, 1) for part, value in stats.items() if value is not None}
         drawn.setdefault(title, []).append((mean.group, (), found))
     for row in rows:
         points = tuple((run.accuracy["base"], run.accuracy["new"]) for run in row.runs if "hm" in run.accuracy)

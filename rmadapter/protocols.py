@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, load_data
-from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS
+from rmadapter.data.catalog import FIELD, VARIANTS, record_of
 from rmadapter.errors import InputError, check_choice
 from rmadapter.methods import ABLATION_TABLE, METHODS, configure
 from rmadapter.testbed import DEFAULT_STYLE, is_testbed
@@ -55,11 +55,14 @@ class PlannedRun:
 
 
 def short_name(data: str) -> str:
-    """What a data set is called in folders and tables: its name, or the last part of its path; a bundled one with its
-    style.
+    """What a data set is called in folders and tables: its name, or the last part of its path; one of the field's by
+    its name for its folder too, a bundled one with its style.
     """
     name, style = data_and_style(data)
-    return f"{name}@{style or DEFAULT_STYLE}" if is_testbed(name) else Path(data).name
+    if is_testbed(name):
+        return f"{name}@{style or DEFAULT_STYLE}"
+    record = record_of(data)
+    return record.name if record is not None else Path(data).name
 
 
 def data_and_style(data: str) -> tuple[str, str | None]:
@@ -112,7 +115,8 @@ def plan(
             raise InputError(f"source is {','.join(sources)!r}, but {protocol} has none; valid: with cross and domain")
         trained_on, targets = list(data), {}
         for name in data:
-            if name in CATALOG and CATALOG[name].test_only:
+            record = record_of(name)
+            if record is not None and record.test_only:
                 raise InputError(
                     f"data has {name!r}, which is for testing only; valid with {protocol}: {', '.join(FIELD)}"
                 )
@@ -142,12 +146,13 @@ def plan(
 
 
 def _default_sources(protocol: str, data: Sequence[str]) -> list[str]:
-    if protocol == "domain" and SOURCE not in data and is_testbed(data[0]):
+    has_source = SOURCE in map(short_name, data)
+    if protocol == "domain" and not has_source and is_testbed(data[0]):
         first: dict[str, str] = {}
         for name in data:
             first.setdefault(data_and_style(name)[0], name)
         return list(first.values())
-    return [SOURCE if SOURCE in data else data[0]]
+    return [SOURCE if has_source else data[0]]
 
 
 def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]:
@@ -160,7 +165,7 @@ def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]
 def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:
     """The training configuration of ``run``: the protocol's settings, then the user's options, then the method's."""
     name, style = data_and_style(run.data)
-    words = [*IMAGENET_OPTIONS[protocol]] if run.data == SOURCE else []
+    words = [*IMAGENET_OPTIONS[protocol]] if short_name(run.data) == SOURCE else []
     words += [*options, "--classes", "all" if protocol in TRANSFERS else "base", "--resume"]
     # The test bed has defaults of its own, among them a style; for all other data sets the words mean the same.
     words += ["--data", name if is_testbed(name) else "any"]

@@ -37,7 +37,8 @@ RETENTION_LEGEND = (
 )
 MEANS_LEGEND = (
     "HM of means: of mean base and mean new accuracy. Mean of HMs: over the data sets, of each one's means over seeds. "
-    "HM per seed: of each seed's means over the data sets, for the seeds that all of them have."
+    "HM per seed: of each seed's means over the data sets. ± is the standard deviation over seeds of a seed's means "
+    "over the data sets, for the seeds that all of them have."
 )
 
 
@@ -47,7 +48,7 @@ class Report:
 
     Args:
         rows: in the order of the table
-        means: over the data sets, one a method with base and new accuracy on two or more; else empty
+        means: over the data sets, one a method with base accuracy on two or more; else empty
         unreadable: damaged results.json files and what is wrong with them
         text: the tables and notes in Markdown
         files: what was written
@@ -131,15 +132,13 @@ def _markdown(rows: Sequence[Row], means: Sequence[DataMeans], notes: Sequence[s
             ("split", False, lambda mean: mean.group.split),
             ("shots", True, lambda mean: _plain(mean.group.shots)),
             ("data sets", True, lambda mean: str(len(mean.data))),
-            ("base", True, lambda mean: f"{mean.base:.2f}"),
-            ("new", True, lambda mean: f"{mean.new:.2f}"),
-            ("HM of means", True, lambda mean: f"{mean.hm_of_means:.2f}"),
-            ("mean of HMs", True, lambda mean: f"{mean.mean_of_hms:.2f}"),
-            ("HM per seed", True, lambda mean: _plain(mean.hm_per_seed)),
-            *(
-                (_HEADINGS[part], True, lambda mean, part=part: _plain(mean.retained.get(part), ".2f"))
-                for part in RETAINED
-            ),
+            ("seeds", True, lambda mean: _plain(mean.seeds)),
+            ("base", True, lambda mean: mean.text("base")),
+            ("new", True, lambda mean: mean.text("new")),
+            ("HM of means", True, lambda mean: _plain(mean.hm_of_means, ".2f")),
+            ("mean of HMs", True, lambda mean: _plain(mean.mean_of_hms, ".2f")),
+            ("HM per seed", True, lambda mean: _plain(mean.per_seed.get("hm"))),
+            *((_HEADINGS[part], True, lambda mean, part=part: mean.text(part)) for part in RETAINED),
         ]
         blocks += [_table(mean_columns, means, said_once=("style", "model", "classes", "split")), MEANS_LEGEND]
         if len({mean.data for mean in means}) > 1:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from rmadapter.errors import InputError
 from rmadapter.files import read_json
+from rmadapter.testbed import brings_weights
 
 FORMAT = 1  # of results.json
 PARTS = ("base", "new", "hm", "all")
@@ -55,6 +56,8 @@ class Run:
             is known
         trained_parameters: None where not recorded
         seconds: by ``train`` and ``eval``; what is known
+        split_file: ``ImageData.split_id``
+        images: test images by part
     """
 
     folder: Path
@@ -63,6 +66,8 @@ class Run:
     accuracy: dict[str, float]
     trained_parameters: int | None
     seconds: dict[str, float]
+    split_file: str | None
+    images: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -114,16 +119,33 @@ class Row:
 
 @dataclass(frozen=True)
 class DataMeans:
-    """A method over several data sets, percent; ``retained`` by part, for those that all of them have."""
+    """A method over several data sets, percent; ``new`` and harmonic means None where it has base accuracy alone.
+
+    Attributes:
+        retained: by part, for those that all of the data sets have.
+        per_seed: by part (``base``, ``new``, ``hm`` and those of ``retained``), of each seed's mean over the data sets,
+            for the seeds that all of them have; of ``hm`` the harmonic mean of a seed's means.
+        seeds: number of these seeds; None for a method without.
+    """
 
     group: Group
     data: tuple[str, ...]
     base: float
-    new: float
-    hm_of_means: float
-    mean_of_hms: float
-    hm_per_seed: Stat | None
+    new: float | None
+    hm_of_means: float | None
+    mean_of_hms: float | None
     retained: dict[str, float]
+    per_seed: dict[str, Stat]
+    seeds: int | None
+
+    def text(self, part: str) -> str:
+        """Of ``base``, ``new`` or one of ``retained``: the mean and its ``spread``."""
+        value = {"base": self.base, "new": self.new, **self.retained}.get(part)
+        return "" if value is None else str(Stat(value, self.spread(part), 0))
+
+    def spread(self, part: str) -> float | None:
+        """The standard deviation over seeds of the seed's mean over the data sets; None for fewer than two."""
+        return self.per_seed[part].sd if part in self.per_seed else None
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
@@ -181,7 +203,9 @@ def read_run(file: Path) -> Run:
     )
     seconds = _numbers(field("seconds", dict, {}), file, "seconds", math.inf)
     parameters = field("trained_parameters", optional_int)
-    return Run(file.parent, group, field("seed", optional_int), accuracy, parameters, seconds)
+    images = _numbers(field("images", dict, {}), file, "images", math.inf)
+    split_file = field("split_file", optional_str)
+    return Run(file.parent, group, field("seed", optional_int), accuracy, parameters, seconds, split_file, images)
 
 
 def _numbers(values: dict[str, Any], file: Path, name: str, high: float) -> dict[str, float]:
@@ -227,40 +251,59 @@ def make_rows(runs: Iterable[Run]) -> list[Row]:
 
 
 def means_over_data(rows: Sequence[Row]) -> list[DataMeans]:
-    """For each method with base and new accuracy on two or more data sets."""
+    """For each method with base and new accuracy, or with base accuracy alone, on two or more data sets."""
     methods: dict[Group, list[Row]] = {}
     for row in rows:
-        if row.accuracy("hm"):
+        if row.accuracy("base"):
             methods.setdefault(row.group._replace(data=""), []).append(row)
     means = []
     for group, members in methods.items():
-        if len(members) > 1:
-            base = statistics.fmean(row.accuracy("base").mean for row in members)
-            new = statistics.fmean(row.accuracy("new").mean for row in members)
-            mean_of_hms = statistics.fmean(row.hm_of_means for row in members)
-            data = tuple(row.group.data for row in members)
-            hm_per_seed = _hm_per_seed(members)
-            retained = {
-                part: statistics.fmean(row.accuracy(part).mean for row in members)
-                for part in RETAINED
-                if all(row.accuracy(part) for row in members)
-            }
-            hm = harmonic_mean(base, new)
-            means.append(DataMeans(group, data, base, new, hm, mean_of_hms, hm_per_seed, retained))
+        both = [row for row in members if row.accuracy("hm")]
+        if len(both or members) > 1:
+            means.append(_means(group, both or members))
     return sorted(means, key=lambda mean: (method_order(mean.group.method), mean.group.shots or 0))
 
 
-def _hm_per_seed(members: Sequence[Row]) -> Stat | None:
-    """Over the seeds that all of ``members`` have: the harmonic mean of that seed's means over them."""
-    by_seed = [{run.seed: run.accuracy for run in row.runs if "hm" in run.accuracy} for row in members]
-    seeds = set(by_seed[0]).intersection(*by_seed[1:])
-    return Stat.of(
-        harmonic_mean(*(statistics.fmean(found[seed][part] for found in by_seed) for part in ("base", "new")))
-        for seed in seeds
+def _means(group: Group, members: Sequence[Row]) -> DataMeans:
+    parts = [part for part in ("base", "new", *RETAINED) if all(row.accuracy(part) for row in members)]
+    means = {part: statistics.fmean(row.accuracy(part).mean for row in members) for part in parts}
+    seed_means = {part: _seed_means(members, part) for part in parts}
+    seeds = seed_means["base"].keys()
+    known = "new" in means
+    if known:
+        seed_means["hm"] = {
+            seed: harmonic_mean(value, seed_means["new"][seed])
+            for seed, value in seed_means["base"].items()
+            if seed in seed_means["new"]
+        }
+    return DataMeans(
+        group,
+        tuple(row.group.data for row in members),
+        means["base"],
+        means.get("new"),
+        harmonic_mean(means["base"], means["new"]) if known else None,
+        statistics.fmean(row.hm_of_means for row in members) if known else None,
+        {part: means[part] for part in RETAINED if part in means},
+        {part: stat for part, values in seed_means.items() if (stat := Stat.of(values.values())) is not None},
+        None if None in seeds else len(seeds),
     )
 
 
+def _seed_means(members: Sequence[Row], part: str) -> dict[int | None, float]:
+    """For the seeds that all of ``members`` have: the mean over them of that seed's accuracy."""
+    by_seed = [{run.seed: run.accuracy[part] for run in row.runs if part in run.accuracy} for row in members]
+    seeds = [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]
+    return {seed: statistics.fmean(found[seed] for found in by_seed) for seed in seeds}
+
+
 def short_model(group: Group) -> str:
-    """The model's name as people say it: the last folder of a path, the weights' tag in brackets."""
-    name = Path(group.model.removeprefix("local-dir:")).name
-    return name if group.pretrained is None else f"{name} ({Path(group.pretrained).name})"
+    """The model's name as people say it; see ``model_label``."""
+    return model_label(group.model, group.pretrained)
+
+
+def model_label(model: str, pretrained: str | None) -> str:
+    """The last folder of a path, the weights' tag in brackets; a name that stands for no weights has random ones."""
+    name = Path(model.removeprefix("local-dir:")).name
+    if pretrained is not None:
+        return f"{name} ({Path(pretrained).name})"
+    return name if brings_weights(model) else f"{name} (random weights)"

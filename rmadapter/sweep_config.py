@@ -13,7 +13,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config
-from rmadapter.testbed import DATA, DEFAULT_STYLE, is_testbed
+from rmadapter.testbed import DATA, DEFAULT_STYLE, brings_weights, is_testbed
 from rmadapter.testbed.atlas import STYLES
 
 # What a sweep or a search decides itself, run by run.
@@ -146,7 +146,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     """The sweep that the command line asks for, every run's configuration checked.
 
     Raises:
-        InputError: an unknown option, an option that the sweep decides itself, anything ``protocols.plan`` refuses.
+        InputError: an unknown option, an option that the sweep decides itself, a model without weights, anything
+            ``protocols.plan`` refuses.
     """
     own, options = split_options(argv, SweepConfig, TrainConfig, reserved=RESERVED)
     config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words")
@@ -159,5 +160,21 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     out = Path(config.out or f"sweeps/{protocol}")
     sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep)
     for run in sweep.runs():
-        sweep.config(run)
+        _check_weights(sweep.config(run))
     return config, sweep
+
+
+def _check_weights(config: TrainConfig) -> None:
+    """Raise InputError where a run would be of random weights: a table of such runs is a mistake that takes hours."""
+    if config.pretrained is not None or brings_weights(config.model):
+        return
+    import open_clip
+
+    from rmadapter.backbone import check_name
+
+    check_name(config.model, None)
+    tags = open_clip.list_pretrained_tags_by_model(config.model)
+    valid = (
+        f"one of its {len(tags)} tags, such as {', '.join(tags[:3])}, or a weights file" if tags else "a weights file"
+    )
+    raise InputError(f"pretrained is None, which is random weights for {config.model}; valid: --pretrained {valid}")

@@ -35,9 +35,8 @@ def draw(found: SweepResults, out: Path) -> list[Path]:
         limit = 1 if found.protocol == "ablation" else FEW
         few = found.rows if len({data_name(row) for row in found.rows}) <= limit else ()
         files.append(draw_base_new(few, found.means, out))
-    bars = _bars_of(found)
+    title, bars = _bars_of(found)
     if bars:
-        title = "harmonic mean of base and new" if found.rows else "accuracy on all classes"
         files.append(save_figure(_data_sets(bars, title), out / "data_sets.png"))
     if found.protocol == "ablation" and (figure := _ablation(found.rows)) is not None:
         files.append(save_figure(figure, out / "ablation.png"))
@@ -47,13 +46,17 @@ def draw(found: SweepResults, out: Path) -> list[Path]:
     return [file for file in files if file is not None]
 
 
-def _bars_of(found: SweepResults) -> list[_Bar]:
+def _bars_of(found: SweepResults) -> tuple[str, list[_Bar]]:
+    """What the bars show, and the bars: one quantity for all, so that methods without it have none."""
     if found.rows:
-        parts = [(row, row.accuracy("hm") or row.accuracy("base")) for row in found.rows]
-        return [_Bar(row.group.method, data_name(row), stat) for row, stat in parts if stat is not None]
+        part = "hm" if any(row.accuracy("hm") for row in found.rows) else "base"
+        title = {"hm": "harmonic mean of base and new", "base": "accuracy on base classes"}[part]
+        parts = [(row, row.accuracy(part)) for row in found.rows]
+        return title, [_Bar(row.group.method, data_name(row), stat) for row, stat in parts if stat is not None]
+    title = "accuracy on all classes"
     if len({row.source for row in found.transfers}) > 1:
-        return [_Bar(row.method, f"{row.source} to others", row.mean) for row in found.transfers if row.mean]
-    return [_Bar(row.method, data, stat) for row in found.transfers for data, stat in row.by_data.items()]
+        return title, [_Bar(row.method, f"{row.source} to others", row.mean) for row in found.transfers if row.mean]
+    return title, [_Bar(row.method, data, stat) for row in found.transfers for data, stat in row.by_data.items()]
 
 
 def _data_sets(bars: Sequence[_Bar], title: str) -> Figure:

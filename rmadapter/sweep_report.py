@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rmadapter.files import write_text
 from rmadapter.report import LEGEND
+from rmadapter.results import model_label
 from rmadapter.sweep import MANIFEST
 from rmadapter.sweep_differences import differences_csv
 from rmadapter.sweep_results import SweepResults, read_sweep
@@ -77,10 +78,8 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
 
 
 def _heading(found: SweepResults) -> str:
-    model = Path(str(found.settings.get("model")).removeprefix("local-dir:")).name
-    pretrained = found.settings.get("pretrained")
-    weights = f" ({Path(pretrained).name})" if pretrained else ""
-    return f"{model}{weights}, {found.settings.get('shots')} shots; {found.done} of {found.runs} runs done"
+    model = model_label(str(found.settings.get("model")), found.settings.get("pretrained"))
+    return f"{model}, {found.settings.get('shots')} shots; {found.done} of {found.runs} runs done"
 
 
 def _markdown(found: SweepResults, made: Sequence[Table], notes: Sequence[str]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmadapter import published
 from rmadapter.errors import InputError
 from rmadapter.files import read_json
 from rmadapter.protocols import TRANSFERS, PlannedRun, short_name
@@ -60,7 +62,8 @@ class SweepResults:
         rows, means: base to new; empty for transfers.
         transfers: cross and domain; empty otherwise.
         runs: number of runs of the sweep; done: of those with all results.
-        notes: sentences on what is missing or failed.
+        incomparable: data set -> why its accuracies do not compare with published ones.
+        notes: sentences on what is missing, failed or does not compare.
     """
 
     protocol: str
@@ -70,6 +73,7 @@ class SweepResults:
     transfers: tuple[TransferRow, ...]
     runs: int
     done: int
+    incomparable: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -92,15 +96,26 @@ def read_sweep(out: Path) -> SweepResults:
     rows: list[Row] = []
     transfers: list[TransferRow] = []
     if sweep.protocol in TRANSFERS:
-        transfers = _transfers(sweep, notes)
+        read = {run: _transfer_run(sweep, run, notes) for run in sweep.runs()}
+        transfers = _transfers(read)
+        by_data = [one for results in read.values() for one in results.items()]
     else:
         files = [sweep.folder(run) / "run" / "results.json" for run in found.done]
-        rows = make_rows(run for file in files if (run := _read(file, notes)) is not None)
+        results = [run for file in files if (run := _read(file, notes)) is not None]
+        rows = make_rows(results)
+        by_data = [(run.group.data, run) for run in results]
     if not rows and not transfers:
         raise InputError(f"no run of the sweep in {out} has a result yet" + "".join(f"; {note}" for note in notes))
     means = means_over_data(rows)
     if len({mean.data for mean in means}) > 1:
         notes.append("Methods are not all done on the same data sets: their means do not compare.")
+    notes += _several_splits(by_data)
+    incomparable = {
+        name: why for name, run in by_data if (why := published.obstacle(name, run.split_file, run.images)) is not None
+    }
+    if incomparable:
+        listed = "; ".join(f"{name} ({why})" for name, why in incomparable.items())
+        notes.append(f"Not held against published numbers: {listed}.")
     settings = manifest["settings"]
     return SweepResults(
         sweep.protocol,
@@ -110,8 +125,21 @@ def read_sweep(out: Path) -> SweepResults:
         tuple(transfers),
         len(sweep.runs()),
         len(found.done),
+        incomparable,
         tuple(notes),
     )
+
+
+def _several_splits(by_data: Sequence[tuple[str, Run]]) -> list[str]:
+    """A sentence for each data set whose runs are of more than one split."""
+    splits: dict[str, dict[str | None, None]] = {}
+    for name, run in by_data:
+        splits.setdefault(name, {})[run.split_file] = None
+    return [
+        f"The runs on {name} are of several splits and do not compare: {'; '.join(str(split) for split in found)}."
+        for name, found in splits.items()
+        if len(found) > 1
+    ]
 
 
 def _read(file: Path, notes: list[str]) -> Run | None:
@@ -123,14 +151,15 @@ def _read(file: Path, notes: list[str]) -> Run | None:
         return None
 
 
-def _transfers(sweep: Sweep, notes: list[str]) -> list[TransferRow]:
+def _transfers(read: dict[PlannedRun, dict[str, Run]]) -> list[TransferRow]:
+    """A row a method and source, of what every planned run has."""
     by_row: dict[tuple[str, str], list[PlannedRun]] = {}
-    for run in sweep.runs():
+    for run in read:
         by_row.setdefault((run.method, run.data), []).append(run)
     rows = []
     for (method, data), runs in by_row.items():
         source = short_name(data)
-        seeds = {run.seed: found for run in runs if (found := _transfer_run(sweep, run, notes))}
+        seeds = {run.seed: found for run in runs if (found := read[run])}
         if not seeds:
             continue
         home = [found[source] for found in seeds.values() if source in found]

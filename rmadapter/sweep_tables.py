@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from pathlib import Path
 from typing import Any
 
 from rmadapter import published
 from rmadapter.protocols import TRANSFERS, data_and_style
-from rmadapter.results import RETAINED, Row, Stat, method_order
+from rmadapter.results import RETAINED, DataMeans, Row, Stat, method_order, model_label
 from rmadapter.sweep_differences import difference_tables
 from rmadapter.sweep_results import SweepResults, TransferRow
 from rmadapter.tables import Table, difference, joined, number
@@ -18,10 +17,12 @@ from rmadapter.tables import Table, difference, joined, number
 HM_NOTE = (
     "Three harmonic means, since publications differ in which they print: HM of means is of the mean base and the mean "
     "new accuracy; mean of HMs is over the data sets, of each one's means over seeds; HM per seed is each seed's HM of "
-    "its means over the data sets, with the standard deviation over seeds."
+    "its means over the data sets. ± is the standard deviation over seeds of a seed's means over the data sets, for "
+    "the seeds that all of them have."
 )
 
 
+HM_HEADINGS = {published.HM_OF_MEANS: "HM of means", published.MEAN_OF_HMS: "mean of HMs"}
 _RETAINED_HEADINGS = tuple(part.replace("_", " ") for part in RETAINED)
 
 
@@ -47,28 +48,53 @@ def _mean_tables(found: SweepResults) -> list[Table]:
         return []
     rows = []
     for mean in found.means:
-        paper = published.base_new_mean(mean.group.method, frozenset(mean.data))
+        paper = _published_mean(found, mean)
         rows.append(
             (
                 mean.group.method,
                 mean.group.style or "",
                 str(len(mean.data)),
-                number(mean.base),
-                number(mean.new),
+                str(mean.seeds or ""),
+                mean.text("base"),
+                mean.text("new"),
                 number(mean.hm_of_means),
                 number(mean.mean_of_hms),
-                str(mean.hm_per_seed or ""),
-                *(number(mean.retained.get(part)) for part in RETAINED),
-                joined(paper) if paper else "",
+                str(mean.per_seed.get("hm", "")),
+                *(mean.text(part) for part in RETAINED),
+                joined((paper.base, paper.new, paper.hm)) if paper else "",
                 difference(mean.base, paper and paper.base),
                 difference(mean.new, paper and paper.new),
-                difference(mean.hm_of_means, paper and paper.hm),
+                *(difference(getattr(mean, kind), _published_hm(paper, kind)) for kind in HM_HEADINGS),
             )
         )
-    headings = ("method", "style", "data sets", "base", "new", "HM of means", "mean of HMs", "HM per seed")
+    headings = ("method", "style", "data sets", "seeds", "base", "new", *HM_HEADINGS.values(), "HM per seed")
     headings += _RETAINED_HEADINGS
-    headings += ("published base / new / HM", "base", "new", "HM of means")
+    headings += ("published base / new / HM", "base", "new", *HM_HEADINGS.values())
     return [Table("Mean over the data sets", _differences(headings), tuple(rows), words=2, note=HM_NOTE)]
+
+
+def _published_mean(found: SweepResults, mean: DataMeans) -> published.BaseNew | None:
+    """The method's published means over the same data sets, where what was measured compares with them."""
+    if found.incomparable.keys() & set(mean.data):
+        return None
+    return published.base_new_mean(mean.group.method, frozenset(mean.data))
+
+
+def _published_hm(paper: published.BaseNew | None, kind: str) -> float | None:
+    """The published harmonic mean, where it is of that kind."""
+    return paper.hm if paper is not None and paper.hm_is == kind else None
+
+
+def _published(found: SweepResults, row: Row) -> tuple[float, float] | None:
+    """Published base and new accuracy on the row's data set, where what was measured compares with them."""
+    return None if row.group.data in found.incomparable else published.base_new(row.group.method, row.group.data)
+
+
+def _published_transfer(found: SweepResults, row: TransferRow) -> float | None:
+    """The published mean over the row's targets, where what was measured compares with it."""
+    if found.incomparable.keys() & {row.source, *row.targets}:
+        return None
+    return published.transfer_mean(found.protocol, row.method, row.source, frozenset(row.targets))
 
 
 def _data_tables(found: SweepResults) -> list[Table]:
@@ -76,7 +102,7 @@ def _data_tables(found: SweepResults) -> list[Table]:
     for data in dict.fromkeys(data_name(row) for row in found.rows):
         rows = []
         for row in sorted((r for r in found.rows if data_name(r) == data), key=lambda r: method_order(r.group.method)):
-            paper = published.base_new(row.group.method, data)
+            paper = _published(found, row)
             base, new = row.accuracy("base"), row.accuracy("new")
             rows.append(
                 (
@@ -160,7 +186,7 @@ def _transfer_tables(found: SweepResults) -> list[Table]:
         names = [name for name in dict.fromkeys(n for row in members for n in row.by_data) if name != source]
         rows = []
         for row in members:
-            paper = published.transfer_mean(found.protocol, row.method, source, frozenset(row.targets))
+            paper = _published_transfer(found, row)
             rows.append(
                 (
                     row.method,
@@ -192,44 +218,60 @@ def _reference(protocol: str) -> Table:
         rows = tuple((name, number(value)) for name, value in published.TRANSFER_MEAN[protocol].items())
         what = "the ten data sets" if protocol == "cross" else "ImageNet's four variants"
         return Table(f"Published: mean over {what}", ("method", "accuracy"), rows, note=note)
-    rows = tuple((name, *map(number, values)) for name, values in published.BASE_NEW_MEAN.items())
-    return Table("Published: mean over the eleven data sets", ("method", "base", "new", "HM"), rows, note=note)
+    rows = tuple(
+        (name, number(paper.base), number(paper.new), *(number(_published_hm(paper, kind)) for kind in HM_HEADINGS))
+        for name, paper in published.BASE_NEW_MEAN.items()
+    )
+    headings = ("method", "base", "new", *HM_HEADINGS.values())
+    return Table("Published: mean over the eleven data sets", headings, rows, note=note)
 
 
 def to_csv(found: SweepResults) -> str:
-    """One line a method, data set and part, in full precision; "mean" in the place of a data set for means."""
+    """One line a method, data set and part, in full precision; "mean of N" in the place of a data set for means.
+
+    ``seeds`` is empty for a method without; in a line of means it counts those that all of the data sets have, whose
+    standard deviation ``sd`` is.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "trained_on", "data", "part", "seeds", "mean", "sd", "published"])
 
-    def line(method: str, source: str, data: str, part: str, stat: Stat | None, paper: float | None) -> None:
+    def line(
+        method: str,
+        source: str,
+        data: str,
+        part: str,
+        stat: Stat | None,
+        paper: float | None = None,
+        seeded: bool = True,
+    ) -> None:
         if stat is not None:
-            writer.writerow([method, source, data, part, stat.count, stat.mean, stat.sd, paper])
+            seeds = stat.count if seeded else None
+            writer.writerow([method, source, data, part, seeds, stat.mean, stat.sd, paper])
 
     for row in found.rows:
-        paper = published.base_new(row.group.method, row.group.data)
-        values = dict(zip(("base", "new"), paper or (), strict=False))
+        values = dict(zip(("base", "new"), _published(found, row) or (), strict=False))
+        seeded, name = any(run.seed is not None for run in row.runs), data_name(row)
         for part in ("base", "new", "hm", *RETAINED):
-            line(row.group.method, data_name(row), data_name(row), part, row.accuracy(part), values.get(part))
+            line(row.group.method, name, name, part, row.accuracy(part), values.get(part), seeded)
     for mean in found.means:
-        paper = published.base_new_mean(mean.group.method, frozenset(mean.data))
-        method, sets = mean.group.method, f"{len(mean.data)}" + (f"@{mean.group.style}" if mean.group.style else "")
+        paper = _published_mean(found, mean)
+        name = f"mean of {len(mean.data)}" + (f"@{mean.group.style}" if mean.group.style else "")
         for part, value, other in (
             ("base", mean.base, paper and paper.base),
             ("new", mean.new, paper and paper.new),
-            ("hm_of_means", mean.hm_of_means, paper and paper.hm),
-            ("mean_of_hms", mean.mean_of_hms, None),
+            *((kind, getattr(mean, kind), _published_hm(paper, kind)) for kind in HM_HEADINGS),
+            *((part, value, None) for part, value in mean.retained.items()),
         ):
-            line(method, "", f"mean of {sets}", part, Stat(value, None, len(mean.data)), other)
-        line(method, "", f"mean of {sets}", "hm_per_seed", mean.hm_per_seed, None)
-        for part, value in mean.retained.items():
-            line(method, "", f"mean of {sets}", part, Stat(value, None, len(mean.data)), None)
+            stat = None if value is None else Stat(value, mean.spread(part), mean.seeds or 0)
+            line(mean.group.method, "", name, part, stat, other, mean.seeds is not None)
+        line(mean.group.method, "", name, "hm_per_seed", mean.per_seed.get("hm"), None, mean.seeds is not None)
     for transfer in found.transfers:
+        seeded = None not in transfer.runs
         for data, stat in transfer.by_data.items():
-            line(transfer.method, transfer.source, data, "all", stat, None)
-        targets = frozenset(transfer.targets)
-        paper = published.transfer_mean(found.protocol, transfer.method, transfer.source, targets)
-        line(transfer.method, transfer.source, f"mean of {len(transfer.targets)}", "all", transfer.mean, paper)
+            line(transfer.method, transfer.source, data, "all", stat, None, seeded)
+        paper, name = _published_transfer(found, transfer), f"mean of {len(transfer.targets)}"
+        line(transfer.method, transfer.source, name, "all", transfer.mean, paper, seeded)
     return text.getvalue()
 
 
@@ -238,9 +280,7 @@ def differs_from_setting(settings: dict[str, Any]) -> str:
     ours = (settings.get("model"), settings.get("pretrained"), settings.get("shots"))
     if ours == (*published.MODEL, 16):
         return ""
-    model = Path(str(ours[0]).removeprefix("local-dir:")).name
-    weights = f" ({Path(ours[1]).name})" if ours[1] else ""
     return (
-        f"This sweep is of {model}{weights} with {ours[2]} shots; published numbers are of {published.SETTING}: "
-        "differences between them are not of the method alone."
+        f"This sweep is of {model_label(str(ours[0]), ours[1])} with {ours[2]} shots; published numbers are of "
+        f"{published.SETTING}: differences between them are not of the method alone."
     )

@@ -14,6 +14,7 @@ from miniatures import build
 from torch.nn import functional as F
 
 from rmadapter.cli import main
+from rmadapter.data import load_data
 from rmadapter.errors import InputError
 from rmadapter.injection import inject
 from rmadapter.linear_probe import DEFAULT_C, choose, fit
@@ -54,6 +55,8 @@ def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp
     assert main(["train", "--method", name, *options, *TRAINING, "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["method"] == name
+    assert results["split_file"] == load_data(str(images)).split_id
+    assert results["split_file"].startswith("split_rmadapter.json, SHA-256 ")
     parts = {"base"} if name == "linear-probe" else {"base", "new", "hm"}
     assert set(results["accuracy"]) == parts
     if name == "zeroshot":
@@ -63,6 +66,7 @@ def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp
     assert main(["eval", *adapter, *data, "--classes", "base", "--out", str(tmp_path / "eval")]) == 0
     evaluated = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert evaluated["method"] == name
+    assert evaluated["split_file"] == results["split_file"]
     assert evaluated["accuracy"]["base"] == results["accuracy"]["base"]
     assert evaluated["trained_parameters"] == results["trained_parameters"] > 0
     capsys.readouterr()

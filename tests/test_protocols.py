@@ -16,6 +16,7 @@ from rmadapter.protocols import (
     load_planned,
     plan,
     run_config,
+    short_name,
 )
 
 
@@ -75,6 +76,19 @@ def test_the_configuration_of_a_run():
     assert run_config("base2new", PlannedRun("mma", "dtd", 1), [], None, Path("o")).batch_size == 16
 
 
+def test_the_field_s_data_sets_by_their_folders():
+    data = ["/data/dtd", "/data/imagenet", "/data/imagenet-adversarial"]
+    (run,) = plan("cross", data, ["mma"], [1])
+    assert (run.data, run.targets, run.key) == ("/data/imagenet", (data[0], data[2]), "mma/imagenet/seed1")
+    assert [short_name(name) for name in data] == ["dtd", "imagenet", "imagenet_a"]
+    config = run_config("cross", run, [], None, Path("out"))
+    assert (config.data, config.batch_size, config.epochs) == ("/data/imagenet", 128, 1)
+    assert config.adapter.layers == "last:4"
+    (run,) = plan("domain", ["emoji_food", "/data/imagenet"], ["mma"], [1])
+    assert run.data == "/data/imagenet"
+    assert short_name("/data/my-imagenet") == "my-imagenet"
+
+
 def test_a_bundled_data_set_with_its_style_and_the_test_bed_s_defaults():
     config = run_config("domain", PlannedRun("single", "emoji_food@noto", 1), ["--shots", "4"], "root", Path("o"))
     assert (config.data, config.style, config.data_root, config.model) == ("emoji_food", "noto", None, "emoji-clip")
@@ -95,6 +109,8 @@ def test_a_bundled_data_set_with_its_style_and_the_test_bed_s_defaults():
         (("base2new", ["a"], ["mma"], [1, 1]), "seeds has 1 twice"),
         (("base2new", ["a"], ["mma"], [1], ["a"]), "source is 'a', but base2new has none; valid"),
         (("base2new", ["imagenet_a"], ["mma"], [1]), "'imagenet_a', which is for testing only"),
+        (("base2new", ["/x/imagenet-rendition"], ["mma"], [1]), "imagenet-rendition', which is for testing only"),
+        (("base2new", ["food101", "/x/food-101"], ["mma"], [1]), "data has 'food101' twice"),
         (("cross", ["a"], ["mma"], [1]), "data has 'a' alone"),
         (("domain", ["emoji_food", "emoji_travel@noto"], ["mma"], [1]), "data has 'emoji_food' alone"),
         (("base2new", ["emoji_food", "emoji_food@fluent"], ["mma"], [1]), "data has 'emoji_food@fluent' twice"),

@@ -140,7 +140,7 @@ def test_what_differs_keeps_runs_apart(runs):
     found = report([runs])
     rmadapter = [row for row in found.rows if row.group.method == "rmadapter"]
     assert len(rmadapter) == 7
-    assert {row["model"] for row in table(found.text)} == {"tiny", "ViT-B-32 (openai)", "ViT-B-32"}
+    assert {row["model"] for row in table(found.text)} == {"tiny", "ViT-B-32 (openai)", "ViT-B-32 (random weights)"}
     assert {"classes", "split"} <= table(found.text)[0].keys()
 
 
@@ -164,10 +164,12 @@ def test_three_harmonic_means_over_data_sets(tmp_path):
     assert means.hm_of_means == pytest.approx(harmonic_mean(70, 57.5))
     assert means.mean_of_hms == pytest.approx((harmonic_mean(85, 65) + harmonic_mean(55, 50)) / 2)
     first, second = harmonic_mean(70, 55), harmonic_mean(70, 60)
-    assert means.hm_per_seed.count == 2
-    assert means.hm_per_seed.mean == pytest.approx((first + second) / 2)
+    assert means.seeds == means.per_seed["hm"].count == 2
+    assert means.per_seed["hm"].mean == pytest.approx((first + second) / 2)
+    assert (means.spread("base"), means.spread("new")) == pytest.approx((0, 12.5**0.5))
     (row,) = table(found.text, 1)
     assert (row["data sets"], row["HM of means"], row["mean of HMs"]) == ("2", "63.14", "63.02")
+    assert (row["seeds"], row["base"], row["new"]) == ("2", "70.00 ± 0.00", "57.50 ± 3.54")
     write_run(tmp_path / "c", {"base": 50, "new": 50}, data="c")
     write_run(tmp_path / "d", {"base": 50, "new": 50}, data="c", method="single")
     write_run(tmp_path / "e", {"base": 50, "new": 50}, data="a", method="single")

@@ -234,6 +234,8 @@ def test_mistakes(words, tmp_path, capsys):
         "option '--seed' is decided by this command": words(seed=3),
         "option '--no-evaluate' is decided by this command": [*words(), "--no-evaluate"],
         "shots is 0": words(shots=0),
+        "pretrained is None, which is random weights for ViT-B-16; valid: --pretrained one of": words(model="ViT-B-16"),
+        "model is 'ViT-B-17', which open_clip does not know; did you mean 'ViT-B-1": words(model="ViT-B-17"),
         "nowhere": words(data="nowhere"),
         "style is 'notto'; valid: ": ["base2new", "--data", "testbed@notto"],
         "data has 'emoji_food@fluent' twice": ["base2new", "--data", "emoji_food,emoji_food@fluent"],

@@ -11,145 +11,17 @@ import statistics
 import subprocess
 
 import pytest
+from fake_sweeps import accuracy, cells, fake, results, write
 from PIL import Image
 
-from rmadapter import published
+from rmadapter import sweep_plots
 from rmadapter.cli import main
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError
 from rmadapter.methods import ABLATION_TABLE
-from rmadapter.results import harmonic_mean
 from rmadapter.sweep import FORMAT
 from rmadapter.sweep_report import sweep_report
 from rmadapter.sweep_results import read_sweep
-
-SETTINGS = {"model": "ViT-B-16", "pretrained": "openai", "shots": 16}
-
-
-def accuracy(method, data, seed):
-    """(base, new) that no two runs share."""
-    gain = {"zeroshot": 0.0, "mma": 9.0, "rmadapter": 10.0}.get(method, 8.0)
-    place = len(data) % 7
-    return 70.0 + gain + place + 0.5 * (seed or 0), 72.0 + gain / 3 - place + 0.25 * (seed or 0)
-
-
-def results(method, data, seed, values, classes, trained_on=None):
-    zeroshot = method == "zeroshot"
-    return {
-        "format": 1,
-        "method": method,
-        "data": data,
-        "model": "ViT-B-16",
-        "pretrained": "openai",
-        "shots": None if zeroshot else 16,
-        "seed": seed,
-        "classes": classes,
-        "split": "test",
-        "accuracy": values,
-        "trained_parameters": {"zeroshot": 0, "mma": 674560}.get(method, 1020928),
-        "seconds": {"eval": 3.0} if zeroshot else {"train": 60.0, "eval": 3.0},
-        **({"trained_on": trained_on} if trained_on else {}),
-    }
-
-
-def write(path, values):
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(values))
-
-
-def fake(folder, protocol, data, methods, seeds=(1, 2, 3), source=None, **settings):
-    """The folder of a finished sweep, its numbers from ``accuracy``."""
-    folder.mkdir()
-    sources = [source] if source else []
-    lists = {"data": list(data), "methods": list(methods), "seeds": list(seeds), "sources": sources}
-    manifest = {"format": FORMAT, "protocol": protocol, "settings": {**SETTINGS, **settings}, **lists}
-    (folder / "sweep.json").write_text(json.dumps(manifest))
-    for method in methods:
-        for seed in [None] if method == "zeroshot" else seeds:
-            for name in sources or data:
-                run = folder / "runs" / method / name / ("" if seed is None else f"seed{seed}")
-                base, new = accuracy(method, name, seed)
-                if source is None:
-                    write(run / "run" / "results.json", results(method, name, seed, {"base": base, "new": new}, "base"))
-                    continue
-                write(run / "run" / "results.json", results(method, name, seed, {"all": base}, "all"))
-                for target in data:
-                    if target != source:
-                        values = {"all": accuracy(method, target, seed)[1]}
-                        found = results(method, target, seed, values, "all", source)
-                        write(run / "on" / target / "results.json", found)
-    return folder
-
-
-def cells(text, title, method):
-    """The cells of the row of ``method`` in the table under ``title``, by heading."""
-    table = re.search(rf"^## {re.escape(title)}\n\n(.*?)(\n\n|\Z)", text, re.DOTALL | re.MULTILINE).group(1)
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    (row,) = [row for row in rows if row[0] == method]
-    return list(zip(head, row, strict=True))
-
-
-def test_base_to_new_beside_the_published_means(tmp_path):
-    folder = fake(tmp_path / "s", "base2new", FIELD, ["zeroshot", "mma", "rmadapter"])
-    text = sweep_report(folder)
-    found = cells(text, "Mean over the data sets", "rmadapter")
-    bases = [statistics.fmean(accuracy("rmadapter", name, seed)[0] for seed in (1, 2, 3)) for name in FIELD]
-    news = [statistics.fmean(accuracy("rmadapter", name, seed)[1] for seed in (1, 2, 3)) for name in FIELD]
-    base, new = statistics.fmean(bases), statistics.fmean(news)
-    per_seed = [
-        harmonic_mean(*(statistics.fmean(accuracy("rmadapter", name, seed)[part] for name in FIELD) for part in (0, 1)))
-        for seed in (1, 2, 3)
-    ]
-    expected = {
-        "data sets": "11",
-        "base": f"{base:.2f}",
-        "new": f"{new:.2f}",
-        "HM of means": f"{harmonic_mean(base, new):.2f}",
-        "mean of HMs": f"{statistics.fmean(map(harmonic_mean, bases, news)):.2f}",
-        "HM per seed": f"{statistics.fmean(per_seed):.2f} ± {statistics.stdev(per_seed):.2f}",
-        "published base / new / HM": "84.52 / 77.36 / 80.62",
-        "base - published": f"{base - 84.52:+.2f}",
-        "new - published": f"{new - 77.36:+.2f}",
-        "HM of means - published": f"{harmonic_mean(base, new) - 80.62:+.2f}",
-    }
-    assert dict(found) == {"method": "rmadapter", **expected}
-    assert len({expected[name] for name in ("HM of means", "mean of HMs")}) == 2
-    zeroshot = dict(cells(text, "dtd", "zeroshot"))
-    assert zeroshot["published base / new"] == "53.24 / 59.90"
-    assert zeroshot["base - published"] == f"{accuracy('zeroshot', 'dtd', None)[0] - 53.24:+.2f}"
-    rmadapter = dict(cells(text, "dtd", "rmadapter"))
-    base, new = zip(*(accuracy("rmadapter", "dtd", seed) for seed in (1, 2, 3)), strict=True)
-    assert rmadapter["base"] == f"{statistics.fmean(base):.2f} ± {statistics.stdev(base):.2f}"
-    hms = [harmonic_mean(*pair) for pair in zip(base, new, strict=True)]
-    assert rmadapter["HM"] == f"{statistics.fmean(hms):.2f} ± {statistics.stdev(hms):.2f}"
-    assert rmadapter["published base / new"] == ""
-    assert dict(cells(text, "Published: mean over the eleven data sets", "CoOp"))["HM"] == "71.66"
-    assert "77 of 77 runs done" in text
-    assert "not of the method alone" not in text
-
-
-def test_other_data_sets_and_models_are_not_held_against_published_numbers(tmp_path):
-    folder = fake(tmp_path / "s", "base2new", ["birds", "trees"], ["zeroshot", "mma"], model="local-dir:/x/tiny")
-    text = sweep_report(folder)
-    assert "HM of means - published" not in text
-    assert "This sweep is of tiny (openai) with 16 shots; published numbers are of CLIP ViT-B/16" in text
-
-
-@pytest.mark.parametrize(
-    ("protocol", "targets", "published_mean"), [("cross", FIELD, 67.56), ("domain", VARIANTS, 60.71)]
-)
-def test_transfer(tmp_path, protocol, targets, published_mean):
-    data = ["imagenet", *(name for name in targets if name != "imagenet")]
-    folder = fake(tmp_path / "s", protocol, data, ["zeroshot", "rmadapter"], source="imagenet")
-    text = sweep_report(folder)
-    row = dict(cells(text, "Trained on imagenet", "rmadapter"))
-    home = [accuracy("rmadapter", "imagenet", seed)[0] for seed in (1, 2, 3)]
-    assert row["imagenet (trained on)"] == f"{statistics.fmean(home):.2f} ± {statistics.stdev(home):.2f}"
-    means = [statistics.fmean(accuracy("rmadapter", name, seed)[1] for name in data[1:]) for seed in (1, 2, 3)]
-    assert row["mean of the others"] == f"{statistics.fmean(means):.2f} ± {statistics.stdev(means):.2f}"
-    assert row["published"] == f"{published_mean:.2f}"
-    assert row["mean - published"] == f"{statistics.fmean(means) - published_mean:+.2f}"
-    assert set(data[1:]) <= row.keys()
 
 
 def test_csv_has_full_precision(tmp_path):
@@ -314,6 +186,43 @@ def test_files(tmp_path, protocol, capsys):
     assert "written:" in capsys.readouterr().out
 
 
+def base_alone(folder, method):
+    """Leave of every run of ``method`` the accuracy on base classes, which is all that a linear probe has."""
+    for file in (folder / "runs" / method).rglob("results.json"):
+        values = json.loads(file.read_text())
+        file.write_text(json.dumps({**values, "accuracy": {"base": values["accuracy"]["base"]}}))
+
+
+def test_a_method_without_new_classes(tmp_path):
+    """It has its mean on base classes, and no bar among harmonic means."""
+    folder = fake(tmp_path / "s", "base2new", ["dtd", "eurosat"], ["zeroshot", "linear-probe"])
+    base_alone(folder, "linear-probe")
+    text = sweep_report(folder, tmp_path / "out")
+    row = dict(cells(text, "Mean over the data sets", "linear-probe"))
+    base = [statistics.fmean(accuracy("linear-probe", name, s)[0] for name in ("dtd", "eurosat")) for s in (1, 2, 3)]
+    assert row["base"] == f"{statistics.fmean(base):.2f} ± {statistics.stdev(base):.2f}"
+    assert (row["seeds"], row["new"], row["HM of means"], row["HM per seed"]) == ("3", "", "", "")
+    title, bars = sweep_plots._bars_of(read_sweep(folder))
+    assert title == "harmonic mean of base and new"
+    assert {bar.method for bar in bars} == {"zeroshot"}
+    base_alone(folder, "zeroshot")
+    found = read_sweep(folder)
+    title, bars = sweep_plots._bars_of(found)
+    assert title == "accuracy on base classes"
+    assert len(bars) == 4
+    assert len(sweep_plots.draw(found, tmp_path / "out")) == 2
+
+
+def test_a_sweep_has_its_report_in_its_folder(tmp_path, monkeypatch):
+    folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot"])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # a sweep with a report in it is still one
+        assert main(["report", "s"]) == 0
+        assert (folder / "report" / "report.html").is_file()
+    assert main(["report", "s/runs"]) == 0
+    assert (tmp_path / "report" / "report.md").is_file()
+
+
 def test_unfinished_and_failed_runs_are_said(tmp_path):
     folder = fake(tmp_path / "s", "base2new", ["dtd", "eurosat"], ["zeroshot", "mma"])
     shutil.rmtree(folder / "runs" / "mma" / "dtd" / "seed1" / "run")
@@ -347,17 +256,6 @@ def test_mistakes(tmp_path, capsys):
     (folder / "sweep.json").write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(InputError, match="protocol is missing"):
         read_sweep(folder)
-
-
-def test_published_numbers_agree_with_each_other():
-    """CLIP's data sets have its printed means, and the methods the harmonic means that they print."""
-    base, new = (statistics.fmean(values) for values in zip(*published.CLIP_BASE_NEW.values(), strict=True))
-    assert (base, new) == pytest.approx(published.BASE_NEW_MEAN["CLIP"][:2], abs=0.011)
-    assert set(published.CLIP_BASE_NEW) == set(FIELD)
-    for name, values in published.BASE_NEW_MEAN.items():
-        # RMAdapter prints the mean of the data sets' harmonic means, which is lower than that of the means.
-        tolerance = 0.2 if name == "RMAdapter" else 0.012
-        assert harmonic_mean(values.base, values.new) == pytest.approx(values.hm, abs=tolerance), name
 
 
 @pytest.mark.slow

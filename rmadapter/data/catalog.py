@@ -7,6 +7,7 @@ and the repository's DATASETS.md); templates are those it uses for zero-shot CLI
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 PHOTO = "a photo of a {}."
 
@@ -179,6 +180,12 @@ CATALOG: dict[str, DataSet] = {record.name: record for record in _RECORDS}
 # Eleven to train on, in the order of the published tables, and four that ImageNet's adapters are tested on.
 FIELD = tuple(record.name for record in _RECORDS if not record.test_only)
 VARIANTS = tuple(record.name for record in _RECORDS if record.test_only)
+
+
+def record_of(data: str) -> DataSet | None:
+    """The record that ``data`` or the last part of its path is the name or the folder of; None for any other data."""
+    name = Path(data).name
+    return CATALOG.get(name) or next((record for record in _RECORDS if record.folder == name), None)
 
 
 def zeroshot_template(data: str) -> str:

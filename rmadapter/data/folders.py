@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from rmadapter.data.catalog import CATALOG
+from rmadapter.data.catalog import CATALOG, DataSet, record_of
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.named import find_named, load_named
 from rmadapter.data.splits import find_split_file, make_split, read_split, save_split
@@ -43,6 +44,29 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
     if (found := find_named(data, data_root)) is not None:
         return load_named(*found)
     root = _find(data, data_root)
+    record = record_of(data) or record_of(root.name)
+    return _load_folder(root) if record is None else _load_without_layout(root, record)
+
+
+def _load_without_layout(root: Path, record: DataSet) -> ImageData:
+    """The plain folder of images ``root``, which is called like one of the field's data sets; messages say so."""
+    try:
+        data = _load_folder(root)
+    except InputError as error:
+        raise InputError(
+            f"{error}; the field's {record.name} lies in {record.folder}/{record.layout_marker} of data_root; "
+            f"rmadapter datasets download {record.name} --data-root DIR gets it or says how"
+        ) from error
+    if data.split_file is not None and data.split_file.name == record.split_file:
+        return data  # The public split names images, classes and parts, wherever the class folders lie.
+    note = (
+        f"{root} is read as a plain folder of images: it has not the layout of the field's {record.name} "
+        f"({record.folder}/{record.layout_marker}), so that class names and split are not the published ones"
+    )
+    return replace(data, notes=(note, *data.notes))
+
+
+def _load_folder(root: Path) -> ImageData:
     split_file = find_split_file(root)
     if split_file is not None:
         return read_split(root, split_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import NamedTuple
 from PIL.Image import Image
 
 from rmadapter.data.reading import read_image
+
+# In the place of a split file's name, for parts that the data set's own lists or folders make.
+OWN_LISTS = "own lists"
 
 
 class Item(NamedTuple):
@@ -33,6 +37,7 @@ class ImageData:
         reader: path -> image, for images that are not files below ``root``.
         style: whose drawings they are, for the bundled data sets.
         max_shots: training images a class, where more than that is a mistake to be reported.
+        own_lists: whether the parts are those of the data set's own lists or folders, in the field's layout.
         retention: the same classes in a style that nobody has seen, to measure what adaptation leaves.
     """
 
@@ -46,6 +51,7 @@ class ImageData:
     reader: Callable[[str], Image] | None = None
     style: str | None = None
     max_shots: int | None = None
+    own_lists: bool = False
     retention: ImageData | None = None
 
     def read(self, path: str) -> Image:
@@ -55,6 +61,16 @@ class ImageData:
     def content(self, path: str) -> bytes:
         """What decides the image of ``path``: its file's bytes, or the picture's where it is no file."""
         return self.reader(path).tobytes() if self.reader else (self.root / path).read_bytes()
+
+    @property
+    def split_id(self) -> str | None:
+        """What tells its split from another: the split file's name and the first digits of its SHA-256, or OWN_LISTS.
+
+        None where the parts come from neither: bundled data, other folders, a split that could not be kept.
+        """
+        if self.split_file is None:
+            return OWN_LISTS if self.own_lists else None
+        return f"{self.split_file.name}, SHA-256 {hashlib.sha256(self.split_file.read_bytes()).hexdigest()[:12]}"
 
     @property
     def class_names(self) -> list[str]:

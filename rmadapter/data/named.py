@@ -40,7 +40,7 @@ def split_file_of(folder: Path, record: DataSet) -> Path | None:
 
 
 def load_named(folder: Path, record: DataSet) -> ImageData:
-    """The data set of ``record`` in ``folder``; where its split file is missing a split is made, written and said.
+    """The data set of ``record`` in ``folder``; with a split made here, which a note says, where its file is missing.
 
     Raises:
         InputError: a damaged split file or one that names missing images, missing or damaged annotation files,
@@ -50,7 +50,8 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     split_file = split_file_of(folder, record)
     if split_file is not None:
         data = read_split(images, split_file, whole=False)
-        return dataclasses.replace(data, name=record.name)
+        notes = () if split_file.name != OWN_FILE else (f"{_no_public_split(folder, record)}; it is {split_file}",)
+        return dataclasses.replace(data, name=record.name, notes=(*notes, *data.notes))
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
@@ -58,11 +59,24 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     notes, file = (), None
     if split.made is not None:
         file, note = save_split(folder, split.train, split.val, split.test, split.made)
-        notes = (
-            f"{record.name}: {record.split_file} is missing from {folder}, so that accuracies do not compare with "
-            f"published ones; {note}",
-        )
-    return ImageData(record.name, images, split.train, split.val, split.test, file, (*notes, *repeated_names(names)))
+        notes = (f"{_no_public_split(folder, record)}; {note}",)
+    return ImageData(
+        record.name,
+        images,
+        split.train,
+        split.val,
+        split.test,
+        file,
+        (*notes, *repeated_names(names)),
+        own_lists=split.made is None,
+    )
+
+
+def _no_public_split(folder: Path, record: DataSet) -> str:
+    return (
+        f"{record.name}: {record.split_file} is missing from {folder}, so that accuracies on a split made here do not "
+        "compare with published ones"
+    )
 
 
 def _check_there(images: Path, items: list[Item], folder: Path) -> None:

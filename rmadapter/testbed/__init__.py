@@ -15,6 +15,11 @@ MODEL = "emoji-clip"
 TRAIN_CONFIG = Path(__file__).parent / "train.yaml"
 
 
+def brings_weights(model: str) -> bool:
+    """Whether ``model`` has weights without ``--pretrained``: the bundled one, local-dir:FOLDER, hf-hub:ORG/NAME."""
+    return model == MODEL or ":" in model
+
+
 def is_testbed(data: str) -> bool:
     """Whether ``data`` means a bundled data set, spelt rightly or not, and not a folder."""
     return data.startswith(PREFIX) and not Path(data).is_dir()

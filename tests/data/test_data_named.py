@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
 import pytest
-from miniatures import COUNT, WNIDS, build, write
+from miniatures import COUNT, WNIDS, build, folders, write
 
 from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample, load_data
-from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS, zeroshot_template
+from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS, record_of, zeroshot_template
+from rmadapter.data.items import OWN_LISTS
 from rmadapter.data.named import load_named
 from rmadapter.data.readers import READERS
 from rmadapter.errors import InputError
@@ -80,8 +82,15 @@ def test_every_layout(tmp_path, name):
         assert data.split_file == data.root.parent / "split_rmadapter.json" or record.images == ""
         assert f"{record.split_file} is missing" in data.notes[0]
         assert "do not compare" in data.notes[0]
+        assert data.split_id.startswith("split_rmadapter.json, SHA-256 ")
+    else:
+        assert data.split_id == OWN_LISTS
     again = load_data(str(tmp_path / record.folder))
     assert (again.name, again.train, again.test) == (name, data.train, data.test)
+    assert again.split_id == data.split_id
+    if record.split_file:  # the next time too
+        assert f"{record.split_file} is missing" in again.notes[0]
+        assert "do not compare" in again.notes[0]
 
 
 @pytest.mark.parametrize("name", [name for name, record in CATALOG.items() if record.split_file])
@@ -96,6 +105,8 @@ def test_the_public_split_file_is_taken_before_one_made_here(tmp_path, name):
     assert data.train == own.train[::-1]
     assert data.class_names == NAMES[name]
     assert data.notes == ()
+    digest = hashlib.sha256(data.split_file.read_bytes()).hexdigest()
+    assert data.split_id == f"{CATALOG[name].split_file}, SHA-256 {digest[:12]}"
 
 
 PARTS = ("train", "val", "test")
@@ -135,15 +146,63 @@ def test_flowers_have_torchvision_s_names_without_cat_to_name(tmp_path):
     assert load_data("oxford_flowers", str(tmp_path)).class_names == NAMES["oxford_flowers"]
 
 
-def test_another_folder_of_that_name_is_a_folder_of_images(tmp_path):
-    for name in ("ant", "bee"):
-        for number in range(4):
-            path = tmp_path / "dtd" / name / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            from PIL import Image
+@pytest.mark.parametrize("place", ["dtd", "food-101", "food101"])
+def test_another_folder_of_that_name_is_a_folder_of_images_and_said_to_be(tmp_path, place):
+    folders(tmp_path / place, ["ant", "bee"], 4)
+    for data in (load_data(place, str(tmp_path)), load_data(str(tmp_path / place))):
+        assert data.class_names == ["ant", "bee"]
+        assert "is read as a plain folder of images: it has not the layout of the field's" in data.notes[0]
+        assert "class names and split are not the published ones" in data.notes[0]
+        assert data.split_id.startswith("split_rmadapter.json")
 
-            Image.new("RGB", (4, 4)).save(path)
-    assert load_data("dtd", str(tmp_path)).class_names == ["ant", "bee"]
+
+def test_lists_of_another_layout_are_not_the_published_ones(tmp_path):
+    for part in ("train", "test"):
+        folders(tmp_path / "imagenet" / part, ["ant", "bee"], 2)
+    data = load_data("imagenet", str(tmp_path))
+    assert (data.split_file, data.split_id) == (None, None)
+    assert "the layout of the field's imagenet (imagenet/images)" in data.notes[0]
+
+
+def test_the_public_split_file_makes_up_for_another_layout(tmp_path):
+    folder = build(tmp_path, "eurosat")
+    own = load_data("eurosat", str(tmp_path))
+    (folder / "split_rmadapter.json").rename(folder / "split_zhou_EuroSAT.json")
+    for path in (folder / "2750").iterdir():
+        path.rename(folder / path.name)
+    (folder / "2750").rmdir()
+    data = load_data("eurosat", str(tmp_path))
+    assert (data.train, data.notes) == (own.train, ())
+    assert data.split_id.startswith("split_zhou_EuroSAT.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "message"),
+    [
+        (
+            "imagenet",
+            ["train/a", "val/a"],
+            r"has train/ but no test/.*; the field's imagenet lies in imagenet/images of",
+        ),
+        (
+            "oxford_pets",
+            ["annotations", "xmls"],
+            r"annotations has no images.*; .* oxford_pets lies in oxford_pets/images",
+        ),
+        ("food-101", ["a"], r"has 1 class folders.*; .* food101 lies in food-101/images of data_root"),
+    ],
+)
+def test_errors_of_another_layout_say_where_the_field_has_it(tmp_path, name, places, message):
+    for place in places:
+        (tmp_path / name / place).mkdir(parents=True)
+    with pytest.raises(InputError, match=message + ".*datasets download"):
+        load_data(name, str(tmp_path))
+
+
+def test_a_record_by_name_folder_or_path():
+    for data in ("imagenet_a", "imagenet-adversarial", "/data/imagenet-adversarial", "x/imagenet_a/"):
+        assert record_of(data) is CATALOG["imagenet_a"]
+    assert record_of("imagenet-a") is record_of(".") is record_of("my_dtd") is None
 
 
 def test_the_variants_take_class_names_from_imagenet_beside_them(tmp_path):
