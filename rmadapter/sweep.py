@@ -18,11 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -37,15 +33,17 @@ from rmadapter.files import read_json, write_json
 from rmadapter.methods import METHODS, evaluate
 from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
 from rmadapter.sweep_config import Sweep, parse_sweep
+from rmadapter.sweep_jobs import run_jobs
 
 FORMAT = 1
 MANIFEST = "sweep.json"
 ENVIRONMENTS = "environments.json"
+FAILURE = "failed.json"
 SWEEP_LOCK, LOCK = ".sweep.lock", ".lock"
 
 
 def run_sweep(argv: list[str]) -> int:
-    """``rmadapter sweep``; the exit status is 1 where a run failed."""
+    """``rmadapter sweep``; the exit status is 1 where a run failed or is left open."""
     config, sweep = parse_sweep(argv)
     if config.dry_run:
         from rmadapter.sweep_cost import describe_cost
@@ -56,18 +54,19 @@ def run_sweep(argv: list[str]) -> int:
         # Before any work: is it there, and is its split made?
         for note in load_planned(name, sweep.data_root).notes:
             print(note)
-    enter(sweep)
+    began = enter(sweep)
     if config.jobs > 1:
-        _run_jobs(argv, config.jobs)
+        run_jobs(argv, config.jobs, began)
     else:
-        work(sweep)
+        work(sweep, began)
     return _finish(sweep)
 
 
-def enter(sweep: Sweep) -> None:
+def enter(sweep: Sweep) -> float:
     """Write what the sweep is made of into its folder, or join and extend the one that is there.
 
-    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was.
+    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was. Returns when
+    it was entered, by the clock that times the folder's files.
 
     Raises:
         InputError: the folder holds something else, a sweep of another protocol, of other options or of another
@@ -89,6 +88,7 @@ def enter(sweep: Sweep) -> None:
             _check_same(before, now, sweep.out)
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
         write_json(file, {**now, **lists})
+        return file.stat().st_mtime
 
 
 def _note_environment(sweep: Sweep) -> None:
@@ -172,19 +172,43 @@ def claim(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
         lock.release()
 
 
-def work(sweep: Sweep) -> None:
-    """Make every run that is not done and not another worker's; a run that fails is kept as failed.json."""
+def work(sweep: Sweep, began: float) -> None:
+    """Make every run that is not done and not another worker's; a run that fails is kept as failed.json.
+
+    One that failed after ``began``, when the command entered the sweep, is left to the next command: it would fail
+    again. All runs are gone through until nothing is left to make, for those whose workers are killed meanwhile.
+    """
     _note_environment(sweep)
-    runs = sweep.runs()
+    tried: set[PlannedRun] = set()
+    while _work_once(sweep, began, tried):
+        pass
+
+
+def _work_once(sweep: Sweep, began: float, tried: set[PlannedRun]) -> bool:
+    """Go through the runs once and add to ``tried`` what is made; whether that was any."""
+
+    def is_left(run: PlannedRun) -> bool:
+        return run not in tried and not is_done(sweep, run) and not _failed_after(began, sweep, run)
+
+    runs, before = sweep.runs(), len(tried)
     for number, run in enumerate(runs, start=1):
-        if not is_done(sweep, run):
+        if is_left(run):
             with claim(sweep, run) as mine:
-                # Another worker may have finished it between the look and the claim.
-                if mine and not is_done(sweep, run):
+                # Another worker may have made it between the look and the claim.
+                if mine and is_left(run):
+                    tried.add(run)
                     print(f"[{number}/{len(runs)}] {run.key}", flush=True)
                     print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
         if sweep.keep == "results":
             _keep_results(sweep, run)
+    return len(tried) > before
+
+
+def _failed_after(began: float, sweep: Sweep, run: PlannedRun) -> bool:
+    try:
+        return (sweep.folder(run) / FAILURE).stat().st_mtime > began
+    except FileNotFoundError:
+        return False
 
 
 def _keep_results(sweep: Sweep, run: PlannedRun) -> None:
@@ -207,7 +231,7 @@ def _keep_results(sweep: Sweep, run: PlannedRun) -> None:
 def _attempt(sweep: Sweep, run: PlannedRun) -> str:
     """Make ``run``; returns a sentence on how it went."""
     folder = sweep.folder(run)
-    failure = folder / "failed.json"
+    failure = folder / FAILURE
     began = time.perf_counter()
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
@@ -264,49 +288,20 @@ def _evaluate_on(target: str, config: Any, adapter: Path) -> dict[str, Any]:
     )
 
 
-def _run_jobs(argv: list[str], jobs: int) -> None:
-    """``jobs`` workers of the sweep that was entered, each with its share of the GPUs and of the threads."""
-    import torch
-
-    command = [sys.executable, "-m", "rmadapter.sweep", *argv]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    children: list[subprocess.Popen] = []
-    try:
-        for number in range(jobs):
-            environment = {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONUNBUFFERED": "1"}
-            if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            children.append(subprocess.Popen(command, env=environment))
-        for child in children:
-            child.wait()
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()
-        for child in children:
-            child.wait()
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def _finish(sweep: Sweep) -> int:
     """Say what is done, what failed and what other workers have; the exit status."""
     found = state(sweep)
     counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in ("done", "failed", "running", "open"))
     print(f"{len(sweep.runs())} runs in {sweep.out}: {counts}")
     for run in found.failed:
-        error = read_json(sweep.folder(run) / "failed.json", "failure file")["error"]
+        error = read_json(sweep.folder(run) / FAILURE, "failure file")["error"]
         print(f"  failed: {run.key}: {error} ({sweep.folder(run) / 'log.txt'})")
     if found.failed:
         print("the same command tries failed runs again")
+    if found.open:
+        print("the same command makes open runs, whose workers ended early")
     print(f"tables: rmadapter report {sweep.out}")
-    return 1 if found.failed else 0
+    return 1 if found.failed or found.open else 0
 
 
 @dataclass(frozen=True)
@@ -332,14 +327,8 @@ def state(sweep: Sweep) -> State:
                 taken = not mine
         if taken:
             found.running.append(run)
-        elif (sweep.folder(run) / "failed.json").is_file():
+        elif (sweep.folder(run) / FAILURE).is_file():
             found.failed.append(run)
         else:
             found.open.append(run)
     return found
-
-
-if __name__ == "__main__":  # one of the workers of --jobs
-    from rmadapter.cli import guarded
-
-    sys.exit(guarded(lambda argv: work(parse_sweep(argv)[1]), sys.argv[1:]))

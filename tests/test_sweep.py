@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from conftest import write_images
 from safetensors.torch import load_file
 
 from rmadapter import sweep as sweeps
+from rmadapter import sweep_jobs
 from rmadapter.cli import main
 from rmadapter.sweep_config import parse_sweep
 
@@ -145,6 +147,46 @@ def test_a_run_that_another_has_is_left_to_it(words, tmp_path, capsys):
     assert not sweeps.is_done(planned, single)
 
 
+def test_a_run_whose_worker_is_killed_is_made_by_one_that_lives(words, tmp_path, monkeypatch):
+    _, planned = parse_sweep(words(data="animals"))
+    began, real = sweeps.enter(planned), sweeps.make_run
+    first, second = planned.runs()
+    with contextlib.ExitStack() as other:
+        assert other.enter_context(sweeps.claim(planned, first))
+        made = []
+
+        def make_run(planned, run):
+            other.close()  # the other worker ends, and its lock with it
+            made.append(run)
+            return real(planned, run)
+
+        monkeypatch.setattr(sweeps, "make_run", make_run)
+        sweeps.work(planned, began)
+    assert made == [second, first]
+    assert sweeps.is_done(planned, first)
+
+
+def test_workers_that_end_early_are_said(words, tmp_path, monkeypatch, capsys):
+    killed = "import os; os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(sweep_jobs, "worker_command", lambda argv, began: [sys.executable, "-c", killed])
+    assert sweep(*words(data="animals"), "--jobs", "2") == 1
+    out = capsys.readouterr().out
+    assert "2 of 2 workers ended early (signal 9, often too little memory)" in out
+    assert "0 done, 0 failed, 0 running, 2 open" in out
+    refused = "import sys; sys.exit(2 if sys.argv[1] > '1' else 0)"
+    monkeypatch.setattr(sweep_jobs, "worker_command", lambda argv, began: [sys.executable, "-c", refused, repr(began)])
+    assert sweep(*words(data="animals"), "--jobs", "2") == 1
+    assert "2 of 2 workers ended early (exit status 2)" in capsys.readouterr().out
+
+
+def test_threads_are_shared_among_workers(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert [sweep_jobs.threads_each(jobs) for jobs in (1, 2, 4, 8)] == [6, 3, 1, 1]
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert sweep_jobs.threads_each(2) == 32
+
+
 def test_a_failed_run_is_reported_and_the_rest_go_on(words, tmp_path, capsys):
     options = {"methods": "single,rmadapter", "data": "animals", "loss.lambda1": 1e38, "lr": 1e3, "epochs": 6}
     assert sweep(*words(**options)) == 1
@@ -163,6 +205,23 @@ def test_a_failed_run_is_tried_again(words, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     assert sweep(*words(data="animals")) == 0
     assert not list((tmp_path / "s").rglob("failed.json"))
+
+
+def test_workers_of_one_command_try_a_failing_run_once(words, tmp_path, monkeypatch):
+    tried = []
+
+    def make_run(_, run):
+        tried.append(run.key)
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(sweeps, "make_run", make_run)
+    _, planned = parse_sweep(words(data="animals"))
+    began = sweeps.enter(planned)
+    sweeps.work(planned, began)
+    sweeps.work(planned, began)
+    assert tried == ["zeroshot/animals", "single/animals/seed1"]
+    sweeps.work(planned, sweeps.enter(planned))
+    assert tried == 2 * ["zeroshot/animals", "single/animals/seed1"]
 
 
 def test_dry_run(words, tmp_path, capsys):
