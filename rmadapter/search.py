@@ -21,8 +21,8 @@ import yaml
 from rmadapter.arguments import parse_arguments, split_options
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.files import read_json, write_json, write_text
-from rmadapter.protocols import data_and_style, load_planned, short_name
+from rmadapter.files import read_json, shown_names, write_json, write_text
+from rmadapter.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
 from rmadapter.sweep_config import RESERVED
 from rmadapter.testbed import TRAIN_CONFIG, is_testbed
 
@@ -128,7 +128,7 @@ def trial_config(
     """The training configuration of a trial with ``values`` (dotted option -> value)."""
     # The trials' data are a folder, which has no style; but the test bed's other defaults hold where they come from it.
     words = ["--config", str(TRAIN_CONFIG)] if config.bundled else []
-    words += [*config.options, "--data", str(data), "--classes", "base", "--seed", str(seed), "--resume"]
+    words += [*config.options, "--data", str(data), "--classes", "base", "--seed", str(seed), *FIXED_OPTIONS]
     words += [f"--{name}={value}" for name, value in values.items()]
     if out is not None:
         words += ["--out", str(out)]
@@ -201,8 +201,10 @@ def _enter(config: SearchConfig, out: Path, data: str) -> None:
     names = ("parameters", "seeds", "lr_range", "scale_range", "images_a_class", "sampler_seed", "options")
     now = {"format": FORMAT, "data": data, **{name: getattr(config, name) for name in names}}
     if not file.is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise InputError(f"out is {str(out)!r}, a folder with other files in it; valid: a new or empty one")
+        if out.is_dir() and (others := shown_names(out)):
+            raise InputError(
+                f"out is {str(out)!r}, a folder with other files in it ({others[0]}); valid: a new or empty one"
+            )
         write_json(file, now)
         return
     before = read_json(file, "search file")

@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rmadapter.errors import InputError
-from rmadapter.files import read_json, write_json
+from rmadapter.files import read_json, shown_names, write_json
 from rmadapter.methods import METHODS, evaluate
 from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
 from rmadapter.sweep_config import Sweep, parse_sweep
@@ -73,12 +73,8 @@ def enter(sweep: Sweep) -> float:
             version of the format.
     """
     file = sweep.out / MANIFEST
-    if sweep.out.is_dir() and not file.is_file():
-        others = [path.name for path in sweep.out.iterdir() if not path.name.startswith(".")]
-        if others:
-            raise InputError(
-                f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one"
-            )
+    if sweep.out.is_dir() and not file.is_file() and (others := shown_names(sweep.out)):
+        raise InputError(f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one")
     sweep.out.mkdir(parents=True, exist_ok=True)
     with FileLock(sweep.out / SWEEP_LOCK):
         before = read_manifest(sweep.out) if file.is_file() else None
@@ -236,12 +232,12 @@ def _attempt(sweep: Sweep, run: PlannedRun) -> str:
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             results = make_run(sweep, run)
+        percent = ", ".join(f"{part} {value:.2f}" for part, value in results["accuracy"].items())
     except Exception as error:  # whatever it is, the other runs go on
         values = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
         write_json(failure, values)
         return f"failed: {type(error).__name__}: {error}"
     failure.unlink(missing_ok=True)
-    percent = ", ".join(f"{part} {value:.2f}" for part, value in results["accuracy"].items())
     return f"{percent} ({time.perf_counter() - began:.0f} s)"
 
 

@@ -17,7 +17,19 @@ from rmadapter.testbed import DATA, DEFAULT_STYLE, is_testbed
 from rmadapter.testbed.atlas import STYLES
 
 # What a sweep or a search decides itself, run by run.
-RESERVED = ("data", "data_root", "style", "classes", "seed", "name", "out", "resume", "overwrite", "evaluate")
+RESERVED = (
+    "data",
+    "data_root",
+    "style",
+    "classes",
+    "seed",
+    "name",
+    "out",
+    "resume",
+    "overwrite",
+    "evaluate",
+    "explain",
+)
 # What may differ when a sweep is continued: where things are and how fast it goes, not what comes out.
 FREE = {*RESERVED, "workers", "eval_batch_size", "checkpoint_every"}
 ALIASES = {"field": FIELD, "variants": VARIANTS}

@@ -14,7 +14,7 @@ from rmadapter.cli import main
 from rmadapter.config import TrainConfig
 from rmadapter.data import load_data
 from rmadapter.errors import InputError
-from rmadapter.search import SearchConfig, _layer_choices, parse_search
+from rmadapter.search import SearchConfig, _enter, _layer_choices, parse_search, trial_config
 from rmadapter.search_data import searchable, write_search_data
 from rmadapter.testbed import TRAIN_CONFIG, datasets
 from rmadapter.testbed.datasets import load_emoji, read_rendering
@@ -134,6 +134,23 @@ def test_what_it_leaves_and_that_it_goes_on(words, tmp_path, capsys):
     assert main([*run, "--shots", "2", "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "run")]) == 0
     assert main(words(trials=4, seeds="1")) == 2
     assert "seeds is '1', but the search in" in capsys.readouterr().err
+
+
+def test_only_visible_files_are_in_the_way(tmp_path):
+    (tmp_path / ".search.json.123.tmp").write_text("")  # as a kill leaves it
+    _enter(SearchConfig(data="x"), tmp_path, "x")
+    assert (tmp_path / "search.json").is_file()
+    (tmp_path / "search.json").rename(tmp_path / "thesis.json")
+    with pytest.raises(InputError, match=r"a folder with other files in it \(thesis\.json\)"):
+        _enter(SearchConfig(data="x"), tmp_path, "x")
+
+
+def test_what_a_configuration_file_says_of_what_the_search_decides_is_passed_over(words, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("evaluate: false\nexplain: true\noverwrite: true\n")
+    config = parse_search(words(config=file)[1:])
+    found = trial_config(config, tmp_path, 1, {})
+    assert (found.evaluate, found.explain, found.overwrite, found.resume) == (True, False, False, True)
 
 
 def test_a_bundled_data_set_is_searched_with_the_same_proof(tmp_path, monkeypatch, capsys):

@@ -277,6 +277,22 @@ def test_domain_on_the_test_bed(tmp_path, capsys):
     assert "retained new" in text
 
 
+def test_what_a_configuration_file_says_of_what_the_sweep_decides_is_passed_over(words, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"data: x\nstyle: noto\nseed: 7\nout: {tmp_path / 'x'}\nresume: true\nexplain: true\nevaluate: false\n"
+    )
+    assert sweep(*words(data="animals", config=file)) == 0
+    assert not (tmp_path / "x").exists()
+    (single,) = (found for name, found in results_of(tmp_path / "s").items() if "single/animals/seed1" in name)
+    assert set(single[0]) == {"base", "new", "hm"}
+    file.write_text("overwrite: true\nresume: false\n")
+    assert sweep(*words(data="animals", config=file)) == 0
+    file.write_text("style: noto\n")
+    _, planned = parse_sweep(["base2new", "--data", "emoji_food", "--config", str(file)])
+    assert {planned.config(run).style for run in planned.runs()} == {"fluent"}  # as its folder's name says
+
+
 def test_mistakes(words, tmp_path, capsys):
     assert sweep(*words(data="animals")) == 0
     capsys.readouterr()
@@ -292,6 +308,7 @@ def test_mistakes(words, tmp_path, capsys):
         "unknown option '--shotz'; did you mean '--shots'": [*words(), "--shotz", "3"],
         "option '--seed' is decided by this command": words(seed=3),
         "option '--no-evaluate' is decided by this command": [*words(), "--no-evaluate"],
+        "option '--explain' is decided by this command": [*words(), "--explain"],
         "shots is 0": words(shots=0),
         "nowhere": words(data="nowhere"),
         "style is 'notto'; valid: ": ["base2new", "--data", "testbed@notto"],
