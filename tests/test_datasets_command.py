@@ -59,9 +59,24 @@ def test_check_of_a_damaged_one_names_the_missing_images(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "names 11 images that are not in" in captured.out
     assert captured.out.count(".jpg") == 10
+    assert "  classes 3 (published 47), train 15 (published 2,820)" in captured.out
+    assert "split: split_rmadapter.json, SHA-256 " in captured.out
     assert "cannot be used: dtd" in captured.err
     assert datasets("check", "eurosat", root=tmp_path) == 2
     assert "cannot be used: eurosat" in capsys.readouterr().err
+
+
+def test_check_of_annotations_that_name_missing_images_counts_them(tmp_path, capsys):
+    folder = build(tmp_path, "oxford_pets")
+    (folder / "images" / "Bengal_7.jpg").unlink()
+    assert datasets("check", "oxford_pets", root=tmp_path) == 2
+    out = capsys.readouterr().out
+    assert "cannot be used: the annotation files in" in out
+    assert "test 15 (published 3,669)" in out
+    assert "split: its own lists and folders" in out
+    (folder / "annotations" / "test.txt").unlink()
+    assert datasets("check", "oxford_pets", root=tmp_path) == 2
+    assert "split:" not in capsys.readouterr().out
 
 
 class Downloader:

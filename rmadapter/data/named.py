@@ -8,8 +8,15 @@ from pathlib import Path
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.readers import READERS
-from rmadapter.data.splits import OWN_FILE, checked_names, missing_images, read_split, repeated_names, save_split
-from rmadapter.errors import InputError
+from rmadapter.data.splits import (
+    OWN_FILE,
+    MissingImagesError,
+    checked_names,
+    missing_images,
+    read_split,
+    repeated_names,
+    save_split,
+)
 
 
 def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
@@ -54,7 +61,7 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
-    _check_there(images, items, folder)
+    _check_there(ImageData(record.name, images, split.train, split.val, split.test, None), items, folder)
     notes, file = (), None
     if split.made is not None:
         file, note = save_split(folder, split.train, split.val, split.test, split.made)
@@ -65,11 +72,12 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     return ImageData(record.name, images, split.train, split.val, split.test, file, (*notes, *repeated_names(names)))
 
 
-def _check_there(images: Path, items: list[Item], folder: Path) -> None:
-    """Raise InputError where annotation files name images that are not there; the first ten are named."""
-    missing = missing_images(images, items)
+def _check_there(data: ImageData, items: list[Item], folder: Path) -> None:
+    """Raise MissingImagesError where annotation files name images that are not there; the first ten are named."""
+    missing = missing_images(data.root, items)
     if missing:
-        raise InputError(
-            f"the annotation files in {folder} name {len(missing)} images that are not in {images}: "
-            f"{', '.join(missing[:10])}"
+        raise MissingImagesError(
+            f"the annotation files in {folder} name {len(missing)} images that are not in {data.root}: "
+            f"{', '.join(missing[:10])}",
+            data,
         )

@@ -7,9 +7,10 @@ validation; otherwise each class is divided 50 / 20 / 30. Both are shuffled with
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,18 +79,20 @@ def oxford_pets(folder: Path, record: DataSet) -> Split:
 
 def stanford_cars(folder: Path, record: DataSet) -> Split:
     """The devkit's annotations; the class "Audi A5 Coupe 2012" is called "2012 Audi A5 Coupe", as CoOp does."""
-    names = []
-    for row in _matlab(folder / "devkit" / "cars_meta.mat", "class_names"):
-        words = str(row[0]).split(" ")
+    names_file, names = folder / "devkit" / "cars_meta.mat", []
+    for row in _matlab(names_file, "class_names"):
+        with _of_form(names_file, "class_names, each a text"):
+            words = str(row[0]).split(" ")
         names.append(" ".join([words[-1], *words[:-1]]))
 
     def read(images: str, file: Path) -> list[Item]:
         items = []
         for row in _matlab(file, "annotations"):
-            label = int(row["class"][0, 0]) - 1
+            with _of_form(file, "annotations with the fields 'class' and 'fname'"):
+                label, image = int(row["class"][0, 0]) - 1, str(row["fname"][0])
             if not 0 <= label < len(names):
                 raise InputError(f"{file}: class {label + 1}; valid: 1 to {len(names)}, the classes of cars_meta.mat")
-            items.append(Item(f"{images}/{row['fname'][0]}", label, names[label]))
+            items.append(Item(f"{images}/{image}", label, names[label]))
         return items
 
     return _official(
@@ -107,7 +110,8 @@ def oxford_flowers(folder: Path, record: DataSet) -> Split:
     names_file = folder / "cat_to_name.json"
     if names_file.is_file():
         by_number = read_json(names_file, "class names file")
-        names = {int(number): name for number, name in by_number.items()}
+        with _of_form(names_file, '{"number of the class": "its name", ...}'):
+            names = {int(number): _spaced(name) for number, name in by_number.items()}
     else:
         from torchvision.datasets import Flowers102
 
@@ -182,7 +186,8 @@ def ucf101(folder: Path, record: DataSet) -> Split:
                 for label, key in enumerate(sorted(found))
             ]
         )
-    labels = {words[1]: int(words[0]) - 1 for _, words in _lines(lists / "classInd.txt", 2)}
+    classes = lists / "classInd.txt"
+    labels = {words[1]: _number(classes, number, words[0]) - 1 for number, words in _lines(classes, 2)}
 
     def read(file: Path) -> list[Item]:
         items = []
@@ -365,6 +370,15 @@ def _number(file: Path, number: int, word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise InputError(f"{file}, line {number}: class {word!r}; valid: a number from 1")
     return int(word)
+
+
+@contextlib.contextmanager
+def _of_form(file: Path, valid: str) -> Iterator[None]:
+    """Inside, what is read from ``file`` is taken apart; InputError where it has not the form ``valid``."""
+    try:
+        yield
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"annotation file {file} is of another form ({error}); valid: {valid}") from error
 
 
 def _matlab(file: Path, variable: str) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 from miniatures import COUNT, WNIDS, build, write
+from scipy.io import savemat
 
 from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample, load_data
 from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS, zeroshot_template
@@ -168,6 +170,13 @@ def wrong_order(folder):
     write(folder / "classnames.txt", [f"{w} {n}" for w, n in reversed(WNIDS.items())])
 
 
+def unlabelled(folder):
+    """The test images' annotations as the devkit has them, without classes, under the other file's name."""
+    rows = np.zeros((1, 1), dtype=[("fname", object)])
+    rows[0, 0] = ("00001.jpg",)
+    savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": rows})
+
+
 def split_file(folder, change):
     values = {"train": [], "val": [], "test": []}
     for label, name in enumerate(("banded", "polka-dotted", "zigzagged")):
@@ -198,7 +207,17 @@ def shifted(values):
         ("oxford_pets", lambda f: (f / "images" / "Bengal_7.jpg").unlink(), r"1 images .*: Bengal_7\.jpg"),
         ("stanford_cars", lambda f: (f / "devkit" / "cars_meta.mat").write_bytes(b"no"), r"cars_meta\.mat cannot"),
         ("stanford_cars", lambda f: (f / "devkit" / "cars_train_annos.mat").unlink(), r"cars_train_annos\.mat is miss"),
+        ("stanford_cars", unlabelled, r"withlabels\.mat is of another form .*class.*; valid: annotations with the"),
+        (
+            "stanford_cars",
+            lambda f: savemat(f / "devkit" / "cars_meta.mat", {"class_names": np.array([[1, 2]])}),
+            r"cars_meta\.mat is of another form .*; valid: class_names, each a text",
+        ),
         ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('{"1": "a"}'), r"label 2 has no name"),
+        ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('["a"]'), r"name\.json is of another form"),
+        ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('{"a": "1"}'), r'form .*; valid: \{"number'),
+        ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('{"1": 2}'), r"name\.json is of another form"),
+        ("ucf101", lambda f: replace(f / "ucfTrainTestlist" / "classInd.txt", "1 ", "one "), r"line 1: class 'one'"),
         ("fgvc_aircraft", lambda f: write(f / "variants.txt", ["707-320"]), r"line 4: 'Boeing 717' is not in variants"),
         ("sun397", lambda f: (f / "ClassName.txt").unlink(), r"ClassName\.txt is missing"),
         ("sun397", lambda f: write(f / "ClassName.txt", ["/a/abbey"]), r"is of no class in ClassName\.txt"),
