@@ -58,7 +58,7 @@ def check(names: Sequence[str], data_root: Path) -> list[Checked]:
 def _check(record: DataSet, data_root: Path) -> Checked:
     if not has_layout(data_root, record):
         return Checked(record.name, there=False)
-    folder = (data_root / record.folder).resolve()
+    folder = (data_root / record.folder).absolute()
     error = None
     try:
         data = load_named(folder, record)

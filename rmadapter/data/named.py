@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from rmadapter.data.catalog import CATALOG, DataSet
@@ -22,17 +23,24 @@ from rmadapter.data.splits import (
 def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
     """Folder and record where ``data`` means one of the field's data sets and it has the field's layout.
 
-    ``data`` is a name of the catalog, in ``data_root``, or the data set's folder itself.
+    ``data`` is a name of the catalog, in ``data_root``, or the data set's folder itself. A folder that is a link stays
+    where the link is: what belongs beside a data set is beside it there.
     """
+    data, data_root = from_home(data), from_home(data_root)
     if data in CATALOG and data_root is not None and has_layout(Path(data_root), CATALOG[data]):
-        return (Path(data_root) / CATALOG[data].folder).resolve(), CATALOG[data]
+        return (Path(data_root) / CATALOG[data].folder).absolute(), CATALOG[data]
     for path in (Path(data), Path(data_root) / data if data_root else None):
         if path is not None and path.is_dir():
-            folder = path.resolve()
-            for record in CATALOG.values():
-                if folder.name == record.folder and has_layout(folder.parent, record):
-                    return folder, record
+            for folder in (path.absolute(), path.resolve()):  # the link's own name, then that of what it leads to
+                for record in CATALOG.values():
+                    if folder.name == record.folder and has_layout(folder.parent, record):
+                        return folder, record
     return None
+
+
+def from_home(path: str | None) -> str | None:
+    """``path`` with the home folder in place of a leading ``~``, as a shell writes it before a bare word alone."""
+    return path and os.path.expanduser(path)
 
 
 def has_layout(data_root: Path, record: DataSet) -> bool:
@@ -61,7 +69,8 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
-    _check_there(ImageData(record.name, images, split.train, split.val, split.test, None), items, folder)
+    if not split.listed:
+        _check_there(ImageData(record.name, images, split.train, split.val, split.test, None), items, folder)
     notes, file = (), None
     if split.made is not None:
         file, note = save_split(folder, split.train, split.val, split.test, split.made)

@@ -40,12 +40,15 @@ CALTECH_IGNORED = ("BACKGROUND_Google", "Faces_easy")
 
 
 class Split(NamedTuple):
-    """Three parts, what they were made from (for the user), and whether they are a split that is worth keeping."""
+    """Three parts, what they were made from where they are worth keeping (for the user), and whether all images were
+    found in folders, so that they are there.
+    """
 
     train: list[Item]
     val: list[Item]
     test: list[Item]
     made: str | None
+    listed: bool = False
 
 
 def caltech101(folder: Path, record: DataSet) -> Split:
@@ -122,7 +125,7 @@ def oxford_flowers(folder: Path, record: DataSet) -> Split:
         if label not in names:
             raise InputError(f"{folder / 'imagelabels.mat'}: label {label} has no name in {names_file.name}")
         classes.setdefault(label, []).append(Item(f"image_{number:05}.jpg", label - 1, names[label]))
-    return _halves([classes[label] for label in sorted(classes)])
+    return _halves([classes[label] for label in sorted(classes)], listed=False)
 
 
 def fgvc_aircraft(folder: Path, record: DataSet) -> Split:
@@ -210,7 +213,7 @@ def imagenet(folder: Path, record: DataSet) -> Split:
     if odd:
         raise InputError(f"{folder / record.images}: class folder {odd[0]!r} is in only one of train and val")
     items = {part: _by_wnid(folder / record.images / part, found, names, f"{part}/") for part, found in parts.items()}
-    return Split(items["train"], [], items["val"], None)
+    return Split(items["train"], [], items["val"], None, listed=True)
 
 
 def imagenetv2(folder: Path, record: DataSet) -> Split:
@@ -230,13 +233,13 @@ def imagenetv2(folder: Path, record: DataSet) -> Split:
         for number, name in enumerate(names)
         for image in _images(images / str(number))
     ]
-    return Split([], [], test, None)
+    return Split([], [], test, None, listed=True)
 
 
 def imagenet_variant(folder: Path, record: DataSet) -> Split:
     """A folder a wnid; labels count the folders that are there, in sorted order (files beside them are no class)."""
     images = folder / record.images
-    return Split([], [], _by_wnid(images, _folders(images), read_class_names(folder), ""), None)
+    return Split([], [], _by_wnid(images, _folders(images), read_class_names(folder), ""), None, listed=True)
 
 
 def read_class_names(folder: Path) -> dict[str, str]:
@@ -294,8 +297,8 @@ def class_items(images: Path, names: dict[str, str], ignored: Sequence[str] = ()
     ]
 
 
-def _halves(classes: Sequence[Sequence[Item]]) -> Split:
-    return Split(*make_split(classes), "50/20/30 % of each class")
+def _halves(classes: Sequence[Sequence[Item]], *, listed: bool = True) -> Split:
+    return Split(*make_split(classes), "50/20/30 % of each class", listed)
 
 
 def _official(training: list[Item], test: list[Item]) -> Split:
@@ -331,10 +334,11 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    """Names of the image files in ``folder``, sorted; InputError for none."""
+    """Names of the image files in ``folder``, sorted, without hidden ones (a Mac's ._00.jpg); InputError for none."""
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entry.name for entry in entries if entry.name.lower().endswith(IMG_EXTENSIONS))
+            names = (entry.name for entry in entries if not entry.name.startswith("."))
+            found = sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
     except OSError as error:
         raise InputError(f"class folder {folder} cannot be read: {error.strerror}") from error
     if not found:

@@ -194,17 +194,21 @@ def _files(root: Path, folders: set[str]) -> set[str]:
     for folder in folders:
         try:
             with os.scandir(root / folder) as entries:
-                found |= {(PurePosixPath(folder) / entry.name).as_posix() for entry in entries}
+                found.update(f"{folder}/{entry.name}" if folder else entry.name for entry in entries)
         except OSError:
             continue  # its images are reported as missing
     return found
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _check_nothing_new(root: Path, path: Path, known: set[str], there: set[str]) -> None:
     """A split that was made here covers every image; one that no longer does would leave images out silently."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    new = sorted(p for p in there - known if p.lower().endswith(IMG_EXTENSIONS))
+    new = sorted(p for p in there - known if p.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(p))
     folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
     new += sorted(folders - {PurePosixPath(p).parts[0] for p in known})
     if new:

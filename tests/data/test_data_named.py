@@ -10,9 +10,10 @@ import pytest
 from miniatures import COUNT, WNIDS, build, write
 from scipy.io import savemat
 
-from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample, load_data
+from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample, load_data, named
 from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS, zeroshot_template
-from rmadapter.data.named import load_named
+from rmadapter.data.checking import check
+from rmadapter.data.named import find_named, load_named
 from rmadapter.data.readers import READERS
 from rmadapter.errors import InputError
 
@@ -50,6 +51,9 @@ COUNTS = {
     "imagenet_a": (0, 0, 9),
     "imagenet_r": (0, 0, 9),
 }
+# Those whose images are listed by annotation files, and those whose are found in folders.
+LISTS = ("oxford_pets", "stanford_cars", "oxford_flowers", "fgvc_aircraft", "sun397", "ucf101")
+LISTED = tuple(name for name in COUNTS if name not in LISTS)
 # What few-shot seed 1 with two shots draws: the first two classes' images, in order.
 PICKS = {
     "imagenet": [
@@ -160,6 +164,55 @@ def test_the_variants_take_class_names_from_imagenet_beside_them(tmp_path):
     shutil.rmtree(tmp_path / "imagenet")
     with pytest.raises(InputError, match=r"classnames\.txt is missing; it holds 'wnid name' a line"):
         load_data("imagenet_a", str(tmp_path))
+
+
+def test_links_to_data_sets(tmp_path, monkeypatch):
+    """What belongs beside a data set is beside its link; a link of the field's name, or to one, has its layout."""
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "data"
+    build(root, "imagenet")
+    folder = build(elsewhere, "imagenet_a")
+    (folder / "classnames.txt").unlink()
+    (root / "imagenet-adversarial").symlink_to(folder)
+    assert load_data("imagenet_a", str(root)).class_names == NAMES["imagenet_a"]
+    assert check(["imagenet_a"], root)[0].error is None
+    build(elsewhere, "eurosat").rename(elsewhere / "EuroSAT_RGB")
+    (root / "eurosat").symlink_to(elsewhere / "EuroSAT_RGB")
+    assert load_data(str(root / "eurosat")).class_names == NAMES["eurosat"]
+    (root / "textures").symlink_to(build(elsewhere, "dtd"))
+    assert load_data("textures", str(root)).name == "dtd"
+    monkeypatch.chdir(elsewhere / "dtd" / "images")
+    assert load_data("..").name == "dtd"
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build(tmp_path / "data", "dtd")
+    assert load_data("dtd", "~/data").name == load_data("~/data/dtd").name == "dtd"
+    assert find_named("~/data/dtd", None)[1].name == "dtd"
+    (tmp_path / "data" / "dtd" / "images").rename(tmp_path / "textures")
+    assert load_data("~/textures").name == "textures"
+    with pytest.raises(InputError, match="did you mean 'textures'"):
+        load_data("texture", "~")
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_hidden_files_are_no_images(tmp_path, name):
+    """What a Mac leaves beside each file on a disk of another kind, and notebooks in folders of images."""
+    folder = build(tmp_path, name)
+    for path in [*folder.rglob("*.jpg")]:
+        (path.parent / f"._{path.name}").write_bytes(b"no image")
+        (path.parent / ".ipynb_checkpoints").mkdir(exist_ok=True)
+    data = load_data(name, str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == COUNTS[name]
+    assert load_data(name, str(tmp_path)).train == data.train
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_what_was_listed_is_not_looked_for_again(tmp_path, monkeypatch, name):
+    build(tmp_path, name)
+    monkeypatch.setattr(named, "missing_images", lambda *_: pytest.fail("looked for again"))
+    data = load_data(name, str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == COUNTS[name]
 
 
 def replace(path, old, new):
