@@ -32,7 +32,7 @@ from rmadapter.errors import InputError
 from rmadapter.files import read_json, shown_names, write_json
 from rmadapter.methods import METHODS, evaluate
 from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
-from rmadapter.sweep_config import Sweep, parse_sweep
+from rmadapter.sweep_config import FREE, Sweep, parse_sweep
 from rmadapter.sweep_jobs import run_jobs
 
 FORMAT = 1
@@ -45,6 +45,7 @@ SWEEP_LOCK, LOCK = ".sweep.lock", ".lock"
 def run_sweep(argv: list[str]) -> int:
     """``rmadapter sweep``; the exit status is 1 where a run failed or is left open."""
     config, sweep = parse_sweep(argv)
+    check_folder(sweep)
     if config.dry_run:
         from rmadapter.sweep_cost import describe_cost
 
@@ -69,22 +70,36 @@ def enter(sweep: Sweep) -> float:
     it was entered, by the clock that times the folder's files.
 
     Raises:
+        InputError: what ``check_folder`` raises.
+    """
+    check_folder(sweep)
+    file = sweep.out / MANIFEST
+    sweep.out.mkdir(parents=True, exist_ok=True)
+    with FileLock(sweep.out / SWEEP_LOCK):
+        before = check_folder(sweep)
+        lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
+        if before is not None:
+            lists = {name: _joined(before[name], values) for name, values in lists.items()}
+        write_json(file, {"format": FORMAT, "protocol": sweep.protocol, "settings": sweep.settings(), **lists})
+        return file.stat().st_mtime
+
+
+def check_folder(sweep: Sweep) -> dict[str, Any] | None:
+    """What the manifest in the sweep's folder says, None where there is none; nothing is written.
+
+    Raises:
         InputError: the folder holds something else, a sweep of another protocol, of other options or of another
             version of the format.
     """
-    file = sweep.out / MANIFEST
-    if sweep.out.is_dir() and not file.is_file() and (others := shown_names(sweep.out)):
+    if (sweep.out / MANIFEST).is_file():
+        before = read_manifest(sweep.out)
+        _check_same(before, sweep)
+        return before
+    if sweep.out.is_file():
+        raise InputError(f"out is {str(sweep.out)!r}, which is a file")
+    if sweep.out.is_dir() and (others := shown_names(sweep.out)):
         raise InputError(f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one")
-    sweep.out.mkdir(parents=True, exist_ok=True)
-    with FileLock(sweep.out / SWEEP_LOCK):
-        before = read_manifest(sweep.out) if file.is_file() else None
-        now = {"format": FORMAT, "protocol": sweep.protocol, "settings": sweep.settings()}
-        lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
-        if before is not None:
-            _check_same(before, now, sweep.out)
-            lists = {name: _joined(before[name], values) for name, values in lists.items()}
-        write_json(file, {**now, **lists})
-        return file.stat().st_mtime
+    return None
 
 
 def _note_environment(sweep: Sweep) -> None:
@@ -116,17 +131,18 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return values
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    if before["protocol"] != now["protocol"]:
+def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
+    if before["protocol"] != sweep.protocol:
         raise InputError(
-            f"out is {str(out)!r}, where a sweep {before['protocol']} is; valid: that one, or another --out for "
-            f"{now['protocol']}"
+            f"out is {str(sweep.out)!r}, where a sweep {before['protocol']} is; valid: that one, or another --out for "
+            f"{sweep.protocol}"
         )
-    for name in {**before["settings"], **now["settings"]}:
-        old, new = before["settings"].get(name), now["settings"].get(name)
-        if old != new:
+    now = sweep.settings()
+    for name in {**before["settings"], **now}:
+        old, new = before["settings"].get(name), now.get(name)
+        if old != new and name not in FREE:
             raise InputError(
-                f"{name} is {new!r}, but the sweep in {out} has {old!r}; valid: the same, or another --out"
+                f"{name} is {new!r}, but the sweep in {sweep.out} has {old!r}; valid: the same, or another --out"
             )
 
 

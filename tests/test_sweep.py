@@ -242,6 +242,40 @@ def test_dry_run(words, tmp_path, capsys):
     assert "2 runs of methods without a finished one" in out
 
 
+def test_a_dry_run_refuses_what_the_sweep_would_and_writes_nothing(words, tmp_path, capsys):
+    _, planned = parse_sweep(words(data="animals"))
+    sweeps.enter(planned)
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("")
+    before = files_of(tmp_path)
+    cases = {
+        "shots is 4, but the sweep in": words(data="plants", shots=4),
+        "where a sweep base2new is": words("cross"),
+        "a folder with other files in it (thesis.txt)": words(out="other"),
+        "which is a file": words(out="taken"),
+    }
+    for message, argv in cases.items():
+        for dry in (["--dry-run"], []):
+            assert sweep(*argv, *dry) == 2
+            assert message in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+def test_where_a_run_is_computed_is_not_what_it_computes(words, tmp_path, capsys):
+    _, planned = parse_sweep(words(data="animals", device="cuda:0"))
+    sweeps.enter(planned)
+    others = {"device": "cuda:1", "cache_dir": str(tmp_path / "c"), "cache_limit": "1GB", "max_bad_steps": 1}
+    _, planned = parse_sweep([*words(data="animals", **others), "--image_cache"])
+    sweeps.enter(planned)
+    manifest = tmp_path / "s" / "sweep.json"
+    values = json.loads(manifest.read_text())
+    assert "device" not in values["settings"]
+    # It may have been otherwise when the sweep began.
+    manifest.write_text(json.dumps({**values, "settings": {**values["settings"], "device": "cuda:0"}}))
+    sweeps.enter(planned)
+
+
 @pytest.mark.parametrize(
     ("protocol", "data", "line", "runs"),
     [
