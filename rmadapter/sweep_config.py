@@ -31,8 +31,9 @@ RESERVED = (
     "evaluate",
     "explain",
 )
-# What may differ when a sweep is continued: where things are and how fast it goes, not what comes out.
-FREE = {*RESERVED, *FREE_ON_RESUME, "device", "cache_limit"}
+# What may differ when a sweep is continued: where things are and how fast it goes, not what comes out (as
+# cache_limit does: fewer views than were asked for may fit in it).
+FREE = {*RESERVED, *FREE_ON_RESUME, "device"}
 ALIASES = {"field": FIELD, "variants": VARIANTS}
 # The bundled test bed. Its seventh group, symbols, is left to the search for the training options, as far as that may
 # be: the search needs two groups and has activities too.

@@ -265,12 +265,13 @@ def test_a_dry_run_refuses_what_the_sweep_would_and_writes_nothing(words, tmp_pa
 def test_where_a_run_is_computed_is_not_what_it_computes(words, tmp_path, capsys):
     _, planned = parse_sweep(words(data="animals", device="cuda:0"))
     sweeps.enter(planned)
-    others = {"device": "cuda:1", "cache_dir": str(tmp_path / "c"), "cache_limit": "1GB", "max_bad_steps": 1}
+    others = {"device": "cuda:1", "cache_dir": str(tmp_path / "c"), "max_bad_steps": 1}
     _, planned = parse_sweep([*words(data="animals", **others), "--image_cache"])
     sweeps.enter(planned)
     manifest = tmp_path / "s" / "sweep.json"
     values = json.loads(manifest.read_text())
     assert "device" not in values["settings"]
+    assert "cache_limit" in values["settings"]  # where views are kept, their number depends on it
     # It may have been otherwise when the sweep began.
     manifest.write_text(json.dumps({**values, "settings": {**values["settings"], "device": "cuda:0"}}))
     sweeps.enter(planned)
