@@ -28,9 +28,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
+from rmadapter.evaluation import EvalConfig, load_model, run_eval
 from rmadapter.files import read_json, shown_names, write_json
-from rmadapter.methods import METHODS, evaluate
+from rmadapter.methods import METHODS
 from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
 from rmadapter.sweep_config import FREE, Sweep, parse_sweep
 from rmadapter.sweep_jobs import run_jobs
@@ -267,6 +269,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         shutil.rmtree(folder / "run")
         shutil.rmtree(folder / "on", ignore_errors=True)
     results = read_json(results_file, "results file") if results_file.is_file() else method.train(config)
+    loaded = None
     for target in run.targets:
         file = target_folder(folder, target) / "results.json"
         if file.is_file():
@@ -274,29 +277,30 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         if run.seed is None:
             name, style = data_and_style(target)
             found = method.train(dataclasses.replace(config, data=name, style=style, out=str(file.parent / "run")))
+        elif method.evaluate is not None:
+            found = method.evaluate(_test_on(target, config, adapter))
         else:
-            found = _evaluate_on(target, config, adapter)
+            test = _test_on(target, config, adapter)
+            loaded = loaded or load_model(test)
+            found = run_eval(test, loaded)
         write_json(file, {**found, "trained_on": short_name(run.data)})
     return results
 
 
-def _evaluate_on(target: str, config: Any, adapter: Path) -> dict[str, Any]:
-    from rmadapter.evaluation import EvalConfig
-
+def _test_on(target: str, config: TrainConfig, adapter: Path) -> EvalConfig:
+    """The evaluation on ``target`` of what the run of ``config`` has trained; they differ in the data alone."""
     names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
     names -= {"adapter", "data", "style", "classes", "out", "template", "model", "pretrained", "batch_size"}
     shared = {name: getattr(config, name) for name in names}
     name, style = data_and_style(target)
-    return evaluate(
-        EvalConfig(
-            **shared,
-            adapter=str(adapter),
-            data=name,
-            style=style,
-            classes="all",
-            retention=False,
-            batch_size=config.eval_batch_size,
-        )
+    return EvalConfig(
+        **shared,
+        adapter=str(adapter),
+        data=name,
+        style=style,
+        classes="all",
+        retention=False,
+        batch_size=config.eval_batch_size,
     )
 
 

@@ -15,8 +15,8 @@ import torch
 from conftest import write_images
 from safetensors.torch import load_file
 
+from rmadapter import evaluation, sweep_jobs
 from rmadapter import sweep as sweeps
-from rmadapter import sweep_jobs
 from rmadapter.cli import main
 from rmadapter.sweep_config import parse_sweep
 
@@ -99,6 +99,26 @@ def test_trained_on_one_and_tested_on_the_others(words, tmp_path, protocol):
         assert set(values["accuracy"]) == {"all"}
         at_home = json.loads((folder / run / "run" / "results.json").read_text())
         assert (at_home["data"], set(at_home["accuracy"])) == ("plants", {"all"})
+
+
+def test_the_targets_of_a_run_are_tested_with_one_model(words, tmp_path, monkeypatch):
+    """It is loaded once for them, and finds what it finds when it is loaded for each by ``rmadapter eval``."""
+    write_images(tmp_path / "stones", ["ore", "tin", "zinc"], 8, 7)
+    calls, real = [], evaluation.load_backbone
+    argv = words("cross", data="animals,plants,stones", methods="single", source="animals")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "load_backbone", lambda *a: calls.append(a) or real(*a))
+        assert sweep(*argv) == 0
+    assert len(calls) == 1
+    run = tmp_path / "s" / "runs" / "single" / "animals" / "seed1"
+    for target in ("plants", "stones"):
+        found = json.loads((run / "on" / target / "results.json").read_text())
+        options = ["--data", str(tmp_path / target), "--classes", "all", "--workers", "0", "--out", str(tmp_path / "e")]
+        assert main(["eval", "--adapter", str(run / "run" / "adapter"), *options]) == 0
+        alone = json.loads((tmp_path / "e" / "results.json").read_text())
+        assert found.pop("trained_on") == "animals"
+        del found["seconds"], alone["seconds"]
+        assert found == alone
 
 
 def test_killed_and_continued_equals_one_that_was_not(words, tmp_path):
