@@ -116,7 +116,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run or a
-    sweep with failed runs, 130 after Ctrl-C, 141 where nobody reads the output any more.
+    sweep with failed or open runs, 130 after Ctrl-C, 141 where nobody reads the output any more.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rmadapter.data.catalog import CATALOG
 from rmadapter.data.checking import check, describe
-from rmadapter.data.download import download
+from rmadapter.data.download import download, numbered
 from rmadapter.errors import InputError, check_choice
 
 ACTIONS = ("check", "download")
@@ -59,7 +59,6 @@ def run_datasets(config: DatasetsConfig) -> None:
     for name in config.names:
         left = download(name, root)
         if left:
-            print(f"{name}, by hand, in {root}:")
-            print("\n".join(f"  {number}. {step}" for number, step in enumerate(left, start=1)))
+            print(numbered(name, root, left))
         else:
             print(describe(check([name], root)))

@@ -258,26 +258,52 @@ def _load(config: EvalConfig, training: dict[str, Any], *, adapted: bool) -> Ima
     return data if config.retention and not seen else replace(data, retention=None)
 
 
-def run_eval(config: EvalConfig) -> dict[str, Any]:
-    """``rmadapter eval``: evaluate, print, and write results.json to ``config.out`` where it is given."""
+@dataclass(frozen=True)
+class LoadedModel:
+    """The base model that ``run_eval`` evaluates, with the adapter in it and the backend chosen; for any data set."""
+
+    backbone: Backbone
+    adapted: AdaptedCLIP | None
+    backend: str | None
+    precision: str
+    device: torch.device
+
+
+def load_model(config: EvalConfig) -> LoadedModel:
+    """The model of ``config``; says the backend.
+
+    Raises:
+        InputError: everything ``load_adapted``, ``resolve_device`` and ``choose_backend`` raise.
+    """
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    info = read_info(Path(config.adapter)) if config.adapter else None
-    zeroshot = config.method == "zeroshot"
-    data = _load(config, (info.training or {}) if info else {}, adapted=not zeroshot)
-    for note in data.notes:
-        print(note)
-    model_name = config.model or (MODEL if info is None and is_testbed(config.data) else None)
-    backbone, adapted = load_adapted(config.adapter, model_name, config.pretrained, device, with_adapter=not zeroshot)
-    template = config.template or (info.template if info else None) or "a photo of a {}."
+    model_name = config.model or (MODEL if config.adapter is None and is_testbed(config.data) else None)
+    with_adapter = config.method != "zeroshot"
+    backbone, adapted = load_adapted(config.adapter, model_name, config.pretrained, device, with_adapter=with_adapter)
     store_backbone(backbone.clip, DTYPES[precision])
     backend = None
     if adapted is not None:
         backend, sentence = choose_backend(adapted, config.fused, config.backend)
         print(sentence)
+    return LoadedModel(backbone, adapted, backend, precision, device)
+
+
+def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str, Any]:
+    """``rmadapter eval``: evaluate, print, and write results.json to ``config.out`` where it is given.
+
+    ``loaded`` is what ``load_model`` made of a configuration that differs in the data alone; default: it is loaded.
+    """
+    info = read_info(Path(config.adapter)) if config.adapter else None
+    zeroshot = config.method == "zeroshot"
+    data = _load(config, (info.training or {}) if info else {}, adapted=not zeroshot)
+    for note in data.notes:
+        print(note)
+    loaded = loaded or load_model(config)
+    backbone, adapted = loaded.backbone, loaded.adapted
+    template = config.template or (info.template if info else None) or "a photo of a {}."
     model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, data.class_names, template)
     if adapted is not None:
-        model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", precision))
+        model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", loaded.precision))
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = ("base", "new") if config.classes == "base_new" else (config.classes,)
     trained = (info.training or {}) if adapted is not None else {}
@@ -298,9 +324,9 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         **found,
         "trained_parameters": sum(p.numel() for p in adapted.adapter_tensors().values()) if adapted else 0,
         "seconds": {"eval": time.perf_counter() - started},
-        "backend": backend,
-        "precision": precision,
-        "device": str(device),
+        "backend": loaded.backend,
+        "precision": loaded.precision,
+        "device": str(loaded.device),
     }
     print(describe(found))
     if config.out:

@@ -19,6 +19,11 @@ def cache_folder(cache_dir: str | None, kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmadapter" / kind
 
 
+def shown_names(folder: Path) -> list[str]:
+    """Sorted names of what is in ``folder``, without what is hidden, such as a temporary file that a kill has left."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary name in the folder of ``path`` (made if missing), flush, and rename.
 

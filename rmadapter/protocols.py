@@ -33,6 +33,8 @@ IMAGENET_OPTIONS = {
     "cross": ("--batch_size", "128", "--epochs", "1", "--adapter.layers", "last:4"),
     "domain": ("--batch_size", "128", "--epochs", "1", "--adapter.layers", "last:4"),
 }
+# The same in every run of a table or a search, whatever a --config file says.
+FIXED_OPTIONS = ("--resume", "--no-overwrite", "--evaluate", "--no-explain")
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,15 @@ def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root
     """The training configuration of ``run``: the protocol's settings, then the user's options, then the method's."""
     name, style = data_and_style(run.data)
     words = [*IMAGENET_OPTIONS[protocol]] if short_name(run.data) == SOURCE else []
-    words += [*options, "--classes", "all" if protocol in TRANSFERS else "base", "--resume"]
-    # The test bed has defaults of its own, among them a style; for all other data sets the words mean the same.
+    words += [*options, "--classes", "all" if protocol in TRANSFERS else "base", *FIXED_OPTIONS]
+    # The test bed has defaults of its own; for all other data sets the words mean the same.
     words += ["--data", name if is_testbed(name) else "any"]
     config = copy.deepcopy(_parsed(run.method, tuple(words)))
     return dataclasses.replace(
         config,
         data=name,
         data_root=None if is_testbed(name) else data_root,
-        style=style or config.style,
+        style=style or (DEFAULT_STYLE if is_testbed(name) else None),
         seed=1 if run.seed is None else run.seed,
         out=str(out),
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
-from rmadapter.files import read_json, write_atomic, write_text
+from rmadapter.files import read_json, shown_names, write_atomic, write_text
 
 # What may differ between a run and its resumption: where things are, and what changes no weight beyond its last bits.
 FREE_ON_RESUME = {
@@ -81,8 +81,10 @@ class RunFolder:
         if not self.path.is_dir():
             raise InputError(f"out is {str(self.path)!r}, which is a file")
         is_run = self.config_file.is_file()
-        if not is_run and any(self.path.iterdir()):
-            raise InputError(f"out is {str(self.path)!r}, a folder with other files in it; valid: a new or empty one")
+        if not is_run and (others := shown_names(self.path)):
+            raise InputError(
+                f"out is {str(self.path)!r}, a folder with other files in it ({others[0]}); valid: a new or empty one"
+            )
         if is_run and not (config.resume or config.overwrite):
             raise InputError(
                 f"out is {str(self.path)!r}, where a run is already; valid: --resume to go on with it, --overwrite "

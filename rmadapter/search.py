@@ -6,27 +6,31 @@ other half, as pseudo-new classes, over validation images. Needs optuna (pip ins
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import shutil
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from rmadapter.arguments import parse_arguments, split_options
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.files import read_json, write_json, write_text
-from rmadapter.protocols import data_and_style, load_planned, short_name
+from rmadapter.files import read_json, shown_names, write_json, write_text
+from rmadapter.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
 from rmadapter.sweep_config import RESERVED
 from rmadapter.testbed import TRAIN_CONFIG, is_testbed
 
 FORMAT = 1
+LOCK = ".lock"
 PARAMETERS = ("lr", "scale", "layers", "lambdas")
 # Log grids around what the first trials saw: reconstruction does nothing at 1 and a little at 10, 1000 diverges;
 # consistency at 100 and more freezes the adapter. The fourth lambda is 2.5 times the third, as PromptSRC's.
@@ -128,7 +132,7 @@ def trial_config(
     """The training configuration of a trial with ``values`` (dotted option -> value)."""
     # The trials' data are a folder, which has no style; but the test bed's other defaults hold where they come from it.
     words = ["--config", str(TRAIN_CONFIG)] if config.bundled else []
-    words += [*config.options, "--data", str(data), "--classes", "base", "--seed", str(seed), "--resume"]
+    words += [*config.options, "--data", str(data), "--classes", "base", "--seed", str(seed), *FIXED_OPTIONS]
     words += [f"--{name}={value}" for name, value in values.items()]
     if out is not None:
         words += ["--out", str(out)]
@@ -139,11 +143,12 @@ def run_search(argv: list[str]) -> dict[str, Any]:
     """``rmadapter search``; returns the best trial's options. A stopped search goes on with the same command.
 
     Raises:
-        InputError: optuna is missing, a data set that is too small, a folder with another search.
+        InputError: optuna is missing, a data set that is too small, a folder with another search, or one where the
+            search is going on.
     """
     config = parse_search(argv)
     try:
-        import optuna
+        import optuna  # noqa: F401
     except ImportError:
         raise InputError("a search needs optuna, which is missing; pip install 'rmadapter[search]'") from None
     from rmadapter.search_data import write_search_data
@@ -153,20 +158,31 @@ def run_search(argv: list[str]) -> dict[str, Any]:
         print(note)
     out = Path(config.out)
     _enter(config, out, short_name(config.data) if config.bundled else data.name)
-    folder = write_search_data(data, out, config.images_a_class)
+    with _alone(out):
+        return _search(config, write_search_data(data, out, config.images_a_class), out)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Inside, no other process has the search in ``out``: each would take the other's trial for one left unfinished."""
+    try:
+        with FileLock(out / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"out is {str(out)!r}, where a search is going on; valid: another --out, or its end") from None
+
+
+def _search(config: SearchConfig, folder: Path, out: Path) -> dict[str, Any]:
+    """Every trial that is left, over the images in ``folder``; returns the best one's options."""
+    import optuna
+
     base = trial_config(config, folder, 1, {})
     depth = _depth(base) if "layers" in config.wanted else 0
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        study_name="search",
-        storage=f"sqlite:///{(out / 'study.db').resolve()}",
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=config.sampler_seed),
-        load_if_exists=True,
-    )
+    study = _study(config, out)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    if not study.trials:
+    if not study.get_trials(states=(*finished, optuna.trial.TrialState.WAITING)):
         study.enqueue_trial(_start(config, base, depth))
 
     def objective(trial: Any) -> float:
@@ -186,7 +202,7 @@ def run_search(argv: list[str]) -> dict[str, Any]:
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in trial.params.items()
         )
-        print(f"[{trial.number + 1}/{config.trials}] {percent}: {shown}", flush=True)
+        print(f"[{len(study.get_trials(states=finished))}/{config.trials}] {percent}: {shown}", flush=True)
 
     done = len(study.get_trials(states=finished))
     study.optimize(objective, n_trials=max(0, config.trials - done), callbacks=[said])
@@ -201,8 +217,10 @@ def _enter(config: SearchConfig, out: Path, data: str) -> None:
     names = ("parameters", "seeds", "lr_range", "scale_range", "images_a_class", "sampler_seed", "options")
     now = {"format": FORMAT, "data": data, **{name: getattr(config, name) for name in names}}
     if not file.is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise InputError(f"out is {str(out)!r}, a folder with other files in it; valid: a new or empty one")
+        if out.is_dir() and (others := shown_names(out)):
+            raise InputError(
+                f"out is {str(out)!r}, a folder with other files in it ({others[0]}); valid: a new or empty one"
+            )
         write_json(file, now)
         return
     before = read_json(file, "search file")
@@ -211,6 +229,23 @@ def _enter(config: SearchConfig, out: Path, data: str) -> None:
             raise InputError(
                 f"{name} is {value!r}, but the search in {out} has {before.get(name)!r}; valid: that, or another --out"
             )
+
+
+def _study(config: SearchConfig, out: Path) -> Any:
+    """The search in ``out``, begun or gone on with; trials that a kill has left unfinished have failed."""
+    import optuna
+
+    study = optuna.create_study(
+        study_name="search",
+        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        direction="maximize",
+        load_if_exists=True,
+    )
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    # A sampler does not know what it drew before: one that began with the same seed again would draw it again.
+    study.sampler = optuna.samplers.TPESampler(seed=config.sampler_seed + len(study.trials))
+    return study
 
 
 def _seeds(config: SearchConfig) -> list[int]:
@@ -274,8 +309,6 @@ def _suggest(trial: Any, config: SearchConfig, depth: int) -> dict[str, Any]:
 
 def _train(config: TrainConfig, optuna: Any) -> dict[str, Any]:
     """Train and test one trial with one seed; a run that diverges prunes the trial. Only its results are kept."""
-    import contextlib
-
     from rmadapter.loop import DivergedError
     from rmadapter.training import train
 
@@ -307,6 +340,6 @@ def _finish(study: Any, out: Path) -> dict[str, Any]:
         accuracies = {name: value for name, value in trial.user_attrs.items() if name.startswith("seed")}
         writer.writerow([trial.number, trial.state.name.lower(), trial.value, *values, json.dumps(accuracies)])
     write_text(out / "trials.csv", text.getvalue())
-    print(f"best: trial {best.number + 1}, HM {best.value:.2f} on validation images of base and pseudo-new classes")
+    print(f"best: trial {best.number}, HM {best.value:.2f} on validation images of base and pseudo-new classes")
     print(f"options: rmadapter train --config {out / 'best.yaml'} ...; all trials: {out / 'trials.csv'}")
     return options

@@ -18,11 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -32,21 +28,26 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
-from rmadapter.files import read_json, write_json
-from rmadapter.methods import METHODS, evaluate
+from rmadapter.evaluation import EvalConfig, load_model, run_eval
+from rmadapter.files import read_json, shown_names, write_json
+from rmadapter.methods import METHODS
 from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
-from rmadapter.sweep_config import Sweep, parse_sweep
+from rmadapter.sweep_config import FREE, Sweep, parse_sweep
+from rmadapter.sweep_jobs import run_jobs
 
 FORMAT = 1
 MANIFEST = "sweep.json"
 ENVIRONMENTS = "environments.json"
+FAILURE = "failed.json"
 SWEEP_LOCK, LOCK = ".sweep.lock", ".lock"
 
 
 def run_sweep(argv: list[str]) -> int:
-    """``rmadapter sweep``; the exit status is 1 where a run failed."""
+    """``rmadapter sweep``; the exit status is 1 where a run failed or is left open."""
     config, sweep = parse_sweep(argv)
+    check_folder(sweep)
     if config.dry_run:
         from rmadapter.sweep_cost import describe_cost
 
@@ -56,39 +57,51 @@ def run_sweep(argv: list[str]) -> int:
         # Before any work: is it there, and is its split made?
         for note in load_planned(name, sweep.data_root).notes:
             print(note)
-    enter(sweep)
+    began = enter(sweep)
     if config.jobs > 1:
-        _run_jobs(argv, config.jobs)
+        run_jobs(argv, config.jobs, began)
     else:
-        work(sweep)
+        work(sweep, began)
     return _finish(sweep)
 
 
-def enter(sweep: Sweep) -> None:
+def enter(sweep: Sweep) -> float:
     """Write what the sweep is made of into its folder, or join and extend the one that is there.
 
-    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was.
+    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was. Returns when
+    it was entered, by the clock that times the folder's files.
+
+    Raises:
+        InputError: what ``check_folder`` raises.
+    """
+    check_folder(sweep)
+    file = sweep.out / MANIFEST
+    sweep.out.mkdir(parents=True, exist_ok=True)
+    with FileLock(sweep.out / SWEEP_LOCK):
+        before = check_folder(sweep)
+        lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
+        if before is not None:
+            lists = {name: _joined(before[name], values) for name, values in lists.items()}
+        write_json(file, {"format": FORMAT, "protocol": sweep.protocol, "settings": sweep.settings(), **lists})
+        return file.stat().st_mtime
+
+
+def check_folder(sweep: Sweep) -> dict[str, Any] | None:
+    """What the manifest in the sweep's folder says, None where there is none; nothing is written.
 
     Raises:
         InputError: the folder holds something else, a sweep of another protocol, of other options or of another
             version of the format.
     """
-    file = sweep.out / MANIFEST
-    if sweep.out.is_dir() and not file.is_file():
-        others = [path.name for path in sweep.out.iterdir() if not path.name.startswith(".")]
-        if others:
-            raise InputError(
-                f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one"
-            )
-    sweep.out.mkdir(parents=True, exist_ok=True)
-    with FileLock(sweep.out / SWEEP_LOCK):
-        before = read_manifest(sweep.out) if file.is_file() else None
-        now = {"format": FORMAT, "protocol": sweep.protocol, "settings": sweep.settings()}
-        lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
-        if before is not None:
-            _check_same(before, now, sweep.out)
-            lists = {name: _joined(before[name], values) for name, values in lists.items()}
-        write_json(file, {**now, **lists})
+    if (sweep.out / MANIFEST).is_file():
+        before = read_manifest(sweep.out)
+        _check_same(before, sweep)
+        return before
+    if sweep.out.is_file():
+        raise InputError(f"out is {str(sweep.out)!r}, which is a file")
+    if sweep.out.is_dir() and (others := shown_names(sweep.out)):
+        raise InputError(f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one")
+    return None
 
 
 def _note_environment(sweep: Sweep) -> None:
@@ -120,17 +133,18 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return values
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    if before["protocol"] != now["protocol"]:
+def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
+    if before["protocol"] != sweep.protocol:
         raise InputError(
-            f"out is {str(out)!r}, where a sweep {before['protocol']} is; valid: that one, or another --out for "
-            f"{now['protocol']}"
+            f"out is {str(sweep.out)!r}, where a sweep {before['protocol']} is; valid: that one, or another --out for "
+            f"{sweep.protocol}"
         )
-    for name in {**before["settings"], **now["settings"]}:
-        old, new = before["settings"].get(name), now["settings"].get(name)
-        if old != new:
+    now = sweep.settings()
+    for name in {**before["settings"], **now}:
+        old, new = before["settings"].get(name), now.get(name)
+        if old != new and name not in FREE:
             raise InputError(
-                f"{name} is {new!r}, but the sweep in {out} has {old!r}; valid: the same, or another --out"
+                f"{name} is {new!r}, but the sweep in {sweep.out} has {old!r}; valid: the same, or another --out"
             )
 
 
@@ -172,19 +186,43 @@ def claim(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
         lock.release()
 
 
-def work(sweep: Sweep) -> None:
-    """Make every run that is not done and not another worker's; a run that fails is kept as failed.json."""
+def work(sweep: Sweep, began: float) -> None:
+    """Make every run that is not done and not another worker's; a run that fails is kept as failed.json.
+
+    One that failed after ``began``, when the command entered the sweep, is left to the next command: it would fail
+    again. All runs are gone through until nothing is left to make, for those whose workers are killed meanwhile.
+    """
     _note_environment(sweep)
-    runs = sweep.runs()
+    tried: set[PlannedRun] = set()
+    while _work_once(sweep, began, tried):
+        pass
+
+
+def _work_once(sweep: Sweep, began: float, tried: set[PlannedRun]) -> bool:
+    """Go through the runs once and add to ``tried`` what is made; whether that was any."""
+
+    def is_left(run: PlannedRun) -> bool:
+        return run not in tried and not is_done(sweep, run) and not _failed_after(began, sweep, run)
+
+    runs, before = sweep.runs(), len(tried)
     for number, run in enumerate(runs, start=1):
-        if not is_done(sweep, run):
+        if is_left(run):
             with claim(sweep, run) as mine:
-                # Another worker may have finished it between the look and the claim.
-                if mine and not is_done(sweep, run):
+                # Another worker may have made it between the look and the claim.
+                if mine and is_left(run):
+                    tried.add(run)
                     print(f"[{number}/{len(runs)}] {run.key}", flush=True)
                     print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
         if sweep.keep == "results":
             _keep_results(sweep, run)
+    return len(tried) > before
+
+
+def _failed_after(began: float, sweep: Sweep, run: PlannedRun) -> bool:
+    try:
+        return (sweep.folder(run) / FAILURE).stat().st_mtime > began
+    except FileNotFoundError:
+        return False
 
 
 def _keep_results(sweep: Sweep, run: PlannedRun) -> None:
@@ -207,17 +245,17 @@ def _keep_results(sweep: Sweep, run: PlannedRun) -> None:
 def _attempt(sweep: Sweep, run: PlannedRun) -> str:
     """Make ``run``; returns a sentence on how it went."""
     folder = sweep.folder(run)
-    failure = folder / "failed.json"
+    failure = folder / FAILURE
     began = time.perf_counter()
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             results = make_run(sweep, run)
+        percent = ", ".join(f"{part} {value:.2f}" for part, value in results["accuracy"].items())
     except Exception as error:  # whatever it is, the other runs go on
         values = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
         write_json(failure, values)
         return f"failed: {type(error).__name__}: {error}"
     failure.unlink(missing_ok=True)
-    percent = ", ".join(f"{part} {value:.2f}" for part, value in results["accuracy"].items())
     return f"{percent} ({time.perf_counter() - began:.0f} s)"
 
 
@@ -231,6 +269,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         shutil.rmtree(folder / "run")
         shutil.rmtree(folder / "on", ignore_errors=True)
     results = read_json(results_file, "results file") if results_file.is_file() else method.train(config)
+    loaded = None
     for target in run.targets:
         file = target_folder(folder, target) / "results.json"
         if file.is_file():
@@ -238,61 +277,31 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         if run.seed is None:
             name, style = data_and_style(target)
             found = method.train(dataclasses.replace(config, data=name, style=style, out=str(file.parent / "run")))
+        elif method.evaluate is not None:
+            found = method.evaluate(_test_on(target, config, adapter))
         else:
-            found = _evaluate_on(target, config, adapter)
+            test = _test_on(target, config, adapter)
+            loaded = loaded or load_model(test)
+            found = run_eval(test, loaded)
         write_json(file, {**found, "trained_on": short_name(run.data)})
     return results
 
 
-def _evaluate_on(target: str, config: Any, adapter: Path) -> dict[str, Any]:
-    from rmadapter.evaluation import EvalConfig
-
+def _test_on(target: str, config: TrainConfig, adapter: Path) -> EvalConfig:
+    """The evaluation on ``target`` of what the run of ``config`` has trained; they differ in the data alone."""
     names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
     names -= {"adapter", "data", "style", "classes", "out", "template", "model", "pretrained", "batch_size"}
     shared = {name: getattr(config, name) for name in names}
     name, style = data_and_style(target)
-    return evaluate(
-        EvalConfig(
-            **shared,
-            adapter=str(adapter),
-            data=name,
-            style=style,
-            classes="all",
-            retention=False,
-            batch_size=config.eval_batch_size,
-        )
+    return EvalConfig(
+        **shared,
+        adapter=str(adapter),
+        data=name,
+        style=style,
+        classes="all",
+        retention=False,
+        batch_size=config.eval_batch_size,
     )
-
-
-def _run_jobs(argv: list[str], jobs: int) -> None:
-    """``jobs`` workers of the sweep that was entered, each with its share of the GPUs and of the threads."""
-    import torch
-
-    command = [sys.executable, "-m", "rmadapter.sweep", *argv]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    children: list[subprocess.Popen] = []
-    try:
-        for number in range(jobs):
-            environment = {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONUNBUFFERED": "1"}
-            if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            children.append(subprocess.Popen(command, env=environment))
-        for child in children:
-            child.wait()
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()
-        for child in children:
-            child.wait()
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _finish(sweep: Sweep) -> int:
@@ -301,12 +310,14 @@ def _finish(sweep: Sweep) -> int:
     counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in ("done", "failed", "running", "open"))
     print(f"{len(sweep.runs())} runs in {sweep.out}: {counts}")
     for run in found.failed:
-        error = read_json(sweep.folder(run) / "failed.json", "failure file")["error"]
+        error = read_json(sweep.folder(run) / FAILURE, "failure file")["error"]
         print(f"  failed: {run.key}: {error} ({sweep.folder(run) / 'log.txt'})")
     if found.failed:
         print("the same command tries failed runs again")
+    if found.open:
+        print("the same command makes open runs, whose workers ended early")
     print(f"tables: rmadapter report {sweep.out}")
-    return 1 if found.failed else 0
+    return 1 if found.failed or found.open else 0
 
 
 @dataclass(frozen=True)
@@ -332,14 +343,8 @@ def state(sweep: Sweep) -> State:
                 taken = not mine
         if taken:
             found.running.append(run)
-        elif (sweep.folder(run) / "failed.json").is_file():
+        elif (sweep.folder(run) / FAILURE).is_file():
             found.failed.append(run)
         else:
             found.open.append(run)
     return found
-
-
-if __name__ == "__main__":  # one of the workers of --jobs
-    from rmadapter.cli import guarded
-
-    sys.exit(guarded(lambda argv: work(parse_sweep(argv)[1]), sys.argv[1:]))

@@ -13,13 +13,27 @@ from rmadapter.config import TrainConfig
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config
+from rmadapter.run_folder import FREE_ON_RESUME
 from rmadapter.testbed import DATA, DEFAULT_STYLE, brings_weights, is_testbed
 from rmadapter.testbed.atlas import STYLES
 
 # What a sweep or a search decides itself, run by run.
-RESERVED = ("data", "data_root", "style", "classes", "seed", "name", "out", "resume", "overwrite", "evaluate")
-# What may differ when a sweep is continued: where things are and how fast it goes, not what comes out.
-FREE = {*RESERVED, "workers", "eval_batch_size", "checkpoint_every"}
+RESERVED = (
+    "data",
+    "data_root",
+    "style",
+    "classes",
+    "seed",
+    "name",
+    "out",
+    "resume",
+    "overwrite",
+    "evaluate",
+    "explain",
+)
+# What may differ when a sweep is continued: where things are and how fast it goes, not what comes out (as
+# cache_limit does: fewer views than were asked for may fit in it).
+FREE = {*RESERVED, *FREE_ON_RESUME}
 ALIASES = {"field": FIELD, "variants": VARIANTS}
 # The bundled test bed. Its seventh group, symbols, is left to the search for the training options, as far as that may
 # be: the search needs two groups and has activities too.

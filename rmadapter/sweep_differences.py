@@ -41,6 +41,8 @@ def differences(found: SweepResults, reference: str | None = None) -> list[Diffe
     """
     values = _transfer_values(found.transfers) if found.transfers else _base_new_values(found)
     methods = sorted(values, key=method_order)
+    if not methods:  # results without accuracies
+        return []
     if reference is None:
         reference = REFERENCE if REFERENCE in methods else methods[-1]
     check_choice("compare", reference, methods)

@@ -105,3 +105,27 @@ def config(images, clip_folder, tmp_path):
         return TrainConfig(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def sweep_words(tmp_path, clip_folder):
+    """The options of a small sweep; two data sets of four classes."""
+    for seed, name in enumerate(("animals", "plants")):
+        write_images(tmp_path / name, ["ant", "bee", "cat", "dog"], 8, seed)
+
+    def make(protocol="base2new", out="s", data="animals,plants", **options):
+        values = {
+            "data": ",".join(str(tmp_path / name) for name in data.split(",")),
+            "methods": "zeroshot,single",
+            "seeds": "1",
+            "out": str(tmp_path / out),
+            "model": f"local-dir:{clip_folder}",
+            "shots": 2,
+            "epochs": 1,
+            "workers": 0,
+            "adapter.layers": "2-3",
+            **options,
+        }
+        return [protocol, *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+
+    return make

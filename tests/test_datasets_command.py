@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import inspect
+import re
 import shutil
 import sys
 import tarfile
@@ -16,6 +19,7 @@ from rmadapter.cli import main
 from rmadapter.data import load_data
 from rmadapter.data.catalog import CATALOG
 from rmadapter.data.checking import check
+from rmadapter.data.download import steps
 from rmadapter.data.sources import SOURCES
 
 
@@ -59,9 +63,24 @@ def test_check_of_a_damaged_one_names_the_missing_images(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "names 11 images that are not in" in captured.out
     assert captured.out.count(".jpg") == 10
+    assert "  classes 3 (published 47), train 15 (published 2,820)" in captured.out
+    assert "split: split_rmadapter.json, SHA-256 " in captured.out
     assert "cannot be used: dtd" in captured.err
     assert datasets("check", "eurosat", root=tmp_path) == 2
     assert "cannot be used: eurosat" in capsys.readouterr().err
+
+
+def test_check_of_annotations_that_name_missing_images_counts_them(tmp_path, capsys):
+    folder = build(tmp_path, "oxford_pets")
+    (folder / "images" / "Bengal_7.jpg").unlink()
+    assert datasets("check", "oxford_pets", root=tmp_path) == 2
+    out = capsys.readouterr().out
+    assert "cannot be used: the annotation files in" in out
+    assert "test 15 (published 3,669)" in out
+    assert "split: its own lists and folders" in out
+    (folder / "annotations" / "test.txt").unlink()
+    assert datasets("check", "oxford_pets", root=tmp_path) == 2
+    assert "split:" not in capsys.readouterr().out
 
 
 class Downloader:
@@ -145,14 +164,24 @@ def test_split_files_come_from_google_drive_where_gdown_is_installed(tmp_path, m
     [
         (OSError("no route to host"), "could not be downloaded by torchvision.datasets.DTD: no route to host"),
         (RuntimeError("File not found or corrupted."), "corrupted"),
+        (http.client.IncompleteRead(b"half"), "could not be downloaded by torchvision.datasets.DTD: IncompleteRead"),
         (tarfile.ReadError("truncated"), "damaged (truncated) and has been deleted"),
     ],
 )
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, capsys, error, message):
     monkeypatch.setattr(torchvision.datasets, "DTD", Downloader(None, error))
     assert datasets("download", "dtd", root=tmp_path) == 2
-    assert message in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert message in err
+    assert f"dtd, by hand, in {tmp_path}:\n  1. fetch dtd-r1.0.1.tar.gz (0.63 GB) from https://www.robots.ox" in err
+    assert "\n  2. fetch split_zhou_DescribableTextures.json" in err
     assert not (tmp_path / "dtd").exists()
+
+
+def test_a_download_of_another_layout_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torchvision.datasets, "DTD", Downloader(lambda scratch: (scratch / "dtd").mkdir()))
+    assert datasets("download", "dtd", root=tmp_path) == 2
+    assert "its layout has changed\ndtd, by hand, in" in capsys.readouterr().err
 
 
 def test_what_has_no_download_is_explained(tmp_path, capsys):
@@ -193,3 +222,24 @@ def test_every_data_set_has_a_source():
         assert source.torchvision is None or hasattr(torchvision.datasets, source.torchvision)
         names = [file.name for file in source.files]
         assert CATALOG[name].split_file is None or CATALOG[name].split_file in names
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_data_set_has_steps_that_lead_to_its_layout(name):
+    source, record = SOURCES[name], CATALOG[name]
+    assert bool(source.archives) == bool(source.torchvision)
+    files = [*source.archives, *source.files]
+    for file in files:
+        assert re.fullmatch(r"(under |about )?[\d.]+ [kMG]B", file.size), file
+        assert (file.url is None) != (file.drive is None)
+        assert (file.unpack is None) != (file.folder is None)
+        assert (file.unpack or file.folder).partition(",")[0].split("/")[0] == record.folder
+    text = "\n".join(steps(name))
+    assert f"{record.folder}/{record.layout_marker}" in text or f"into {record.folder}, what is in its folder" in text
+    if source.torchvision:
+        code = inspect.getsource(inspect.getmodule(getattr(torchvision.datasets, source.torchvision)))
+        for file in source.archives:
+            folder, _, name = file.url.rpartition("/")
+            assert name == file.name
+            assert name in code  # what torchvision itself fetches, and from there
+            assert folder in code

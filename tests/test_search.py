@@ -9,12 +9,15 @@ import json
 import pytest
 import yaml
 from conftest import write_images
+from filelock import FileLock
+from small_runs import Killed
 
+from rmadapter import search
 from rmadapter.cli import main
 from rmadapter.config import TrainConfig
 from rmadapter.data import load_data
 from rmadapter.errors import InputError
-from rmadapter.search import SearchConfig, _layer_choices, parse_search
+from rmadapter.search import SearchConfig, _enter, _layer_choices, parse_search, trial_config
 from rmadapter.search_data import searchable, write_search_data
 from rmadapter.testbed import TRAIN_CONFIG, datasets
 from rmadapter.testbed.datasets import load_emoji, read_rendering
@@ -134,6 +137,69 @@ def test_what_it_leaves_and_that_it_goes_on(words, tmp_path, capsys):
     assert main([*run, "--shots", "2", "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "run")]) == 0
     assert main(words(trials=4, seeds="1")) == 2
     assert "seeds is '1', but the search in" in capsys.readouterr().err
+
+
+class Training:
+    """In place of the trials' training: keeps what they are made with, and is killed in the trial of that number."""
+
+    def __init__(self, killed_in=None):
+        self.made, self.killed_in = [], killed_in
+
+    def __call__(self, config, _):
+        self.made.append((config.lr, config.loss.lambda1, config.loss.lambda3))
+        if len(self.made) - 1 == self.killed_in:
+            raise Killed
+        return {"accuracy": {"base": 1.0, "new": 1.0, "hm": 1.0}}
+
+
+def test_one_that_goes_on_repeats_no_trial(words, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    training = Training()
+    monkeypatch.setattr(search, "_train", training)
+    options = {"parameters": "lr,lambdas"}
+    for trials in (3, 6, 9):
+        assert main(words(trials=trials, **options)) == 0
+    assert len({lr for lr, _, _ in training.made}) == 9
+    found = trials_of(tmp_path / "s")
+    assert [trial["trial"] for trial in found] == [str(number) for number in range(9)]
+    assert "best: trial 0, " in capsys.readouterr().out
+
+
+def test_the_trial_of_the_options_is_made_after_a_kill_in_it(words, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    training = Training(killed_in=0)
+    monkeypatch.setattr(search, "_train", training)
+    options = {"parameters": "lr,lambdas", "trials": 2}
+    with pytest.raises(Killed):
+        main(words(**options))
+    capsys.readouterr()
+    assert main(words(**options)) == 0
+    start = (TrainConfig(data="x").lr, 10, 10)
+    assert training.made[:2] == [start, start]
+    assert [trial["state"] for trial in trials_of(tmp_path / "s")] == ["fail", "complete", "complete"]
+    out = capsys.readouterr().out
+    assert "[1/2] HM 1.00" in out
+    assert "[2/2] HM 1.00" in out
+    with FileLock(tmp_path / "s" / search.LOCK):
+        assert main(words(**options)) == 2
+    assert "where a search is going on; valid: another --out" in capsys.readouterr().err
+
+
+def test_only_visible_files_are_in_the_way(tmp_path):
+    (tmp_path / ".search.json.123.tmp").write_text("")  # as a kill leaves it
+    _enter(SearchConfig(data="x"), tmp_path, "x")
+    assert (tmp_path / "search.json").is_file()
+    (tmp_path / "search.json").rename(tmp_path / "thesis.json")
+    with pytest.raises(InputError, match=r"a folder with other files in it \(thesis\.json\)"):
+        _enter(SearchConfig(data="x"), tmp_path, "x")
+
+
+def test_what_a_configuration_file_says_of_what_the_search_decides_is_passed_over(words, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("evaluate: false\nexplain: true\noverwrite: true\n")
+    config = parse_search(words(config=file)[1:])
+    found = trial_config(config, tmp_path, 1, {})
+    assert (found.evaluate, found.explain, found.overwrite, found.resume) == (True, False, False, True)
 
 
 def test_a_bundled_data_set_is_searched_with_the_same_proof(tmp_path, monkeypatch, capsys):

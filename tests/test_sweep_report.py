@@ -238,6 +238,13 @@ def test_unfinished_and_failed_runs_are_said(tmp_path):
     assert "the loss is &lt;not&gt; finite" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_runs_without_accuracies_have_a_report(tmp_path):
+    folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot", "mma"])
+    for file in folder.rglob("results.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "accuracy": {}}))
+    assert "4 of 4 runs done" in sweep_report(folder, tmp_path / "out")
+
+
 def test_mistakes(tmp_path, capsys):
     folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot"])
     assert main(["report", str(folder), str(folder), "--out", str(tmp_path / "out")]) == 2

@@ -13,6 +13,7 @@ from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop
 from rmadapter import InputError, LossConfig, RMAdapterConfig, loop
 from rmadapter.batches import Waited
 from rmadapter.loop import DivergedError
+from rmadapter.run_folder import RunFolder
 from rmadapter.step_config import StepConfig
 from rmadapter.training import train
 
@@ -88,6 +89,12 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path):
         with pytest.raises(InputError, match="a folder with other files in it"):
             train(config(**changes))
     assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_a_temporary_file_that_a_kill_has_left_is_no_other_file(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.yaml.123.tmp").write_text("")
+    RunFolder(tmp_path / "run").check(config())
 
 
 def test_a_diverging_run_says_so(config, tmp_path):

@@ -11,6 +11,7 @@ from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData
 from rmadapter.data.named import has_layout, load_named, split_file_of
 from rmadapter.data.sampling import base_new_split
+from rmadapter.data.splits import MissingImagesError
 from rmadapter.errors import InputError, check_choice
 
 
@@ -22,7 +23,7 @@ class Checked:
         name: in the catalog.
         there: whether its image folder is.
         error: why it cannot be used, or None.
-        found, published: counts by what is counted.
+        found, published: counts by what is counted; of images that are missing too; empty where nothing could be read.
         split: the split file's name and the first digits of its SHA-256, or what stands in for it.
         notes: sentences of the loader.
     """
@@ -57,18 +58,21 @@ def check(names: Sequence[str], data_root: Path) -> list[Checked]:
 def _check(record: DataSet, data_root: Path) -> Checked:
     if not has_layout(data_root, record):
         return Checked(record.name, there=False)
-    folder = (data_root / record.folder).resolve()
+    folder = (data_root / record.folder).absolute()
+    error = None
     try:
         data = load_named(folder, record)
-    except InputError as error:
-        return Checked(record.name, there=True, error=str(error))
+    except MissingImagesError as missing:
+        data, error = missing.data, str(missing)
+    except InputError as unusable:
+        return Checked(record.name, there=True, error=str(unusable))
     published = {"classes": record.classes, "train": record.train, "val": record.val, "test": record.test}
     found = {"classes": len(data.class_names), **{part: len(getattr(data, part)) for part in ("train", "val", "test")}}
     if record.base_new_test is not None:
         published |= dict(zip(("test base", "test new"), record.base_new_test, strict=True))
         classes = found["classes"]
         found |= {f"test {half}": len(base_new_split(data.test, half, classes)) for half in ("base", "new")}
-    return Checked(record.name, True, None, found, published, _split(folder, record, data), data.notes)
+    return Checked(record.name, True, error, found, published, _split(folder, record, data), data.notes)
 
 
 def _split(folder: Path, record: DataSet, data: ImageData) -> str:
@@ -86,14 +90,14 @@ def describe(checked: Sequence[Checked]) -> str:
             record = CATALOG[one.name]
             blocks.append(f"{one.name}: not there ({record.folder}/{record.layout_marker})")
             continue
+        lines = [f"{one.name}: {'differs from what was published' if one.differences else 'as published'}"]
         if one.error:
-            blocks.append(f"{one.name}: cannot be used: {one.error}")
-            continue
+            lines = [f"{one.name}: cannot be used: {one.error}"]
         counts = ", ".join(
             f"{key} {count:,}" + (f" (published {one.published[key]:,})" if key in one.differences else "")
             for key, count in one.found.items()
         )
-        lines = [f"{one.name}: {'differs from what was published' if one.differences else 'as published'}"]
-        lines += [f"  {counts}", f"  split: {one.split}", *(f"  {note}" for note in one.notes)]
+        if counts:
+            lines += [f"  {counts}", f"  split: {one.split}", *(f"  {note}" for note in one.notes)]
         blocks.append("\n".join(lines))
     return "\n".join(blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 
 from rmadapter.data.catalog import CATALOG, DataSet
@@ -37,10 +38,18 @@ def download(name: str, data_root: Path) -> list[str]:
 
 
 def steps(name: str, files: list[RemoteFile] | None = None) -> list[str]:
-    """What to do by hand for data set ``name``, of ``files`` or of all of its files; paths are below the data root."""
+    """What to do by hand for data set ``name``: of ``files``, or of all that torchvision would fetch and all others;
+    paths are below the data root.
+    """
     source = SOURCES[name]
-    files = list(source.files) if files is None else files
+    files = [*source.archives, *source.files] if files is None else files
     return [*(file.step() for file in files), *(source.remarks if files else ())]
+
+
+def numbered(name: str, data_root: Path, left: list[str]) -> str:
+    """``steps`` as lines for people."""
+    lines = (f"  {number}. {step}" for number, step in enumerate(left, start=1))
+    return "\n".join([f"{name}, by hand, in {data_root}:", *lines])
 
 
 def _check_room(data_root: Path, name: str, source: Source) -> None:
@@ -57,23 +66,25 @@ def _with_torchvision(record: DataSet, source: Source, data_root: Path) -> None:
 
     scratch = data_root / f".download-{record.name}"
     scratch.mkdir(exist_ok=True)
+    by_hand = f"\n{numbered(record.name, data_root, steps(record.name))}"
     try:
         getattr(torchvision.datasets, source.torchvision)(root=str(scratch), download=True, **source.arguments)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         shutil.rmtree(scratch)
         raise InputError(
             f"the archive of {record.name} is damaged ({error}) and has been deleted; the same command fetches it anew"
+            f"{by_hand}"
         ) from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise InputError(
             f"{record.name} could not be downloaded by torchvision.datasets.{source.torchvision}: {error}; the same "
-            f"command tries again, what has arrived is kept in {scratch}"
+            f"command tries again, what has arrived is kept in {scratch}{by_hand}"
         ) from error
     unpacked = next((path for path in sorted(scratch.rglob(record.layout_marker)) if path.is_dir()), None)
     if unpacked is None:
         raise InputError(
             f"torchvision.datasets.{source.torchvision} left no folder {record.layout_marker} in {scratch}; its layout "
-            "has changed"
+            f"has changed{by_hand}"
         )
     target = data_root / record.folder
     target.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from rmadapter.data.catalog import CATALOG, DataSet, record_of
 from rmadapter.data.items import ImageData, Item
-from rmadapter.data.named import find_named, load_named
+from rmadapter.data.named import find_named, from_home, load_named
 from rmadapter.data.splits import find_split_file, make_split, read_split, save_split
 from rmadapter.errors import InputError, nearest
 from rmadapter.testbed import DATA, is_testbed
@@ -41,6 +41,7 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
         raise InputError(
             f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(DATA)}"
         )
+    data, data_root = from_home(data), from_home(data_root)
     if (found := find_named(data, data_root)) is not None:
         return load_named(*found)
     root = _find(data, data_root)
@@ -140,8 +141,9 @@ def _class_folders(root: Path) -> dict[str, list[str]]:
         )
     found = {}
     for folder in folders:
-        paths = (p for p in (root / folder).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-        found[folder] = sorted(p.relative_to(root).as_posix() for p in paths)
+        paths = (p.relative_to(root) for p in (root / folder).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        # What is hidden is no image: a Mac leaves ._00.jpg beside 00.jpg.
+        found[folder] = sorted(p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts))
         if not found[folder]:
             raise InputError(f"class folder {root / folder} has no images; valid endings: {' '.join(IMG_EXTENSIONS)}")
     return found

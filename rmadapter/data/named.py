@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.readers import READERS
-from rmadapter.data.splits import OWN_FILE, checked_names, missing_images, read_split, repeated_names, save_split
-from rmadapter.errors import InputError
+from rmadapter.data.splits import (
+    OWN_FILE,
+    MissingImagesError,
+    checked_names,
+    missing_images,
+    read_split,
+    repeated_names,
+    save_split,
+)
 
 
 def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
     """Folder and record where ``data`` means one of the field's data sets and it has the field's layout.
 
-    ``data`` is a name of the catalog, in ``data_root``, or the data set's folder itself.
+    ``data`` is a name of the catalog, in ``data_root``, or the data set's folder itself. A folder that is a link stays
+    where the link is: what belongs beside a data set is beside it there.
     """
+    data, data_root = from_home(data), from_home(data_root)
     if data in CATALOG and data_root is not None and has_layout(Path(data_root), CATALOG[data]):
-        return (Path(data_root) / CATALOG[data].folder).resolve(), CATALOG[data]
+        return (Path(data_root) / CATALOG[data].folder).absolute(), CATALOG[data]
     for path in (Path(data), Path(data_root) / data if data_root else None):
         if path is not None and path.is_dir():
-            folder = path.resolve()
-            for record in CATALOG.values():
-                if folder.name == record.folder and has_layout(folder.parent, record):
-                    return folder, record
+            for folder in (path.absolute(), path.resolve()):  # the link's own name, then that of what it leads to
+                for record in CATALOG.values():
+                    if folder.name == record.folder and has_layout(folder.parent, record):
+                        return folder, record
     return None
+
+
+def from_home(path: str | None) -> str | None:
+    """``path`` with the home folder in place of a leading ``~``, as a shell writes it before a bare word alone."""
+    return path and os.path.expanduser(path)
 
 
 def has_layout(data_root: Path, record: DataSet) -> bool:
@@ -55,7 +70,8 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
-    _check_there(images, items, folder)
+    if not split.listed:
+        _check_there(ImageData(record.name, images, split.train, split.val, split.test, None), items, folder)
     notes, file = (), None
     if split.made is not None:
         file, note = save_split(folder, split.train, split.val, split.test, split.made)
@@ -79,11 +95,12 @@ def _no_public_split(folder: Path, record: DataSet) -> str:
     )
 
 
-def _check_there(images: Path, items: list[Item], folder: Path) -> None:
-    """Raise InputError where annotation files name images that are not there; the first ten are named."""
-    missing = missing_images(images, items)
+def _check_there(data: ImageData, items: list[Item], folder: Path) -> None:
+    """Raise MissingImagesError where annotation files name images that are not there; the first ten are named."""
+    missing = missing_images(data.root, items)
     if missing:
-        raise InputError(
-            f"the annotation files in {folder} name {len(missing)} images that are not in {images}: "
-            f"{', '.join(missing[:10])}"
+        raise MissingImagesError(
+            f"the annotation files in {folder} name {len(missing)} images that are not in {data.root}: "
+            f"{', '.join(missing[:10])}",
+            data,
         )

@@ -7,9 +7,10 @@ validation; otherwise each class is divided 50 / 20 / 30. Both are shuffled with
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +40,15 @@ CALTECH_IGNORED = ("BACKGROUND_Google", "Faces_easy")
 
 
 class Split(NamedTuple):
-    """Three parts, what they were made from (for the user), and whether they are a split that is worth keeping."""
+    """Three parts, what they were made from where they are worth keeping (for the user), and whether all images were
+    found in folders, so that they are there.
+    """
 
     train: list[Item]
     val: list[Item]
     test: list[Item]
     made: str | None
+    listed: bool = False
 
 
 def caltech101(folder: Path, record: DataSet) -> Split:
@@ -78,18 +82,20 @@ def oxford_pets(folder: Path, record: DataSet) -> Split:
 
 def stanford_cars(folder: Path, record: DataSet) -> Split:
     """The devkit's annotations; the class "Audi A5 Coupe 2012" is called "2012 Audi A5 Coupe", as CoOp does."""
-    names = []
-    for row in _matlab(folder / "devkit" / "cars_meta.mat", "class_names"):
-        words = str(row[0]).split(" ")
+    names_file, names = folder / "devkit" / "cars_meta.mat", []
+    for row in _matlab(names_file, "class_names"):
+        with _of_form(names_file, "class_names, each a text"):
+            words = str(row[0]).split(" ")
         names.append(" ".join([words[-1], *words[:-1]]))
 
     def read(images: str, file: Path) -> list[Item]:
         items = []
         for row in _matlab(file, "annotations"):
-            label = int(row["class"][0, 0]) - 1
+            with _of_form(file, "annotations with the fields 'class' and 'fname'"):
+                label, image = int(row["class"][0, 0]) - 1, str(row["fname"][0])
             if not 0 <= label < len(names):
                 raise InputError(f"{file}: class {label + 1}; valid: 1 to {len(names)}, the classes of cars_meta.mat")
-            items.append(Item(f"{images}/{row['fname'][0]}", label, names[label]))
+            items.append(Item(f"{images}/{image}", label, names[label]))
         return items
 
     return _official(
@@ -107,7 +113,8 @@ def oxford_flowers(folder: Path, record: DataSet) -> Split:
     names_file = folder / "cat_to_name.json"
     if names_file.is_file():
         by_number = read_json(names_file, "class names file")
-        names = {int(number): name for number, name in by_number.items()}
+        with _of_form(names_file, '{"number of the class": "its name", ...}'):
+            names = {int(number): _spaced(name) for number, name in by_number.items()}
     else:
         from torchvision.datasets import Flowers102
 
@@ -118,7 +125,7 @@ def oxford_flowers(folder: Path, record: DataSet) -> Split:
         if label not in names:
             raise InputError(f"{folder / 'imagelabels.mat'}: label {label} has no name in {names_file.name}")
         classes.setdefault(label, []).append(Item(f"image_{number:05}.jpg", label - 1, names[label]))
-    return _halves([classes[label] for label in sorted(classes)])
+    return _halves([classes[label] for label in sorted(classes)], listed=False)
 
 
 def fgvc_aircraft(folder: Path, record: DataSet) -> Split:
@@ -182,7 +189,8 @@ def ucf101(folder: Path, record: DataSet) -> Split:
                 for label, key in enumerate(sorted(found))
             ]
         )
-    labels = {words[1]: int(words[0]) - 1 for _, words in _lines(lists / "classInd.txt", 2)}
+    classes = lists / "classInd.txt"
+    labels = {words[1]: _number(classes, number, words[0]) - 1 for number, words in _lines(classes, 2)}
 
     def read(file: Path) -> list[Item]:
         items = []
@@ -205,7 +213,7 @@ def imagenet(folder: Path, record: DataSet) -> Split:
     if odd:
         raise InputError(f"{folder / record.images}: class folder {odd[0]!r} is in only one of train and val")
     items = {part: _by_wnid(folder / record.images / part, found, names, f"{part}/") for part, found in parts.items()}
-    return Split(items["train"], [], items["val"], None)
+    return Split(items["train"], [], items["val"], None, listed=True)
 
 
 def imagenetv2(folder: Path, record: DataSet) -> Split:
@@ -225,13 +233,13 @@ def imagenetv2(folder: Path, record: DataSet) -> Split:
         for number, name in enumerate(names)
         for image in _images(images / str(number))
     ]
-    return Split([], [], test, None)
+    return Split([], [], test, None, listed=True)
 
 
 def imagenet_variant(folder: Path, record: DataSet) -> Split:
     """A folder a wnid; labels count the folders that are there, in sorted order (files beside them are no class)."""
     images = folder / record.images
-    return Split([], [], _by_wnid(images, _folders(images), read_class_names(folder), ""), None)
+    return Split([], [], _by_wnid(images, _folders(images), read_class_names(folder), ""), None, listed=True)
 
 
 def read_class_names(folder: Path) -> dict[str, str]:
@@ -289,8 +297,8 @@ def class_items(images: Path, names: dict[str, str], ignored: Sequence[str] = ()
     ]
 
 
-def _halves(classes: Sequence[Sequence[Item]]) -> Split:
-    return Split(*make_split(classes), "50/20/30 % of each class")
+def _halves(classes: Sequence[Sequence[Item]], *, listed: bool = True) -> Split:
+    return Split(*make_split(classes), "50/20/30 % of each class", listed)
 
 
 def _official(training: list[Item], test: list[Item]) -> Split:
@@ -326,10 +334,11 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    """Names of the image files in ``folder``, sorted; InputError for none."""
+    """Names of the image files in ``folder``, sorted, without hidden ones (a Mac's ._00.jpg); InputError for none."""
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entry.name for entry in entries if entry.name.lower().endswith(IMG_EXTENSIONS))
+            names = (entry.name for entry in entries if not entry.name.startswith("."))
+            found = sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
     except OSError as error:
         raise InputError(f"class folder {folder} cannot be read: {error.strerror}") from error
     if not found:
@@ -365,6 +374,15 @@ def _number(file: Path, number: int, word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise InputError(f"{file}, line {number}: class {word!r}; valid: a number from 1")
     return int(word)
+
+
+@contextlib.contextmanager
+def _of_form(file: Path, valid: str) -> Iterator[None]:
+    """Inside, what is read from ``file`` is taken apart; InputError where it has not the form ``valid``."""
+    try:
+        yield
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"annotation file {file} is of another form ({error}); valid: {valid}") from error
 
 
 def _matlab(file: Path, variable: str) -> Any:

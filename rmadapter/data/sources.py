@@ -39,6 +39,7 @@ class Source:
         gigabytes: of the archives; as much again is needed for the images while they are unpacked.
         torchvision: the class of ``torchvision.datasets`` that downloads the same images; None for none that works.
         arguments: for that class, besides root and download.
+        archives: what that class fetches, for where it cannot.
         files: what is fetched by hand: everything, or what torchvision does not bring.
         remarks: further sentences.
     """
@@ -46,6 +47,7 @@ class Source:
     gigabytes: float
     torchvision: str | None = None
     arguments: dict[str, str] = field(default_factory=dict)
+    archives: tuple[RemoteFile, ...] = ()
     files: tuple[RemoteFile, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -54,6 +56,7 @@ def _split(name: str, drive: str, folder: str) -> RemoteFile:
     return RemoteFile(f"split_zhou_{name}.json", "under 10 MB", drive=drive, folder=folder)
 
 
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
 _CLASS_NAMES_DRIVE = "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"
 _VARIANT_NAMES = "class names are those of imagenet/classnames.txt: have imagenet/ beside it, or copy the file into it"
 
@@ -78,10 +81,31 @@ SOURCES: dict[str, Source] = {
         remarks=("the images are given out to registered researchers alone",),
     ),
     "caltech101": Source(
-        0.14, "Caltech101", files=(_split("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN", "caltech-101"),)
+        0.14,
+        "Caltech101",
+        archives=(
+            RemoteFile(
+                "caltech-101.zip",
+                "137 MB",
+                "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+                unpack="caltech-101/101_ObjectCategories, which 101_ObjectCategories.tar.gz in it holds",
+            ),
+        ),
+        files=(_split("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN", "caltech-101"),),
     ),
     "oxford_pets": Source(
-        0.81, "OxfordIIITPet", files=(_split("OxfordPets", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs", "oxford_pets"),)
+        0.81,
+        "OxfordIIITPet",
+        archives=(
+            RemoteFile("images.tar.gz", "792 MB", f"{_OXFORD}/pets/data/images.tar.gz", unpack="oxford_pets/images"),
+            RemoteFile(
+                "annotations.tar.gz",
+                "19 MB",
+                f"{_OXFORD}/pets/data/annotations.tar.gz",
+                unpack="oxford_pets/annotations",
+            ),
+        ),
+        files=(_split("OxfordPets", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs", "oxford_pets"),),
     ),
     "stanford_cars": Source(
         1.96,
@@ -119,27 +143,94 @@ SOURCES: dict[str, Source] = {
     "oxford_flowers": Source(
         0.35,
         "Flowers102",
+        archives=(
+            RemoteFile(
+                "102flowers.tgz", "345 MB", f"{_OXFORD}/flowers/102/102flowers.tgz", unpack="oxford_flowers/jpg"
+            ),
+            RemoteFile("imagelabels.mat", "1 kB", f"{_OXFORD}/flowers/102/imagelabels.mat", folder="oxford_flowers"),
+        ),
         files=(
             _split("OxfordFlowers", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT", "oxford_flowers"),
             RemoteFile("cat_to_name.json", "3 kB", drive="1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0", folder="oxford_flowers"),
         ),
     ),
-    "food101": Source(5.0, "Food101", files=(_split("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl", "food-101"),)),
-    "fgvc_aircraft": Source(2.75, "FGVCAircraft"),
-    "sun397": Source(39.0, "SUN397", files=(_split("SUN397", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq", "sun397"),)),
-    "dtd": Source(0.63, "DTD", files=(_split("DescribableTextures", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x", "dtd"),)),
-    "eurosat": Source(0.1, "EuroSAT", files=(_split("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o", "eurosat"),)),
+    "food101": Source(
+        5.0,
+        "Food101",
+        archives=(
+            RemoteFile(
+                "food-101.tar.gz",
+                "5.0 GB",
+                "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                unpack="food-101/images, its folder of that name",
+            ),
+        ),
+        files=(_split("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl", "food-101"),),
+    ),
+    "fgvc_aircraft": Source(
+        2.75,
+        "FGVCAircraft",
+        archives=(
+            RemoteFile(
+                "fgvc-aircraft-2013b.tar.gz",
+                "2.75 GB",
+                f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                unpack="fgvc_aircraft, what is in its folder data (images/, variants.txt, ...)",
+            ),
+        ),
+    ),
+    "sun397": Source(
+        39.0,
+        "SUN397",
+        archives=(
+            RemoteFile(
+                "SUN397.tar.gz",
+                "39 GB",
+                "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+                unpack="sun397/SUN397",
+            ),
+        ),
+        files=(_split("SUN397", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq", "sun397"),),
+    ),
+    "dtd": Source(
+        0.63,
+        "DTD",
+        archives=(
+            RemoteFile(
+                "dtd-r1.0.1.tar.gz",
+                "0.63 GB",
+                f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
+                unpack="dtd, what is in its folder of that name (images/, ...)",
+            ),
+        ),
+        files=(_split("DescribableTextures", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x", "dtd"),),
+    ),
+    "eurosat": Source(
+        0.1,
+        "EuroSAT",
+        archives=(
+            RemoteFile(
+                "EuroSAT.zip",
+                "94 MB",
+                "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/"
+                "EuroSAT.zip",
+                unpack="eurosat/2750",
+            ),
+        ),
+        files=(_split("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o", "eurosat"),),
+    ),
     "ucf101": Source(
         0.4,
         files=(
             RemoteFile(
                 "UCF-101-midframes.zip",
-                "the middle frame of each video",
+                "about 0.4 GB",
                 drive="10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O",
                 unpack="ucf101/UCF-101-midframes",
             ),
             _split("UCF101", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y", "ucf101"),
         ),
+        remarks=("the images are the middle frame of each video",),
     ),
     "imagenetv2": Source(
         1.3,

@@ -21,6 +21,14 @@ OWN_FILE = "split_rmadapter.json"
 SPLIT_SEED = 1
 
 
+class MissingImagesError(InputError):
+    """A split file or annotation files name images that are not there; ``data`` is the data set as they have it."""
+
+    def __init__(self, message: str, data: ImageData):
+        super().__init__(message)
+        self.data = data
+
+
 def find_split_file(root: Path) -> Path | None:
     """The split file in ``root``, None where there is none; InputError where it is not clear which."""
     found = sorted(root.glob("split_*.json"))
@@ -86,7 +94,7 @@ def read_split(root: Path, path: Path, *, whole: bool = True) -> ImageData:
     Raises:
         InputError: not JSON of the form above, a path that leaves the folder, a label with two names, labels that
             do not count from 0, fewer than two classes, a class without training images, images that are missing
-            (the first ten named).
+            (MissingImagesError, the first ten named).
     """
     values = read_json(path, "split file")
     if not isinstance(values, dict) or any(not isinstance(values.get(part), list) for part in PARTS):
@@ -94,16 +102,18 @@ def read_split(root: Path, path: Path, *, whole: bool = True) -> ImageData:
     parts = {part: [_item(path, entry) for entry in values[part]] for part in PARTS}
     items = [item for part in PARTS for item in parts[part]]
     names = checked_names(f"split file {path}", parts["train"], items)
+    data = ImageData(root.name, root, parts["train"], parts["val"], parts["test"], path, repeated_names(names))
     there = _files(root, _parents(items))
     missing = [item.path for item in items if item.path not in there]
     if missing:
         own = "; delete it to have a new split made" if path.name == OWN_FILE else ""
-        raise InputError(
-            f"split file {path} names {len(missing)} images that are not in {root}: {', '.join(missing[:10])}{own}"
+        raise MissingImagesError(
+            f"split file {path} names {len(missing)} images that are not in {root}: {', '.join(missing[:10])}{own}",
+            data,
         )
     if path.name == OWN_FILE and whole:
         _check_nothing_new(root, path, {item.path for item in items}, there)
-    return ImageData(root.name, root, parts["train"], parts["val"], parts["test"], path, repeated_names(names))
+    return data
 
 
 def checked_names(where: str, train: Sequence[Item], items: Sequence[Item], *, trains: bool = True) -> dict[int, str]:
@@ -184,17 +194,21 @@ def _files(root: Path, folders: set[str]) -> set[str]:
     for folder in folders:
         try:
             with os.scandir(root / folder) as entries:
-                found |= {(PurePosixPath(folder) / entry.name).as_posix() for entry in entries}
+                found.update(f"{folder}/{entry.name}" if folder else entry.name for entry in entries)
         except OSError:
             continue  # its images are reported as missing
     return found
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _check_nothing_new(root: Path, path: Path, known: set[str], there: set[str]) -> None:
     """A split that was made here covers every image; one that no longer does would leave images out silently."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    new = sorted(p for p in there - known if p.lower().endswith(IMG_EXTENSIONS))
+    new = sorted(p for p in there - known if p.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(p))
     folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
     new += sorted(folders - {PurePosixPath(p).parts[0] for p in known})
     if new:

@@ -85,6 +85,19 @@ def test_images_in_deeper_folders_and_other_files(tmp_path):
     assert paths == {"a/0.png", "a/1.png", "a/deep/x.JPEG"}
 
 
+def test_hidden_files_are_no_images(tmp_path):
+    fill(tmp_path, ["a", "b"])
+    load_data(str(tmp_path))
+    (tmp_path / "a" / "._0.png").write_bytes(b"what a Mac leaves")
+    (tmp_path / "a" / ".thumbnails").mkdir()
+    (tmp_path / "a" / ".thumbnails" / "0.png").write_bytes(b"")
+    kept = load_data(str(tmp_path))  # no image has come since the split was made
+    (tmp_path / "split_rmadapter.json").unlink()
+    assert load_data(str(tmp_path)).train == kept.train
+    paths = {item.path for item in [*kept.train, *kept.val, *kept.test] if item.label == 0}
+    assert paths == {"a/0.png", "a/1.png"}
+
+
 def test_an_unwritable_folder_gets_the_same_split_from_memory(tmp_path, monkeypatch):
     fill(tmp_path / "one", ["a", "b"], 5)
     fill(tmp_path / "two", ["a", "b"], 5)

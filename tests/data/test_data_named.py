@@ -6,13 +6,16 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 from miniatures import COUNT, WNIDS, build, folders, write
+from scipy.io import savemat
 
-from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample, load_data
+from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample, load_data, named
 from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS, record_of, zeroshot_template
+from rmadapter.data.checking import check
 from rmadapter.data.items import OWN_LISTS
-from rmadapter.data.named import load_named
+from rmadapter.data.named import find_named, load_named
 from rmadapter.data.readers import READERS
 from rmadapter.errors import InputError
 
@@ -50,6 +53,9 @@ COUNTS = {
     "imagenet_a": (0, 0, 9),
     "imagenet_r": (0, 0, 9),
 }
+# Those whose images are listed by annotation files, and those whose are found in folders.
+LISTS = ("oxford_pets", "stanford_cars", "oxford_flowers", "fgvc_aircraft", "sun397", "ucf101")
+LISTED = tuple(name for name in COUNTS if name not in LISTS)
 # What few-shot seed 1 with two shots draws: the first two classes' images, in order.
 PICKS = {
     "imagenet": [
@@ -219,12 +225,68 @@ def test_the_variants_take_class_names_from_imagenet_beside_them(tmp_path):
         load_data("imagenet_a", str(tmp_path))
 
 
+def test_links_to_data_sets(tmp_path, monkeypatch):
+    """What belongs beside a data set is beside its link; a link of the field's name, or to one, has its layout."""
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "data"
+    build(root, "imagenet")
+    folder = build(elsewhere, "imagenet_a")
+    (folder / "classnames.txt").unlink()
+    (root / "imagenet-adversarial").symlink_to(folder)
+    assert load_data("imagenet_a", str(root)).class_names == NAMES["imagenet_a"]
+    assert check(["imagenet_a"], root)[0].error is None
+    build(elsewhere, "eurosat").rename(elsewhere / "EuroSAT_RGB")
+    (root / "eurosat").symlink_to(elsewhere / "EuroSAT_RGB")
+    assert load_data(str(root / "eurosat")).class_names == NAMES["eurosat"]
+    (root / "textures").symlink_to(build(elsewhere, "dtd"))
+    assert load_data("textures", str(root)).name == "dtd"
+    monkeypatch.chdir(elsewhere / "dtd" / "images")
+    assert load_data("..").name == "dtd"
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build(tmp_path / "data", "dtd")
+    assert load_data("dtd", "~/data").name == load_data("~/data/dtd").name == "dtd"
+    assert find_named("~/data/dtd", None)[1].name == "dtd"
+    (tmp_path / "data" / "dtd" / "images").rename(tmp_path / "textures")
+    assert load_data("~/textures").name == "textures"
+    with pytest.raises(InputError, match="did you mean 'textures'"):
+        load_data("texture", "~")
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_hidden_files_are_no_images(tmp_path, name):
+    """What a Mac leaves beside each file on a disk of another kind, and notebooks in folders of images."""
+    folder = build(tmp_path, name)
+    for path in [*folder.rglob("*.jpg")]:
+        (path.parent / f"._{path.name}").write_bytes(b"no image")
+        (path.parent / ".ipynb_checkpoints").mkdir(exist_ok=True)
+    data = load_data(name, str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == COUNTS[name]
+    assert load_data(name, str(tmp_path)).train == data.train
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_what_was_listed_is_not_looked_for_again(tmp_path, monkeypatch, name):
+    build(tmp_path, name)
+    monkeypatch.setattr(named, "missing_images", lambda *_: pytest.fail("looked for again"))
+    data = load_data(name, str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == COUNTS[name]
+
+
 def replace(path, old, new):
     path.write_text(path.read_text().replace(old, new, 1))
 
 
 def wrong_order(folder):
     write(folder / "classnames.txt", [f"{w} {n}" for w, n in reversed(WNIDS.items())])
+
+
+def unlabelled(folder):
+    """The test images' annotations as the devkit has them, without classes, under the other file's name."""
+    rows = np.zeros((1, 1), dtype=[("fname", object)])
+    rows[0, 0] = ("00001.jpg",)
+    savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": rows})
 
 
 def split_file(folder, change):
@@ -257,7 +319,17 @@ def shifted(values):
         ("oxford_pets", lambda f: (f / "images" / "Bengal_7.jpg").unlink(), r"1 images .*: Bengal_7\.jpg"),
         ("stanford_cars", lambda f: (f / "devkit" / "cars_meta.mat").write_bytes(b"no"), r"cars_meta\.mat cannot"),
         ("stanford_cars", lambda f: (f / "devkit" / "cars_train_annos.mat").unlink(), r"cars_train_annos\.mat is miss"),
+        ("stanford_cars", unlabelled, r"withlabels\.mat is of another form .*class.*; valid: annotations with the"),
+        (
+            "stanford_cars",
+            lambda f: savemat(f / "devkit" / "cars_meta.mat", {"class_names": np.array([[1, 2]])}),
+            r"cars_meta\.mat is of another form .*; valid: class_names, each a text",
+        ),
         ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('{"1": "a"}'), r"label 2 has no name"),
+        ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('["a"]'), r"name\.json is of another form"),
+        ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('{"a": "1"}'), r'form .*; valid: \{"number'),
+        ("oxford_flowers", lambda f: (f / "cat_to_name.json").write_text('{"1": 2}'), r"name\.json is of another form"),
+        ("ucf101", lambda f: replace(f / "ucfTrainTestlist" / "classInd.txt", "1 ", "one "), r"line 1: class 'one'"),
         ("fgvc_aircraft", lambda f: write(f / "variants.txt", ["707-320"]), r"line 4: 'Boeing 717' is not in variants"),
         ("sun397", lambda f: (f / "ClassName.txt").unlink(), r"ClassName\.txt is missing"),
         ("sun397", lambda f: write(f / "ClassName.txt", ["/a/abbey"]), r"is of no class in ClassName\.txt"),

@@ -1,0 +1,67 @@
+"""The processes of ``rmadapter sweep --jobs N``, each a worker with its share of the GPUs and of the threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+
+def run_jobs(argv: list[str], jobs: int, began: float) -> None:
+    """``jobs`` workers of the sweep that was entered at ``began``; says how many did not come to their end, and why."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    children: list[subprocess.Popen] = []
+    try:
+        for number in range(jobs):
+            environment = {"OMP_NUM_THREADS": str(threads_each(jobs)), **os.environ, "PYTHONUNBUFFERED": "1"}
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            children.append(subprocess.Popen(worker_command(argv, began), env=environment))
+        for child in children:
+            child.wait()
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+        for child in children:
+            child.wait()
+        signal.signal(signal.SIGTERM, previous)
+    early = [child.returncode for child in children if child.returncode]
+    if early:
+        reasons = ", ".join(dict.fromkeys(_reason(code) for code in early))
+        print(f"{len(early)} of {jobs} workers ended early ({reasons})")
+
+
+def worker_command(argv: list[str], began: float) -> list[str]:
+    """What starts one worker."""
+    return [sys.executable, "-m", "rmadapter.sweep_jobs", repr(began), *argv]
+
+
+def threads_each(jobs: int) -> int:
+    """A worker's share of the processors that this process may use, which may be fewer than the machine has."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // jobs)
+
+
+def _reason(code: int) -> str:
+    if code > 0:
+        return f"exit status {code}"
+    return f"signal {-code}" + (", often too little memory" if -code == signal.SIGKILL else "")
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":  # one of the workers
+    from rmadapter.cli import guarded
+    from rmadapter.sweep import work
+    from rmadapter.sweep_config import parse_sweep
+
+    sys.exit(guarded(lambda words: work(parse_sweep(words[1:])[1], float(words[0])), sys.argv[1:]))

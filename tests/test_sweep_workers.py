@@ -1,0 +1,142 @@
+"""Sweeps that are killed and continued, by several workers, and with runs that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+from safetensors.torch import load_file
+from small_sweeps import results_of, sweep
+
+from rmadapter import sweep as sweeps
+from rmadapter import sweep_jobs
+from rmadapter.sweep_config import parse_sweep
+
+
+def test_killed_and_continued_equals_one_that_was_not(sweep_words, tmp_path):
+    options = {"data": "animals", "methods": "single,rmadapter", "epochs": 3, "batch_size": 2, "checkpoint_every": 1}
+    command = [sys.executable, "-m", "rmadapter", "sweep", *sweep_words(out="killed", **options)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "runs" / "rmadapter" / "animals" / "seed1" / "run" / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not (state.parent / "results.json").exists()
+    first = tmp_path / "killed" / "runs" / "single" / "animals" / "seed1" / "run" / "results.json"
+    written = first.stat().st_mtime_ns
+    assert sweep(*sweep_words(out="killed", **options)) == 0
+    assert first.stat().st_mtime_ns == written
+    assert "resuming at epoch" in (state.parent.parent / "log.txt").read_text()
+    assert sweep(*sweep_words(out="whole", **options)) == 0
+    assert results_of(tmp_path / "killed") == results_of(tmp_path / "whole")
+    run = "runs/rmadapter/animals/seed1/run/adapter/adapter.safetensors"
+    one, other = load_file(tmp_path / "killed" / run), load_file(tmp_path / "whole" / run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_workers_share_a_sweep(sweep_words, tmp_path):
+    command = [sys.executable, "-m", "rmadapter", "sweep", *sweep_words(seeds="1,2"), "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    keys = [key for key in (line.rpartition("] ")[2] for line in done.stdout.splitlines()) if key.endswith(" s)")]
+    assert len(keys) == len(set(keys)) == 6
+    assert done.stdout.count("6 runs in") == done.stdout.count("6 done, 0 failed") == 1
+    assert len(results_of(tmp_path / "s")) == 6
+
+
+def test_a_run_that_another_has_is_left_to_it(sweep_words, tmp_path, capsys):
+    _, planned = parse_sweep(sweep_words(data="animals"))
+    (single,) = [run for run in planned.runs() if run.method == "single"]
+    sweeps.enter(planned)
+    with sweeps.claim(planned, single) as mine:
+        assert mine
+        # As another process: the lock of this one would be taken again by the same object alone.
+        assert sweep(*sweep_words(data="animals")) == 0
+    out = capsys.readouterr().out
+    assert "1 done, 0 failed, 1 running, 0 open" in out
+    assert not sweeps.is_done(planned, single)
+
+
+def test_a_run_whose_worker_is_killed_is_made_by_one_that_lives(sweep_words, tmp_path, monkeypatch):
+    _, planned = parse_sweep(sweep_words(data="animals"))
+    began, real = sweeps.enter(planned), sweeps.make_run
+    first, second = planned.runs()
+    with contextlib.ExitStack() as other:
+        assert other.enter_context(sweeps.claim(planned, first))
+        made = []
+
+        def make_run(planned, run):
+            other.close()  # the other worker ends, and its lock with it
+            made.append(run)
+            return real(planned, run)
+
+        monkeypatch.setattr(sweeps, "make_run", make_run)
+        sweeps.work(planned, began)
+    assert made == [second, first]
+    assert sweeps.is_done(planned, first)
+
+
+def test_workers_that_end_early_are_said(sweep_words, tmp_path, monkeypatch, capsys):
+    killed = "import os; os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(sweep_jobs, "worker_command", lambda argv, began: [sys.executable, "-c", killed])
+    assert sweep(*sweep_words(data="animals"), "--jobs", "2") == 1
+    out = capsys.readouterr().out
+    assert "2 of 2 workers ended early (signal 9, often too little memory)" in out
+    assert "0 done, 0 failed, 0 running, 2 open" in out
+    refused = "import sys; sys.exit(2 if sys.argv[1] > '1' else 0)"
+    monkeypatch.setattr(sweep_jobs, "worker_command", lambda argv, began: [sys.executable, "-c", refused, repr(began)])
+    assert sweep(*sweep_words(data="animals"), "--jobs", "2") == 1
+    assert "2 of 2 workers ended early (exit status 2)" in capsys.readouterr().out
+
+
+def test_threads_are_shared_among_workers(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert [sweep_jobs.threads_each(jobs) for jobs in (1, 2, 4, 8)] == [6, 3, 1, 1]
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert sweep_jobs.threads_each(2) == 32
+
+
+def test_a_failed_run_is_reported_and_the_rest_go_on(sweep_words, tmp_path, capsys):
+    options = {"methods": "single,rmadapter", "data": "animals", "loss.lambda1": 1e38, "lr": 1e3, "epochs": 6}
+    assert sweep(*sweep_words(**options)) == 1
+    out = capsys.readouterr().out
+    assert "1 done, 1 failed" in out
+    assert "failed: rmadapter/animals/seed1: the loss is not finite" in out
+    failed = json.loads((tmp_path / "s" / "runs" / "rmadapter" / "animals" / "seed1" / "failed.json").read_text())
+    assert failed["kind"] == "DivergedError"
+    assert "Traceback" in failed["traceback"]
+
+
+def test_a_failed_run_is_tried_again(sweep_words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweeps, "make_run", lambda *_: (_ for _ in ()).throw(OSError("disk is gone")))
+    assert sweep(*sweep_words(data="animals")) == 1
+    assert "2 failed" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert sweep(*sweep_words(data="animals")) == 0
+    assert not list((tmp_path / "s").rglob("failed.json"))
+
+
+def test_workers_of_one_command_try_a_failing_run_once(sweep_words, tmp_path, monkeypatch):
+    tried = []
+
+    def make_run(_, run):
+        tried.append(run.key)
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(sweeps, "make_run", make_run)
+    _, planned = parse_sweep(sweep_words(data="animals"))
+    began = sweeps.enter(planned)
+    sweeps.work(planned, began)
+    sweeps.work(planned, began)
+    assert tried == ["zeroshot/animals", "single/animals/seed1"]
+    sweeps.work(planned, sweeps.enter(planned))
+    assert tried == 2 * ["zeroshot/animals", "single/animals/seed1"]
