@@ -27,12 +27,12 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device):
-        self.stream = torch.cuda.Stream(device)
+        self.device, self.stream = device, torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def run(self, call: Callable[[], None]) -> None:
         """Run ``call`` unrecorded, on the side stream."""
-        current = torch.cuda.current_stream(self.stream.device)
+        current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             call()

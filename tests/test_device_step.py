@@ -235,7 +235,7 @@ def test_the_recorder_follows_pytorchs_recipe(monkeypatch):
 
     fakes = {
         "Stream": lambda device: Stream("side"),
-        "current_stream": lambda: Stream("main"),
+        "current_stream": lambda device: Stream("main" if device == torch.device("cuda", 1) else "of another GPU"),
         "stream": stream,
         "graph": graph,
         "CUDAGraph": Graph,
@@ -243,7 +243,7 @@ def test_the_recorder_follows_pytorchs_recipe(monkeypatch):
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    recorder = CudaRecorder(torch.device("cuda"))
+    recorder = CudaRecorder(torch.device("cuda", 1))
     recorder.run(lambda: events.append("call"))
     assert events == ["side waits for main", "on side", "call", "off side", "main waits for side"]
     events.clear()
