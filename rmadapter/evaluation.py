@@ -130,11 +130,11 @@ def accuracy(
     loading: Loading,
     *,
     name: str = "",
-    text: Tensor | None = None,
+    text: Tensor,
 ) -> Accuracy:
     """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; the model is left in eval mode.
 
-    ``text`` are its ``text_features()`` where they are at hand.
+    ``text`` are its ``text_features()`` [classes, embed].
 
     Raises:
         InputError: no items, an unreadable image (without ``loading.skip_bad``).
@@ -153,7 +153,6 @@ def accuracy(
     model.eval()
     seen, correct = 0, 0
     quiet = not sys.stderr.isatty()
-    text = model.text_features() if text is None else text
     for batch, labels, unreadable in tqdm(
         loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False
     ):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData
-from rmadapter.data.named import has_layout, load_named, split_file_of
+from rmadapter.data.named import has_layout, load_named
 from rmadapter.data.sampling import base_new_split
 from rmadapter.data.splits import MissingImagesError
 from rmadapter.errors import InputError, check_choice
@@ -72,14 +71,11 @@ def _check(record: DataSet, data_root: Path) -> Checked:
         published |= dict(zip(("test base", "test new"), record.base_new_test, strict=True))
         classes = found["classes"]
         found |= {f"test {half}": len(base_new_split(data.test, half, classes)) for half in ("base", "new")}
-    return Checked(record.name, True, error, found, published, _split(folder, record, data), data.notes)
+    return Checked(record.name, True, error, found, published, _split(data), data.notes)
 
 
-def _split(folder: Path, record: DataSet, data: ImageData) -> str:
-    file = split_file_of(folder, record)
-    if file is not None:
-        return f"{file.name}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
-    return "its own lists and folders" if data.split_file is None else data.split_file.name
+def _split(data: ImageData) -> str:
+    return "its own lists and folders" if data.split_file is None else data.split_id
 
 
 def describe(checked: Sequence[Checked]) -> str:
