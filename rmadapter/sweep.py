@@ -192,7 +192,6 @@ def work(sweep: Sweep, began: float) -> None:
     One that failed after ``began``, when the command entered the sweep, is left to the next command: it would fail
     again. All runs are gone through until nothing is left to make, for those whose workers are killed meanwhile.
     """
-    _note_environment(sweep)
     tried: set[PlannedRun] = set()
     while _work_once(sweep, began, tried):
         pass
@@ -210,6 +209,8 @@ def _work_once(sweep: Sweep, began: float, tried: set[PlannedRun]) -> bool:
             with claim(sweep, run) as mine:
                 # Another worker may have made it between the look and the claim.
                 if mine and is_left(run):
+                    if not tried:
+                        _note_environment(sweep)
                     tried.add(run)
                     print(f"[{number}/{len(runs)}] {run.key}", flush=True)
                     print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
