@@ -292,7 +292,11 @@ def zero_shot(folder: Path) -> dict[str, dict[str, float]]:
         sets = {style: load_emoji(f"{PREFIX}{group}", style, retention=False) for style in STYLES}
         names = sets[DEFAULT_STYLE].class_names
         model = CLIPClassifier(clip.eval(), small_clip.tokenizer(), names)
-        found[group] = {style: accuracy(model, data.read, data.test, loading).top1 for style, data in sets.items()}
+        with torch.no_grad():
+            text = model.text_features()
+        found[group] = {
+            style: accuracy(model, data.read, data.test, loading, text=text).top1 for style, data in sets.items()
+        }
     return found
 
 
