@@ -28,12 +28,12 @@ from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, Contenders, check
 from bench.step_report import TARGETS, as_table, heading, plot, targets
 from rmadapter.arguments import parse_arguments
 from rmadapter.backbone import Backbone, load_backbone, store_backbone
-from rmadapter.chunks import free_bytes
 from rmadapter.config import RMAdapterConfig
 from rmadapter.costs import step_cost
 from rmadapter.errors import InputError, check_choice
 from rmadapter.files import read_json, write_atomic, write_json
 from rmadapter.injection import AdaptedCLIP, inject
+from rmadapter.memory import free_bytes
 from rmadapter.runtime import DTYPES, choose_backend, resolve_device, resolve_precision
 
 # A sample is set apart, and another one taken, where others used more than this share of the processors meanwhile.

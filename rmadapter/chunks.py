@@ -6,19 +6,14 @@ A chunk that fits keeps its activations for the backward pass; one that does not
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from rmadapter.errors import InputError
 
 # What one more chunk costs, in tokens: launches on a GPU, smaller matrix products on a CPU.
 CHUNK_TOKENS = {"cpu": 256, "cuda": 8192}
 FREE_SHARE = 0.25
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -40,30 +35,6 @@ class Chunk:
     def tokens(self) -> int:
         """Tokens in it, padding counted."""
         return (self.stop - self.start) * self.length
-
-
-def parse_bytes(field: str, text: str) -> int:
-    """ "800MB", "4 GB", "2GiB" or a number of bytes, in units of 1024.
-
-    Raises:
-        InputError: anything else, or nothing at all.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    found = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if found < 1:
-        raise InputError(f"{field} is {text!r}; valid: a size such as 800MB or 4GB")
-    return found
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free: on the GPU, or by what the operating system calls available; 4 GB where it says nothing."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 4 * 2**30
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 4 * 2**30)
 
 
 def by_length(lengths: Sequence[int], chunk_tokens: int) -> list[Chunk]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rmadapter.chunks import FREE_SHARE, free_bytes, parse_bytes
+from rmadapter.chunks import FREE_SHARE
 from rmadapter.config import TrainConfig
 from rmadapter.costs import Cost, Workload, step_cost, workload
 from rmadapter.cuda_graphs import check_graphs
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import blocks_obstacle, last_block_obstacle
 from rmadapter.errors import InputError
+from rmadapter.memory import free_bytes, parse_bytes
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.runtime import compiler_obstacle, residual_dtype
 from rmadapter.step import TrainStep

@@ -12,7 +12,6 @@ import torch
 from rmadapter import distributed
 from rmadapter.backbone import Backbone, load_backbone, store_backbone
 from rmadapter.checkpoint import save_adapter
-from rmadapter.chunks import parse_bytes
 from rmadapter.config import TrainConfig
 from rmadapter.data import (
     DecodedImages,
@@ -33,6 +32,7 @@ from rmadapter.evaluation import Loading, describe, evaluate_parts
 from rmadapter.files import cache_folder, write_json
 from rmadapter.injection import inject
 from rmadapter.loop import TrainRun
+from rmadapter.memory import parse_bytes
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.plan import Plan, make_step, text_budget, wanted_shortcuts
 from rmadapter.results import FORMAT

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmadapter.chunks import parse_bytes
 from rmadapter.config import TrainConfig
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import Entry
 from rmadapter.errors import InputError
 from rmadapter.files import cache_folder, write_json
+from rmadapter.memory import parse_bytes
 from rmadapter.step import TrainStep, Views
 
 FORMAT = 1

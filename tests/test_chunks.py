@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmadapter.chunks import Chunk, by_length, by_memory, free_bytes, parse_bytes
+from rmadapter.chunks import Chunk, by_length, by_memory
 from rmadapter.errors import InputError
 
 LENGTHS = st.lists(st.integers(3, 77), min_size=1, max_size=60).map(sorted)
@@ -58,20 +57,3 @@ def test_what_exceeds_the_budget_is_kept_as_far_as_it_fits():
 def test_one_class_that_does_not_fit():
     with pytest.raises(InputError, match="text_memory is 100 bytes, but a class takes 200; valid: 200 or more"):
         by_memory([Chunk(0, 3, 10)], 10, 100)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"), [("100", 100), ("2KB", 2048), ("1.5 GB", 3 * 2**29), ("3gib", 3 * 2**30), ("4M", 2**22)]
-)
-def test_sizes(text, found):
-    assert parse_bytes("text_memory", text) == found
-
-
-@pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "2XB", "1e9"])
-def test_what_is_no_size(text):
-    with pytest.raises(InputError, match=f"cache_limit is '{text}'; valid: a size such as"):
-        parse_bytes("cache_limit", text)
-
-
-def test_free_memory_is_a_number_of_bytes():
-    assert 10**6 < free_bytes(torch.device("cpu")) < 10**14

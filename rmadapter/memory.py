@@ -1,0 +1,86 @@
+"""How much memory a run may still take: a GPU's, or of the machine what its control groups leave to this process.
+
+A batch system or a container gives a job less than the machine has, and ends it when it takes more. Linux keeps that
+limit in the process's memory control group and in every group above it (cgroups v2: ``memory.max``; v1:
+``memory.limit_in_bytes``), in files under the mount point.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rmadapter.errors import InputError
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+UNKNOWN = 4 * 2**30  # bytes, where the operating system says nothing
+# (limit, what is taken, what of that is a cache of files that gives way) by version of the control groups
+FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def parse_bytes(field: str, text: str) -> int:
+    """ "800MB", "4 GB", "2GiB" or a number of bytes, in units of 1024.
+
+    Raises:
+        InputError: anything else, or nothing at all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    found = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    if found < 1:
+        raise InputError(f"{field} is {text!r}; valid: a size such as 800MB or 4GB")
+    return found
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can still take on ``device``."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_free_bytes()
+
+
+def host_free_bytes(proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """What Linux calls available, or less where a control group leaves less; 4 GB where the system says nothing."""
+    try:
+        lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return UNKNOWN
+    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), UNKNOWN)
+    return min([available, *_left_by_groups(proc, mount)])
+
+
+def _left_by_groups(proc: Path, mount: Path) -> Iterator[int]:
+    """Bytes that each limited group of this process leaves."""
+    for version, folder in _groups(proc, mount):
+        limit_file, taken_file, cache_field = FILES[version]
+        try:
+            limit = (folder / limit_file).read_text(encoding="ascii").strip()
+            taken = int((folder / taken_file).read_text(encoding="ascii"))
+            fields = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):
+            continue  # the root has no limit, and a container does not see the groups above its own
+        if limit != "max":
+            yield max(0, int(limit) - taken + int(fields.get(cache_field, 0)))
+
+
+def _groups(proc: Path, mount: Path) -> Iterator[tuple[int, Path]]:
+    """(version, folder) of the memory group of this process and of each one above it."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            version, top = 2, mount
+        elif "memory" in controllers.split(","):
+            version, top = 1, mount / "memory"
+        else:
+            continue
+        # A container may see its own group as the top, under the name that it has on the machine: every prefix is
+        # looked for, and what is not there is passed over.
+        inner = Path(path.lstrip("/"))
+        yield from ((version, top / part) for part in (inner, *inner.parents) if ".." not in part.parts)

@@ -1,0 +1,89 @@
+"""What is free: the machine's memory, and what the control groups of a batch system or a container leave of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rmadapter.errors import InputError
+from rmadapter.memory import UNKNOWN, free_bytes, host_free_bytes, parse_bytes
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("100", 100), ("2KB", 2048), ("1.5 GB", 3 * 2**29), ("3gib", 3 * 2**30), ("4M", 2**22)]
+)
+def test_sizes(text, found):
+    assert parse_bytes("text_memory", text) == found
+
+
+@pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "2XB", "1e9"])
+def test_what_is_no_size(text):
+    with pytest.raises(InputError, match=f"cache_limit is '{text}'; valid: a size such as"):
+        parse_bytes("cache_limit", text)
+
+
+def test_free_memory_is_a_number_of_bytes():
+    assert 10**6 < free_bytes(torch.device("cpu")) < 10**14
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Writes files of a machine with 20 GiB available, and says what is free of it for a process in ``groups``."""
+
+    def free(groups: str, files: dict[str, str]) -> int:
+        found = {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {20 * 2**20} kB\n", "proc/self/cgroup": groups}
+        for name, text in {**found, **{f"cgroup/{name}": text for name, text in files.items()}}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return host_free_bytes(tmp_path / "proc", tmp_path / "cgroup")
+
+    return free
+
+
+def group(limit: object, taken: int, cache: int, version: int = 2) -> dict[str, str]:
+    """The files of one control group."""
+    if version == 2:
+        return {"memory.max": f"{limit}\n", "memory.current": f"{taken}\n", "memory.stat": f"inactive_file {cache}\n"}
+    stat = f"inactive_file 1\ntotal_inactive_file {cache}\n"
+    return {"memory.limit_in_bytes": f"{limit}\n", "memory.usage_in_bytes": f"{taken}\n", "memory.stat": stat}
+
+
+def under(folder: str, files: dict[str, str]) -> dict[str, str]:
+    """The same files in a folder."""
+    return {f"{folder}/{name}": text for name, text in files.items()}
+
+
+def test_without_a_limit_all_that_is_available_is_free(machine):
+    assert machine("0::/\n", {}) == 20 * GIB
+    assert machine("0::/user/job\n", under("user/job", group("max", GIB, 0))) == 20 * GIB
+    assert machine("4:memory:/job\n", under("memory/job", group(2**63 - 4096, GIB, 0, version=1))) == 20 * GIB
+
+
+def test_a_group_s_limit_bounds_it_and_its_cache_of_files_is_free(machine):
+    files = under("user/job", group(4 * GIB, 3 * GIB, GIB))
+    assert machine("0::/user/job\n", files) == 2 * GIB
+
+
+def test_the_first_version_lies_in_a_folder_of_its_own(machine):
+    files = under("memory/user/job", group(4 * GIB, 3 * GIB, GIB, version=1))
+    assert machine("7:cpu,cpuacct:/other\n4:memory:/user/job\n0::/\n", files) == 2 * GIB
+
+
+def test_a_group_above_may_leave_less_than_its_own(machine):
+    files = {**under("user/job", group(8 * GIB, GIB, 0)), **under("user", group(6 * GIB, 5 * GIB, 0))}
+    assert machine("0::/user/job\n", files) == GIB
+
+
+def test_a_container_that_sees_its_group_as_the_top(machine):
+    assert machine("0::/kubepods/pod/container\n", group(2 * GIB, GIB // 2, 0)) == 3 * GIB // 2
+    assert machine("0::/../..\n", group(2 * GIB, GIB, 0)) == GIB
+
+
+def test_more_taken_than_the_limit_leaves_nothing(machine):
+    assert machine("0::/job\n", under("job", group(GIB, 2 * GIB, 0))) == 0
+
+
+def test_a_system_that_says_nothing(tmp_path):
+    assert host_free_bytes(tmp_path, tmp_path) == UNKNOWN
