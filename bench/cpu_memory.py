@@ -15,14 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.memory import resident_bytes
+
 CONTENDERS = ("cpu", "eager")
 CAPTURED = {"check": True, "capture_output": True, "text": True}
-
-
-def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def extra_bytes(contender: str, dtype: str, direction: str, tokens: int) -> int:
@@ -34,10 +30,10 @@ def extra_bytes(contender: str, dtype: str, direction: str, tokens: int) -> int:
     function = _function(contender, tokens)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else the call is served from what was freed before
-    before = resident("VmRSS")
+    before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     found = _step(function, dtype, tokens, direction)
-    peak = resident("VmHWM")
+    peak = resident_bytes("VmHWM")
     given = {tensor.data_ptr() for tensor in _inputs(dtype, tokens)}  # the residual's gradient is that of the output
     returned = {t.data_ptr(): t.numel() * t.element_size() for t in found if t.data_ptr() not in given}
     return peak - before - sum(returned.values())

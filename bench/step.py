@@ -11,8 +11,6 @@ step are compared with each other before anything is timed.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import sys
 import time
@@ -24,7 +22,8 @@ from typing import Any
 
 import torch
 
-from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, Contenders, check
+from bench.memory import allocated_peak, process_peak
+from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, WITH_AND_WITHOUT, Contenders, check
 from bench.step_report import TARGETS, as_table, heading, plot, targets
 from rmadapter.arguments import parse_arguments
 from rmadapter.backbone import Backbone, load_backbone, store_backbone
@@ -112,6 +111,8 @@ def groups(options: Options, default: str) -> list[tuple[str, int, bool]]:
 
 def is_done(case: dict[str, Any], repeats: int, again: bool) -> bool:
     """Whether a case has its samples; what is always disturbed is given up, in the first pass sooner."""
+    if case["contender"] in WITH_AND_WITHOUT and "allocated_bytes" not in case:
+        return False
     taken = [*case["seconds"], *(seconds for seconds, _ in case["disturbed"])]
     if len(case["seconds"]) >= repeats or len(taken) >= repeats * (4 if again else 2):
         return True
@@ -201,27 +202,6 @@ def _cases(options: Options, kept: dict[str, Any], precision: str, classes: int)
     return cases
 
 
-def peak_bytes(device: torch.device, call: Callable[[], object]) -> tuple[int, int]:
-    """Memory of the process (on CUDA: that PyTorch has allocated) before ``call``, and the most while it runs."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        return before, torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
-    before = resident_bytes("VmRSS")
-    call()
-    return before, resident_bytes("VmHWM")
-
-
-def resident_bytes(field: str) -> int:
-    """A size in what Linux says of this process."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
-
-
 def busy_seconds() -> float:
     """CPU seconds that the whole machine has worked, this process included; 0 where the system does not say."""
     try:
@@ -267,8 +247,9 @@ def _sample(contenders: Contenders, name: str, case: dict) -> None:
     if name not in contenders.warm:
         contenders.warm.add(name)
         found = []
-        before, peak = peak_bytes(contenders.device, lambda: found.append(timed(contenders.device, call)))
-        case["peak_bytes"], case["added_bytes"] = peak, peak - before
+        case["peak_bytes"] = process_peak(contenders.device, lambda: found.append(timed(contenders.device, call)))
+        if name in WITH_AND_WITHOUT:
+            case["allocated_bytes"] = allocated_peak(contenders.device, call)
         plan = contenders.plans[name]
         views = name == "all, views"
         case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=views).flop

@@ -24,6 +24,7 @@ ALONE = {
     f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)
 }
 NO_RECONSTRUCTION = "all, no reconstruction"
+WITH_AND_WITHOUT = ("all", NO_RECONSTRUCTION)  # between them lies what the reconstruction branch costs
 GRAPHS = "all, cuda graphs"
 COMPARED = ("plain", "all", "all, views")
 MAIN = (*COMPARED, NO_RECONSTRUCTION)

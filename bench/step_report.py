@@ -160,8 +160,7 @@ def _reconstruction(times: Times) -> list[Target]:
         more = statistics.median(whole["seconds"]) / statistics.median(case["seconds"]) - 1
         what, asked = f"{classes} classes, {precision}: time of the reconstruction branch", RECONSTRUCTION_TIME
         rows.append(Target(what, f"{asked:+.0%}", f"{more:+.1%}", more <= asked))
-        # Of the memory that the step itself adds: what the process holds besides is more for the later one.
-        more = (whole["added_bytes"] - case["added_bytes"]) / whole["peak_bytes"]
+        more = (whole["allocated_bytes"] - case["allocated_bytes"]) / whole["peak_bytes"]
         what, asked = what.replace("time of", "memory of"), RECONSTRUCTION_MEMORY
         rows.append(Target(what, f"{asked:+.0%}", f"{more:+.1%}", more <= asked))
     return rows
