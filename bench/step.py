@@ -11,6 +11,7 @@ step are compared with each other before anything is timed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -150,12 +151,14 @@ def _measure(options: Options, kept: dict[str, Any], path: Path, device: torch.d
     left_out: set[tuple[str, str, int]] = set()  # for memory
     for precision, classes, again in groups(options, default):
         cases = _cases(options, kept, precision, classes)
+        turns = itertools.cycle((1, -1))
         while pending := [
             name
             for name, case in cases.items()
             if not is_done(case, options.repeats, again) and (name, precision, classes) not in left_out
         ]:
-            for name in pending:
+            # In alternating order, since a step pays for the memory that a larger one before it gave back.
+            for name in pending[:: next(turns)]:
                 if options.seconds is not None and time.perf_counter() - began > options.seconds:
                     return False
                 if precision not in loaded:
