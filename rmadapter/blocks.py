@@ -4,8 +4,8 @@
     x' = x + attn(u)
     block(x) = x' + mlp(ln_2(x'))       in the dtype of x, which may be fp32 over 16-bit weights
 
-The last block of a tower that is pooled at one token needs its output there alone: the query is u at that token, keys
-and values are all tokens, and the MLP has one token left, a sixth of the block's work with all of its keys and values.
+The last block of a tower that is pooled at one token needs its output there alone: the query is u at that token, which
+all tokens answer, and the projections and the MLP have one token left.
 """
 
 from __future__ import annotations
@@ -65,6 +65,11 @@ def _heads(x: Tensor, count: int) -> Tensor:
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
+def _by_head(x: Tensor, count: int) -> Tensor:
+    """[n, D] -> [heads, n, D / heads]."""
+    return x.unflatten(-1, (count, -1)).transpose(0, 1)
+
+
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v for [n, heads, tokens, d]; ``causal`` says that ``mask`` is the causal one."""
     if q.device.type == "cpu" and q.dtype.itemsize == 2 and k.shape[-2] <= WRITTEN_OUT_TOKENS:
@@ -86,17 +91,28 @@ def _attend(block: nn.Module, u: Tensor, mask: Tensor | None, causal: bool) -> T
 
 
 def _attend_at(block: nn.Module, u: Tensor, index: Tensor | int, mask: Tensor | None) -> Tensor:
-    """The attention's output at one token, [n, 1, D]."""
-    attn, width = block.attn, u.shape[-1]
-    weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    q = F.linear(take(u, index), weight[:width], None if bias is None else bias[:width])
-    k, v = F.linear(u, weight[width:], None if bias is None else bias[width:]).chunk(2, -1)
-    q, k, v = (_heads(t, attn.num_heads) for t in (q, k, v))
+    """The attention's output at one token, [n, 1, D], without keys and values of the others.
+
+    One query is less than all keys: with ``k_t = w_k u_t + b_k`` and softmax weights ``a_t`` of the tokens,
+
+        q . k_t          = (w_k^T q) . u_t + q . b_k    the second term is the same for all tokens and cancels
+        sum_t a_t v_t    = w_v (sum_t a_t u_t) + b_v    the weights sum to one
+
+    so both projections are those of one token a row. 16 images of 197 tokens of width 768, forward and backward on two
+    cores: 7 ms for 44 in bf16, 11 for 87 in fp32, with the same errors against fp64.
+    """
+    attn = block.attn
+    w_q, w_k, w_v = attn.in_proj_weight.chunk(3)
+    b_q, _, b_v = (None,) * 3 if attn.in_proj_bias is None else attn.in_proj_bias.chunk(3)
+    q = F.linear(take(u, index).squeeze(1), w_q, b_q) * attn.head_dim**-0.5
+    looked_for = (_by_head(q, attn.num_heads) @ w_k.unflatten(0, (attn.num_heads, -1))).transpose(0, 1)
+    scores = looked_for @ u.mT  # [n, heads, tokens]
     if mask is not None:
-        # The row of each query: [1, tokens] for all, or [n, 1, 1, tokens].
-        mask = (mask[index][None] if isinstance(index, int) else mask[index][:, None, None]).to(q.dtype)
-    found = scaled_attention(q, k, v, mask, causal=False)
-    return attn.out_proj(found.transpose(1, 2).flatten(2))
+        # The row of each query: [tokens] for all, or [n, 1, tokens].
+        scores = scores + (mask[index] if isinstance(index, int) else mask[index][:, None]).to(q.dtype)
+    mixed = (scores.softmax(-1) @ u).transpose(0, 1)  # [heads, n, D]
+    found = (mixed @ w_v.unflatten(0, (attn.num_heads, -1)).mT).transpose(0, 1).flatten(1)
+    return attn.out_proj(found if b_v is None else found + b_v)[:, None]
 
 
 def frozen_part(block: nn.Module, x: Tensor, u: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

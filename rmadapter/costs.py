@@ -21,7 +21,7 @@ class TowerShape:
     """The numbers that a tower's cost depends on.
 
     Attributes:
-        width, hidden, depth: of its blocks and their MLP.
+        width, hidden, heads, depth: of its blocks, their MLP and their attention, and how many they are.
         first: place of the first adapted block from 0; ``depth`` without adapters.
         adapters: number of them.
         adapter: operations of one adapter's forward pass on a token.
@@ -31,6 +31,7 @@ class TowerShape:
 
     width: int
     hidden: int
+    heads: int
     depth: int
     first: int
     adapters: int
@@ -62,7 +63,8 @@ class TowerShape:
         whole = rows * length * (4 * square + mlp + attention)
         if not (by_token and start < self.depth == stop):
             return max(0, stop - start) * whole
-        last = rows * (length * 2 * square + 2 * square + mlp + attention)
+        # All four projections are those of one token; its heads look at the tokens as they are, each over their width.
+        last = rows * (4 * square + mlp + self.heads * attention)
         return (stop - start - 1) * whole + last
 
     def adapters_flop(self, tokens: int) -> float:
@@ -148,6 +150,7 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
     return TowerShape(
         width=tower.width,
         hidden=block.mlp.c_fc.out_features,
+        heads=block.attn.num_heads,
         depth=tower.depth,
         first=layers[0] - 1 if layers else tower.depth,
         adapters=len(layers),
