@@ -38,8 +38,11 @@ def parse_bytes(field: str, text: str) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take on ``device``."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_free_bytes()
+    """Memory that this process can still take on ``device``; on a GPU with what its allocator keeps unused."""
+    if device.type != "cuda":
+        return host_free_bytes()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def host_free_bytes(proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> int:

@@ -33,6 +33,8 @@ def searchable(data: ImageData, images_a_class: int) -> tuple[list[Item], list[I
     """
     classes = len(data.class_names)
     train, val = (base_new_split(items, "base", classes) for items in (data.train, data.val))
+    if not train:
+        raise InputError(f"data {data.name} has no training images; valid: a data set to train on")
     if not val:
         train, val = divide_training(train)
     base = (classes + 1) // 2

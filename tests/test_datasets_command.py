@@ -139,6 +139,23 @@ def test_download_with_torchvision(tmp_path, monkeypatch, capsys, name):
     assert stand_in.calls == 1
 
 
+def test_a_download_that_was_stopped_while_unpacking_unpacks_anew(tmp_path, monkeypatch):
+    """torchvision's classes go on where the folder is there, and return at once: half of it would pass for whole."""
+    scratch = tmp_path / ".download-sun397"
+    folders(scratch / "SUN397", ["a/abbey"], 1)
+    (scratch / "SUN397.tar.gz").write_bytes(b"archive")
+
+    def checks_for_a_folder(root):
+        assert (root / "SUN397.tar.gz").is_file()
+        if not (root / "SUN397").is_dir():
+            sun(root)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100e9))
+    monkeypatch.setattr(torchvision.datasets, "SUN397", Downloader(checks_for_a_folder))
+    assert datasets("download", "sun397", root=tmp_path) == 0
+    assert load_data("sun397", str(tmp_path)).class_names == ["abbey", "bar"]
+
+
 def test_split_files_come_from_google_drive_where_gdown_is_installed(tmp_path, monkeypatch, capsys):
     build(tmp_path, "eurosat")
     content = '{"train": [], "val": [], "test": []}'

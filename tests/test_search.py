@@ -67,6 +67,8 @@ def test_too_few_classes(tmp_path):
     data = load_data(str(write_images(tmp_path / "few", CLASSES[:6], 10)))
     with pytest.raises(InputError, match="has 3 base classes; valid for a search: four or more"):
         searchable(data, 64)
+    with pytest.raises(InputError, match="has no training images"):
+        searchable(dataclasses.replace(data, train=[]), 64)
 
 
 @pytest.fixture

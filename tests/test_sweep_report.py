@@ -103,6 +103,18 @@ def test_paired_differences_over_the_test_bed_s_styles_and_its_retention(tmp_pat
     assert "<td class='number'>27.00</td>" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_paired_differences_of_data_with_and_without_styles_stand_there_once(tmp_path):
+    folder = fake(tmp_path / "s", "base2new", ["dtd"], ["single", "rmadapter"])
+    manifest = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**manifest, "data": ["dtd", "emoji_food"]}))
+    for method in ("single", "rmadapter"):
+        for seed in (1, 2, 3):
+            found = {**results(method, "emoji_food", seed, {"base": 80.0, "new": 40.0}, "base"), "style": "fluent"}
+            write(folder / "runs" / method / "emoji_food@fluent" / f"seed{seed}" / "run" / "results.json", found)
+    text = sweep_report(folder, tmp_path / "out")
+    assert text.count("| rmadapter - single ") == 2  # over all, and drawn by fluent
+
+
 @pytest.mark.parametrize("protocol", ["cross", "domain"])
 def test_with_several_sources_they_are_the_unit(tmp_path, protocol):
     data = {

@@ -66,6 +66,7 @@ def _with_torchvision(record: DataSet, source: Source, data_root: Path) -> None:
 
     scratch = data_root / f".download-{record.name}"
     scratch.mkdir(exist_ok=True)
+    _keep_archives(scratch)
     by_hand = f"\n{numbered(record.name, data_root, steps(record.name))}"
     try:
         getattr(torchvision.datasets, source.torchvision)(root=str(scratch), download=True, **source.arguments)
@@ -93,6 +94,16 @@ def _with_torchvision(record: DataSet, source: Source, data_root: Path) -> None:
         if path.suffix not in ARCHIVES and not (target / path.name).exists():
             shutil.move(path, target / path.name)
     shutil.rmtree(scratch)
+
+
+def _keep_archives(scratch: Path) -> None:
+    """Delete what an earlier call unpacked: torchvision takes a folder that is there for whole, however it was left."""
+    for path in [*scratch.rglob("*")]:
+        if path.is_file() and not path.name.endswith(ARCHIVES):
+            path.unlink()
+    for path in sorted(scratch.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _is_there(data_root: Path, record: DataSet, file: RemoteFile) -> bool:
