@@ -28,6 +28,13 @@ def test_free_memory_is_a_number_of_bytes():
     assert 10**6 < free_bytes(torch.device("cpu")) < 10**14
 
 
+def test_on_a_gpu_what_its_allocator_keeps_unused_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 * GIB)
+    assert free_bytes(torch.device("cuda")) == 12 * GIB
+
+
 @pytest.fixture
 def machine(tmp_path):
     """Writes files of a machine with 20 GiB available, and says what is free of it for a process in ``groups``."""
