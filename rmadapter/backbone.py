@@ -12,6 +12,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
 from torch import Tensor, nn
 
@@ -89,12 +90,25 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_WEIGHTS_SEED)
-                clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=scheme is not None)
+                clip = open_clip.create_model(
+                    name,
+                    pretrained=pretrained,
+                    force_quick_gelu=_wants_quick_gelu(name, pretrained),
+                    require_pretrained=scheme is not None,
+                )
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises whatever its file and hub libraries raise
         raise InputError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {error}") from error
     clip = clip.to(device).eval().requires_grad_(False)
     return Backbone(clip, tokenizer, Preprocessing.of(clip), ModelSource(name, pretrained))
+
+
+def _wants_quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether weights of this tag were trained with QuickGELU, as OpenAI's were.
+
+    open_clip builds "ViT-B-16" with GELU for every tag and only warns where the tag's weights want the other one.
+    """
+    return pretrained is not None and bool(get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"))
 
 
 def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:

@@ -40,6 +40,19 @@ def test_two_local_folders_side_by_side(clip_folder, tmp_path):
     assert again.preprocessing.mean != other.preprocessing.mean
 
 
+@pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion2b_s34b_b79k", False), (None, False)])
+def test_the_activation_is_that_of_the_weights(tag, quick, monkeypatch):
+    """open_clip's "ViT-B-32" has GELU whatever the tag; OpenAI's weights were trained with QuickGELU."""
+    create = open_clip.create_model
+
+    def without_weights(name, pretrained, **options):
+        assert pretrained == tag
+        return create(name, pretrained=None, **options)
+
+    monkeypatch.setattr(open_clip, "create_model", without_weights)
+    assert uses_quick_gelu(load_backbone("ViT-B-32", tag).clip) == quick
+
+
 @pytest.mark.parametrize(
     ("name", "pretrained", "message"),
     [
