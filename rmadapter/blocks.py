@@ -65,11 +65,6 @@ def _heads(x: Tensor, count: int) -> Tensor:
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
-def _by_head(x: Tensor, count: int) -> Tensor:
-    """[n, D] -> [heads, n, D / heads]."""
-    return x.unflatten(-1, (count, -1)).transpose(0, 1)
-
-
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v for [n, heads, tokens, d]; ``causal`` says that ``mask`` is the causal one."""
     if q.device.type == "cpu" and q.dtype.itemsize == 2 and k.shape[-2] <= WRITTEN_OUT_TOKENS:
@@ -105,7 +100,8 @@ def _attend_at(block: nn.Module, u: Tensor, index: Tensor | int, mask: Tensor | 
     w_q, w_k, w_v = attn.in_proj_weight.chunk(3)
     b_q, _, b_v = (None,) * 3 if attn.in_proj_bias is None else attn.in_proj_bias.chunk(3)
     q = F.linear(take(u, index).squeeze(1), w_q, b_q) * attn.head_dim**-0.5
-    looked_for = (_by_head(q, attn.num_heads) @ w_k.unflatten(0, (attn.num_heads, -1))).transpose(0, 1)
+    q = q.unflatten(-1, (attn.num_heads, -1)).transpose(0, 1)  # [heads, n, D / heads]
+    looked_for = (q @ w_k.unflatten(0, (attn.num_heads, -1))).transpose(0, 1)
     scores = looked_for @ u.mT  # [n, heads, tokens]
     if mask is not None:
         # The row of each query: [tokens] for all, or [n, 1, tokens].

@@ -48,9 +48,9 @@ def differences(found: SweepResults, reference: str | None = None) -> list[Diffe
     check_choice("compare", reference, methods)
     keys = (key for parts in values.values() for runs in parts.values() for key in runs)
     styles = list(dict.fromkeys(key.style for key in keys))
-    several = (None, *(style for style in styles if style is not None))  # None: over all
     made = []
-    for style in several if len(styles) > 1 else (None,):
+    # None is over all, and the style of data that has none.
+    for style in dict.fromkeys((None, *styles)) if len(styles) > 1 else (None,):
         for other in methods:
             if other != reference and (one := _difference(values, reference, other, style)):
                 made.append(one)

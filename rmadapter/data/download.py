@@ -98,12 +98,12 @@ def _with_torchvision(record: DataSet, source: Source, data_root: Path) -> None:
 
 def _keep_archives(scratch: Path) -> None:
     """Delete what an earlier call unpacked: torchvision takes a folder that is there for whole, however it was left."""
-    for path in [*scratch.rglob("*")]:
-        if path.is_file() and not path.name.endswith(ARCHIVES):
+    for path in sorted(scratch.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif not path.name.endswith(ARCHIVES):
             path.unlink()
-    for path in sorted(scratch.rglob("*"), reverse=True):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
 
 
 def _is_there(data_root: Path, record: DataSet, file: RemoteFile) -> bool:
