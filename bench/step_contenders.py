@@ -134,9 +134,10 @@ class Contenders:
 
         @torch.no_grad()
         def call() -> None:
-            step.image.frozen(entry, step.image.token)
+            for piece in step.pieces(entry):
+                step.image.frozen(piece, step.image.layout)
             for classes in prompts:
-                step.text.frozen(classes.entry, classes.token)
+                step.text.frozen(classes.entry, classes.layout)
 
         return call
 

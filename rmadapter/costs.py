@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from open_clip.transformer import QuickGELU
+
 from rmadapter.chunks import Chunk
 from rmadapter.injection import AdaptedCLIP
 from rmadapter.step_config import StepConfig
@@ -26,6 +28,7 @@ class TowerShape:
         adapters: number of them.
         adapter: operations of one adapter's forward pass on a token.
         embed: operations before the first block, a token.
+        hidden_kept: how many tensors as large as the hidden layer the activation keeps for the backward pass.
         size, stream: bytes a number in the compute dtype and in the residual stream above the first adapter.
     """
 
@@ -37,34 +40,39 @@ class TowerShape:
     adapters: int
     adapter: int
     embed: int
+    hidden_kept: int
     size: int
     stream: int
 
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes that the adapted blocks keep a token for the backward pass.
+    def saved_bytes(self, chunk: Chunk) -> int:
+        """Bytes that the adapted blocks keep of ``chunk`` for the backward pass.
 
-        A block keeps the inputs of its two LayerNorms, queries, keys, values and the attention's output, the MLP's
-        hidden layer before its activation, and what the adapter reads.
+        Of a token a block keeps the inputs of its two LayerNorms, queries, keys, values, the attention's output, what
+        the MLP's activation needs (its input; QuickGELU's is a product of two factors), and what the adapter reads.
+        Keys and values of tokens that all rows begin with are copied to each row. Of the first adapted block, whose
+        frozen part leaves no graph, it is the adapter's alone.
         """
-        return (self.depth - self.first) * (2 * self.width * self.stream + (5 * self.width + self.hidden) * self.size)
+        token = 2 * self.width * self.stream + (5 * self.width + self.hidden_kept * self.hidden) * self.size
+        copies = chunk.rows * chunk.length * 2 * self.width * self.size if chunk.shared else 0
+        above = max(0, self.depth - self.first - 1) * (chunk.tokens * token + copies)
+        return above + chunk.tokens * self.width * self.size
 
-    def forward(self, rows: int, length: int, start: int, stop: int, by_token: bool = False) -> float:
+    def forward(self, chunk: Chunk, start: int, stop: int, by_token: bool = False) -> float:
         """Operations of the blocks ``start`` to ``stop``; the tower's last one at one token with ``by_token``."""
-        return self._blocks(rows, length, start, stop, by_token, products=2)
+        return self._blocks(chunk, start, stop, by_token, products=2)
 
-    def backward(self, rows: int, length: int, by_token: bool) -> float:
+    def backward(self, chunk: Chunk, by_token: bool) -> float:
         """Operations of the backward pass through the blocks above the first adapted one."""
-        return self._blocks(rows, length, self.first + 1, self.depth, by_token, products=5)
+        return self._blocks(chunk, self.first + 1, self.depth, by_token, products=5)
 
-    def _blocks(self, rows: int, length: int, start: int, stop: int, by_token: bool, products: int) -> float:
-        square, mlp = 2 * self.width**2, 4 * self.width * self.hidden
-        attention = 2 * products * length * self.width
-        whole = rows * length * (4 * square + mlp + attention)
+    def _blocks(self, chunk: Chunk, start: int, stop: int, by_token: bool, products: int) -> float:
+        linear = 8 * self.width**2 + 4 * self.width * self.hidden
+        attention = 2 * products * self.width
+        whole = chunk.tokens * linear + chunk.pairs * attention
         if not (by_token and start < self.depth == stop):
             return max(0, stop - start) * whole
         # All four projections are those of one token; its heads look at the tokens as they are, each over their width.
-        last = rows * (4 * square + mlp + self.heads * attention)
+        last = chunk.rows * (linear + self.heads * chunk.length * attention)
         return (stop - start - 1) * whole + last
 
     def adapters_flop(self, tokens: int) -> float:
@@ -156,6 +164,7 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
         adapters=len(layers),
         adapter=2 * sum(p.numel() for p in branch.parameters() if p.dim() == 2) if branch is not None else 0,
         embed=embed,
+        hidden_kept=2 if isinstance(block.mlp.gelu, QuickGELU) else 1,
         size=tower.transformer.get_cast_dtype().itemsize,
         stream=stream,
     )
@@ -190,16 +199,15 @@ def _tower_cost(
     cost = dict.fromkeys((*PARTS, "bytes"), 0.0)
     recomputed = 0.0
     for chunk in chunks:
-        rows, length = chunk.stop - chunk.start, chunk.length
         # Up to and with the frozen part of the first adapted block.
-        begin = shape.forward(rows, length, 0, min(shape.first + 1, shape.depth), by_token) + chunk.tokens * shape.embed
-        above = shape.forward(rows, length, shape.first + 1, shape.depth, by_token)
+        begin = shape.forward(chunk, 0, min(shape.first + 1, shape.depth), by_token) + chunk.tokens * shape.embed
+        above = shape.forward(chunk, shape.first + 1, shape.depth, by_token)
         cost["prefix"] += prefix * begin
         if frozen:
             cost["frozen"] += above + (0 if shared else begin)
-        cost["adapted"] += above * (2 if chunk.recompute else 1) + shape.backward(rows, length, by_token)
+        cost["adapted"] += above * (2 if chunk.recompute else 1) + shape.backward(chunk, by_token)
         cost["adapted"] += shape.adapters_flop(chunk.tokens)
-        saved = chunk.tokens * shape.saved_bytes
+        saved = shape.saved_bytes(chunk)
         if chunk.recompute:
             recomputed = max(recomputed, saved)
         else:

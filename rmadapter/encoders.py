@@ -15,30 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rmadapter.blocks import (
-    adapter_of,
-    adapter_term,
-    attends_by_token,
-    frozen_part,
-    frozen_part_at,
-    is_known,
-    normed,
-    take,
-)
+from rmadapter.attention import is_plain
+from rmadapter.blocks import adapter_of, adapter_term, frozen_part, frozen_part_at, is_known, normed
 from rmadapter.injection import AdaptedCLIP
+from rmadapter.layout import Layout
 from rmadapter.text import embed_prompts, end_of_text, pool_text, project_text
-from rmadapter.towers import find_towers, pooled_token
-
-Token = Tensor | int | None
+from rmadapter.towers import find_towers, pooled_token, text_is_trimmable
 
 
 class Entry(NamedTuple):
     """Where a tower's trained part begins.
 
     Attributes:
-        adapter_input: what the first adapter reads, [n, tokens, D] in the compute dtype.
-        output: the frozen output of that adapter's block, [n, tokens, D], or [n, 1, D] where the block is the last
-            one and the tower is pooled at one token.
+        adapter_input: what the first adapter reads, in the compute dtype, its tokens as the ``Layout`` has them.
+        output: the frozen output of that adapter's block, of the same shape, or [rows, 1, D] where the block is the
+            last one and the tower is pooled at one token.
     """
 
     adapter_input: Tensor
@@ -78,49 +69,54 @@ class Encoder:
         self.by_token = by_token and last_block_obstacle(model.clip, modality) is None
         mask = getattr(model.clip, self.kind.causal_mask) if self.kind.causal_mask else None
         self.mask: Tensor | None = mask
-        self.causal = mask is not None and torch.equal(mask, torch.full_like(mask, float("-inf")).triu_(1))
+        self.causal = is_causal(mask)
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
 
+    @property
+    def hidden(self) -> int:
+        """Width of the MLPs' hidden layer."""
+        return self.blocks[0].mlp.c_fc.out_features
+
     def compile_blocks(self, **options) -> None:
         """Run each adapted block above the first through ``torch.compile``, for recomputation around each of them."""
         self._adapted_block = torch.compile(self._adapted_block, **options)
 
-    def enter(self, x: Tensor, token: Token) -> Entry:
-        """The tower's frozen beginning on embedded tokens [n, tokens, D]; call it under ``torch.no_grad()``.
+    def enter(self, x: Tensor, layout: Layout) -> Entry:
+        """The tower's frozen beginning on embedded tokens in ``layout``; call it under ``torch.no_grad()``.
 
-        ``token`` is where the tower is pooled, for the last block. A tower without adapters goes through whole.
+        A tower without adapters goes through whole.
         """
         for number in range(self.depth if self.first is None else self.first):
-            x, _ = self._frozen_block(number, x, token)
+            x, _ = self._frozen_block(number, x, layout)
         if self.first is None:
             return Entry(x.new_empty(len(x), 0), x.to(self.stream))
         x = x.to(self.stream)
-        output, adapter_input = self._frozen_block(self.first, x, token)
+        output, adapter_input = self._frozen_block(self.first, x, layout)
         return Entry(adapter_input, output)
 
-    def adapted(self, entry: Entry, token: Token, reconstruct: bool) -> tuple[Tensor, list[Tensor]]:
-        """The last block's output and, with ``reconstruct``, the loss of each token of each adapter [n, tokens]."""
+    def adapted(self, entry: Entry, layout: Layout, reconstruct: bool) -> tuple[Tensor, list[Tensor]]:
+        """The last block's output and, with ``reconstruct``, each adapter's loss of each token, in ``layout``."""
         losses: list[Tensor] = []
         x = entry.output
         if self.first is None:
             return x, losses
-        x, loss = self._add(self.first, entry.adapter_input, x, token, reconstruct)
+        x, loss = self._add(self.first, entry.adapter_input, x, layout, reconstruct)
         losses.append(loss)
         for number in range(self.first + 1, self.depth):
             if self.recompute:
                 x, loss = checkpoint(
-                    self._adapted_block, number, x, token, reconstruct, use_reentrant=False, preserve_rng_state=False
+                    self._adapted_block, number, x, layout, reconstruct, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                x, loss = self._adapted_block(number, x, token, reconstruct)
+                x, loss = self._adapted_block(number, x, layout, reconstruct)
             losses.append(loss)
         return x, [loss for loss in losses if loss.numel()]
 
-    def frozen(self, entry: Entry, token: Token, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def frozen(self, entry: Entry, layout: Layout, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
         """The same without the adapters' terms; with ``reconstruct`` the losses are those of the frozen tokens.
 
         The frozen model leaves no graph; the losses have one to the adapters' weights.
@@ -130,36 +126,36 @@ class Encoder:
         for number in range(self.depth if self.first is None else self.first, self.depth):
             if number != self.first:
                 with torch.no_grad():
-                    x, adapter_input = self._frozen_block(number, x, token)
+                    x, adapter_input = self._frozen_block(number, x, layout)
             branch = adapter_of(self.blocks[number])
             if reconstruct and branch is not None:
                 losses.append(adapter_term(branch, adapter_input, None, True)[1])
         return x, losses
 
-    def _frozen_block(self, number: int, x: Tensor, token: Token) -> tuple[Tensor, Tensor]:
+    def _frozen_block(self, number: int, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """The block's frozen output, and what an adapter beside it reads."""
         block = self.blocks[number]
         u = normed(getattr(block, self.kind.norm), x, self.dtype)
         adapter_input = x.to(self.dtype) if self.pre_ln else u
-        mask = None if self.mask is None else self.mask[: x.shape[1], : x.shape[1]]
+        mask = None if self.mask is None else self.mask[: layout.length(x), : layout.length(x)]
         if self._at_token(number):
-            return frozen_part_at(block, x, u, token, mask), adapter_input
-        return frozen_part(block, x, u, mask, self.causal), adapter_input
+            return frozen_part_at(block, x, u, layout, mask), adapter_input
+        return frozen_part(block, x, u, layout, mask, self.causal), adapter_input
 
-    def _adapted_block(self, number: int, x: Tensor, token: Token, reconstruct: bool) -> tuple[Tensor, Tensor]:
-        output, adapter_input = self._frozen_block(number, x, token)
+    def _adapted_block(self, number: int, x: Tensor, layout: Layout, reconstruct: bool) -> tuple[Tensor, Tensor]:
+        output, adapter_input = self._frozen_block(number, x, layout)
         if adapter_of(self.blocks[number]) is None:
             return output, x.new_empty(0)
-        return self._add(number, adapter_input, output, token, reconstruct)
+        return self._add(number, adapter_input, output, layout, reconstruct)
 
     def _add(
-        self, number: int, adapter_input: Tensor, output: Tensor, token: Token, reconstruct: bool
+        self, number: int, adapter_input: Tensor, output: Tensor, layout: Layout, reconstruct: bool
     ) -> tuple[Tensor, Tensor]:
         """The block's output with its adapter's term, and the reconstruction's losses, which all tokens have."""
         branch = adapter_of(self.blocks[number])
         if not self._at_token(number):
             return adapter_term(branch, adapter_input, output, reconstruct)
-        out, none = adapter_term(branch, take(adapter_input, token), output, False)
+        out, none = adapter_term(branch, layout.take(adapter_input), output, False)
         return out, adapter_term(branch, adapter_input, None, True)[1] if reconstruct else none
 
     def _at_token(self, number: int) -> bool:
@@ -171,11 +167,11 @@ class ImageEncoder(Encoder):
 
     def __init__(self, model: AdaptedCLIP, **settings):
         super().__init__(model, "vision", **settings)
-        self.token: Token = pooled_token(self.clip, "vision") if self.by_token else None
+        self.layout = Layout(pooled_token(self.clip, "vision") if self.by_token else None)
 
     def begin(self, images: Tensor) -> Entry:
         """``enter`` on images [n, 3, size, size] of any floating dtype."""
-        return self.enter(self.clip.visual._embeds(images.to(self.dtype)), self.token)
+        return self.enter(self.clip.visual._embeds(images.to(self.dtype)), self.layout)
 
     def finish(self, x: Tensor) -> Tensor:
         """Features [n, embed], not normalised, of the last block's output."""
@@ -190,7 +186,7 @@ class ImageEncoder(Encoder):
         """Adapted features [n, embed] of images, for evaluation."""
         with torch.no_grad():
             entry = self.begin(images)
-        return self.finish(self.adapted(entry, self.token, False)[0])
+        return self.finish(self.adapted(entry, self.layout, False)[0])
 
 
 class TextEncoder(Encoder):
@@ -199,30 +195,32 @@ class TextEncoder(Encoder):
     def __init__(self, model: AdaptedCLIP, **settings):
         super().__init__(model, "text", **settings)
 
-    def token(self, tokens: Tensor) -> Token:
-        """Where prompts [classes, length] are pooled: int64 [classes], one number for all, None for no one token."""
-        if not self.by_token:
-            return None
-        place = pooled_token(self.clip, "text")
-        if place is None:
-            return end_of_text(self.clip, tokens)
-        return place % tokens.shape[1]
+    def layout(self, tokens: Tensor, shared: int = 0) -> Layout:
+        """That of prompts [classes, length] (int64) of which all begin with the same ``shared`` tokens."""
+        token = None
+        if self.by_token:
+            place = pooled_token(self.clip, "text")
+            token = end_of_text(self.clip, tokens) if place is None else place % tokens.shape[1]
+            token = token - shared
+        return Layout(token, shared, len(tokens) if shared else 0)
 
-    def begin(self, tokens: Tensor) -> Entry:
+    def begin(self, tokens: Tensor, layout: Layout) -> Entry:
         """``enter`` on tokens [classes, length] (int64)."""
-        return self.enter(embed_prompts(self.clip, tokens), self.token(tokens))
+        return self.enter(layout.pack(embed_prompts(self.clip, tokens)), layout)
 
-    def finish(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def finish(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
         """Features [classes, embed], not normalised, of the last block's output."""
         if self.by_token:
             return project_text(self.clip, normed(self.clip.ln_final, x.squeeze(1), self.dtype))
-        return project_text(self.clip, pool_text(self.clip, normed(self.clip.ln_final, x, self.dtype), tokens))
+        x = normed(self.clip.ln_final, layout.own(x), self.dtype)
+        return project_text(self.clip, pool_text(self.clip, x, tokens[:, layout.shared :]))
 
     def features(self, tokens: Tensor) -> Tensor:
         """Adapted features [classes, embed] of tokens [classes, length], for evaluation."""
+        layout = self.layout(tokens)
         with torch.no_grad():
-            entry = self.begin(tokens)
-        return self.finish(self.adapted(entry, self.token(tokens), False)[0], tokens)
+            entry = self.begin(tokens, layout)
+        return self.finish(self.adapted(entry, layout, False)[0], tokens, layout)
 
 
 class Encoders(NamedTuple):
@@ -256,6 +254,22 @@ def last_block_obstacle(clip: nn.Module, modality: str) -> str | None:
         return "features are pooled by attention over all tokens"
     if pool not in ("tok", "argmax", "eos", "first", "last"):
         return f"features are pooled by {pool!r} over all tokens"
-    if not attends_by_token(tower.blocks[-1]):
+    if not is_plain(tower.blocks[-1]):
         return "its attention has parts beyond queries, keys and values"
     return None
+
+
+def shared_start_obstacle(clip: nn.Module) -> str | None:
+    """Why what prompts have in common at their beginning is not the same for all of them, or None where it is."""
+    if not text_is_trimmable(clip):
+        return "the text tower is not causal and pooled at end-of-text"
+    if not is_causal(clip.attn_mask):
+        return "the text tower's mask is not the causal one"
+    if not all(is_plain(block) for block in find_towers(clip)["text"].blocks):
+        return "the text tower's attention has parts beyond queries, keys and values"
+    return None
+
+
+def is_causal(mask: Tensor | None) -> bool:
+    """Whether the additive ``mask`` [tokens, tokens] keeps each token from all later ones and from nothing else."""
+    return mask is not None and torch.equal(mask, torch.full_like(mask, float("-inf")).triu_(1))

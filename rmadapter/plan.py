@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rmadapter.chunks import FREE_SHARE
+from rmadapter.chunks import FREE_SHARE, Chunk
 from rmadapter.config import TrainConfig
 from rmadapter.costs import Cost, Workload, step_cost, workload
 from rmadapter.cuda_graphs import check_graphs
 from rmadapter.distributed import Ranks
-from rmadapter.encoders import blocks_obstacle, last_block_obstacle
+from rmadapter.encoders import blocks_obstacle, last_block_obstacle, shared_start_obstacle
 from rmadapter.errors import InputError
 from rmadapter.memory import free_bytes, parse_bytes
 from rmadapter.model import RMAdapterCLIP
@@ -24,6 +24,7 @@ from rmadapter.towers import text_is_trimmable
 
 WHAT = {
     "trim": "prompts end at their end-of-text token",
+    "shared_start": "what all prompts begin with once for all classes",
     "text_prefix": "prompts below the first adapter once a run",
     "frozen_targets": "frozen text features once a run",
     "image_prefix": "images below the first adapter once a step",
@@ -106,6 +107,8 @@ class Plan:
         reasons = {}
         if not text_is_trimmable(model.clip):
             reasons["trim"] = "the text tower is not causal and pooled at end-of-text"
+        if (why := shared_start_obstacle(model.clip)) is not None:
+            reasons["shared_start"] = why
         last = {tower: last_block_obstacle(model.clip, tower) for tower in ("vision", "text")}
         for tower, obstacle in last.items():
             if obstacle is not None:
@@ -144,11 +147,13 @@ class Plan:
     def without(self, name: str) -> Cost:
         """The cost with the shortcut ``name`` left out."""
         work = self.work
-        longest = max(chunk.length for chunk in work.chunks)
+        whole = Chunk(0, work.classes, max(chunk.length for chunk in work.chunks), work.chunks[0].shared)
         if name == "trim":
-            work = work.untrimmed()
+            work = replace(work, chunks=[replace(whole, length=work.context)])
         if name == "class_chunks":
-            work = replace(work, chunks=[replace(work.untrimmed().chunks[0], length=longest)])
+            work = replace(work, chunks=[whole])
+        if name == "shared_start":
+            work = replace(work, chunks=[replace(chunk, shared=0) for chunk in work.chunks])
         return step_cost(work, replace(self.shortcuts, **{name: False}), self.by_token)
 
     def __str__(self) -> str:
@@ -157,7 +162,7 @@ class Plan:
         for name, what in WHAT.items():
             on = getattr(self.shortcuts, name)
             reason = self.reasons.get(name)
-            if not on or (reason is not None and name == "trim"):
+            if not on or (reason is not None and name in ("trim", "shared_start")):
                 lines.append(f"{name:<15} {'off':<4} {'':>11} {'':>8}  {reason or 'switched off'}")
                 continue
             other = self.without(name)

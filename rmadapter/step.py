@@ -6,7 +6,7 @@ its shortcuts, each of which can be left out, and ``encoders`` for how a tower i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter import losses
-from rmadapter.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory
+from rmadapter.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory, in_cache
 from rmadapter.costs import tower_shape
 from rmadapter.distributed import Ranks
-from rmadapter.encoders import Entry, ImageEncoder, TextEncoder, Token
+from rmadapter.encoders import Entry, ImageEncoder, TextEncoder, shared_start_obstacle
 from rmadapter.errors import InputError
+from rmadapter.layout import Layout, shared_start
 from rmadapter.model import Output, RMAdapterCLIP
 from rmadapter.step_config import StepConfig
 from rmadapter.towers import text_is_trimmable
@@ -37,14 +38,14 @@ class _Classes:
     """The prompts of one chunk, and what of the frozen model is kept of them.
 
     Attributes:
-        tokens: int64 [classes, length]; ``valid``: bool, up to and with end-of-text; ``token``: where they are pooled.
+        tokens: int64 [classes, length]; ``valid``: bool, up to and with end-of-text; ``layout``: how activations lie.
         recompute: compute the adapted pass again in the backward pass.
         entry, target: where training begins, and frozen features; None where they are computed at every step.
     """
 
     tokens: Tensor
     valid: Tensor
-    token: Token
+    layout: Layout
     recompute: bool
     entry: Entry | None = None
     target: Tensor | None = None
@@ -99,17 +100,16 @@ class TrainStep(nn.Module):
         lengths = valid.sum(1)
         trimmed = self.shortcuts.trim and self.shortcuts.class_chunks and text_is_trimmable(self.model.clip)
         self.order = lengths.argsort(stable=True) if trimmed else torch.arange(count, device=valid.device)
-        chunks = [Chunk(0, count, length)]
+        shares = self.shortcuts.shared_start and shared_start_obstacle(self.model.clip) is None
+        shared = shared_start(self.tokens, lengths) if shares else 0
+        chunks = [Chunk(0, count, length, shared)]
         if trimmed:
-            chunks = by_length(lengths[self.order].tolist(), CHUNK_TOKENS.get(valid.device.type, 0))
+            chunks = by_length(lengths[self.order].tolist(), CHUNK_TOKENS.get(valid.device.type, 0), shared)
         if self.shortcuts.class_chunks and text_bytes is not None:
-            chunks = by_memory(
-                chunks,
-                tower_shape(self.model.adapted, "text", stream=self.text.stream.itemsize).saved_bytes,
-                text_bytes,
-            )
+            shape = tower_shape(self.model.adapted, "text", stream=self.text.stream.itemsize)
+            chunks = by_memory(chunks, shape.saved_bytes, text_bytes)
         self.inverse = self.order.argsort()
-        return [Chunk(c.start, c.stop, c.length, c.recompute or recompute) for c in chunks]
+        return [replace(chunk, recompute=chunk.recompute or recompute) for chunk in chunks]
 
     def compile_parts(self, **options) -> None:
         """Run the adapted part of both towers through ``torch.compile``, in one graph each; before the first step.
@@ -123,8 +123,9 @@ class TrainStep(nn.Module):
         options = {"fullgraph": True, "dynamic": False, **options}
         # Gradient norms go through the graph once more before the backward pass does.
         functorch.donated_buffer = False
-        # A graph for each shape of chunk, or each block, and each of them again for a short last batch.
-        graphs = 2 * max(len({(c.stop - c.start, c.length) for c in self.chunks}), self.image.depth)
+        # A graph for each shape of chunk, or each block, where images may come in pieces of two sizes, and each of them
+        # again for a short last batch.
+        graphs = 2 * max(len({(c.stop - c.start, c.length) for c in self.chunks}), 2 * self.image.depth)
         dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
         if self.image.recompute:
             self.image.compile_blocks(**options)
@@ -158,19 +159,39 @@ class TrainStep(nn.Module):
     @torch.no_grad()
     def views(self, images: Tensor) -> Views:
         """The frozen model's part in a step: everything below the adapters and, if wanted, the frozen features."""
+        found = [self._views(piece) for piece in images.split(self._images_at_once(len(images)))]
+        if len(found) == 1:
+            return found[0]
+        entries, targets = zip(*found, strict=True)
+        return Views(
+            Entry(*(torch.cat(parts) for parts in zip(*entries, strict=True))),
+            None if targets[0] is None else torch.cat(targets),
+        )
+
+    def _images_at_once(self, count: int) -> int:
+        tokens = self.model.clip.visual.positional_embedding.shape[0]
+        return in_cache(count, tokens * self.image.hidden * self.image.dtype.itemsize, self.model.prompts.tokens.device)
+
+    def pieces(self, entry: Entry) -> list[Entry]:
+        """The images of ``entry`` in as many parts as go through the tower one after the other."""
+        at_once = self._images_at_once(len(entry.output))
+        return [Entry(*piece) for piece in zip(*(tensor.split(at_once) for tensor in entry), strict=True)]
+
+    def _views(self, images: Tensor) -> Views:
         entry = self.image.begin(images)
         if not self.model.loss.lambda3:
             return Views(entry, None)
         shared = entry if self.shortcuts.image_prefix else self.image.begin(images)
-        return Views(entry, self.image.finish(self.image.frozen(shared, self.image.token)[0]))
+        return Views(entry, self.image.finish(self.image.frozen(shared, self.image.layout)[0]))
 
     def _image_features(self, views: Views, terms: dict[str, Tensor]) -> Tensor:
         """Adapted image features; adds the image tower's terms."""
         reconstruct = self.reconstructs("vision") and self.image.first is not None
-        features, rec = self._image_part(*views.entry, reconstruct and not self.frozen_stream)
+        found = [self._image_part(*piece, reconstruct and not self.frozen_stream) for piece in self.pieces(views.entry)]
+        features, rec = torch.cat([piece[0] for piece in found]), sum(piece[1] for piece in found)
         if reconstruct and self.frozen_stream:
-            per_token = self.image.frozen(views.entry, self.image.token, True)[1]
-            rec = self._reconstruction_sum("vision", per_token, None)
+            per_token = self.image.frozen(views.entry, self.image.layout, True)[1]
+            rec = self._reconstruction_sum("vision", per_token, self.image.layout)
         if reconstruct:
             terms["reconstruction_vision"] = rec / views.entry.adapter_input[..., 0].numel()
         if views.target is not None:
@@ -179,21 +200,27 @@ class TrainStep(nn.Module):
 
     def _image_part(self, adapter_input: Tensor, output: Tensor, reconstruct: bool) -> tuple[Tensor, Tensor]:
         """Adapted features [n, embed], and the sum of the reconstruction's losses over tokens and adapters."""
-        x, per_token = self.image.adapted(Entry(adapter_input, output), self.image.token, reconstruct)
-        return self.image.finish(x), self._reconstruction_sum("vision", per_token, None)
+        x, per_token = self.image.adapted(Entry(adapter_input, output), self.image.layout, reconstruct)
+        return self.image.finish(x), self._reconstruction_sum("vision", per_token, self.image.layout)
 
     def _text_part(
-        self, adapter_input: Tensor, output: Tensor, token: Token, tokens: Tensor, valid: Tensor, reconstruct: bool
+        self, adapter_input: Tensor, output: Tensor, layout: Layout, tokens: Tensor, valid: Tensor, reconstruct: bool
     ) -> tuple[Tensor, Tensor]:
         """The same for some prompts, whose valid tokens alone count."""
-        x, per_token = self.text.adapted(Entry(adapter_input, output), token, reconstruct)
-        return self.text.finish(x, tokens), self._reconstruction_sum("text", per_token, valid)
+        x, per_token = self.text.adapted(Entry(adapter_input, output), layout, reconstruct)
+        return self.text.finish(x, tokens, layout), self._reconstruction_sum("text", per_token, layout, valid)
 
-    def _reconstruction_sum(self, tower: str, per_token: list[Tensor], valid: Tensor | None) -> Tensor:
+    def _reconstruction_sum(
+        self, tower: str, per_token: list[Tensor], layout: Layout, valid: Tensor | None = None
+    ) -> Tensor:
+        """Over all tokens that count; one that all rows share counts once a row."""
         if not per_token:
             return self.model.prompts.tokens.new_zeros((), dtype=torch.float32)
-        width = self.model.width[tower]
-        return losses.reconstruction_sum(per_token, self.model.config.objective, width, valid)
+        of = {"objective": self.model.config.objective, "width": self.model.width[tower]}
+        if not layout.shared:
+            return losses.reconstruction_sum(per_token, valid=valid, **of)
+        own = losses.reconstruction_sum([layout.own(x) for x in per_token], valid=valid[:, layout.shared :], **of)
+        return own + layout.rows * losses.reconstruction_sum([layout.start(x) for x in per_token], **of)
 
     def prepare(self) -> None:
         """Compute what is kept of the prompts now, and not in the first step."""
@@ -221,11 +248,11 @@ class TrainStep(nn.Module):
         for chunk in self.chunks:
             rows = self.order[chunk.start : chunk.stop]
             tokens, valid = self.tokens[rows, : chunk.length], self.valid[rows, : chunk.length]
-            made = _Classes(tokens, valid, self.text.token(tokens), chunk.recompute)
+            made = _Classes(tokens, valid, self.text.layout(tokens, chunk.shared), chunk.recompute)
             if self.shortcuts.frozen_targets and self.model.loss.lambda4:
                 made.target = self._target(made)
             if self.shortcuts.text_prefix:
-                made.entry = self.text.begin(tokens)
+                made.entry = self.text.begin(tokens, made.layout)
             classes.append(made)
         return classes
 
@@ -238,23 +265,23 @@ class TrainStep(nn.Module):
         """Adapted features [classes, embed], and the sum of the reconstruction's losses over tokens and adapters."""
         reconstruct, entry = self.reconstructs("text"), self._entry(classes)
         features, rec = self._text_part(
-            *entry, classes.token, classes.tokens, classes.valid, reconstruct and not self.frozen_stream
+            *entry, classes.layout, classes.tokens, classes.valid, reconstruct and not self.frozen_stream
         )
         if reconstruct and self.frozen_stream:
-            per_token = self.text.frozen(entry, classes.token, True)[1]
-            rec = self._reconstruction_sum("text", per_token, classes.valid)
+            per_token = self.text.frozen(entry, classes.layout, True)[1]
+            rec = self._reconstruction_sum("text", per_token, classes.layout, classes.valid)
         return features, rec
 
     def _entry(self, classes: _Classes) -> Entry:
         if classes.entry is not None:
             return classes.entry
         with torch.no_grad():
-            return self.text.begin(classes.tokens)
+            return self.text.begin(classes.tokens, classes.layout)
 
     @torch.no_grad()
     def _target(self, classes: _Classes) -> Tensor:
         """Frozen features [classes, embed], kept or computed."""
         if classes.target is not None:
             return classes.target
-        x, _ = self.text.frozen(self._entry(classes), classes.token)
-        return self.text.finish(x, classes.tokens)
+        x, _ = self.text.frozen(self._entry(classes), classes.layout)
+        return self.text.finish(x, classes.tokens, classes.layout)

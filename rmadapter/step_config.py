@@ -12,6 +12,7 @@ class StepConfig:
 
     Args:
         trim: cut prompts to their end-of-text where the text tower is causal and pooled there
+        shared_start: compute what all prompts begin with once for all classes
         text_prefix: compute the prompts' activations below the first text adapter once
         frozen_targets: compute the frozen text features once
         image_prefix: share the activations below the first image adapter between adapted and frozen pass
@@ -20,6 +21,7 @@ class StepConfig:
     """
 
     trim: bool = True
+    shared_start: bool = True
     text_prefix: bool = True
     frozen_targets: bool = True
     image_prefix: bool = True

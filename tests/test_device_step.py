@@ -90,11 +90,12 @@ def assert_close(found: dict, expected: dict, tolerance=1e-6):
 def test_it_is_the_ordinary_step(tokenizer, kind, scaled, momentum):
     """Weights after every step with another learning rate each, one of them without a finite loss; sums and norms."""
     settings = {
-        "recomputed chunks": {"chunks": 150_000},
+        "recomputed chunks": {"chunks": 60_000},
         "nothing kept": {"shortcuts": StepConfig(text_prefix=False, frozen_targets=False, trim=False)},
     }.get(kind, {})
     expected, losses, correct, images, norms = ordinary(make_step(tokenizer, **settings), momentum=momentum)
     step = make_step(tokenizer, **settings)
+    assert any(chunk.recompute for chunk in step.chunks) == (kind == "recomputed chunks")
     scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     device_step = DeviceStep(step, sgd(step, True, momentum), scaler, w_down(step))
     assert device_step.take_sums().steps == 0

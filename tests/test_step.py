@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
 from rmadapter.backbone import store_backbone
+from rmadapter.costs import tower_shape
 from rmadapter.encoders import Encoders, blocks_obstacle, last_block_obstacle
 from rmadapter.losses import gradient_norms
 from rmadapter.plan import Plan
@@ -65,6 +66,13 @@ def make(tokenizer, towers=None, loss=None, *, trim=True, **config) -> RMAdapter
     config = RMAdapterConfig(**{"layers": "2-3", "bottleneck": 8, "scale": 0.5, **config})
     loss = loss or LossConfig(2, 3, 4, 5)
     return RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=loss, trim=trim, keep_targets=trim).train()
+
+
+def scarce(model: RMAdapterCLIP) -> int:
+    """Bytes that hold less than all prompts and more than two classes."""
+    step = TrainStep(model)
+    shape = tower_shape(model.adapted, "text", stream=4)
+    return int(0.8 * sum(map(shape.saved_bytes, step.chunks)))
 
 
 def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,7 +158,7 @@ def test_terms_that_are_left_out(tokenizer, loss):
 def test_chunks_and_recomputation(tokenizer, towers):
     expected = plain(tokenizer, TOWERS[towers])
     model = make(tokenizer, TOWERS[towers])
-    step = TrainStep(model, StepConfig(), text_bytes={"clip": 150_000, "bidirectional": 800_000}.get(towers, 110_000))
+    step = TrainStep(model, text_bytes=scarce(model))
     assert len(step.chunks) > 1
     assert any(chunk.recompute for chunk in step.chunks)
     assert_same(run(step, model), expected)
@@ -160,9 +168,78 @@ def test_chunks_and_recomputation(tokenizer, towers):
 def test_classes_of_like_length_stand_together(tokenizer, monkeypatch):
     monkeypatch.setattr("rmadapter.step.CHUNK_TOKENS", {"cpu": 1})
     model = make(tokenizer)
+    apart = TrainStep(model, StepConfig(shared_start=False))
+    assert [(c.start, c.stop, c.length, c.shared) for c in apart.chunks] == [(0, 3, 8, 0), (3, 4, 9, 0), (4, 5, 14, 0)]
+    # A chunk more computes the six tokens of the beginning once more, which is more than one token of padding.
     step = TrainStep(model)
-    assert [(c.start, c.stop, c.length) for c in step.chunks] == [(0, 3, 8), (3, 4, 9), (4, 5, 14)]
-    assert_same(run(step, model), plain(tokenizer))
+    assert [(c.start, c.stop, c.length, c.shared) for c in step.chunks] == [(0, 4, 9, 5), (4, 5, 14, 5)]
+    expected = plain(tokenizer)
+    for each in (apart, step):
+        assert_same(run(each, model), expected)
+
+
+@pytest.mark.parametrize(
+    ("template", "names", "shared"),
+    [
+        ("a photo of a {}.", ["cat", "dog"], 5),
+        ("{} texture.", ["cat", "dog"], 1),
+        ("a photo of a {}.", ["dog", "dog", "dog house"], 6),  # the shortest keeps its last token
+        ("a photo of a {}.", ["cat"], 7),
+    ],
+)
+def test_what_prompts_begin_with_is_computed_once(tokenizer, template, names, shared):
+    torch.manual_seed(0)
+    config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5)
+    model = RMAdapterCLIP(small_clip(), tokenizer, names, template=template, config=config).train()
+    step = TrainStep(model)
+    assert {chunk.shared for chunk in step.chunks} == {shared}
+    images, _ = batch()
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    found, expected = step(images, labels), model(images, labels)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert_same(found.losses, expected.losses)
+    assert step._classes[0].entry.adapter_input.shape[1] == step.chunks[0].tokens
+
+
+@pytest.mark.parametrize("config", [{}, {"rec_stream": "frozen"}], ids=str)
+def test_images_in_pieces_are_the_batch(tokenizer, monkeypatch, config):
+    expected = plain(tokenizer, **config)
+    model = make(tokenizer, **config)
+    step = TrainStep(model)
+    sizes = []
+    real = step.image.adapted
+    monkeypatch.setattr(
+        step.image, "adapted", lambda entry, *rest: sizes.append(len(entry.output)) or real(entry, *rest)
+    )
+    tokens = 5 * step.image.hidden * 4
+    monkeypatch.setattr("rmadapter.chunks.PIECE_BYTES", 3 * tokens)
+    assert_same(run(step, model), expected)
+    assert sizes == [2, 2]
+
+
+@pytest.mark.parametrize("towers", some("clip", "quick gelu, projection with bias"))
+@pytest.mark.parametrize("shared", [True, False])
+def test_bytes_kept_for_the_backward_pass_are_those_foreseen(tokenizer, towers, shared):
+    """--text-memory holds by them: what the text tower's blocks keep, counted from the graph."""
+    model = make(tokenizer, TOWERS[towers], layers="all", reconstruct=False)
+    step = TrainStep(model, StepConfig(shared_start=shared, last_token=False))
+    step.prepare()
+    kept: dict[int, int] = {}
+    frozen = (*model.parameters(), *model.buffers(), model.adapted.clip.attn_mask)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in frozen}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = [step._adapted(classes)[0] for classes in step._classes]
+    shape = tower_shape(model.adapted, "text", stream=4)
+    foreseen = sum(shape.saved_bytes(chunk) for chunk in step.chunks)
+    assert len(features) == len(step.chunks)
+    assert sum(kept.values()) == pytest.approx(foreseen, rel=0.1)
 
 
 def test_views_at_hand_stand_for_the_images(tokenizer):
@@ -260,8 +337,8 @@ def test_an_fp32_stream_keeps_small_terms(tokenizer):
         encoder = TrainStep(model, stream=stream).image
         entry = encoder.begin(batch()[0])
         with torch.no_grad():
-            x, _ = encoder._adapted_block(1, entry.output, encoder.token, False)
-            untouched, _ = encoder._frozen_block(1, entry.output, encoder.token)
+            x, _ = encoder._adapted_block(1, entry.output, encoder.layout, False)
+            untouched, _ = encoder._frozen_block(1, entry.output, encoder.layout)
         return x.float() - untouched.float()
 
     wide, narrow = effect(torch.float32), effect(torch.bfloat16)
@@ -303,7 +380,7 @@ def test_compiled_it_is_one_graph_a_tower_and_stays_so(tokenizer, recompute):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = make(tokenizer)
-    step = TrainStep(model, text_bytes=150_000 if recompute else None)
+    step = TrainStep(model, text_bytes=scarce(model) if recompute else None)
     assert any(chunk.recompute for chunk in step.chunks) == recompute
     step.compile_parts(backend="aot_eager")
     run(step, model)
@@ -363,7 +440,7 @@ def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, 
     monkeypatch.setattr("rmadapter.step.CHUNK_TOKENS", {"cpu": 0})
     monkeypatch.setattr(sys.modules[__name__], "NAMES", [" ".join("abcdefghijkl"[:count]) for count in range(1, 13)])
     model = make(tokenizer)
-    step = TrainStep(model)
+    step = TrainStep(model, StepConfig(shared_start=False))
     assert len(step.chunks) == 12
     step.compile_parts(backend="aot_eager")
     run(step, model)
