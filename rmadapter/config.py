@@ -118,6 +118,8 @@ class RMAdapterConfig:
         init: kaiming, or zero_up (an untrained adapter is exactly the identity)
         adapter_input: ln_1 (the block's own frozen norm) or pre_ln (the block's input as it is)
         rec_stream: which stream's tokens are reconstructed: adapted, or frozen (one more pass a tower a step)
+        rec_tokens: which tokens the reconstruction counts: valid (of a prompt those up to end-of-text), all (prompts'
+            padding too, at full length), or pooled (only the one that the features are made of)
         rec_layers: layers of the reconstruction up-projection, 1 to 3; other than 2 runs in plain PyTorch
         separate_down: the reconstruction branch has a down-projection of its own; plain PyTorch
         shared_layer: MMA's r x r layer between down and up, shared by both towers; plain PyTorch
@@ -137,6 +139,7 @@ class RMAdapterConfig:
     init: str = "kaiming"
     adapter_input: str = "ln_1"
     rec_stream: str = "adapted"
+    rec_tokens: str = "valid"
     rec_layers: int = 2
     separate_down: bool = False
     shared_layer: bool = False
@@ -164,6 +167,7 @@ class RMAdapterConfig:
         check_choice("adapter.init", self.init, ("kaiming", "zero_up"))
         check_choice("adapter.adapter_input", self.adapter_input, ("ln_1", "pre_ln"))
         check_choice("adapter.rec_stream", self.rec_stream, ("adapted", "frozen"))
+        check_choice("adapter.rec_tokens", self.rec_tokens, ("valid", "all", "pooled"))
         check_choice("adapter.rec_layers", self.rec_layers, (1, 2, 3))
         if self.shared_layer and self.tower("vision").bottleneck != self.tower("text").bottleneck:
             raise InputError("adapter.shared_layer needs the same bottleneck in both towers")

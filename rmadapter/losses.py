@@ -21,24 +21,24 @@ WEIGHTS = {
 }
 
 
-def reconstruction(per_token: list[Tensor], objective: str, width: int, valid: Tensor | None = None) -> Tensor:
+def reconstruction(per_token: list[Tensor], objective: str, width: int, counted: Tensor | None = None) -> Tensor:
     """Sum over adapters of the mean over tokens of the reconstruction loss; a scalar in fp32.
 
     Args:
         per_token: one fp32 tensor [batch, tokens] an adapter.
         objective: "l2" and "l1" are sums over the width and divided by it, "cosine" is taken as it is.
         width: D of the tower.
-        valid: bool [batch, tokens], which tokens count; None for all.
+        counted: bool [batch, tokens], or [1, tokens] for the same of each row, which tokens count; None for all.
     """
-    count = per_token[0].numel() if valid is None else valid.sum()
-    return reconstruction_sum(per_token, objective, width, valid) / count
+    count = per_token[0].numel() if counted is None else counted.expand_as(per_token[0]).sum()
+    return reconstruction_sum(per_token, objective, width, counted) / count
 
 
-def reconstruction_sum(per_token: list[Tensor], objective: str, width: int, valid: Tensor | None = None) -> Tensor:
+def reconstruction_sum(per_token: list[Tensor], objective: str, width: int, counted: Tensor | None = None) -> Tensor:
     """``reconstruction`` before its division by the number of tokens, for tokens that are spread over calls."""
     divisor = 1 if objective == "cosine" else width
-    if valid is not None:
-        per_token = [torch.where(valid, loss, 0.0) for loss in per_token]
+    if counted is not None:
+        per_token = [torch.where(counted, loss, 0.0) for loss in per_token]
     return sum(loss.sum() for loss in per_token) / divisor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ from torch.nn import functional as F
 from rmadapter import losses
 from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.encoders import Encoders
+from rmadapter.errors import InputError
 from rmadapter.injection import AdaptedCLIP, inject
-from rmadapter.text import encode_prompts, make_prompts
-from rmadapter.towers import find_towers
+from rmadapter.text import encode_prompts, end_of_text, make_prompts
+from rmadapter.towers import find_towers, pooled_token
 
 
 class Output(NamedTuple):
@@ -120,7 +122,8 @@ class RMAdapterCLIP(CLIPClassifier):
         keep_targets: bool = True,
     ):
         adapted = model if isinstance(model, AdaptedCLIP) else inject(model, config)
-        super().__init__(adapted, tokenizer, class_names, template, trim=trim)
+        # Where padding counts it has to be there.
+        super().__init__(adapted, tokenizer, class_names, template, trim=trim and adapted.config.rec_tokens != "all")
         self.keep_targets = keep_targets
         self.loss = loss or LossConfig()
         self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
@@ -140,7 +143,27 @@ class RMAdapterCLIP(CLIPClassifier):
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; the adapters stay."""
         super().set_classes(class_names, template)
+        if self.config.rec_tokens == "all":
+            self.prompts = replace(self.prompts, valid=torch.ones_like(self.prompts.valid))
+        self.counted = {tower: self._counted(tower) for tower in ("vision", "text")}
         self._frozen_text: Tensor | None = None
+
+    def _counted(self, tower: str) -> Tensor | None:
+        """Which tokens the reconstruction counts: bool [classes, length] or [1, tokens], or None for all."""
+        valid = self.prompts.valid if tower == "text" else None
+        if self.config.rec_tokens != "pooled":
+            return valid
+        tokens = self.prompts.tokens
+        length = tokens.shape[1] if tower == "text" else self.clip.visual.positional_embedding.shape[0]
+        token = pooled_token(self.clip, tower)
+        if token is None and tower == "text" and self.clip.text_pool_type in ("argmax", "eos"):
+            token = end_of_text(self.clip, tokens)[:, None]
+        if token is None or (tower == "vision" and self.clip.visual.attn_pool is not None):
+            raise InputError(
+                f"adapter.rec_tokens is 'pooled', but the {tower} tower is not pooled at one token; valid: valid, all"
+            )
+        counted = torch.arange(length, device=tokens.device)[None] == token % length
+        return counted.expand_as(tokens) if tower == "text" else counted
 
     def frozen_text_features(self) -> Tensor:
         """Features [classes, embed] of the prompts from the frozen model, computed once for a set of classes."""
@@ -177,7 +200,7 @@ class RMAdapterCLIP(CLIPClassifier):
                 target = self.image_features(images)
         if per_token:
             terms["reconstruction_vision"] = losses.reconstruction(
-                per_token, self.config.objective, self.width["vision"]
+                per_token, self.config.objective, self.width["vision"], self.counted["vision"]
             )
         if needs_frozen:
             terms["consistency_image"] = losses.consistency(features, target.detach())
@@ -191,7 +214,7 @@ class RMAdapterCLIP(CLIPClassifier):
             self._frozen_text, per_token = self._record("text", self.text_features)
         if per_token:
             terms["reconstruction_text"] = losses.reconstruction(
-                per_token, self.config.objective, self.width["text"], self.prompts.valid
+                per_token, self.config.objective, self.width["text"], self.counted["text"]
             )
         if self.training and self.loss.lambda4 > 0:
             terms["consistency_text"] = losses.consistency(features, self.frozen_text_features())

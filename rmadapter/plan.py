@@ -107,6 +107,8 @@ class Plan:
         reasons = {}
         if not text_is_trimmable(model.clip):
             reasons["trim"] = "the text tower is not causal and pooled at end-of-text"
+        elif model.config.rec_tokens == "all":
+            reasons["trim"] = "rec_tokens is all: the reconstruction counts padding"
         if (why := shared_start_obstacle(model.clip)) is not None:
             reasons["shared_start"] = why
         last = {tower: last_block_obstacle(model.clip, tower) for tower in ("vision", "text")}

@@ -38,13 +38,13 @@ class _Classes:
     """The prompts of one chunk, and what of the frozen model is kept of them.
 
     Attributes:
-        tokens: int64 [classes, length]; ``valid``: bool, up to and with end-of-text; ``layout``: how activations lie.
+        tokens: int64 [classes, length]; ``counted``: bool, by the reconstruction; ``layout``: how activations lie.
         recompute: compute the adapted pass again in the backward pass.
         entry, target: where training begins, and frozen features; None where they are computed at every step.
     """
 
     tokens: Tensor
-    valid: Tensor
+    counted: Tensor
     layout: Layout
     recompute: bool
     entry: Entry | None = None
@@ -95,7 +95,7 @@ class TrainStep(nn.Module):
             )
         own = slice(*self.ranks.part(len(self.model.prompts.valid)))
         self.tokens, valid = self.model.prompts.tokens[own], self.model.prompts.valid[own]
-        self.valid = valid
+        self.counted = self.model.counted["text"][own]
         count, length = valid.shape
         lengths = valid.sum(1)
         trimmed = self.shortcuts.trim and self.shortcuts.class_chunks and text_is_trimmable(self.model.clip)
@@ -191,9 +191,12 @@ class TrainStep(nn.Module):
         features, rec = torch.cat([piece[0] for piece in found]), sum(piece[1] for piece in found)
         if reconstruct and self.frozen_stream:
             per_token = self.image.frozen(views.entry, self.image.layout, True)[1]
-            rec = self._reconstruction_sum("vision", per_token, self.image.layout)
+            rec = self._reconstruction_sum("vision", per_token)
         if reconstruct:
-            terms["reconstruction_vision"] = rec / views.entry.adapter_input[..., 0].numel()
+            per_token, counted = views.entry.adapter_input[..., 0], self.model.counted["vision"]
+            terms["reconstruction_vision"] = rec / (
+                per_token.numel() if counted is None else counted.expand_as(per_token).sum()
+            )
         if views.target is not None:
             terms["consistency_image"] = losses.consistency(features, views.target)
         return features
@@ -201,26 +204,29 @@ class TrainStep(nn.Module):
     def _image_part(self, adapter_input: Tensor, output: Tensor, reconstruct: bool) -> tuple[Tensor, Tensor]:
         """Adapted features [n, embed], and the sum of the reconstruction's losses over tokens and adapters."""
         x, per_token = self.image.adapted(Entry(adapter_input, output), self.image.layout, reconstruct)
-        return self.image.finish(x), self._reconstruction_sum("vision", per_token, self.image.layout)
+        return self.image.finish(x), self._reconstruction_sum("vision", per_token)
 
     def _text_part(
-        self, adapter_input: Tensor, output: Tensor, layout: Layout, tokens: Tensor, valid: Tensor, reconstruct: bool
+        self, adapter_input: Tensor, output: Tensor, layout: Layout, tokens: Tensor, counted: Tensor, reconstruct: bool
     ) -> tuple[Tensor, Tensor]:
-        """The same for some prompts, whose valid tokens alone count."""
+        """The same for some prompts."""
         x, per_token = self.text.adapted(Entry(adapter_input, output), layout, reconstruct)
-        return self.text.finish(x, tokens, layout), self._reconstruction_sum("text", per_token, layout, valid)
+        return self.text.finish(x, tokens, layout), self._reconstruction_sum("text", per_token, layout, counted)
 
     def _reconstruction_sum(
-        self, tower: str, per_token: list[Tensor], layout: Layout, valid: Tensor | None = None
+        self, tower: str, per_token: list[Tensor], layout: Layout | None = None, counted: Tensor | None = None
     ) -> Tensor:
         """Over all tokens that count; one that all rows share counts once a row."""
         if not per_token:
             return self.model.prompts.tokens.new_zeros((), dtype=torch.float32)
         of = {"objective": self.model.config.objective, "width": self.model.width[tower]}
-        if not layout.shared:
-            return losses.reconstruction_sum(per_token, valid=valid, **of)
-        own = losses.reconstruction_sum([layout.own(x) for x in per_token], valid=valid[:, layout.shared :], **of)
-        return own + layout.rows * losses.reconstruction_sum([layout.start(x) for x in per_token], **of)
+        if layout is None or not layout.shared:
+            counted = self.model.counted[tower] if counted is None else counted
+            return losses.reconstruction_sum(per_token, counted=counted, **of)
+        shared = layout.shared
+        own = losses.reconstruction_sum([layout.own(x) for x in per_token], counted=counted[:, shared:], **of)
+        start = losses.reconstruction_sum([layout.start(x) for x in per_token], counted=counted[:1, :shared], **of)
+        return own + layout.rows * start
 
     def prepare(self) -> None:
         """Compute what is kept of the prompts now, and not in the first step."""
@@ -234,7 +240,7 @@ class TrainStep(nn.Module):
         features = torch.cat([chunk[0] for chunk in found])
         count, world = len(self.model.class_names), self.ranks.world
         if self.reconstructs("text") and self.text.first is not None:
-            tokens = self.model.prompts.valid.sum()
+            tokens = self.model.counted["text"].sum()
             terms["reconstruction_text"] = world * sum(chunk[1] for chunk in found) / tokens
         if self.model.loss.lambda4:
             target = torch.cat([self._target(classes) for classes in self._classes])
@@ -247,8 +253,8 @@ class TrainStep(nn.Module):
         classes = []
         for chunk in self.chunks:
             rows = self.order[chunk.start : chunk.stop]
-            tokens, valid = self.tokens[rows, : chunk.length], self.valid[rows, : chunk.length]
-            made = _Classes(tokens, valid, self.text.layout(tokens, chunk.shared), chunk.recompute)
+            tokens, counted = self.tokens[rows, : chunk.length], self.counted[rows, : chunk.length]
+            made = _Classes(tokens, counted, self.text.layout(tokens, chunk.shared), chunk.recompute)
             if self.shortcuts.frozen_targets and self.model.loss.lambda4:
                 made.target = self._target(made)
             if self.shortcuts.text_prefix:
@@ -265,11 +271,11 @@ class TrainStep(nn.Module):
         """Adapted features [classes, embed], and the sum of the reconstruction's losses over tokens and adapters."""
         reconstruct, entry = self.reconstructs("text"), self._entry(classes)
         features, rec = self._text_part(
-            *entry, classes.layout, classes.tokens, classes.valid, reconstruct and not self.frozen_stream
+            *entry, classes.layout, classes.tokens, classes.counted, reconstruct and not self.frozen_stream
         )
         if reconstruct and self.frozen_stream:
             per_token = self.text.frozen(entry, classes.layout, True)[1]
-            rec = self._reconstruction_sum("text", per_token, classes.layout, classes.valid)
+            rec = self._reconstruction_sum("text", per_token, classes.layout, classes.counted)
         return features, rec
 
     def _entry(self, classes: _Classes) -> Entry:

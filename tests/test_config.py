@@ -83,6 +83,7 @@ def test_unknown_keys_are_refused_with_the_nearest(values):
         ({"rec_layers": 4}, r"adapter\.rec_layers is 4; valid: 1, 2, 3"),
         ({"init": "zero"}, r"adapter\.init"),
         ({"rec_stream": "x"}, r"adapter\.rec_stream"),
+        ({"rec_tokens": "some"}, r"adapter\.rec_tokens"),
         ({"adapter_input": "x"}, r"adapter\.adapter_input"),
         ({"shared_layer": True, "text": TowerOverrides(bottleneck=8)}, "same bottleneck"),
         ({"separate_down": True, "reconstruct": False}, r"adapter\.reconstruct is False"),

@@ -10,7 +10,7 @@ from conftest import SMALL_CONFIG, small_clip
 from torch import nn
 from torch.nn import functional as F
 
-from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
 from rmadapter.model import CLIPClassifier
 from rmadapter_kernels import available_backends
 
@@ -118,6 +118,39 @@ def test_frozen_stream_reconstructs_the_untouched_tokens(tokenizer):
     assert not torch.allclose(losses["reconstruction_vision"], other["reconstruction_vision"], rtol=1e-4)
     losses["total"].backward()
     assert all(a.adapter.branch.w_rec2.grad is not None for a in model.adapted.adapters())
+
+
+@pytest.mark.parametrize("rec_tokens", ["valid", "all", "pooled"])
+def test_which_tokens_the_reconstruction_counts(tokenizer, rec_tokens):
+    model = make(tokenizer, rec_tokens=rec_tokens)
+    images, labels = batch()
+    losses = model(images, labels).losses
+    with model.adapted.collect("vision") as vision:
+        model.image_features(images)
+    with model.adapted.collect("text") as text:
+        model.text_features()
+    assert (text[0].shape[1] == 77) == (rec_tokens == "all")
+    tokens = tokenizer([f"a photo of a {name}." for name in NAMES])
+    ends = tokens.argmax(-1)
+
+    def mean(loss: torch.Tensor) -> torch.Tensor:
+        if rec_tokens == "all":
+            return loss.mean()
+        if rec_tokens == "pooled":
+            return loss[torch.arange(len(NAMES)), ends].mean()
+        return torch.cat([row[: end + 1] for row, end in zip(loss, ends, strict=True)]).mean()
+
+    width = model.width["text"]
+    torch.testing.assert_close(losses["reconstruction_text"], sum(mean(loss) for loss in text) / width)
+    expected = sum((loss[:, 0] if rec_tokens == "pooled" else loss).mean() for loss in vision) / model.width["vision"]
+    torch.testing.assert_close(losses["reconstruction_vision"], expected)
+
+
+def test_pooled_tokens_need_a_tower_that_is_pooled_at_one(tokenizer):
+    vision = {**SMALL_CONFIG["vision_cfg"], "pool_type": "avg", "final_ln_after_pool": True}
+    clip, config = small_clip(vision_cfg=vision), RMAdapterConfig(layers="all", rec_tokens="pooled")
+    with pytest.raises(InputError, match="the vision tower is not pooled at one token; valid: valid, all"):
+        RMAdapterCLIP(clip, tokenizer, NAMES, config=config)
 
 
 def test_checkpointing_gives_the_same_training_step(tokenizer):
