@@ -111,6 +111,8 @@ class Workload:
         context: tokens of an untrimmed prompt.
         chunks: the classes.
         targets: whether the frozen image and the frozen text features are needed.
+        rebuilds: whether the reconstruction of the towers is that of the frozen pass, which then runs in every step.
+        by_block: whether adapted blocks are computed again in the backward pass, one by one (--grad-checkpointing).
     """
 
     image: TowerShape
@@ -120,6 +122,8 @@ class Workload:
     context: int
     chunks: Sequence[Chunk]
     targets: tuple[bool, bool]
+    rebuilds: tuple[bool, bool]
+    by_block: bool
 
     @property
     def classes(self) -> int:
@@ -132,7 +136,13 @@ class Workload:
 
 
 def workload(
-    model: AdaptedCLIP, chunks: Sequence[Chunk], images: int, *, targets: tuple[bool, bool], stream: int
+    model: AdaptedCLIP,
+    chunks: Sequence[Chunk],
+    images: int,
+    *,
+    targets: tuple[bool, bool],
+    rebuilds: tuple[bool, bool],
+    stream: int,
 ) -> Workload:
     """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number."""
     visual = model.clip.visual
@@ -146,6 +156,8 @@ def workload(
         context=model.clip.context_length,
         chunks=chunks,
         targets=targets,
+        rebuilds=rebuilds,
+        by_block=bool(visual.transformer.grad_checkpointing),
     )
 
 
@@ -178,23 +190,32 @@ def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool]
         [Chunk(0, work.images, work.image_tokens)],
         at_token[0],
         prefix=0 if cached_views else 1,
-        frozen=work.targets[0] and not cached_views,
+        frozen=work.rebuilds[0] or (work.targets[0] and not cached_views),
         shared=shortcuts.image_prefix,
+        by_block=work.by_block,
     )
     text = _tower_cost(
         work.text,
         work.chunks,
         at_token[1],
         prefix=0 if shortcuts.text_prefix else 1,
-        frozen=work.targets[1] and not shortcuts.frozen_targets,
+        frozen=work.rebuilds[1] or (work.targets[1] and not shortcuts.frozen_targets),
         shared=shortcuts.text_prefix,
+        by_block=work.by_block,
     )
     flop = {f"{name}_{part}": cost[part] for name, cost in (("image", image), ("text", text)) for part in PARTS}
     return Cost(**flop, bytes=image["bytes"] + text["bytes"])
 
 
 def _tower_cost(
-    shape: TowerShape, chunks: Sequence[Chunk], by_token: bool, *, prefix: int, frozen: bool, shared: bool
+    shape: TowerShape,
+    chunks: Sequence[Chunk],
+    by_token: bool,
+    *,
+    prefix: int,
+    frozen: bool,
+    shared: bool,
+    by_block: bool,
 ) -> dict[str, float]:
     cost = dict.fromkeys((*PARTS, "bytes"), 0.0)
     recomputed = 0.0
@@ -205,9 +226,12 @@ def _tower_cost(
         cost["prefix"] += prefix * begin
         if frozen:
             cost["frozen"] += above + (0 if shared else begin)
-        cost["adapted"] += above * (2 if chunk.recompute else 1) + shape.backward(chunk, by_token)
+        cost["adapted"] += above * (2 if chunk.recompute or by_block else 1) + shape.backward(chunk, by_token)
         cost["adapted"] += shape.adapters_flop(chunk.tokens)
         saved = shape.saved_bytes(chunk)
+        if by_block:
+            blocks = max(1, shape.depth - shape.first - 1)
+            saved = saved // blocks + blocks * chunk.tokens * shape.width * shape.stream
         if chunk.recompute:
             recomputed = max(recomputed, saved)
         else:

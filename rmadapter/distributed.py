@@ -59,8 +59,11 @@ class Ranks:
         return tensor / self.world
 
     def gather_rows(self, rows: Tensor, count: int) -> Tensor:
-        """All ``count`` rows [count, width] of which this process has its ``part``; gradients go back to each."""
-        return rows if self.world == 1 else _GatherRows.apply(rows, self, count)
+        """All ``count`` rows [count, width] of which this process has its ``part``; gradients go back to each.
+
+        Several processes exchange both in fp32: gradients are sums over them, and 16 bits would round each summand.
+        """
+        return rows if self.world == 1 else _GatherRows.apply(rows.float(), self, count)
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -193,7 +193,7 @@ class RMAdapterCLIP(CLIPClassifier):
         with self.adapted.collect("vision") as per_token:
             features = self.image_features(images)
         needs_frozen = self.training and self.loss.lambda3 > 0
-        if self._reconstructs_frozen("vision"):
+        if self.rebuilds_frozen("vision"):
             target, per_token = self._record("vision", lambda: self.image_features(images))
         elif needs_frozen:
             with torch.no_grad(), self.adapted.frozen_pass():
@@ -210,7 +210,7 @@ class RMAdapterCLIP(CLIPClassifier):
         """Adapted text features; adds the text tower's terms."""
         with self.adapted.collect("text") as per_token:
             features = self.text_features()
-        if self._reconstructs_frozen("text"):
+        if self.rebuilds_frozen("text"):
             self._frozen_text, per_token = self._record("text", self.text_features)
         if per_token:
             terms["reconstruction_text"] = losses.reconstruction(
@@ -220,7 +220,8 @@ class RMAdapterCLIP(CLIPClassifier):
             terms["consistency_text"] = losses.consistency(features, self.frozen_text_features())
         return features
 
-    def _reconstructs_frozen(self, tower: str) -> bool:
+    def rebuilds_frozen(self, tower: str) -> bool:
+        """Whether in training the reconstruction of ``tower`` is that of a frozen pass."""
         weight = self.loss.lambda1 if tower == "vision" else self.loss.lambda2
         return self.training and self.config.reconstruct and self.config.rec_stream == "frozen" and weight > 0
 

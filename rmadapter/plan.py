@@ -68,7 +68,12 @@ def make_step(
                     f"{name} is {value}, which the plain step ({obstacle or '--no-shortcuts'}) does not have; "
                     f"valid: {without}"
                 )
-        return model, f"step: plain ({obstacle or '--no-shortcuts'})"
+        if config.residual == "fp32" and precision != "fp32":
+            raise InputError(
+                f"residual is 'fp32', but the plain step ({obstacle or '--no-shortcuts'}) has its residual stream in "
+                f"{precision} as all else; valid: auto, compute"
+            )
+        return model, f"step: plain ({obstacle or '--no-shortcuts'}); residual stream {precision}"
     device = model.prompts.tokens.device
     if config.cuda_graphs:
         check_graphs(device, (ranks or Ranks()).world)
@@ -127,6 +132,7 @@ class Plan:
             step.chunks if fast else TrainStep(model, shortcuts).chunks,
             images,
             targets=(loss.lambda3 > 0, loss.lambda4 > 0),
+            rebuilds=(model.rebuilds_frozen("vision"), model.rebuilds_frozen("text")),
             stream=(step if fast else TrainStep(model, shortcuts)).text.stream.itemsize,
         )
         return cls(work, shortcuts, tuple(obstacle is None for obstacle in last.values()), reasons, views)

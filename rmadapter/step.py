@@ -138,6 +138,13 @@ class TrainStep(nn.Module):
         weight = self.model.loss.lambda1 if tower == "vision" else self.model.loss.lambda2
         return self.model.config.reconstruct and weight > 0
 
+    @property
+    def keeps_target(self) -> bool:
+        """Whether ``views`` have the images' frozen features: where they are wanted and no other pass gives them."""
+        return self.model.loss.lambda3 > 0 and not (
+            self.image.first is not None and self.model.rebuilds_frozen("vision")
+        )
+
     def forward(self, images: Tensor | None, labels: Tensor, views: Views | None = None, share: float = 1.0) -> Output:
         """Logits [batch, classes] and losses of ``images`` [batch, 3, size, size] with ``labels`` [batch] (int64).
 
@@ -179,7 +186,7 @@ class TrainStep(nn.Module):
 
     def _views(self, images: Tensor) -> Views:
         entry = self.image.begin(images)
-        if not self.model.loss.lambda3:
+        if not self.keeps_target:
             return Views(entry, None)
         shared = entry if self.shortcuts.image_prefix else self.image.begin(images)
         return Views(entry, self.image.finish(self.image.frozen(shared, self.image.layout)[0]))
@@ -189,16 +196,18 @@ class TrainStep(nn.Module):
         reconstruct = self.reconstructs("vision") and self.image.first is not None
         found = [self._image_part(*piece, reconstruct and not self.frozen_stream) for piece in self.pieces(views.entry)]
         features, rec = torch.cat([piece[0] for piece in found]), sum(piece[1] for piece in found)
+        target = views.target
         if reconstruct and self.frozen_stream:
-            per_token = self.image.frozen(views.entry, self.image.layout, True)[1]
+            x, per_token = self.image.frozen(views.entry, self.image.layout, True)
             rec = self._reconstruction_sum("vision", per_token)
+            target = self.image.finish(x) if self.model.loss.lambda3 else None
         if reconstruct:
             per_token, counted = views.entry.adapter_input[..., 0], self.model.counted["vision"]
             terms["reconstruction_vision"] = rec / (
                 per_token.numel() if counted is None else counted.expand_as(per_token).sum()
             )
-        if views.target is not None:
-            terms["consistency_image"] = losses.consistency(features, views.target)
+        if target is not None:
+            terms["consistency_image"] = losses.consistency(features, target)
         return features
 
     def _image_part(self, adapter_input: Tensor, output: Tensor, reconstruct: bool) -> tuple[Tensor, Tensor]:

@@ -231,7 +231,7 @@ def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iter
         "first": step.image.first,
         "pre_ln": step.image.pre_ln,
         "by_token": step.image.by_token,
-        "targets": step.model.loss.lambda3 > 0,
+        "targets": step.keeps_target,
         "transform": repr(transform),
         "seed": seed,
         "images": digest.hexdigest(),

@@ -353,16 +353,27 @@ def test_an_fp32_stream_keeps_small_terms(tokenizer):
 def test_predicted_operations_are_those_that_run(tokenizer, towers, layers):
     """Matrix products of the backbone counted by PyTorch, plain and fast; heads of 16 and 77 tokens, so all matters."""
     for shortcuts in (StepConfig(), StepConfig.none()):
-        model = make(tokenizer, TOWERS[towers], trim=shortcuts.trim, layers=layers)
-        step = TrainStep(model, shortcuts)
+        assert_foreseen(make(tokenizer, TOWERS[towers], trim=shortcuts.trim, layers=layers), shortcuts)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rec_stream", ["adapted", "frozen"])
+def test_predicted_operations_with_a_frozen_pass_and_with_recomputation(tokenizer, rec_stream, checkpointing):
+    model = make(tokenizer, layers="2-3", rec_stream=rec_stream)
+    model.clip.set_grad_checkpointing(checkpointing)
+    assert_foreseen(model, StepConfig(), recompute=checkpointing)
+
+
+def assert_foreseen(model: RMAdapterCLIP, shortcuts: StepConfig, **settings):
+    step = TrainStep(model, shortcuts, **settings)
+    run(step, model)
+    # The CPU's fused attention is not counted, and written out it is; the adapters are an operator of their own.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run(step, model)
-        # The CPU's fused attention is not counted, and written out it is; the adapters are an operator of their own.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            run(step, model)
-        plan = Plan.of(step, 4)
-        text_tokens = sum(chunk.tokens for chunk in plan.work.chunks)
-        adapters = plan.work.image.adapters_flop(4 * 5) + plan.work.text.adapters_flop(text_tokens)
-        assert counter.get_total_flops() == pytest.approx(plan.cost.flop - adapters, rel=0.1)
+    plan = Plan.of(step, 4)
+    text_tokens = sum(chunk.tokens for chunk in plan.work.chunks)
+    adapters = plan.work.image.adapters_flop(4 * 5) + plan.work.text.adapters_flop(text_tokens)
+    assert counter.get_total_flops() == pytest.approx(plan.cost.flop - adapters, rel=0.1)
 
 
 def test_a_budget_below_one_class_is_refused(tokenizer):
