@@ -96,8 +96,7 @@ def plan(
 
     Args:
         data: the data sets of the table.
-        sources: of ``data``, those to train on, for cross and domain; default: ImageNet where it is in ``data``,
-            else the first; of bundled data sets in several styles, for domain, the first style of each.
+        sources: of ``data``, those to train on, for cross and domain; default: ``sources_of``.
 
     Raises:
         InputError: unknown protocol or method, a method that cannot classify the targets' classes, a data set or
@@ -123,7 +122,7 @@ def plan(
                     f"data has {name!r}, which is for testing only; valid with {protocol}: {', '.join(FIELD)}"
                 )
     else:
-        trained_on = list(sources) or _default_sources(protocol, data)
+        trained_on = sources_of(protocol, data, sources)
         by_name = {short_name(name): name for name in data}
         for name in trained_on:
             check_choice("source", short_name(name), by_name)
@@ -147,14 +146,21 @@ def plan(
     return list(runs)
 
 
-def _default_sources(protocol: str, data: Sequence[str]) -> list[str]:
+def sources_of(protocol: str, data: Sequence[str], asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a table trains on beside its data sets: those ``asked`` for; none for base2new and ablation.
+
+    The default of cross and domain is ImageNet where it is in ``data``, else the first; of bundled data sets in several
+    styles, for domain, the first style of each.
+    """
+    if asked or protocol not in TRANSFERS:
+        return tuple(asked)
     has_source = SOURCE in map(short_name, data)
     if protocol == "domain" and not has_source and is_testbed(data[0]):
         first: dict[str, str] = {}
         for name in data:
             first.setdefault(data_and_style(name)[0], name)
-        return list(first.values())
-    return [SOURCE if has_source else data[0]]
+        return tuple(first.values())
+    return (SOURCE if has_source else data[0],)
 
 
 def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]:

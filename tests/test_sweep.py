@@ -11,7 +11,11 @@ from small_sweeps import results_of, sweep
 from rmadapter import evaluation
 from rmadapter import sweep as sweeps
 from rmadapter.cli import main
+from rmadapter.protocols import plan
 from rmadapter.sweep_config import parse_sweep
+from rmadapter.sweep_results import read_sweep
+
+FOOD = ["emoji_food", "emoji_food@noto"]
 
 
 def test_base_to_new_writes_every_run_once(sweep_words, tmp_path, capsys):
@@ -56,6 +60,38 @@ def test_trained_on_one_and_tested_on_the_others(sweep_words, tmp_path, protocol
         assert set(values["accuracy"]) == {"all"}
         at_home = json.loads((folder / run / "run" / "results.json").read_text())
         assert (at_home["data"], set(at_home["accuracy"])) == ("plants", {"all"})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "first", "later", "sources"),
+    [
+        ("cross", [], ["--source", "dtd"], ["imagenet", "dtd"]),
+        ("cross", ["--source", "dtd"], [], ["dtd", "imagenet"]),
+        ("cross", ["--data", "dtd,eurosat"], ["--data", "dtd,eurosat,imagenet"], ["dtd", "imagenet"]),
+        ("cross", ["--data", "dtd,eurosat"], ["--data", "eurosat,dtd"], ["dtd", "eurosat"]),
+        ("domain", [], ["--source", "imagenet"], ["imagenet"]),
+        ("domain", ["--data", ",".join(FOOD)], ["--data", ",".join(FOOD[::-1])], FOOD),
+    ],
+)
+def test_what_it_is_extended_by_takes_no_source_out_of_the_table(protocol, first, later, sources, tmp_path):
+    """The default source depends on the data sets, of which a later command may have others."""
+    runs = {}
+    for words in (first, later):
+        argv = [protocol, *words, "--methods", "mma", "--pretrained", "openai", "--out", str(tmp_path / "s")]
+        _, planned = parse_sweep(argv)
+        sweeps.enter(planned)
+        runs |= dict.fromkeys(run.key for run in planned.runs())
+    manifest = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert manifest["sources"] == sources
+    listed = plan(protocol, *(manifest[name] for name in ("data", "methods", "seeds", "sources")))
+    assert {run.key for run in listed} == set(runs)
+
+
+def test_the_rows_of_an_earlier_default_source_stay_in_the_report(sweep_words, tmp_path):
+    write_images(tmp_path / "stones", ["ore", "tin", "zinc"], 8, 7)
+    assert sweep(*sweep_words("cross", data="plants,animals", methods="zeroshot")) == 0
+    assert sweep(*sweep_words("cross", data="stones,plants", methods="zeroshot")) == 0
+    assert [row.source for row in read_sweep(tmp_path / "s").transfers] == ["plants", "stones"]
 
 
 def test_the_targets_of_a_run_are_tested_with_one_model(sweep_words, tmp_path, monkeypatch):
