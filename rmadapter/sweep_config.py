@@ -58,7 +58,7 @@ class SweepConfig:
             first style of each bundled one; 'each' for every one
         out: folder of the sweep
         jobs: processes on this machine; GPUs are dealt out among them
-        keep: of a finished run everything, or its results alone, 1 KB a run, without adapter, metrics and log
+        keep: of a finished run everything, or its results alone, 2 KB a run, without adapter, metrics and log
         dry_run: list the runs and what they cost, run nothing
     """
 

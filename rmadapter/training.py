@@ -36,7 +36,7 @@ from rmadapter.memory import parse_bytes
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.plan import Plan, make_step, text_budget, wanted_shortcuts
 from rmadapter.results import FORMAT
-from rmadapter.run_folder import RunFolder
+from rmadapter.run_folder import RunFolder, settings_of
 from rmadapter.runtime import (
     DTYPES,
     choose_backend,
@@ -230,6 +230,7 @@ def _results(config: TrainConfig, run: TrainRun, backend: str, found: dict[str, 
         "shots": config.shots,
         "seed": config.seed,
         "classes": config.classes,
+        "settings": settings_of(config),
         "split": "test",
         "accuracy": found["accuracy"],
         "retention_style": run.data.retention.style if run.data.retention else None,
