@@ -73,10 +73,21 @@ def data_and_style(data: str) -> tuple[str, str | None]:
     return (name, style) if at and is_testbed(name) else (data, None)
 
 
+def placed(data: str, data_root: str | None) -> dict[str, str | None]:
+    """The fields of a configuration for the data set that a plan calls ``data``: ``data``, ``style`` and ``data_root``.
+
+    A bundled one has a style and is not in the data root.
+    """
+    name, style = data_and_style(data)
+    if is_testbed(name):
+        return {"data": name, "style": style or DEFAULT_STYLE, "data_root": None}
+    return {"data": name, "style": None, "data_root": data_root}
+
+
 def load_planned(data: str, data_root: str | None) -> ImageData:
     """The data set that a plan calls ``data``."""
-    name, style = data_and_style(data)
-    return load_data(name, None if is_testbed(name) else data_root, style)
+    where = placed(data, data_root)
+    return load_data(where["data"], where["data_root"], where["style"])
 
 
 def default_data(protocol: str) -> tuple[str, ...]:
@@ -172,17 +183,15 @@ def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]
 
 def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:
     """The training configuration of ``run``: the protocol's settings, then the user's options, then the method's."""
-    name, style = data_and_style(run.data)
+    where = placed(run.data, data_root)
     words = [*IMAGENET_OPTIONS[protocol]] if short_name(run.data) == SOURCE else []
     words += [*options, "--classes", "all" if protocol in TRANSFERS else "base", *FIXED_OPTIONS]
     # The test bed has defaults of its own; for all other data sets the words mean the same.
-    words += ["--data", name if is_testbed(name) else "any"]
+    words += ["--data", where["data"] if is_testbed(where["data"]) else "any"]
     config = copy.deepcopy(_parsed(run.method, tuple(words)))
     return dataclasses.replace(
         config,
-        data=name,
-        data_root=None if is_testbed(name) else data_root,
-        style=style or (DEFAULT_STYLE if is_testbed(name) else None),
+        **where,
         seed=1 if run.seed is None else run.seed,
         out=str(out),
     )

@@ -34,7 +34,7 @@ from rmadapter.errors import InputError
 from rmadapter.evaluation import EvalConfig, load_model, run_eval
 from rmadapter.files import read_json, shown_names, write_json
 from rmadapter.methods import METHODS
-from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
+from rmadapter.protocols import PlannedRun, load_planned, placed, short_name
 from rmadapter.runtime import environment, resolve_device, resolve_precision
 from rmadapter.sweep_config import FREE, Sweep, parse_sweep
 from rmadapter.sweep_jobs import run_jobs
@@ -320,30 +320,27 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         file = target_folder(folder, target) / "results.json"
         if file.is_file():
             continue
+        where = placed(target, sweep.data_root)
         if run.seed is None:
-            name, style = data_and_style(target)
-            found = method.train(dataclasses.replace(config, data=name, style=style, out=str(file.parent / "run")))
+            found = method.train(dataclasses.replace(config, **where, out=str(file.parent / "run")))
         elif method.evaluate is not None:
-            found = method.evaluate(_test_on(target, config, adapter))
+            found = method.evaluate(_test_on(where, config, adapter))
         else:
-            test = _test_on(target, config, adapter)
+            test = _test_on(where, config, adapter)
             loaded = loaded or load_model(test)
             found = run_eval(test, loaded)
         write_json(file, {**found, "trained_on": short_name(run.data)})
     return results
 
 
-def _test_on(target: str, config: TrainConfig, adapter: Path) -> EvalConfig:
-    """The evaluation on ``target`` of what the run of ``config`` has trained; they differ in the data alone."""
+def _test_on(where: dict[str, str | None], config: TrainConfig, adapter: Path) -> EvalConfig:
+    """The evaluation on the data set ``where`` of what the run of ``config`` has trained; they differ in data alone."""
     names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
-    names -= {"adapter", "data", "style", "classes", "out", "template", "model", "pretrained", "batch_size"}
-    shared = {name: getattr(config, name) for name in names}
-    name, style = data_and_style(target)
+    names -= {"adapter", "classes", "out", "template", "model", "pretrained", "batch_size"}
+    shared = {name: getattr(config, name) for name in names} | where
     return EvalConfig(
         **shared,
         adapter=str(adapter),
-        data=name,
-        style=style,
         classes="all",
         retention=False,
         batch_size=config.eval_batch_size,

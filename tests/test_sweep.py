@@ -114,6 +114,34 @@ def test_the_targets_of_a_run_are_tested_with_one_model(sweep_words, tmp_path, m
         assert found == alone
 
 
+@pytest.mark.parametrize(("source", "other"), [("plants", "emoji_food"), ("emoji_food@noto", "plants")])
+def test_bundled_and_other_data_sets_are_each_looked_for_where_they_are(
+    source, other, sweep_words, tmp_path, monkeypatch
+):
+    """As targets, of a source whose training is there; a bundled one is drawn in the style that names its folder."""
+    asked = {}
+
+    def run_eval(config, *_):
+        asked[config.method, config.data] = (config.data_root, config.style)
+        return {"accuracy": {}}
+
+    monkeypatch.setattr(sweeps, "load_model", lambda _: "loaded")
+    for module in (sweeps, evaluation):
+        monkeypatch.setattr(module, "run_eval", run_eval)
+    argv = sweep_words("cross", source=source)
+    argv[argv.index("--data") + 1] = f"{source},{other},emoji_travel"
+    _, planned = parse_sweep([*argv, "--data-root", str(tmp_path)])
+    sweeps.enter(planned)
+    for run in planned.runs():
+        if run.seed is not None:
+            (planned.folder(run) / "run" / "adapter").mkdir(parents=True)
+            (planned.folder(run) / "run" / "results.json").write_text("{}")
+        sweeps.make_run(planned, run)
+    places = {"plants": (str(tmp_path), None), "emoji_food": (None, "fluent"), "emoji_travel": (None, "fluent")}
+    for target in (other, "emoji_travel"):
+        assert asked["adapter", target] == asked["zeroshot", target] == places[target]
+
+
 def test_dry_run(sweep_words, tmp_path, capsys):
     argv = sweep_words(methods="zeroshot,single,linear-probe")
     assert sweep(*argv, "--dry-run") == 0
