@@ -148,7 +148,8 @@ def test_dry_run(sweep_words, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "   open  single/plants/seed1: 1 steps, 8 test images" in out
     assert "   open  zeroshot/plants: 0 steps, 8 test images" in out
-    assert "6 runs, 0 done; left: 2 steps, 48 test images" in out
+    assert "   open  linear-probe/plants/seed1: 0 steps, 4 test images" in out  # of the classes it is trained on
+    assert "6 runs, 0 done; left: 2 steps, 40 test images" in out
     assert not (tmp_path / "s").exists()
     assert sweep(*sweep_words(data="animals")) == 0
     capsys.readouterr()
@@ -158,6 +159,26 @@ def test_dry_run(sweep_words, tmp_path, capsys):
     assert "6 runs, 2 done" in out
     assert "on one worker" in out
     assert "2 runs of methods without a finished one" in out
+
+
+@pytest.mark.parametrize(
+    ("protocol", "methods"), [("base2new", "zeroshot,linear-probe,single"), ("cross", "zeroshot,single")]
+)
+def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, tmp_path, monkeypatch, capsys):
+    """On the test bed, of whose test images those in the unseen style measure retention."""
+    tested = []
+
+    def accuracy(model, read, items, *_, **__):
+        tested.append(len(items))
+        return evaluation.Accuracy(0.0, len(items), 0)
+
+    monkeypatch.setattr(evaluation, "accuracy", accuracy)
+    argv = [protocol, "--data", "emoji_travel,emoji_objects", "--methods", methods, "--seeds", "1", "--shots", "1"]
+    argv += ["--epochs", "1", "--out", str(tmp_path / "s")]
+    assert sweep(*argv, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert sweep(*argv) == 0
+    assert f"{sum(tested):,} test images\n" in out
 
 
 def test_a_dry_run_refuses_what_the_sweep_would_and_writes_nothing(sweep_words, tmp_path, capsys):
