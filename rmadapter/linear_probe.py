@@ -194,6 +194,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "shots": config.shots,
         "seed": config.seed,
         "classes": config.classes,
+        "settings": {"C": DEFAULT_C if validated is None else list(GRID)},
         "split": "test",
         **found,
         "trained_parameters": solution.numel(),

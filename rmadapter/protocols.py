@@ -73,10 +73,21 @@ def data_and_style(data: str) -> tuple[str, str | None]:
     return (name, style) if at and is_testbed(name) else (data, None)
 
 
+def placed(data: str, data_root: str | None) -> dict[str, str | None]:
+    """The fields of a configuration for the data set that a plan calls ``data``: ``data``, ``style`` and ``data_root``.
+
+    A bundled one has a style and is not in the data root.
+    """
+    name, style = data_and_style(data)
+    if is_testbed(name):
+        return {"data": name, "style": style or DEFAULT_STYLE, "data_root": None}
+    return {"data": name, "style": None, "data_root": data_root}
+
+
 def load_planned(data: str, data_root: str | None) -> ImageData:
     """The data set that a plan calls ``data``."""
-    name, style = data_and_style(data)
-    return load_data(name, None if is_testbed(name) else data_root, style)
+    where = placed(data, data_root)
+    return load_data(where["data"], where["data_root"], where["style"])
 
 
 def default_data(protocol: str) -> tuple[str, ...]:
@@ -96,8 +107,7 @@ def plan(
 
     Args:
         data: the data sets of the table.
-        sources: of ``data``, those to train on, for cross and domain; default: ImageNet where it is in ``data``,
-            else the first; of bundled data sets in several styles, for domain, the first style of each.
+        sources: of ``data``, those to train on, for cross and domain; default: ``sources_of``.
 
     Raises:
         InputError: unknown protocol or method, a method that cannot classify the targets' classes, a data set or
@@ -123,7 +133,7 @@ def plan(
                     f"data has {name!r}, which is for testing only; valid with {protocol}: {', '.join(FIELD)}"
                 )
     else:
-        trained_on = list(sources) or _default_sources(protocol, data)
+        trained_on = sources_of(protocol, data, sources)
         by_name = {short_name(name): name for name in data}
         for name in trained_on:
             check_choice("source", short_name(name), by_name)
@@ -147,14 +157,21 @@ def plan(
     return list(runs)
 
 
-def _default_sources(protocol: str, data: Sequence[str]) -> list[str]:
+def sources_of(protocol: str, data: Sequence[str], asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a table trains on beside its data sets: those ``asked`` for; none for base2new and ablation.
+
+    The default of cross and domain is ImageNet where it is in ``data``, else the first; of bundled data sets in several
+    styles, for domain, the first style of each.
+    """
+    if asked or protocol not in TRANSFERS:
+        return tuple(asked)
     has_source = SOURCE in map(short_name, data)
     if protocol == "domain" and not has_source and is_testbed(data[0]):
         first: dict[str, str] = {}
         for name in data:
             first.setdefault(data_and_style(name)[0], name)
-        return list(first.values())
-    return [SOURCE if has_source else data[0]]
+        return tuple(first.values())
+    return (SOURCE if has_source else data[0],)
 
 
 def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]:
@@ -166,17 +183,15 @@ def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]
 
 def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:
     """The training configuration of ``run``: the protocol's settings, then the user's options, then the method's."""
-    name, style = data_and_style(run.data)
+    where = placed(run.data, data_root)
     words = [*IMAGENET_OPTIONS[protocol]] if short_name(run.data) == SOURCE else []
     words += [*options, "--classes", "all" if protocol in TRANSFERS else "base", *FIXED_OPTIONS]
     # The test bed has defaults of its own; for all other data sets the words mean the same.
-    words += ["--data", name if is_testbed(name) else "any"]
+    words += ["--data", where["data"] if is_testbed(where["data"]) else "any"]
     config = copy.deepcopy(_parsed(run.method, tuple(words)))
     return dataclasses.replace(
         config,
-        data=name,
-        data_root=None if is_testbed(name) else data_root,
-        style=style or (DEFAULT_STYLE if is_testbed(name) else None),
+        **where,
         seed=1 if run.seed is None else run.seed,
         out=str(out),
     )

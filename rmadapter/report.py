@@ -17,6 +17,7 @@ from rmadapter.results import (
     Group,
     Row,
     Stat,
+    differing_settings,
     find_runs,
     harmonic_mean,
     make_rows,
@@ -77,6 +78,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     means = means_over_data(rows)
     notes = [f"Left out, a newer run has its seed: {folder}" for folder in repeated]
     notes += [f"Unreadable, left out: {reason}" for _, reason in unreadable]
+    notes += differing_settings(runs)
     plots: list[Path] = []
     if out is not None:
         try:

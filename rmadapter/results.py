@@ -7,9 +7,10 @@ of the data sets' and the one of the means.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,7 @@ class Run:
         seconds: by ``train`` and ``eval``; what is known
         split_file: ``ImageData.split_id``
         images: test images by part
+        settings: what else determines the accuracy, as recorded: by dotted option name, with the precision
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class Run:
     seconds: dict[str, float]
     split_file: str | None
     images: dict[str, int]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,42 @@ def read_run(file: Path) -> Run:
     parameters = field("trained_parameters", optional_int)
     images = _numbers(field("images", dict, {}), file, "images", math.inf)
     split_file = field("split_file", optional_str)
-    return Run(file.parent, group, field("seed", optional_int), accuracy, parameters, seconds, split_file, images)
+    settings = dict(_dotted(field("settings", dict, {})))
+    if (precision := field("precision", optional_str)) is not None:
+        settings["precision"] = precision
+    seed = field("seed", optional_int)
+    return Run(file.parent, group, seed, accuracy, parameters, seconds, split_file, images, settings)
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in ``values`` and in the groups inside it, by dotted name; lists as text."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(value) if isinstance(value, list) else value
+
+
+def differing_settings(runs: Iterable[Run]) -> list[str]:
+    """A sentence for each setting in which runs of one row differ, so that their mean is of several settings.
+
+    Runs that do not record a setting are not compared in it.
+    """
+    groups: dict[Group, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    sentences = []
+    for group, members in groups.items():
+        data = group.data + (f"@{group.style}" if group.style else "")
+        for name in dict.fromkeys(name for run in members for name in run.settings):
+            seeds: dict[Any, list[str]] = {}
+            for run in members:
+                if name in run.settings:
+                    seeds.setdefault(run.settings[name], []).extend([] if run.seed is None else [f"seed {run.seed}"])
+            if len(seeds) > 1:
+                listed = "; ".join(f"{value}" + (f" ({', '.join(of)})" if of else "") for value, of in seeds.items())
+                sentences.append(f"The runs of {group.method} on {data} differ in {name}: {listed}.")
+    return sentences
 
 
 def _numbers(values: dict[str, Any], file: Path, name: str, high: float) -> dict[str, float]:

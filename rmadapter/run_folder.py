@@ -41,6 +41,21 @@ FREE_ON_RESUME = {
     "explain",
     "max_bad_steps",
 }
+# No settings of a result: what results.json says beside them, and what is only written down or done afterwards.
+_SAID_BESIDE = {
+    "data",
+    "style",
+    "classes",
+    "shots",
+    "seed",
+    "model",
+    "pretrained",
+    "precision",
+    "fused",
+    "backend",
+    "name",
+}
+_WITHOUT_WEIGHT = {"evaluate", "log_every", "grad_norm_every"}
 
 
 @dataclass
@@ -171,6 +186,12 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What determines a training run's numbers beside its data, model and seed, for results.json."""
+    left_out = FREE_ON_RESUME | _SAID_BESIDE | _WITHOUT_WEIGHT
+    return {name: value for name, value in _plain(config).items() if name not in left_out}
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

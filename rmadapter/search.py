@@ -151,15 +151,16 @@ def run_search(argv: list[str]) -> dict[str, Any]:
         import optuna  # noqa: F401
     except ImportError:
         raise InputError("a search needs optuna, which is missing; pip install 'rmadapter[search]'") from None
-    from rmadapter.search_data import write_search_data
+    from rmadapter.search_data import searchable, write_search_data
 
     data = load_planned(config.data, config.data_root)
     for note in data.notes:
         print(note)
     out = Path(config.out)
+    train, val = searchable(data, config.images_a_class)  # before the folder is taken for this search
     _enter(config, out, short_name(config.data) if config.bundled else data.name)
     with _alone(out):
-        return _search(config, write_search_data(data, out, config.images_a_class), out)
+        return _search(config, write_search_data(data, train, val, out), out)
 
 
 @contextlib.contextmanager

@@ -63,13 +63,13 @@ def _capped(items: Sequence[Item], limit: int) -> list[Item]:
     return [item for item in items if item.path in kept]
 
 
-def write_search_data(data: ImageData, out: Path, images_a_class: int) -> Path:
+def write_search_data(data: ImageData, train: Sequence[Item], val: Sequence[Item], out: Path) -> Path:
     """The folder ``search-data`` in ``out``, made where it is not there: the images and their split file.
 
-    In the split file the validation images stand as ``test``, which is what a run evaluates on.
+    ``train`` and ``val`` are what is ``searchable`` of ``data``. In the split file the validation images stand as
+    ``test``, which is what a run evaluates on.
     """
     folder = out / FOLDER
-    train, val = searchable(data, images_a_class)
     if data.reader is not None:
         train, val = ([item._replace(path=f"{item.path}.png") for item in items] for items in (train, val))
     for item in (*train, *val):

@@ -10,8 +10,8 @@
 
 A run is claimed by a lock that the operating system drops with the process, so that a killed worker leaves none. What
 is finished is never made again; a run that was stopped goes on from its last state; one that failed is tried again
-by the next sweep command. ``make_run`` makes one run: a task of a scheduler (Slurm, Ray) may call it, or start the
-command on as many machines as share the folder.
+by the next sweep command. ``make_run`` makes one run: a task of a scheduler (Slurm, Ray) may call it, after ``enter``,
+or start the command on as many machines as share the folder.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from rmadapter.config import TrainConfig
@@ -33,7 +34,8 @@ from rmadapter.errors import InputError
 from rmadapter.evaluation import EvalConfig, load_model, run_eval
 from rmadapter.files import read_json, shown_names, write_json
 from rmadapter.methods import METHODS
-from rmadapter.protocols import PlannedRun, data_and_style, load_planned, short_name
+from rmadapter.protocols import PlannedRun, load_planned, placed, short_name
+from rmadapter.runtime import environment, resolve_device, resolve_precision
 from rmadapter.sweep_config import FREE, Sweep, parse_sweep
 from rmadapter.sweep_jobs import run_jobs
 
@@ -78,11 +80,12 @@ def enter(sweep: Sweep) -> float:
     file = sweep.out / MANIFEST
     sweep.out.mkdir(parents=True, exist_ok=True)
     with FileLock(sweep.out / SWEEP_LOCK):
-        before = check_folder(sweep)
+        before, settings = check_folder(sweep), sweep.settings()
         lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
         if before is not None:
+            settings["precision"] = before["settings"]["precision"]  # what its first worker has made of auto
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
-        write_json(file, {"format": FORMAT, "protocol": sweep.protocol, "settings": sweep.settings(), **lists})
+        write_json(file, {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists})
         return file.stat().st_mtime
 
 
@@ -104,11 +107,18 @@ def check_folder(sweep: Sweep) -> dict[str, Any] | None:
     return None
 
 
-def _note_environment(sweep: Sweep) -> None:
-    """Add what this worker runs on to environments.json, which outlives the runs' own files."""
-    from rmadapter.runtime import environment, resolve_device
+def _begin(sweep: Sweep) -> None:
+    """Before a worker's first run: may it make runs of this sweep, and what does it run on?
 
-    found = environment(resolve_device(sweep.config(sweep.runs()[0]).device))
+    What it runs on is added to environments.json, which outlives the runs' own files.
+
+    Raises:
+        InputError: what ``settle_precision`` raises.
+    """
+    device, precision = _device(sweep), settle_precision(sweep)
+    if resolve_precision(sweep.settings()["precision"], device) != precision:
+        print(f"precision {precision}, as this sweep began with; auto on this device ({device}) would be another")
+    found = environment(device)
     for key in ("command", "platform"):  # a worker's own, of no weight for the numbers
         del found[key]
     file = sweep.out / ENVIRONMENTS
@@ -116,6 +126,34 @@ def _note_environment(sweep: Sweep) -> None:
         before = read_json(file, "environments file") if file.is_file() else []
         if found not in before:
             write_json(file, [*before, found])
+
+
+def settle_precision(sweep: Sweep) -> str:
+    """The precision of every run of a sweep: of ``auto`` what the device of its first worker makes of it.
+
+    That then stands in the manifest: runs of several precisions do not compare, nor is one resumed in another.
+
+    Raises:
+        InputError: the device is not there or lacks the precision, a sweep that was not entered.
+    """
+    device = _device(sweep)
+    with FileLock(sweep.out / SWEEP_LOCK):
+        manifest = read_manifest(sweep.out)
+        settings = manifest["settings"]
+        try:
+            precision = resolve_precision(settings["precision"], device)
+        except InputError as error:
+            raise InputError(
+                f"{error}; the sweep in {sweep.out} is of this precision in all its runs: it goes on on devices that "
+                "have it, or another --out begins a new one"
+            ) from error
+        if settings["precision"] != precision:
+            write_json(sweep.out / MANIFEST, {**manifest, "settings": {**settings, "precision": precision}})
+    return precision
+
+
+def _device(sweep: Sweep) -> torch.device:
+    return resolve_device(sweep.config(sweep.runs()[0]).device)
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -142,6 +180,8 @@ def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
     now = sweep.settings()
     for name in {**before["settings"], **now}:
         old, new = before["settings"].get(name), now.get(name)
+        if name == "precision" and new == "auto":
+            continue
         if old != new and name not in FREE:
             raise InputError(
                 f"{name} is {new!r}, but the sweep in {sweep.out} has {old!r}; valid: the same, or another --out"
@@ -210,7 +250,7 @@ def _work_once(sweep: Sweep, began: float, tried: set[PlannedRun]) -> bool:
                 # Another worker may have made it between the look and the claim.
                 if mine and is_left(run):
                     if not tried:
-                        _note_environment(sweep)
+                        _begin(sweep)
                     tried.add(run)
                     print(f"[{number}/{len(runs)}] {run.key}", flush=True)
                     print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
@@ -261,8 +301,13 @@ def _attempt(sweep: Sweep, run: PlannedRun) -> str:
 
 
 def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
-    """Make ``run`` and its tests on other data sets, as far as they are not there; returns the training's results."""
-    method, config, folder = METHODS[run.method], sweep.config(run), sweep.folder(run)
+    """Make ``run`` and its tests on other data sets, as far as they are not there; returns the training's results.
+
+    Raises:
+        InputError: what ``settle_precision`` raises: the sweep is one that was entered.
+    """
+    method, folder = METHODS[run.method], sweep.folder(run)
+    config = dataclasses.replace(sweep.config(run), precision=settle_precision(sweep))
     results_file = folder / "run" / "results.json"
     adapter = folder / "run" / "adapter"
     if run.seed is not None and results_file.is_file() and not is_done(sweep, run) and not adapter.is_dir():
@@ -275,30 +320,27 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         file = target_folder(folder, target) / "results.json"
         if file.is_file():
             continue
+        where = placed(target, sweep.data_root)
         if run.seed is None:
-            name, style = data_and_style(target)
-            found = method.train(dataclasses.replace(config, data=name, style=style, out=str(file.parent / "run")))
+            found = method.train(dataclasses.replace(config, **where, out=str(file.parent / "run")))
         elif method.evaluate is not None:
-            found = method.evaluate(_test_on(target, config, adapter))
+            found = method.evaluate(_test_on(where, config, adapter))
         else:
-            test = _test_on(target, config, adapter)
+            test = _test_on(where, config, adapter)
             loaded = loaded or load_model(test)
             found = run_eval(test, loaded)
         write_json(file, {**found, "trained_on": short_name(run.data)})
     return results
 
 
-def _test_on(target: str, config: TrainConfig, adapter: Path) -> EvalConfig:
-    """The evaluation on ``target`` of what the run of ``config`` has trained; they differ in the data alone."""
+def _test_on(where: dict[str, str | None], config: TrainConfig, adapter: Path) -> EvalConfig:
+    """The evaluation on the data set ``where`` of what the run of ``config`` has trained; they differ in data alone."""
     names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
-    names -= {"adapter", "data", "style", "classes", "out", "template", "model", "pretrained", "batch_size"}
-    shared = {name: getattr(config, name) for name in names}
-    name, style = data_and_style(target)
+    names -= {"adapter", "classes", "out", "template", "model", "pretrained", "batch_size"}
+    shared = {name: getattr(config, name) for name in names} | where
     return EvalConfig(
         **shared,
         adapter=str(adapter),
-        data=name,
-        style=style,
         classes="all",
         retention=False,
         batch_size=config.eval_batch_size,

@@ -12,7 +12,7 @@ from rmadapter.arguments import parse_arguments, split_options
 from rmadapter.config import TrainConfig
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config
+from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config, sources_of
 from rmadapter.run_folder import FREE_ON_RESUME
 from rmadapter.testbed import DATA, DEFAULT_STYLE, brings_weights, is_testbed
 from rmadapter.testbed.atlas import STYLES
@@ -58,7 +58,7 @@ class SweepConfig:
             first style of each bundled one; 'each' for every one
         out: folder of the sweep
         jobs: processes on this machine; GPUs are dealt out among them
-        keep: of a finished run everything, or its results alone, 1 KB a run, without adapter, metrics and log
+        keep: of a finished run everything, or its results alone, 2 KB a run, without adapter, metrics and log
         dry_run: list the runs and what they cost, run nothing
     """
 
@@ -169,7 +169,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     data = [name for part in split_list(config.data or "") for name in _expanded(part, protocol)]
     data = tuple(data or default_data(protocol))
     methods = tuple(split_list(config.methods or "") or default_methods(protocol))
-    sources = data if config.source == "each" else tuple(split_list(config.source or ""))
+    # The default depends on the data sets, which a later command may add to: what it means now stands in the manifest.
+    sources = data if config.source == "each" else sources_of(protocol, data, split_list(config.source or ""))
     seeds = tuple(int(seed) for seed in split_list(config.seeds))
     out = Path(config.out or f"sweeps/{protocol}")
     sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 
-from rmadapter.data import base_new_split, few_shot_sample
+from rmadapter.config import TrainConfig
+from rmadapter.data import ImageData, base_new_split, few_shot_sample
 from rmadapter.files import read_json
 from rmadapter.methods import METHODS
 from rmadapter.protocols import PlannedRun, load_planned
 from rmadapter.sweep import result_files, state
 from rmadapter.sweep_config import Sweep
+from rmadapter.training import tested_parts
 
 
 def describe_cost(sweep: Sweep) -> str:
@@ -33,7 +35,7 @@ def describe_cost(sweep: Sweep) -> str:
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
         trains = METHODS[run.method].seeded and METHODS[run.method].file is None
         steps = config.epochs * math.ceil(chosen / config.batch_size) if trains else 0
-        images = sum(len(loaded[name].test) for name in (run.data, *run.targets))
+        images = _tested(run, config, loaded)
         estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))
         lines.append(
             f"{states[run]:>7}  {run.key}: {steps:,} steps, {images:,} test images"
@@ -52,6 +54,26 @@ def describe_cost(sweep: Sweep) -> str:
             + (f", and {unknown} runs of methods without a finished one" if unknown else "")
         )
     return "\n".join(lines)
+
+
+def _tested(run: PlannedRun, config: TrainConfig, loaded: dict[str, ImageData]) -> int:
+    """How many images ``run`` is tested on, those of the style that measures retention among them."""
+    home = loaded[run.data]
+    if run.seed is None:
+        parts = ("all",)  # or both halves, which are as many
+    elif METHODS[run.method].open_vocabulary:
+        parts = tested_parts(config, home)
+    else:
+        parts = (config.classes,)
+    at_home = sum(_images(home, part, retention=True) for part in parts)
+    # What is trained measures retention where it was trained, the frozen model everywhere.
+    return at_home + sum(_images(loaded[name], "all", retention=run.seed is None) for name in run.targets)
+
+
+def _images(data: ImageData, part: str, *, retention: bool) -> int:
+    """Test images of ``part``, with those of the unseen style if ``retention`` is measured."""
+    tests = [data.test] if data.retention is None or not retention else [data.test, data.retention.test]
+    return sum(len(base_new_split(items, part, len(data.class_names))) for items in tests)
 
 
 def _data(sweep: Sweep) -> list[str]:

@@ -12,7 +12,17 @@ from rmadapter import published
 from rmadapter.errors import InputError
 from rmadapter.files import read_json
 from rmadapter.protocols import TRANSFERS, PlannedRun, short_name
-from rmadapter.results import DataMeans, Row, Run, Stat, make_rows, means_over_data, method_order, read_run
+from rmadapter.results import (
+    DataMeans,
+    Row,
+    Run,
+    Stat,
+    differing_settings,
+    make_rows,
+    means_over_data,
+    method_order,
+    read_run,
+)
 from rmadapter.sweep import read_manifest, state, target_folder
 from rmadapter.sweep_config import Sweep
 
@@ -110,6 +120,7 @@ def read_sweep(out: Path) -> SweepResults:
     if len({mean.data for mean in means}) > 1:
         notes.append("Methods are not all done on the same data sets: their means do not compare.")
     notes += _several_splits(by_data)
+    notes += differing_settings(run for _, run in by_data)
     incomparable = {
         name: why for name, run in by_data if (why := published.obstacle(name, run.split_file, run.images)) is not None
     }

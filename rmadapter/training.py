@@ -36,7 +36,7 @@ from rmadapter.memory import parse_bytes
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.plan import Plan, make_step, text_budget, wanted_shortcuts
 from rmadapter.results import FORMAT
-from rmadapter.run_folder import RunFolder
+from rmadapter.run_folder import RunFolder, settings_of
 from rmadapter.runtime import (
     DTYPES,
     choose_backend,
@@ -206,14 +206,18 @@ def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], preci
     return model.train(), backend
 
 
+def tested_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
+    """The parts of the classes that a run is tested on: base and new after training on base, else that trained on."""
+    return ("base", "new") if config.classes == "base" and len(data.class_names) > 3 else (config.classes,)
+
+
 def _evaluate(config: TrainConfig, run: TrainRun) -> dict[str, Any]:
-    """Accuracy on the test images: of base and new after training on base, else of the part trained on."""
+    """Accuracy on the test images of ``tested_parts``."""
     loading = Loading(
         run.backbone.preprocessing, config.eval_batch_size, config.workers, skip_bad=config.skip_bad_images
     )
-    parts = ("base", "new") if config.classes == "base" and len(run.data.class_names) > 3 else (config.classes,)
     began = time.perf_counter()
-    found = evaluate_parts(run.model, run.data, parts, loading)
+    found = evaluate_parts(run.model, run.data, tested_parts(config, run.data), loading)
     return {**found, "seconds": time.perf_counter() - began}
 
 
@@ -230,6 +234,7 @@ def _results(config: TrainConfig, run: TrainRun, backend: str, found: dict[str, 
         "shots": config.shots,
         "seed": config.seed,
         "classes": config.classes,
+        "settings": settings_of(config),
         "split": "test",
         "accuracy": found["accuracy"],
         "retention_style": run.data.retention.style if run.data.retention else None,

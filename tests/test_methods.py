@@ -59,6 +59,8 @@ def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp
     assert results["split_file"].startswith("split_rmadapter.json, SHA-256 ")
     parts = {"base"} if name == "linear-probe" else {"base", "new", "hm"}
     assert set(results["accuracy"]) == parts
+    determined = {"zeroshot": {"template"}, "linear-probe": {"C"}}.get(name, {"lr", "adapter", "loss"})
+    assert determined <= results["settings"].keys()
     if name == "zeroshot":
         return
     adapter = ["--adapter", str(out / "adapter")]

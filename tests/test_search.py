@@ -34,7 +34,7 @@ def zoo(tmp_path):
 
 
 def test_only_base_classes_training_and_validation_images_are_there(zoo, tmp_path):
-    folder = write_search_data(zoo, tmp_path / "s", 64)
+    folder = write_search_data(zoo, *searchable(zoo, 64), tmp_path / "s")
     seen = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     allowed = {item.path for item in (*zoo.train, *zoo.val) if item.name in BASE}
     assert seen == allowed
@@ -88,6 +88,14 @@ def words(zoo, clip_folder, tmp_path):
         return ["search", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
 
     return make
+
+
+def test_one_that_is_refused_leaves_nothing_behind(words, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    few = write_images(tmp_path / "few", CLASSES[:6], 10)
+    assert main(words(data=few)) == 2
+    assert "has 3 base classes; valid for a search" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
 
 
 def trials_of(folder):

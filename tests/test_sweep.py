@@ -11,7 +11,11 @@ from small_sweeps import results_of, sweep
 from rmadapter import evaluation
 from rmadapter import sweep as sweeps
 from rmadapter.cli import main
+from rmadapter.protocols import plan
 from rmadapter.sweep_config import parse_sweep
+from rmadapter.sweep_results import read_sweep
+
+FOOD = ["emoji_food", "emoji_food@noto"]
 
 
 def test_base_to_new_writes_every_run_once(sweep_words, tmp_path, capsys):
@@ -58,6 +62,38 @@ def test_trained_on_one_and_tested_on_the_others(sweep_words, tmp_path, protocol
         assert (at_home["data"], set(at_home["accuracy"])) == ("plants", {"all"})
 
 
+@pytest.mark.parametrize(
+    ("protocol", "first", "later", "sources"),
+    [
+        ("cross", [], ["--source", "dtd"], ["imagenet", "dtd"]),
+        ("cross", ["--source", "dtd"], [], ["dtd", "imagenet"]),
+        ("cross", ["--data", "dtd,eurosat"], ["--data", "dtd,eurosat,imagenet"], ["dtd", "imagenet"]),
+        ("cross", ["--data", "dtd,eurosat"], ["--data", "eurosat,dtd"], ["dtd", "eurosat"]),
+        ("domain", [], ["--source", "imagenet"], ["imagenet"]),
+        ("domain", ["--data", ",".join(FOOD)], ["--data", ",".join(FOOD[::-1])], FOOD),
+    ],
+)
+def test_what_it_is_extended_by_takes_no_source_out_of_the_table(protocol, first, later, sources, tmp_path):
+    """The default source depends on the data sets, of which a later command may have others."""
+    runs = {}
+    for words in (first, later):
+        argv = [protocol, *words, "--methods", "mma", "--pretrained", "openai", "--out", str(tmp_path / "s")]
+        _, planned = parse_sweep(argv)
+        sweeps.enter(planned)
+        runs |= dict.fromkeys(run.key for run in planned.runs())
+    manifest = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert manifest["sources"] == sources
+    listed = plan(protocol, *(manifest[name] for name in ("data", "methods", "seeds", "sources")))
+    assert {run.key for run in listed} == set(runs)
+
+
+def test_the_rows_of_an_earlier_default_source_stay_in_the_report(sweep_words, tmp_path):
+    write_images(tmp_path / "stones", ["ore", "tin", "zinc"], 8, 7)
+    assert sweep(*sweep_words("cross", data="plants,animals", methods="zeroshot")) == 0
+    assert sweep(*sweep_words("cross", data="stones,plants", methods="zeroshot")) == 0
+    assert [row.source for row in read_sweep(tmp_path / "s").transfers] == ["plants", "stones"]
+
+
 def test_the_targets_of_a_run_are_tested_with_one_model(sweep_words, tmp_path, monkeypatch):
     """It is loaded once for them, and finds what it finds when it is loaded for each by ``rmadapter eval``."""
     write_images(tmp_path / "stones", ["ore", "tin", "zinc"], 8, 7)
@@ -78,13 +114,42 @@ def test_the_targets_of_a_run_are_tested_with_one_model(sweep_words, tmp_path, m
         assert found == alone
 
 
+@pytest.mark.parametrize(("source", "other"), [("plants", "emoji_food"), ("emoji_food@noto", "plants")])
+def test_bundled_and_other_data_sets_are_each_looked_for_where_they_are(
+    source, other, sweep_words, tmp_path, monkeypatch
+):
+    """As targets, of a source whose training is there; a bundled one is drawn in the style that names its folder."""
+    asked = {}
+
+    def run_eval(config, *_):
+        asked[config.method, config.data] = (config.data_root, config.style)
+        return {"accuracy": {}}
+
+    monkeypatch.setattr(sweeps, "load_model", lambda _: "loaded")
+    for module in (sweeps, evaluation):
+        monkeypatch.setattr(module, "run_eval", run_eval)
+    argv = sweep_words("cross", source=source)
+    argv[argv.index("--data") + 1] = f"{source},{other},emoji_travel"
+    _, planned = parse_sweep([*argv, "--data-root", str(tmp_path)])
+    sweeps.enter(planned)
+    for run in planned.runs():
+        if run.seed is not None:
+            (planned.folder(run) / "run" / "adapter").mkdir(parents=True)
+            (planned.folder(run) / "run" / "results.json").write_text("{}")
+        sweeps.make_run(planned, run)
+    places = {"plants": (str(tmp_path), None), "emoji_food": (None, "fluent"), "emoji_travel": (None, "fluent")}
+    for target in (other, "emoji_travel"):
+        assert asked["adapter", target] == asked["zeroshot", target] == places[target]
+
+
 def test_dry_run(sweep_words, tmp_path, capsys):
     argv = sweep_words(methods="zeroshot,single,linear-probe")
     assert sweep(*argv, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "   open  single/plants/seed1: 1 steps, 8 test images" in out
     assert "   open  zeroshot/plants: 0 steps, 8 test images" in out
-    assert "6 runs, 0 done; left: 2 steps, 48 test images" in out
+    assert "   open  linear-probe/plants/seed1: 0 steps, 4 test images" in out  # of the classes it is trained on
+    assert "6 runs, 0 done; left: 2 steps, 40 test images" in out
     assert not (tmp_path / "s").exists()
     assert sweep(*sweep_words(data="animals")) == 0
     capsys.readouterr()
@@ -94,6 +159,26 @@ def test_dry_run(sweep_words, tmp_path, capsys):
     assert "6 runs, 2 done" in out
     assert "on one worker" in out
     assert "2 runs of methods without a finished one" in out
+
+
+@pytest.mark.parametrize(
+    ("protocol", "methods"), [("base2new", "zeroshot,linear-probe,single"), ("cross", "zeroshot,single")]
+)
+def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, tmp_path, monkeypatch, capsys):
+    """On the test bed, of whose test images those in the unseen style measure retention."""
+    tested = []
+
+    def accuracy(model, read, items, *_, **__):
+        tested.append(len(items))
+        return evaluation.Accuracy(0.0, len(items), 0)
+
+    monkeypatch.setattr(evaluation, "accuracy", accuracy)
+    argv = [protocol, "--data", "emoji_travel,emoji_objects", "--methods", methods, "--seeds", "1", "--shots", "1"]
+    argv += ["--epochs", "1", "--out", str(tmp_path / "s")]
+    assert sweep(*argv, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert sweep(*argv) == 0
+    assert f"{sum(tested):,} test images\n" in out
 
 
 def test_a_dry_run_refuses_what_the_sweep_would_and_writes_nothing(sweep_words, tmp_path, capsys):

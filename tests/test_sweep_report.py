@@ -250,6 +250,30 @@ def test_unfinished_and_failed_runs_are_said(tmp_path):
     assert "the loss is &lt;not&gt; finite" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
+    """As a sweep leaves that went on after a method's default had changed; older results record no settings."""
+    folder = fake(tmp_path / "s", "base2new", ["dtd", "eurosat"], ["zeroshot", "mma"])
+    assert "The runs of mma" not in sweep_report(folder)
+
+    def change(seed, **values):
+        file = folder / "runs" / "mma" / "dtd" / f"seed{seed}" / "run" / "results.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    same = {"lr": 0.15, "adapter": {"layers": [11, 12], "vision": {"scale": None}}}
+    change(1, settings=same, precision="fp32")
+    change(3, settings=same, precision="fp32")
+    assert "The runs of mma" not in sweep_report(folder)
+    change(2, settings={**same, "lr": 0.05, "new": 1}, precision="fp32")
+    change(3, settings={**same, "adapter": {"layers": [12]}}, precision="bf16")
+    text = sweep_report(folder)
+    assert "- The runs of mma on dtd differ in lr: 0.15 (seed 1, seed 3); 0.05 (seed 2).\n" in text
+    assert "- The runs of mma on dtd differ in adapter.layers: [11, 12] (seed 1, seed 2); [12] (seed 3).\n" in text
+    assert "- The runs of mma on dtd differ in precision: fp32 (seed 1, seed 2); bf16 (seed 3).\n" in text
+    assert text.count("The runs of ") == 3
+    change(1, settings=[])
+    assert "settings is []" in sweep_report(folder)
+
+
 def test_runs_without_accuracies_have_a_report(tmp_path):
     folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot", "mma"])
     for file in folder.rglob("results.json"):

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import stopped_before_step
 from small_sweeps import results_of, sweep
 
+from rmadapter import runtime, sweep_jobs
 from rmadapter import sweep as sweeps
-from rmadapter import sweep_jobs
+from rmadapter.errors import InputError
 from rmadapter.sweep_config import parse_sweep
 
 
@@ -41,6 +44,54 @@ def test_killed_and_continued_equals_one_that_was_not(sweep_words, tmp_path):
     run = "runs/rmadapter/animals/seed1/run/adapter/adapter.safetensors"
     one, other = load_file(tmp_path / "killed" / run), load_file(tmp_path / "whole" / run)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def precisions(folder):
+    return [json.loads(file.read_text())["precision"] for file in sorted((folder / "runs").rglob("results.json"))]
+
+
+@pytest.mark.parametrize(("first", "later"), [(True, False), (False, True)])
+def test_a_run_half_done_on_another_kind_of_device_goes_on_in_its_precision(
+    first, later, sweep_words, tmp_path, monkeypatch, capsys
+):
+    """Workers of two kinds, of which one computes in bf16 where the precision is ``auto``."""
+    expected = "bf16" if first else "fp32"
+    words = sweep_words(data="animals", seeds="1,2", batch_size=2, checkpoint_every=1)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: first)
+    with stopped_before_step(1, monkeypatch):
+        sweep(*words)
+    assert json.loads((tmp_path / "s" / "sweep.json").read_text())["settings"]["precision"] == expected
+    said = f"precision {expected}, as this sweep began with"
+    assert said not in capsys.readouterr().out
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: later)
+    assert sweep(*words) == 0
+    assert said in capsys.readouterr().out
+    assert precisions(tmp_path / "s") == [expected] * 3
+    assert "resuming at epoch" in (tmp_path / "s" / "runs" / "single" / "animals" / "seed1" / "log.txt").read_text()
+    assert sweep(*words, "--precision", expected) == 0
+    other = "fp32" if first else "bf16"
+    assert sweep(*words, "--precision", other) == 2
+    assert f"precision is '{other}', but the sweep in" in capsys.readouterr().err
+
+
+def test_a_worker_whose_device_lacks_the_precision_leaves_the_runs_to_others(
+    sweep_words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: True)
+    assert sweep(*sweep_words(data="animals", methods="zeroshot")) == 0
+
+    def resolve(name, device):
+        if name == "bf16":
+            raise InputError("precision is 'bf16', which this old GPU lacks")
+        return "fp32"
+
+    monkeypatch.setattr(sweeps, "resolve_precision", resolve)
+    assert sweep(*sweep_words(data="animals")) == 2
+    error = capsys.readouterr().err
+    assert "which this old GPU lacks; the sweep in" in error
+    assert "is of this precision in all its runs" in error
+    assert not list((tmp_path / "s").rglob("failed.json"))
+    assert sweep(*sweep_words(data="animals", methods="zeroshot")) == 0  # where nothing is left to make
 
 
 def test_two_workers_share_a_sweep(sweep_words, tmp_path):

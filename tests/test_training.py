@@ -35,7 +35,13 @@ def test_what_a_run_leaves_behind(config, tmp_path, capsys):
     assert results["images"] == {"base": 6, "new": 6}
     assert results["few_shot_hash"] == json.loads((folder / "few_shot.json").read_text())["hash"]
     assert results["trained_parameters"] == sum(t.numel() for t in adapter_of(folder).values())
-    assert yaml.safe_load((folder / "config.yaml").read_text())["adapter"]["bottleneck"] == 8
+    configured = yaml.safe_load((folder / "config.yaml").read_text())
+    assert configured["adapter"]["bottleneck"] == 8
+    settings = results["settings"]
+    assert settings == {name: configured[name] for name in settings}
+    assert {"lr", "epochs", "batch_size", "template", "augmentation", "adapter", "loss"} <= settings.keys()
+    # Those that stand beside them, that say where and how fast, and what is written down.
+    assert not {"data", "seed", "precision", "out", "device", "workers", "log_every"} & settings.keys()
     environment = json.loads((folder / "environment.json").read_text())
     assert {"torch", "git", "backend", "precision"} <= set(environment)
     lines = metrics_of(folder)
