@@ -36,6 +36,7 @@ FREE_ON_RESUME = {
     "device",
     "text_memory",
     "grad_checkpointing",
+    "step",
     "cache_dir",
     "image_cache",
     "explain",
