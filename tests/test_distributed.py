@@ -28,20 +28,35 @@ NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cow", "hen
 IMAGES = 5
 
 
-def make_step(ranks: Ranks | None = None) -> tuple[TrainStep, RMAdapterCLIP]:
+# By name: weights of the loss, further settings of the adapters.
+KINDS = {
+    "all terms": ((2, 3, 4, 5), {}),
+    "no image reconstruction": ((0, 3, 4, 5), {}),
+    "no text reconstruction": ((2, 0, 4, 5), {}),
+    "no reconstruction, frozen stream": ((0, 0, 4, 5), {"rec_stream": "frozen"}),
+    "frozen stream": ((2, 3, 4, 5), {"rec_stream": "frozen"}),
+    "frozen stream, images alone": ((2, 0, 0, 0), {"rec_stream": "frozen"}),
+}
+
+
+def make_step(ranks: Ranks | None = None, kind: str = "all terms") -> tuple[TrainStep, RMAdapterCLIP]:
     import open_clip
 
     torch.manual_seed(0)
     clip = small_clip()
-    config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5)
+    weights, settings = KINDS[kind]
+    config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5, **settings)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=LossConfig(2, 3, 4, 5)).train()
+    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=LossConfig(*weights)).train()
     return TrainStep(model, ranks=ranks), model
 
 
-def gradients_of(module, model, images, labels, share) -> dict[str, torch.Tensor]:
-    losses = module(images, labels, None, share).losses
-    losses["total"].backward()
+def gradients_of(module, model, images, labels, share) -> dict[str, torch.Tensor | None]:
+    """Loss and gradients of a second step, since it is the second that what the first has left undone stops."""
+    for _ in range(2):
+        model.zero_grad()
+        losses = module(images, labels, None, share).losses
+        losses["total"].backward()
     return {"loss": losses["total"].detach()} | {n: p.grad for n, p in model.adapted.adapter_tensors().items()}
 
 
@@ -51,14 +66,15 @@ def _process(rank: int, world: int, port: int, count: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     ranks = Ranks(rank, world)
-    step, model = make_step(ranks)
-    module = torch.nn.parallel.DistributedDataParallel(step, broadcast_buffers=False)
     images, labels = batch(count)
     start, stop = ranks.part(count)
     own = slice(start, stop) if stop > start else slice(0, 1)
-    found = gradients_of(module, model, images[own], labels[own], (stop - start) * world / count)
-    found["loss"] = ranks.mean(found["loss"])
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    for kind in KINDS:
+        step, model = make_step(ranks, kind)
+        module = distributed.parallel(step, model.config, model.loss)
+        found = gradients_of(module, model, images[own], labels[own], (stop - start) * world / count)
+        found["loss"] = ranks.mean(found["loss"])
+        torch.save(found, Path(folder) / f"{kind} {rank}.pt")
     means = Means()
     means.add({"total": torch.tensor(float(rank))}, torch.eye(3), torch.tensor([0, 1, 0]), 3 - rank)
     assert means.values(ranks) == {"loss": (world - 1) / 2, "accuracy": pytest.approx(100 * 4 / 5)}
@@ -78,13 +94,20 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("count", [IMAGES, 1], ids=["uneven", "a process without images"])
 def test_two_processes_have_the_gradients_of_one(tmp_path, count):
-    step, model = make_step()
-    expected = gradients_of(step, model, *batch(count), 1.0)
+    """Whatever terms the loss has: a reconstruction branch may get no gradient, or one from the frozen stream."""
     mp.spawn(_process, (2, free_port(), count, str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-5, msg=name)
+    for kind in KINDS:
+        step, model = make_step(kind=kind)
+        expected = gradients_of(step, model, *batch(count), 1.0)
+        assert (None in expected.values()) == (0 in KINDS[kind][0][:2])
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{kind} {rank}.pt")
+            for name, value in expected.items():
+                where = f"{kind}: {name}"
+                if value is None:
+                    assert found[name] is None, where  # else weight decay would shrink it
+                else:
+                    torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-5, msg=where)
 
 
 def test_parts_are_all_there_is():
