@@ -15,10 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.memory import resident_bytes
-
 CONTENDERS = ("cpu", "eager")
+PROC = Path("/proc/self")
 CAPTURED = {"check": True, "capture_output": True, "text": True}
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (the most since it was set back) of this process."""
+    lines = (PROC / "status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def extra_bytes(contender: str, dtype: str, direction: str, tokens: int) -> int:
@@ -31,7 +36,7 @@ def extra_bytes(contender: str, dtype: str, direction: str, tokens: int) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else the call is served from what was freed before
     before = resident_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    (PROC / "clear_refs").write_text("5", encoding="ascii")
     found = _step(function, dtype, tokens, direction)
     peak = resident_bytes("VmHWM")
     given = {tensor.data_ptr() for tensor in _inputs(dtype, tokens)}  # the residual's gradient is that of the output
@@ -41,6 +46,8 @@ def extra_bytes(contender: str, dtype: str, direction: str, tokens: int) -> int:
 
 def main() -> None:
     """Print a table in Markdown; with arguments: the bytes of that one case."""
+    if not (PROC / "clear_refs").exists():
+        raise SystemExit("bench.cpu_memory reads the peak of resident memory from /proc/self, which is Linux's alone")
     if len(sys.argv) > 1:
         contender, dtype, direction, tokens = sys.argv[1:]
         print(extra_bytes(contender, dtype, direction, int(tokens)))

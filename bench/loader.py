@@ -81,6 +81,17 @@ def make_images(folder: Path, options: Options) -> list[Item]:
     return items
 
 
+@dataclass(frozen=True)
+class Decode:
+    """Reads images by path below ``folder``; no local function, since workers that are spawned get it pickled."""
+
+    folder: Path
+
+    def __call__(self, path: str) -> Image.Image:
+        """The image of ``path``."""
+        return read_image(self.folder / path)
+
+
 def images_per_second(read: Read, items: list[Item], options: Options) -> float:
     """Of the fastest epoch but the first."""
     images = TrainImages(read, items, train_transform(CLIP), seed=0)
@@ -97,9 +108,8 @@ def consumed(path: Path, classes: int) -> tuple[float, str] | None:
     """Images a second of the fastest step at ``classes`` classes that reads images, and its precision; None: none."""
     if not path.exists():
         return None
-    cases = read_json(path, "samples")["cases"]
-    times = Times(cases)
-    batch = next(iter(cases.values()))["images"]
+    kept = read_json(path, "samples")
+    times, batch = Times(kept["cases"]), kept["group"]["batch"]
     found = [
         (batch / time.seconds, precision)
         for contender, precision, count in times.cases
@@ -122,10 +132,7 @@ def run(options: Options) -> str:
         folder = Path(scratch) / "images"
         folder.mkdir()
         items = make_images(folder, options)
-
-        def decode(path: str) -> Image.Image:
-            return read_image(folder / path)
-
+        decode = Decode(folder)
         cached = DecodedImages(decode, folder, Path(scratch) / "cache", 2**40)
         for item in items:
             cached(item.path)

@@ -1,45 +1,30 @@
-"""Peak memory of a call: of the process, as Linux counts it, and of PyTorch's own allocations, one by one."""
+"""Memory of a call: of the tensors that it holds from call to call, and of those that it allocates meanwhile.
+
+Both are PyTorch's own, counted one by one. What the operating system says of a process depends on what its allocator
+kept from calls before: for one training step it moved by as much as 6 % between calls, and between processes by more.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from types import FunctionType, MethodType, ModuleType
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-
-
-def resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (the most since it was set back) of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def process_peak(device: torch.device, call: Callable[[], object]) -> int:
-    """The most memory of the process (on CUDA: that PyTorch has allocated) while ``call`` runs."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets VmHWM to what is resident now
-    call()
-    return resident_bytes("VmHWM")
 
 
 def allocated_peak(device: torch.device, call: Callable[[], object]) -> int:
     """The most bytes of tensors that ``call`` has allocated at one time, beside those that were there before it.
 
-    On a CPU from the profiler's record of allocations: the resident memory of a process depends on what its allocator
-    kept from calls before, which for one training step moved by as much as 6 % between calls.
+    On a CPU from the profiler's record of allocations, so that the call takes longer than usual.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
-        return process_peak(device, call) - before
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it calls the lack of a GPU an error
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
@@ -49,3 +34,33 @@ def allocated_peak(device: torch.device, call: Callable[[], object]) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+def held_bytes(call: Callable[[], object]) -> int:
+    """Bytes of the tensors that ``call`` can reach, their gradients included; memory that several share counts once.
+
+    Followed are what functions close over, attributes, and what lists, tuples, sets and dictionaries hold.
+    """
+    memory: dict[tuple[torch.device, int], int] = {}
+    seen: set[int] = set()
+    todo: list[object] = [call]
+    while todo:
+        found = todo.pop()
+        if id(found) in seen or isinstance(found, (type, ModuleType, str)):
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tensor):
+            storage = found.untyped_storage()
+            memory[storage.device, storage.data_ptr()] = storage.nbytes()
+            todo += [found.grad] if found.is_leaf else []
+            continue
+        if isinstance(found, Mapping):
+            todo += [*found.keys(), *found.values()]
+        elif isinstance(found, (list, tuple, set, frozenset)):
+            todo += found
+        elif isinstance(found, MethodType):
+            todo += [found.__self__, found.__func__]
+        elif isinstance(found, FunctionType):
+            todo += [cell.cell_contents for cell in found.__closure__ or ()]
+        todo += getattr(found, "__dict__", {}).values()
+    return sum(memory.values())

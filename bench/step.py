@@ -4,9 +4,14 @@
 
 Weights and images are random, prompts have 8 to 12 tokens, the losses are the default ones. Contenders of one number of
 classes take turns, so that what disturbs the machine disturbs them all; medians are reported. Every sample is kept in
-``--out`` (JSON) as it is taken: a run that was stopped, or that stops itself after ``--seconds``, goes on there. What
-the targets hang on comes first, with one sample where a step is long; more samples of those come last. Fast and plain
-step are compared with each other before anything is timed.
+``--out`` (JSON) as it is taken: a run that was stopped, or that stops itself after ``--seconds``, goes on there. A file
+is of one model, batch, backend, device, number of threads, torch and commit; another run's is refused. What the targets
+hang on comes first, with one sample where a step is long; more samples of those come last. In every process fast and
+plain step are compared with each other before anything is timed.
+
+Memory is counted in tensors, and so depends on no other step: ``held`` is what a contender keeps from step to step
+(weights, what it has kept of the prompts, batch, momentum), ``added`` the most that a step has allocated beside it at
+one time. Their sum is the peak.
 """
 
 from __future__ import annotations
@@ -23,15 +28,16 @@ from typing import Any
 
 import torch
 
-from bench.memory import allocated_peak, process_peak
-from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, WITH_AND_WITHOUT, Contenders, check
+from bench.memory import allocated_peak, held_bytes
+from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, Contenders, check
 from bench.step_report import TARGETS, as_table, heading, plot, targets
+from bench.step_samples import group, open_samples
 from rmadapter.arguments import parse_arguments
 from rmadapter.backbone import Backbone, load_backbone, store_backbone
 from rmadapter.config import RMAdapterConfig
 from rmadapter.costs import step_cost
 from rmadapter.errors import InputError, check_choice
-from rmadapter.files import read_json, write_atomic, write_json
+from rmadapter.files import write_json, write_text
 from rmadapter.injection import AdaptedCLIP, inject
 from rmadapter.memory import free_bytes
 from rmadapter.runtime import DTYPES, choose_backend, resolve_device, resolve_precision
@@ -65,6 +71,8 @@ class Options:
         backend: one adapter backend by name
         device: auto, cpu, cuda or cuda:N
         out: where the samples are kept; table (.md) and plot (.png) go beside them
+        overwrite: begin anew where ``out`` has samples of another model, batch, backend, device,
+            number of threads, torch or commit
     """
 
     model: str = "ViT-B-16"
@@ -77,6 +85,7 @@ class Options:
     backend: str | None = None
     device: str = "auto"
     out: str = "bench/results/step.json"
+    overwrite: bool = False
     numbers: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -112,8 +121,6 @@ def groups(options: Options, default: str) -> list[tuple[str, int, bool]]:
 
 def is_done(case: dict[str, Any], repeats: int, again: bool) -> bool:
     """Whether a case has its samples; what is always disturbed is given up, in the first pass sooner."""
-    if case["contender"] in WITH_AND_WITHOUT and "allocated_bytes" not in case:
-        return False
     taken = [*case["seconds"], *(seconds for seconds, _ in case["disturbed"])]
     if len(case["seconds"]) >= repeats or len(taken) >= repeats * (4 if again else 2):
         return True
@@ -124,21 +131,15 @@ def run(options: Options) -> None:
     """Take the samples that are missing, then write table and plot."""
     device = resolve_device(options.device)
     path = Path(options.out)
-    kept = read_json(path, "samples") if path.exists() else {"cases": {}}
-    default = resolve_precision("auto", device)
-    kept["machine"] = {
-        **kept.get("machine", {}),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "default": default,
-    }
+    own = group(options.model, options.batch, options.backend, device)
+    kept = open_samples(path, own, options.overwrite)
+    kept["default"] = default = resolve_precision("auto", device)
     if _measure(options, kept, path, device, default):
         print("all samples are there", flush=True)
     else:
         print("stopped for --seconds; the same command goes on", flush=True)
     text = "\n".join([heading(kept), as_table(kept), targets(kept)])
-    write_atomic(path.with_suffix(".md"), lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(path.with_suffix(".md"), text)
     print(text)
     plot(kept, path.with_suffix(".png"))
 
@@ -146,6 +147,7 @@ def run(options: Options) -> None:
 def _measure(options: Options, kept: dict[str, Any], path: Path, device: torch.device, default: str) -> bool:
     """Whether all samples were taken before ``options.seconds`` were over."""
     began = time.perf_counter()
+    checked = False
     loaded: dict[str, tuple[Backbone, AdaptedCLIP]] = {}  # of one precision at a time
     contenders: dict[tuple[str, int], Contenders] = {}
     left_out: set[tuple[str, str, int]] = set()  # for memory
@@ -161,14 +163,14 @@ def _measure(options: Options, kept: dict[str, Any], path: Path, device: torch.d
             for name in pending[:: next(turns)]:
                 if options.seconds is not None and time.perf_counter() - began > options.seconds:
                     return False
+                if not checked:
+                    _check(options, device)
+                    checked = True
                 if precision not in loaded:
                     contenders.clear()
                     loaded.clear()
-                    backbone, adapted, kept["machine"]["backend"] = _model(options, device, precision)
+                    backbone, adapted, kept["adapters"] = _model(options, device, precision)
                     loaded[precision] = backbone, adapted
-                    if precision == "fp32" and not kept.get("checked"):
-                        check(options.batch, backbone, adapted)
-                        kept["checked"] = True
                 if (precision, classes) not in contenders:
                     contenders.clear()
                     contenders[precision, classes] = Contenders(options.batch, *loaded[precision], classes, precision)
@@ -198,10 +200,8 @@ def _cases(options: Options, kept: dict[str, Any], precision: str, classes: int)
     for name in options.contenders.split(";"):
         if precision == "autocast" and name != "plain":
             continue
-        key = f"{name} | {precision} | {classes} | {options.model} | {options.batch}"
-        facts = {"contender": name, "precision": precision, "classes": classes}
-        new = {**facts, "model": options.model, "images": options.batch, "seconds": [], "disturbed": []}
-        cases[name] = kept["cases"].setdefault(key, new)
+        new = {"contender": name, "precision": precision, "classes": classes, "seconds": [], "disturbed": []}
+        cases[name] = kept["cases"].setdefault(f"{name} | {precision} | {classes}", new)
     return cases
 
 
@@ -244,22 +244,36 @@ def _model(options: Options, device: torch.device, precision: str) -> tuple[Back
     return backbone, adapted, backend
 
 
+def _check(options: Options, device: torch.device) -> None:
+    """Compare the steps in fp32, with a model of its own, whatever the precisions that are timed."""
+    backbone, adapted, _ = _model(options, device, "fp32")
+    check(options.batch, backbone, adapted, graphs=GRAPHS in options.contenders.split(";"))
+
+
+def _measure_memory(contenders: Contenders, call: Callable[[], object], case: dict[str, Any]) -> None:
+    """What the call holds before a step, and what the step allocates beside it: its gradients are the step's."""
+    contenders.clear_gradients()
+    case["held_bytes"] = held_bytes(call)
+    case["allocated_bytes"] = allocated_peak(contenders.device, call)
+
+
 def _sample(contenders: Contenders, name: str, case: dict) -> None:
     """One sample more of a case; a first call that was short warms up and is none."""
     call = contenders.call(name)
     if name not in contenders.warm:
         contenders.warm.add(name)
-        found = []
-        case["peak_bytes"] = process_peak(contenders.device, lambda: found.append(timed(contenders.device, call)))
-        if name in WITH_AND_WITHOUT:
-            case["allocated_bytes"] = allocated_peak(contenders.device, call)
+        if name == GRAPHS:
+            # A replay allocates nothing: what counts are the steps before the recording, and the recording.
+            _measure_memory(contenders, call, case)
+        seconds, others = timed(contenders.device, call)
+        if "allocated_bytes" not in case:
+            _measure_memory(contenders, call, case)  # after a step, so that its momentum is there
         plan = contenders.plans[name]
         views = name == "all, views"
         case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=views).flop
         case["plain_flop"] = plan.plain.flop
-        if found[0][0] < NEEDS_NO_WARMING:
+        if seconds < NEEDS_NO_WARMING:
             return
-        seconds, others = found[0]
     else:
         seconds, others = timed(contenders.device, call, SAMPLE)
     disturbed = others > DISTURBED

@@ -24,7 +24,6 @@ ALONE = {
     f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)
 }
 NO_RECONSTRUCTION = "all, no reconstruction"
-WITH_AND_WITHOUT = ("all", NO_RECONSTRUCTION)  # between them lies what the reconstruction branch costs
 GRAPHS = "all, cuda graphs"
 COMPARED = ("plain", "all", "all, views")
 MAIN = (*COMPARED, NO_RECONSTRUCTION)
@@ -53,13 +52,7 @@ class Contenders:
         self.classes, self.precision = classes, precision
         self.autocast = precision == "autocast"
         self.device = adapted.clip.logit_scale.device
-        self.models = {}
-        loss = loss or LossConfig()
-        single = replace(loss, lambda1=0, lambda2=0)
-        for trim, wanted in ((True, loss), (False, loss), (True, single)):
-            self.models[trim, wanted is loss] = RMAdapterCLIP(
-                adapted, backbone.tokenizer, names(classes), loss=wanted, trim=trim, keep_targets=trim
-            ).train()
+        self.tokenizer, self.loss = backbone.tokenizer, loss or LossConfig()
         stream = None if self.autocast else residual_dtype("auto", precision)
         self.stream = stream
         generator = torch.Generator().manual_seed(0)
@@ -67,11 +60,15 @@ class Contenders:
         self.images = torch.randn(batch, 3, size, size, generator=generator).to(self.device)
         self.labels = (torch.arange(batch) % classes).to(self.device)
         self.adapted = adapted
-        self.optimizer = torch.optim.SGD(adapted.adapter_tensors().values(), lr=0.0, momentum=0.9)
         self.calls: dict[str, Callable[[], object]] = {}
         self.warm: set[str] = set()  # those that have run
         self.plans: dict[str, Plan] = {}
         self.views = None
+
+    def clear_gradients(self) -> None:
+        """As before any step."""
+        for parameter in self.adapted.adapter_tensors().values():
+            parameter.grad = None
 
     def shortcuts(self, name: str) -> StepConfig:
         """Those that contender ``name`` takes."""
@@ -80,8 +77,7 @@ class Contenders:
     def call(self, name: str) -> Callable[[], object]:
         """One step of contender ``name``; made at first use."""
         if name not in self.calls:
-            shortcuts = self.shortcuts(name)
-            model = self.models[shortcuts.trim, name != NO_RECONSTRUCTION]
+            shortcuts, model = self.shortcuts(name), self._model(name)
             step = model if name == "plain" else TrainStep(model, shortcuts, stream=self.stream)
             self.plans[name] = Plan.of(step, len(self.images))
             if isinstance(step, TrainStep):
@@ -92,37 +88,49 @@ class Contenders:
             self.calls[name] = make(step)
         return self.calls[name]
 
+    def _model(self, name: str) -> RMAdapterCLIP:
+        """The shared adapters on prompts and kept features that are this contender's own."""
+        trim = self.shortcuts(name).trim
+        loss = replace(self.loss, lambda1=0, lambda2=0) if name == NO_RECONSTRUCTION else self.loss
+        return RMAdapterCLIP(
+            self.adapted, self.tokenizer, names(self.classes), loss=loss, trim=trim, keep_targets=trim
+        ).train()
+
     def _training(self, step, name: str) -> Callable[[], torch.Tensor]:
-        # The model's switches belong to the adapters, which all contenders share.
+        # The model's switches belong to the adapters, which all contenders share. The call closes over what this one
+        # step needs and nothing else: it is what ``held_bytes`` counts.
         arguments = (None, self.labels, self.views) if name == "all, views" else (self.images, self.labels)
         context = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
         wanted = step.model.loss if isinstance(step, TrainStep) else step.loss
+        adapted = self.adapted
+        optimizer = torch.optim.SGD(adapted.adapter_tensors().values(), lr=0.0, momentum=0.9)
 
         def call() -> torch.Tensor:
             for tower, weight in (("vision", wanted.lambda1), ("text", wanted.lambda2)):
-                self.adapted.set_reconstruction(tower, weight > 0)
+                adapted.set_reconstruction(tower, weight > 0)
             with context:
                 loss = step(*arguments).losses["total"]
-            self.optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            self.optimizer.step()
+            optimizer.step()
             return loss.detach()
 
         return call
 
-    def _graphed(self, step: TrainStep) -> Callable[[], object]:
-        parameters = self.adapted.adapter_tensors().values()
-        optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
+    def _graphed(self, step: TrainStep) -> Callable[[], torch.Tensor]:
+        adapted = self.adapted
+        optimizer = torch.optim.SGD(adapted.adapter_tensors().values(), lr=0.0, momentum=0.9, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         graphed = GraphedStep(DeviceStep(step, optimizer, scaler), CudaRecorder(self.device))
         inputs = StepInputs(self.labels, self.images)
 
-        def call() -> None:
+        def call() -> torch.Tensor:
             for tower in ("vision", "text"):
-                self.adapted.set_reconstruction(tower, True)
+                adapted.set_reconstruction(tower, True)
             # What is before the recording counts as warming up.
             for _ in range(1 if graphed.recordings else WARM_UP + 1):
                 graphed(inputs)
+            return graphed.step.losses[-1]  # the total
 
         return call
 
@@ -142,20 +150,21 @@ class Contenders:
         return call
 
 
-def check(batch: int, backbone: Backbone, adapted: AdaptedCLIP) -> None:
-    """Fast and plain step have the same losses and gradients, in fp32, before anything is timed.
+def check(batch: int, backbone: Backbone, adapted: AdaptedCLIP, graphs: bool = False) -> None:
+    """Fast and plain step have the same losses and gradients, in fp32; with ``graphs`` the recorded step too.
 
     Gradients without consistency: it is an L1 distance, and where a fresh adapter moves a feature by less than its
     rounding, the sign that is its gradient is that of the rounding.
     """
+    compared = (*COMPARED, GRAPHS) if graphs else COMPARED
     for loss, tensors in ((LossConfig(lambda3=0, lambda4=0), True), (LossConfig(), False)):
         contenders = Contenders(batch, backbone, adapted, 10, "fp32", loss)
         found = []
-        for name in COMPARED:
+        for name in compared:
             value = contenders.call(name)()
             gradients = [p.grad.clone() for p in adapted.adapter_tensors().values()]
             found.append([value, *(gradients if tensors else [])])
-        for name, values in zip(COMPARED[1:], found[1:], strict=True):
+        for name, values in zip(compared[1:], found[1:], strict=True):
             for one, other in zip(values, found[0], strict=True):
                 error = (one - other).norm() / other.norm()
                 if error > 1e-3:

@@ -15,6 +15,7 @@ TARGETS = {100: (2.2, 3.5, 6.0), 397: (4.0, 6.0, 12.0), 1000: (6.0, 8.0, 20.0)}
 SHARE_OF_EXPECTED = 0.85
 SLOPE = 10.0
 RECONSTRUCTION_TIME, RECONSTRUCTION_MEMORY = 0.02, 0.01
+MEMORY = ("held", "allocated")  # a case's ..._bytes, whose sum is its peak
 
 
 class Time(NamedTuple):
@@ -67,11 +68,15 @@ class Times:
 
 
 def as_table(kept: dict[str, Any]) -> str:
-    """All cases in Markdown; ratios are to the plain step of the same precision and number of classes."""
-    times = Times(kept["cases"])
+    """All cases in Markdown; ratios are to the plain step of the same precision and number of classes.
+
+    Memory that was not measured is left empty; what its columns are stands under the table.
+    """
+    times, batch = Times(kept["cases"]), kept["group"]["batch"]
     lines = [
-        "| classes | precision | step | seconds | images/s | peak GB | GFLOP | times plain | expected | samples |",
-        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| classes | precision | step | seconds | images/s | held GB | added GB | GFLOP | times plain | expected | "
+        "samples |",
+        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for (name, precision, classes), case in sorted(times.cases.items(), key=lambda item: (item[0][2], item[0][1])):
         time = times.measured(name, precision, classes)
@@ -80,11 +85,16 @@ def as_table(kept: dict[str, Any]) -> str:
         plain = times.of("plain", precision, classes)
         ratio = f"{plain.seconds / time.seconds:.2f}{plain.mark}" if plain else ""
         expected = f"{case['plain_flop'] / case['flop']:.2f}" if name != "floor" else ""
-        rate, peak, count = case["images"] / time.seconds, case["peak_bytes"] / 1e9, len(case["seconds"])
+        held, added = (f"{case[f'{kind}_bytes'] / 1e9:.2f}" if f"{kind}_bytes" in case else "" for kind in MEMORY)
         lines.append(
-            f"| {classes} | {precision} | {name} | {time} | {rate:.1f} | {peak:.2f} | {case['flop'] / 1e9:.0f} | "
-            f"{ratio} | {expected} | {count} |"
+            f"| {classes} | {precision} | {name} | {time} | {batch / time.seconds:.1f} | {held} | {added} | "
+            f"{case['flop'] / 1e9:.0f} | {ratio} | {expected} | {len(case['seconds'])} |"
         )
+    lines += [
+        "",
+        "held: tensors that are kept from step to step: weights, what is kept of the prompts, the batch, momentum; "
+        "added: the most that a step has allocated beside them at one time",
+    ]
     if any(case.get("disturbed") and not case["seconds"] for case in times.cases.values()):
         lines += ["", "\\* every sample was taken while others used the machine: the least of them"]
     return "\n".join(lines) + "\n"
@@ -101,7 +111,7 @@ class Target(NamedTuple):
 
 def targets(kept: dict[str, Any]) -> str:
     """What is asked for beside what was measured, in Markdown; rows whose samples are missing are left out."""
-    times, default = Times(kept["cases"]), kept["machine"]["default"]
+    times, default = Times(kept["cases"]), kept["default"]
     rows = [row for classes in TARGETS for row in _ratios(times, classes, default)]
     for precision in dict.fromkeys(("fp32", default)):
         plain, fast = times.line("plain", precision), times.line("all", precision)
@@ -160,19 +170,27 @@ def _reconstruction(times: Times) -> list[Target]:
         more = statistics.median(whole["seconds"]) / statistics.median(case["seconds"]) - 1
         what, asked = f"{classes} classes, {precision}: time of the reconstruction branch", RECONSTRUCTION_TIME
         rows.append(Target(what, f"{asked:+.0%}", f"{more:+.1%}", more <= asked))
-        more = (whole["allocated_bytes"] - case["allocated_bytes"]) / whole["peak_bytes"]
+        peak, without = _peak(whole), _peak(case)
+        if peak is None or without is None:
+            continue
+        more = peak / without - 1
         what, asked = what.replace("time of", "memory of"), RECONSTRUCTION_MEMORY
         rows.append(Target(what, f"{asked:+.0%}", f"{more:+.1%}", more <= asked))
     return rows
 
 
+def _peak(case: dict[str, Any]) -> int | None:
+    """The most bytes of tensors during a step; None where they were not measured."""
+    found = [case.get(f"{kind}_bytes") for kind in MEMORY]
+    return None if None in found else sum(found)
+
+
 def heading(kept: dict[str, Any]) -> str:
-    """Model, batch and machine."""
-    machine = kept["machine"]
-    case = next(iter(kept["cases"].values()))
+    """Model, batch, machine and commit."""
+    group = kept["group"]
     return (
-        f"{case['model']}, batch {case['images']}, {machine['device']} ({machine['threads']} threads), "
-        f"torch {machine['torch']}, adapters {machine.get('backend')}\n"
+        f"{group['model']}, batch {group['batch']}, {group['device']} ({group['threads']} threads), torch "
+        f"{group['torch']}, adapters {kept.get('adapters')}, commit {group['commit']}\n"
     )
 
 

@@ -71,7 +71,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
     if scheme is None:
         check_name(name, pretrained)
         if pretrained is None:
-            tags = open_clip.list_pretrained_tags_by_model(name)
+            tags = _tags(name)
             warnings.warn(
                 f"{name} without --pretrained has random weights; it has {len(tags)} pretrained tags"
                 + (f", such as {', '.join(tags[:3])}" if tags else ""),
@@ -111,6 +111,11 @@ def _wants_quick_gelu(name: str, pretrained: str | None) -> bool:
     return pretrained is not None and bool(get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"))
 
 
+def _tags(name: str) -> list[str]:
+    """The pretrained tags of ``name``; of a name that ends in "-quickgelu" those alone whose weights want QuickGELU."""
+    return open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+
+
 def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
     """Model and tokenizer of a folder in the layout of open_clip's ``local-dir:``, which open_clip has from 3.0 on.
 
@@ -139,7 +144,7 @@ def check_name(name: str, pretrained: str | None) -> None:
             f"model is {name!r}, which open_clip does not know{nearest(name, models)}; "
             f"valid: one of open_clip.list_models() ({len(models) - 1}), {MODEL}, local-dir:FOLDER or hf-hub:ORG/NAME"
         )
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags = _tags(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         raise InputError(
             f"pretrained is {pretrained!r}, neither a file nor a tag of {name}{nearest(pretrained, tags)}; "

@@ -15,8 +15,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.errors import InputError
 from rmadapter.runtime import resolve_device
 
@@ -125,6 +127,13 @@ def stop(ranks: Ranks) -> None:
     """Leave the group, if there is one; every process calls this, or those that are left in it wait for each other."""
     if ranks.world > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def parallel(step: nn.Module, config: RMAdapterConfig, loss: LossConfig) -> DistributedDataParallel:
+    """``step`` with the gradients averaged over all processes."""
+    # A reconstruction branch whose weight in the loss is 0 gets no gradient.
+    unused = config.reconstruct and not (loss.lambda1 and loss.lambda2)
+    return DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=unused)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

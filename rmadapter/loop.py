@@ -8,7 +8,6 @@ import time
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rmadapter.arriving import Arriving
@@ -18,7 +17,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.cuda_graphs import CudaRecorder, GraphedStep
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
 from rmadapter.device_step import DeviceStep, StepInputs
-from rmadapter.distributed import Ranks
+from rmadapter.distributed import Ranks, parallel
 from rmadapter.errors import InputError
 from rmadapter.losses import gradient_norms
 from rmadapter.means import Means
@@ -59,11 +58,7 @@ class TrainRun:
         self.device, self.precision, self.text_bytes = device, precision, text_bytes
         self.step_module, self.ranks = step, ranks
         self.batches = self._make_batches()
-        self.forward = step
-        if ranks.world > 1:
-            # A reconstruction branch whose weight in the loss is 0 gets no gradient.
-            unused = config.adapter.reconstruct and not (config.loss.lambda1 and config.loss.lambda2)
-            self.forward = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=unused)
+        self.forward = parallel(step, config.adapter, config.loss) if ranks.world > 1 else step
         self.parameters = model.adapted.adapter_tensors()
         self.optimizer = torch.optim.SGD(
             self.parameters.values(),

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from conftest import small_clip
+from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 
 from rmadapter import InputError, RMAdapterConfig, inject
@@ -40,8 +41,17 @@ def test_two_local_folders_side_by_side(clip_folder, tmp_path):
     assert again.preprocessing.mean != other.preprocessing.mean
 
 
-@pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion2b_s34b_b79k", False), (None, False)])
-def test_the_activation_is_that_of_the_weights(tag, quick, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "tag", "quick"),
+    [
+        ("ViT-B-32", "openai", True),
+        ("ViT-B/32", "openai", True),
+        ("ViT-B-32-quickgelu", "openai", True),
+        ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("ViT-B-32", None, False),
+    ],
+)
+def test_the_activation_is_that_of_the_weights(name, tag, quick, monkeypatch):
     """open_clip's "ViT-B-32" has GELU whatever the tag; OpenAI's weights were trained with QuickGELU."""
     create = open_clip.create_model
 
@@ -50,7 +60,16 @@ def test_the_activation_is_that_of_the_weights(tag, quick, monkeypatch):
         return create(name, pretrained=None, **options)
 
     monkeypatch.setattr(open_clip, "create_model", without_weights)
-    assert uses_quick_gelu(load_backbone("ViT-B-32", tag).clip) == quick
+    assert uses_quick_gelu(load_backbone(name, tag).clip) == quick
+
+
+def test_names_with_quickgelu_have_no_tag_of_other_weights():
+    """So ``check_name`` refuses the one mismatch that ``load_backbone`` does not mend."""
+    names = [name for name in open_clip.list_models() if name.endswith("-quickgelu")]
+    assert "ViT-B-32-quickgelu" in names
+    for name in names:
+        for tag in open_clip.list_pretrained_tags_by_model(name):
+            assert get_pretrained_cfg(name, tag)["quick_gelu"], (name, tag)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +77,7 @@ def test_the_activation_is_that_of_the_weights(tag, quick, monkeypatch):
     [
         ("ViT-B-23", None, "model is 'ViT-B-23'.*did you mean 'ViT-B-32'"),
         ("ViT-B-32", "openia", "pretrained is 'openia'.*did you mean 'openai'.*laion2b_s34b_b79k"),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "neither a file nor a tag of ViT-B-32-quickgelu.*valid: openai, "),
         ("local-dir:nowhere", None, "no open_clip_config.json"),
         ("local-dir:{folder}", None, "no open_clip_model.safetensors"),
         ("s3:bucket", None, "scheme of model is 's3'; valid: 'local-dir', 'hf-hub'"),

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tarfile
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -206,9 +207,9 @@ def test_what_has_no_download_is_explained(tmp_path, capsys):
     out = capsys.readouterr().out
     for text in (
         "cars_train.tgz (934 MB)",
-        "unpack it into stanford_cars/cars_train",
+        "unpack it in stanford_cars (it makes cars_train)",
         "put it into stanford_cars/",
-        "imagenet-adversarial/imagenet-a",
+        "unpack it in imagenet-adversarial (it makes imagenet-a)",
     ):
         assert text in out
 
@@ -241,6 +242,46 @@ def test_every_data_set_has_a_source():
         assert CATALOG[name].split_file is None or CATALOG[name].split_file in names
 
 
+# What lies at the top of each archive; "" for many files or folders.
+TOPS = {
+    "ILSVRC2012_img_train.tar": "",
+    "ILSVRC2012_img_val.tar": "",
+    "caltech-101.zip": "caltech-101",
+    "101_ObjectCategories.tar.gz": "101_ObjectCategories",
+    "images.tar.gz": "images",
+    "annotations.tar.gz": "annotations",
+    "cars_train.tgz": "cars_train",
+    "cars_test.tgz": "cars_test",
+    "car_devkit.tgz": "devkit",
+    "102flowers.tgz": "jpg",
+    "food-101.tar.gz": "food-101",
+    "fgvc-aircraft-2013b.tar.gz": "fgvc-aircraft-2013b",
+    "SUN397.tar.gz": "SUN397",
+    "dtd-r1.0.1.tar.gz": "dtd",
+    "EuroSAT.zip": "2750",
+    "UCF-101-midframes.zip": "UCF-101-midframes",
+    "imagenetv2-matched-frequency.tar.gz": "imagenetv2-matched-frequency-format-val",
+    "ImageNet-Sketch.zip": "sketch",
+    "imagenet-a.tar": "imagenet-a",
+    "imagenet-r.tar": "imagenet-r",
+}
+
+
+def followed(step: str) -> str:
+    """The folder below the data root that is there once an archive's step has been followed to the letter."""
+    archive = re.match(r"fetch (\S+) ", step)[1]
+    _, _, sentence = step.partition(" and unpack ")
+    if found := re.fullmatch(
+        r"(?:it|(\S+), which is in it,) in (.+) \(it makes (\S+?)(?:, to be renamed to (\S+))?\)", sentence
+    ):
+        inner, where, makes, renamed = found.groups()
+        assert makes == TOPS[inner or archive]
+        return f"{where}/{renamed or makes}".removeprefix("the data root/")
+    where, _, content = re.fullmatch(r"its content into ([^,]+)(, (.+))?", sentence).groups()
+    assert not TOPS[archive] or "what is in its folder" in content
+    return where
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_data_set_has_steps_that_lead_to_its_layout(name):
     source, record = SOURCES[name], CATALOG[name]
@@ -250,9 +291,15 @@ def test_every_data_set_has_steps_that_lead_to_its_layout(name):
         assert re.fullmatch(r"(under |about )?[\d.]+ [kMG]B", file.size), file
         assert (file.url is None) != (file.drive is None)
         assert (file.unpack is None) != (file.folder is None)
-        assert (file.unpack or file.folder).partition(",")[0].split("/")[0] == record.folder
-    text = "\n".join(steps(name))
-    assert f"{record.folder}/{record.layout_marker}" in text or f"into {record.folder}, what is in its folder" in text
+        assert (file.folder or file.unpacked).split("/")[0] == record.folder
+        if file.unpack is not None:
+            assert followed(file.step()) == file.unpacked
+            assert all(one != other for one, other in pairwise(file.unpacked.split("/")))
+    # The folder of the images itself, one in it, or one that has it: the data set's own.
+    images = f"{record.folder}/{record.layout_marker}"
+    made = [file.unpacked for file in files if file.unpack is not None]
+    assert any(folder == record.folder or f"{folder}/".startswith(f"{images}/") for folder in made)
+    assert len(made) == len([step for step in steps(name) if " and unpack " in step])
     if source.torchvision:
         code = inspect.getsource(inspect.getmodule(getattr(torchvision.datasets, source.torchvision)))
         for file in source.archives:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import small_clip
 
-from bench import loader
+from bench import cpu_memory, loader, step_contenders, step_samples
 from bench import step as bench
-from bench.memory import allocated_peak, process_peak
-from bench.step_contenders import COMPARED, CONTENDERS, GRAPHS, NO_RECONSTRUCTION, WITH_AND_WITHOUT, Contenders, check
-from bench.step_report import TARGETS, Times, as_table, targets
-from rmadapter import InputError, RMAdapterConfig, inject
+from bench.memory import allocated_peak, held_bytes
+from bench.step_contenders import COMPARED, CONTENDERS, GRAPHS, NO_RECONSTRUCTION, Contenders, check
+from bench.step_report import TARGETS, Times, as_table, heading, targets
+from rmadapter import AdaptedCLIP, InputError, RMAdapterConfig, inject
 from rmadapter.backbone import Backbone, store_backbone
 from rmadapter.data import Preprocessing
 from rmadapter.runtime import DTYPES
@@ -44,9 +47,8 @@ def machine(monkeypatch):
     def sample(contenders, name, case):
         key = (name, contenders.precision, contenders.classes)
         calls.append(key)
-        case["peak_bytes"] = 4_000_000_000
-        if name in WITH_AND_WITHOUT:
-            case["allocated_bytes"] = 1_000_000_000 + (20_000_000 if name == "all" else 0)
+        case["held_bytes"] = 3_000_000_000 + (15_000_000 if name == "all" else 0)
+        case["allocated_bytes"] = 1_000_000_000 + (5_000_000 if name == "all" else 0)
         case["flop"], case["plain_flop"] = 1e9 * LINES[name][1], 1e9 * LINES["plain"][1]
         taken = seconds(*key)
         if disturbed.get(key, 0) > 0:
@@ -59,7 +61,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(bench, "_sample", sample)
     monkeypatch.setattr(bench, "_model", lambda options, device, precision: (None, None, "cpu"))
     monkeypatch.setattr(bench, "free_bytes", lambda device: 10**12)
-    monkeypatch.setattr(bench, "check", lambda *arguments: None)
+    monkeypatch.setattr(bench, "check", lambda *arguments, **more: None)
     monkeypatch.setattr(bench, "resolve_precision", lambda name, device: "bf16")
     return calls, disturbed
 
@@ -126,6 +128,7 @@ def test_targets_stand_beside_what_was_measured(machine, tmp_path):
     assert "| seconds a class, fp32, plain / all | 10 | 10.0 | yes |" in text
     assert "1000 classes, fp32: time of the reconstruction branch | +2% | +0.6% | yes |" in text
     assert "1000 classes, fp32: memory of the reconstruction branch | +1% | +0.5% | yes |" in text
+    assert "| 1000 | fp32 | all, no reconstruction | 17.40 | 0.9 | 3.00 | 1.00 | 0 |" in text
 
 
 def test_allocations_are_counted_one_by_one():
@@ -138,11 +141,25 @@ def test_allocations_are_counted_one_by_one():
     assert allocated_peak(torch.device("cpu"), call) == pytest.approx(12_000_000, abs=1000)
 
 
-def test_the_process_s_peak_is_that_of_the_call():
-    nothing = process_peak(torch.device("cpu"), lambda: None)  # and the allocator has given back what it could
-    during = process_peak(torch.device("cpu"), lambda: torch.ones(50_000_000).sum())
-    after = process_peak(torch.device("cpu"), lambda: None)
-    assert during > max(nothing, after) + 150_000_000
+def test_what_a_call_holds_is_counted_once():
+    """Through closures, attributes and containers, with gradients; another call's tensors are not among it."""
+    weight = torch.nn.Linear(100, 50)  # 20,200 bytes
+    kept = {"views": [(torch.zeros(1000), SimpleNamespace(again=weight.weight[:10]))]}
+    other = torch.zeros(10**6)
+
+    def call():
+        return weight, kept
+
+    assert held_bytes(call) == 20_200 + 4_000
+    weight(torch.ones(1, 100)).sum().backward()
+    assert held_bytes(call) == 2 * 20_200 + 4_000
+    assert held_bytes(lambda: other) == 4_000_000
+
+
+def test_resident_memory_is_refused_where_there_is_no_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu_memory, "PROC", tmp_path)
+    with pytest.raises(SystemExit, match="Linux's alone"):
+        cpu_memory.main()
 
 
 def test_a_step_that_does_not_fit_into_memory_is_left_out(machine, tmp_path, monkeypatch, capsys):
@@ -160,15 +177,15 @@ def test_a_plain_step_that_was_not_measured_is_marked_as_extrapolated():
     cases = {}
     for name in COMPARED:
         for classes in (100, 397, 1000):
-            facts = {"contender": name, "precision": "fp32", "classes": classes, "images": 16, "disturbed": []}
-            costs = {"flop": 1e9, "plain_flop": 8e9, "peak_bytes": 1}
+            facts = {"contender": name, "precision": "fp32", "classes": classes, "disturbed": []}
+            costs = {"flop": 1e9, "plain_flop": 8e9}
             measured = [] if name == "plain" and classes == 1000 else [seconds(name, "fp32", classes)]
             cases[f"{name} {classes}"] = {**facts, **costs, "seconds": measured}
     times = Times(cases)
     assert times.measured("plain", "fp32", 1000) is None
     found = times.of("plain", "fp32", 1000)
     assert found.seconds == pytest.approx(162)
-    kept = {"cases": cases, "machine": {"default": "bf16"}}
+    kept = {"cases": cases, "default": "bf16", "group": {"batch": 16}}
     assert "9.26 (extrapolated)" in as_table(kept)
     assert "| 1000 classes, all, fp32 | 6.0 | 9.26 (extrapolated) | yes |" in targets(kept)
 
@@ -196,17 +213,130 @@ def test_the_loader_is_compared_with_the_step(machine, tmp_path):
         loader.Options(epochs=1)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
-def test_every_contender_runs(tokenizer, precision):
-    """On a small model: one step of each, two samples, of which the first warms up."""
+def test_workers_that_are_spawned_get_the_loader_s_reading(tmp_path):
+    (item,) = loader.make_images(tmp_path, loader.Options(images=1, width=8, height=6))
+    decode = pickle.loads(pickle.dumps(loader.Decode(tmp_path)))
+    assert decode(item.path).size == (8, 6)
+
+
+def test_only_samples_of_one_kind_go_into_a_file(machine, tmp_path, monkeypatch):
+    """Another model, batch, thread count or commit: refused with what differs, or with --overwrite measured anew."""
+    calls, _ = machine
+    few = {"classes": "100", "precision": "fp32"}
+    bench.run(options(tmp_path, **few))
+    file = tmp_path / "step.json"
+    before, taken = file.read_bytes(), len(calls)
+    for changes, message in (
+        ({"model": "ViT-B-32"}, "model is 'ViT-B-32', there 'ViT-B-16'; valid: another --out, or --overwrite"),
+        ({"batch": 4}, "batch is 4, there 16; valid"),
+        ({"backend": "eager"}, "backend is 'eager', there 'auto'; valid"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bench.run(options(tmp_path, **few, **changes))
+    for name, value in (("commit", "abc1234"), ("processor", "another one")):
+        with monkeypatch.context() as patch:
+            patch.setattr(step_samples, name, lambda value=value: value)
+            with pytest.raises(InputError, match=f"(commit|device) is '{value}', there '"):
+                bench.run(options(tmp_path, **few))
+    assert file.read_bytes() == before
+    bench.run(options(tmp_path, **few, overwrite=True))  # the same kind goes on
+    assert len(calls) == taken
+    bench.run(options(tmp_path, **few, overwrite=True, batch=4))
+    assert len(calls) == 2 * taken
+    assert (tmp_path / "step.md").read_text().startswith("ViT-B-16, batch 4, ")
+    file.write_text('{"cases": {}, "machine": {}}')
+    with pytest.raises(InputError, match="model is 'ViT-B-16', there None"):
+        bench.run(options(tmp_path, **few))
+
+
+def test_the_commit_is_that_of_what_is_measured(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True, text=True).stdout
+
+    assert step_samples.commit(tmp_path) == "unknown"
+    git("init", "--quiet")
+    for folder, name in (("rmadapter", "step.py"), ("docs", "step.md")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("one")
+        git("add", ".")
+        git("commit", "--quiet", "-m", folder)
+    first = git("rev-parse", "--short", "HEAD~1").strip()
+    assert step_samples.commit(tmp_path) == first
+    found = set()
+    for text in ("two", "three"):
+        (tmp_path / "docs" / "step.md").write_text(text)
+        (tmp_path / "rmadapter" / "step.py").write_text(text)
+        found.add(step_samples.commit(tmp_path))
+    assert len(found) == 2
+    assert all(re.fullmatch(f"{first} with changes [0-9a-f]{{8}}", one) for one in found)
+
+
+def test_the_committed_samples_are_read():
+    file = step_samples.ROOT / "bench" / "results" / "step.json"
+    kept = json.loads(file.read_text())
+    text = "\n".join([heading(kept), as_table(kept), targets(kept)])
+    assert text == file.with_suffix(".md").read_text()
+    assert f"commit {kept['group']['commit']}" in text
+
+
+def test_the_steps_are_compared_once_in_every_process_that_measures(machine, tmp_path, monkeypatch):
+    """In fp32 whatever is timed, with the recorded step where it is timed, and anew when the same command goes on."""
+    made = []
+    monkeypatch.setattr(bench, "_model", lambda options, device, precision: (precision, None, "cpu"))
+    monkeypatch.setattr(bench, "check", lambda batch, precision, _, graphs: made.append((batch, precision, graphs)))
+    for repeats in (1, 2, 2):
+        bench.run(options(tmp_path, classes="10,100", precision="bf16", repeats=repeats))
+    assert made == [(16, "fp32", False)] * 2
+    given = options(tmp_path, classes="10")
+    given.contenders = GRAPHS
+    bench._check(given, torch.device("cuda"))
+    assert made[2:] == [(16, "fp32", True)]
+
+
+class ReplaysByRunning:
+    """Stands for the recorder of CUDA graphs: what is replayed is run."""
+
+    def __init__(self, device):
+        pass
+
+    def run(self, call):
+        call()
+
+    def record(self, call):
+        return call
+
+
+def small_contenders(tokenizer, precision: str = "fp32") -> tuple[Backbone, AdaptedCLIP]:
     clip = small_clip().requires_grad_(False)
     store_backbone(clip, DTYPES.get(precision, torch.float32))
     adapted = inject(clip, RMAdapterConfig(layers="2-3", bottleneck=8)).train()
-    backbone = Backbone(clip, tokenizer, Preprocessing.of(clip), None)
-    if precision == "fp32":
-        check(4, backbone, adapted)
+    return Backbone(clip, tokenizer, Preprocessing.of(clip), None), adapted
+
+
+def test_a_recorded_step_that_differs_is_found(tokenizer, monkeypatch):
+    monkeypatch.setattr(step_contenders, "CudaRecorder", ReplaysByRunning)
+    check(4, *small_contenders(tokenizer), graphs=True)
+    graphed = Contenders._graphed
+
+    def with_other_images(self, step):
+        self.images = self.images + 1
+        return graphed(self, step)
+
+    monkeypatch.setattr(Contenders, "_graphed", with_other_images)
+    with pytest.raises(RuntimeError, match="all, cuda graphs and plain differ"):
+        check(4, *small_contenders(tokenizer), graphs=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+def test_every_contender_runs(tokenizer, precision, monkeypatch):
+    """On a small model: one step of each, two samples, of which the first warms up; its memory hangs on no other."""
+    monkeypatch.setattr(step_contenders, "CudaRecorder", ReplaysByRunning)
+    monkeypatch.setattr(bench, "SAMPLE", 0.0)
+    backbone, adapted = small_contenders(tokenizer, precision)
     contenders = Contenders(4, backbone, adapted, 6, precision)
-    for name in ["plain"] if precision == "autocast" else [name for name in CONTENDERS if name != GRAPHS]:
+    found = {}
+    for name in ["plain"] if precision == "autocast" else CONTENDERS:
         assert bench.fits(contenders, name, 10**9)
         assert not bench.fits(contenders, name, 1000)
         case = {"precision": precision, "classes": 6, "seconds": [], "disturbed": []}
@@ -214,5 +344,14 @@ def test_every_contender_runs(tokenizer, precision):
             bench._sample(contenders, name, case)
         assert len(case["seconds"]) + len(case["disturbed"]) == 1
         assert case["plain_flop"] >= case["flop"] > 0
-        assert case["peak_bytes"] > case.get("allocated_bytes", 0) >= 0
-        assert ("allocated_bytes" in case) == (name in WITH_AND_WITHOUT)
+        found[name] = case["held_bytes"], case["allocated_bytes"]
+        assert min(found[name]) > 0
+    # The same after nothing else.
+    for name in found.keys() & {"plain", "all", "only last_token", "floor", GRAPHS}:
+        case = {"precision": precision, "classes": 6, "seconds": [], "disturbed": []}
+        bench._sample(Contenders(4, *small_contenders(tokenizer, precision), 6, precision), name, case)
+        assert (case["held_bytes"], case["allocated_bytes"]) == found[name], name
+    if "all" in found:
+        assert sum(found["all"]) > sum(found[NO_RECONSTRUCTION])
+        # What is kept of the prompts, but for what both keep.
+        assert found["all"][0] > found["only trim"][0]

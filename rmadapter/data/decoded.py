@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,14 +37,13 @@ class DecodedImages:
             unused first; where all of it is this run's, further images are decoded each time.
 
     Attributes:
-        keeps: whether what is decoded is kept; True in the process that made this object, False in its workers.
         bytes: size of the whole cache.
         full: whether an image was left out for ``limit``.
     """
 
     def __init__(self, read: Callable[[str], Image.Image], root: Path, folder: Path, limit: int):
         self.decode, self.root, self.folder, self.limit = read, root.absolute(), folder, limit
-        self.keeps = True
+        self._keeps, self._process = True, os.getpid()
         self._lock = threading.Lock()  # images are checked in threads
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,16 @@ class DecodedImages:
         self.full = False
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "keeps": False, "_old": {}, "_own": set(), "_lock": None}
+        return {**self.__dict__, "_keeps": False, "_old": {}, "_own": set(), "_lock": None}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is decoded is kept: not in a worker, whether it was forked or got this object pickled."""
+        return self._keeps and self._process == os.getpid()
+
+    @keeps.setter
+    def keeps(self, value: bool) -> None:
+        self._keeps = value
 
     @property
     def kept(self) -> int:

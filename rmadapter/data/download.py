@@ -107,9 +107,8 @@ def _keep_archives(scratch: Path) -> None:
 
 
 def _is_there(data_root: Path, record: DataSet, file: RemoteFile) -> bool:
-    if file.unpack:
-        # Steps write "imagenet/images/train, one folder a wnid": the path ends at the comma.
-        return (data_root / file.unpack.partition(",")[0]).is_dir()
+    if file.unpack is not None:
+        return (data_root / file.unpacked).is_dir()
     return (data_root / record.folder / file.name).is_file()
 
 

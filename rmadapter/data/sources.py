@@ -14,8 +14,11 @@ DRIVE = "https://drive.google.com/file/d/{}/view"
 class RemoteFile:
     """One file to fetch: where it is, what it is called, how large it is and what becomes of it.
 
-    ``drive`` is an identifier on Google Drive, in place of ``url``. ``unpack`` says where an archive's content goes,
-    below the data root; without it the file itself goes to ``folder``, below the data root.
+    ``drive`` is an identifier on Google Drive, in place of ``url``. ``unpack`` is where an archive is unpacked, below
+    the data root ("" is the root itself), and ``makes`` the folder that it makes there, ``renamed`` to another name
+    where the field has another; without ``makes`` its content goes there, and ``unpack`` says after a comma which.
+    ``inner`` is the archive that is meant where one lies in the other. Without ``unpack`` the file itself goes to
+    ``folder``, below the data root.
     """
 
     name: str
@@ -23,12 +26,29 @@ class RemoteFile:
     url: str | None = None
     drive: str | None = None
     unpack: str | None = None
+    makes: str | None = None
+    renamed: str | None = None
+    inner: str | None = None
     folder: str | None = None
 
     def step(self) -> str:
         """The sentence that a user follows."""
-        where = f"unpack it into {self.unpack}" if self.unpack else f"put it into {self.folder}/"
+        if self.folder is not None:
+            where = f"put it into {self.folder}/"
+        elif self.makes is None:
+            where = f"unpack its content into {self.unpack}"
+        else:
+            what = f"{self.inner}, which is in it," if self.inner else "it"
+            where = f"unpack {what} in {self.unpack or 'the data root'} (it makes {self.makes}"
+            where += f", to be renamed to {self.renamed})" if self.renamed else ")"
         return f"fetch {self.name} ({self.size}) from {self.url or DRIVE.format(self.drive)} and {where}"
+
+    @property
+    def unpacked(self) -> str:
+        """The folder below the data root that is there when the archive has been unpacked."""
+        if self.makes is None:
+            return self.unpack.partition(",")[0]
+        return "/".join(part for part in (self.unpack, self.renamed or self.makes) if part)
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,9 @@ SOURCES: dict[str, Source] = {
                 "caltech-101.zip",
                 "137 MB",
                 "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
-                unpack="caltech-101/101_ObjectCategories, which 101_ObjectCategories.tar.gz in it holds",
+                unpack="caltech-101",
+                makes="101_ObjectCategories",
+                inner="101_ObjectCategories.tar.gz",
             ),
         ),
         files=(_split("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN", "caltech-101"),),
@@ -97,12 +119,19 @@ SOURCES: dict[str, Source] = {
         0.81,
         "OxfordIIITPet",
         archives=(
-            RemoteFile("images.tar.gz", "792 MB", f"{_OXFORD}/pets/data/images.tar.gz", unpack="oxford_pets/images"),
+            RemoteFile(
+                "images.tar.gz",
+                "792 MB",
+                f"{_OXFORD}/pets/data/images.tar.gz",
+                unpack="oxford_pets",
+                makes="images",
+            ),
             RemoteFile(
                 "annotations.tar.gz",
                 "19 MB",
                 f"{_OXFORD}/pets/data/annotations.tar.gz",
-                unpack="oxford_pets/annotations",
+                unpack="oxford_pets",
+                makes="annotations",
             ),
         ),
         files=(_split("OxfordPets", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs", "oxford_pets"),),
@@ -114,19 +143,22 @@ SOURCES: dict[str, Source] = {
                 "cars_train.tgz",
                 "934 MB",
                 "http://ai.stanford.edu/~jkrause/car196/cars_train.tgz",
-                unpack="stanford_cars/cars_train",
+                unpack="stanford_cars",
+                makes="cars_train",
             ),
             RemoteFile(
                 "cars_test.tgz",
                 "977 MB",
                 "http://ai.stanford.edu/~jkrause/car196/cars_test.tgz",
-                unpack="stanford_cars/cars_test",
+                unpack="stanford_cars",
+                makes="cars_test",
             ),
             RemoteFile(
                 "car_devkit.tgz",
                 "1 MB",
                 "https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz",
-                unpack="stanford_cars/devkit",
+                unpack="stanford_cars",
+                makes="devkit",
             ),
             RemoteFile(
                 "cars_test_annos_withlabels.mat",
@@ -145,7 +177,11 @@ SOURCES: dict[str, Source] = {
         "Flowers102",
         archives=(
             RemoteFile(
-                "102flowers.tgz", "345 MB", f"{_OXFORD}/flowers/102/102flowers.tgz", unpack="oxford_flowers/jpg"
+                "102flowers.tgz",
+                "345 MB",
+                f"{_OXFORD}/flowers/102/102flowers.tgz",
+                unpack="oxford_flowers",
+                makes="jpg",
             ),
             RemoteFile("imagelabels.mat", "1 kB", f"{_OXFORD}/flowers/102/imagelabels.mat", folder="oxford_flowers"),
         ),
@@ -162,7 +198,8 @@ SOURCES: dict[str, Source] = {
                 "food-101.tar.gz",
                 "5.0 GB",
                 "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-                unpack="food-101/images, its folder of that name",
+                unpack="",
+                makes="food-101",
             ),
         ),
         files=(_split("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl", "food-101"),),
@@ -187,7 +224,8 @@ SOURCES: dict[str, Source] = {
                 "SUN397.tar.gz",
                 "39 GB",
                 "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
-                unpack="sun397/SUN397",
+                unpack="sun397",
+                makes="SUN397",
             ),
         ),
         files=(_split("SUN397", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq", "sun397"),),
@@ -200,7 +238,8 @@ SOURCES: dict[str, Source] = {
                 "dtd-r1.0.1.tar.gz",
                 "0.63 GB",
                 f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
-                unpack="dtd, what is in its folder of that name (images/, ...)",
+                unpack="",
+                makes="dtd",
             ),
         ),
         files=(_split("DescribableTextures", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x", "dtd"),),
@@ -214,7 +253,8 @@ SOURCES: dict[str, Source] = {
                 "94 MB",
                 "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/"
                 "EuroSAT.zip",
-                unpack="eurosat/2750",
+                unpack="eurosat",
+                makes="2750",
             ),
         ),
         files=(_split("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o", "eurosat"),),
@@ -226,7 +266,8 @@ SOURCES: dict[str, Source] = {
                 "UCF-101-midframes.zip",
                 "about 0.4 GB",
                 drive="10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O",
-                unpack="ucf101/UCF-101-midframes",
+                unpack="ucf101",
+                makes="UCF-101-midframes",
             ),
             _split("UCF101", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y", "ucf101"),
         ),
@@ -239,7 +280,8 @@ SOURCES: dict[str, Source] = {
                 "imagenetv2-matched-frequency.tar.gz",
                 "1.3 GB",
                 "https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz",
-                unpack="imagenetv2/imagenetv2-matched-frequency-format-val",
+                unpack="imagenetv2",
+                makes="imagenetv2-matched-frequency-format-val",
             ),
         ),
         remarks=(_VARIANT_NAMES,),
@@ -251,7 +293,9 @@ SOURCES: dict[str, Source] = {
                 "ImageNet-Sketch.zip",
                 "7.6 GB",
                 "https://github.com/HaohanWang/ImageNet-Sketch",
-                unpack="imagenet-sketch/images",
+                unpack="imagenet-sketch",
+                makes="sketch",
+                renamed="images",
             ),
         ),
         remarks=(_VARIANT_NAMES,),
@@ -263,7 +307,8 @@ SOURCES: dict[str, Source] = {
                 "imagenet-a.tar",
                 "0.7 GB",
                 "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
-                unpack="imagenet-adversarial/imagenet-a",
+                unpack="imagenet-adversarial",
+                makes="imagenet-a",
             ),
         ),
         remarks=(_VARIANT_NAMES,),
@@ -275,7 +320,8 @@ SOURCES: dict[str, Source] = {
                 "imagenet-r.tar",
                 "2.2 GB",
                 "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
-                unpack="imagenet-rendition/imagenet-r",
+                unpack="imagenet-rendition",
+                makes="imagenet-r",
             ),
         ),
         remarks=(_VARIANT_NAMES,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 
@@ -63,14 +64,29 @@ def test_a_worker_reads_and_does_not_write(decoded, root, tmp_path):
     cache("0.jpg")
     # A process of its own would get this.
     state = cache.__getstate__()
-    assert not state["keeps"]
     worker = DecodedImages.__new__(DecodedImages)
     worker.__dict__.update(state)
+    assert not worker.keeps
     assert same(worker("0.jpg"), read_image(root / "0.jpg"))
     worker("1.jpg")
     assert decoded.paths == ["0.jpg", "1.jpg"]
     assert len(list((tmp_path / "cache").iterdir())) == 1
     pickle.dumps(DecodedImages(read_image, root, tmp_path / "cache", 10**9))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")
+def test_a_forked_worker_does_not_write(decoded, tmp_path):
+    cache = decoded()
+    cache("0.jpg")
+    worker = multiprocessing.get_context("fork").Process(target=cache, args=("1.jpg",))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert cache.keeps
+    cache.keeps = False
+    cache("2.jpg")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @pytest.mark.parametrize("change", ["content", "time"])
