@@ -39,7 +39,7 @@ class AdapterInfo:
         quick_gelu: whether the base model runs with QuickGELU.
         preprocessing: what images go through, for prediction.
         class_names, template: what was trained on, or None.
-        training: how it was trained (method, data, classes, shots, seed), for results; None where it was not said.
+        training: how it was trained (method, data, residual stream, ...), for evaluation; None where it was not said.
         weights_sha256: of the weights' file, so that the two files are known to belong together.
     """
 
