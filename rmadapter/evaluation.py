@@ -297,9 +297,12 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
 
 
 def encoders_of(adapted: AdaptedCLIP, info: AdapterInfo, precision: str) -> Encoders | None:
-    """What runs an adapted model in evaluation, with the residual stream of its training where that is known."""
+    """What runs an adapted model in evaluation, with the residual stream of its training where that is known.
+
+    None after training through open_clip's own forward passes (--no-shortcuts): they round otherwise in 16 bits.
+    """
     residual = (info.training or {}).get("residual", "auto")
-    return Encoders.of(adapted, stream=residual_dtype(residual, precision))
+    return None if residual is None else Encoders.of(adapted, stream=residual_dtype(residual, precision))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,14 @@ from rmadapter.training import few_shot
 
 CONFIG_FILE, WEIGHTS_FILE = LINEAR_PROBE.file, "linear_probe.safetensors"
 FILE_FORMAT = 1
+FIELDS = {
+    "model": dict,
+    "base_hash": str,
+    "class_names": list,
+    "template": str,
+    "training": dict,
+    "weights_sha256": str,
+}
 # Inverse penalties of the logistic regression, as scikit-learn's C.
 GRID = tuple(10.0**power for power in range(-1, 6))
 # Without validation images: CLIP's own 0.316 for ImageNet, on features that have a norm of about 10 there and 1 here.
@@ -84,28 +92,34 @@ class LinearProbe(CLIPClassifier):
             InputError: a name that was not trained on.
         """
         trained = getattr(self, "trained", class_names)  # none yet where the base class sets them
-        unknown = [name for name in class_names if name not in trained]
-        if unknown:
-            raise InputError(
-                f"the linear probe was not trained on class {unknown[0]!r}; valid: the {len(trained)} classes that it "
-                "was trained on, or some of them"
-            )
+        self.rows = rows_of(list(class_names), list(trained))
         super().set_classes(class_names, template)
-
-    @property
-    def columns(self) -> list[int]:
-        """Rows of ``weight`` that stand for the present classes."""
-        if self.class_names == self.trained:
-            return list(range(len(self.trained)))
-        return [self.trained.index(name) for name in self.class_names]
 
     def text_features(self) -> Tensor:
         """The classes' weights [classes, embed], in the place of their prompts' features."""
-        return self.weight[self.columns]
+        return self.weight[self.rows]
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """[batch, classes] in fp32."""
-        return F.normalize(image_features.float(), dim=-1) @ text_features.T + self.bias[self.columns]
+        return F.normalize(image_features.float(), dim=-1) @ text_features.T + self.bias[self.rows]
+
+
+def rows_of(class_names: list[str], trained: list[str]) -> list[int]:
+    """For each name its place in ``trained``; of a half of them in its order, which tells equal names apart.
+
+    Raises:
+        InputError: a name that is not in it.
+    """
+    count = len(class_names)
+    for first in range(len(trained) - count + 1):
+        if trained[first : first + count] == class_names:
+            return list(range(first, first + count))
+    if unknown := [name for name in class_names if name not in trained]:
+        raise InputError(
+            f"the linear probe was not trained on class {unknown[0]!r}; valid: the {len(trained)} classes that it was "
+            "trained on, or some of them"
+        )
+    return [trained.index(name) for name in class_names]
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, inverse_penalty: float, start: Tensor | None = None) -> Tensor:
@@ -272,9 +286,9 @@ def read(folder: Path) -> dict[str, Any]:
     values = read_json(folder / CONFIG_FILE, "linear probe file")
     if not isinstance(values, dict) or values.get("format") != FILE_FORMAT:
         raise InputError(f"{folder / CONFIG_FILE} is no linear probe of format {FILE_FORMAT}")
-    needed = ("model", "base_hash", "class_names", "template", "training", "weights_sha256")
-    if missing := [name for name in needed if name not in values]:
-        raise InputError(f"the linear probe in {folder} is damaged: {missing[0]} is missing")
+    for name, kind in FIELDS.items():
+        if not isinstance(values.get(name), kind):
+            raise InputError(f"the linear probe in {folder} is damaged: field {name} is missing or malformed")
     return values
 
 
@@ -335,8 +349,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "split_file": data.split_id,
         "model": backbone.source.name,
         "pretrained": backbone.source.pretrained,
-        "shots": trained["shots"],
-        "seed": trained["seed"],
+        "shots": trained.get("shots"),
+        "seed": trained.get("seed"),
         "classes": config.classes,
         "split": config.split,
         "template": None,  # it has no prompts

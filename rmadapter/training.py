@@ -123,8 +123,8 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
-        # Without encoders open_clip's own forward passes ran, in the weights' dtype throughout.
-        "residual": "compute" if model.encoders is None else config.residual,
+        # None: without encoders it went through open_clip's own forward passes.
+        "residual": None if model.encoders is None else config.residual,
     }
     save_adapter(model.adapted, folder.adapter, class_names=names, template=config.template, training=training)
     results = _results(config, run, backend, _evaluate(config, run) if config.evaluate else None)

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from rmadapter.checkpoint import read_info
 from rmadapter.cli import main
-from rmadapter.data import load_data
+from rmadapter.data import base_new_names, load_data
 from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError
 from rmadapter.injection import inject
-from rmadapter.linear_probe import DEFAULT_C, choose, fit
+from rmadapter.linear_probe import DEFAULT_C, LinearProbe, choose, fit
 from rmadapter.methods import ABLATION_TABLE, METHODS, Method, configure
 
 ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
@@ -164,25 +164,28 @@ def test_an_evaluation_writes_over_no_training_run(name, options, tmp_path, caps
     assert (out / "results.json").read_bytes() == before
 
 
-@pytest.mark.parametrize(("given", "recorded"), [([], "auto"), (["--residual", "compute"], "compute")])
-def test_evaluation_has_the_residual_stream_of_the_training(given, recorded, options, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "recorded", "streams"),
+    [
+        ([], "auto", [torch.float32]),
+        (["--residual", "compute"], "compute", [torch.bfloat16]),
+        (["--no-shortcuts"], None, []),  # through open_clip's own forward passes, in evaluation too
+    ],
+)
+def test_evaluation_has_the_residual_stream_of_the_training(
+    given, recorded, streams, options, images, tmp_path, monkeypatch
+):
     argv = ["train", *options, *TRAINING, *given, "--precision", "bf16", "--no-evaluate"]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 0
     adapter = tmp_path / "run" / "adapter"
     assert read_info(adapter).training["residual"] == recorded
-    streams = []
+    found = []
     of = Encoders.of
-    monkeypatch.setattr(Encoders, "of", lambda model, stream: (streams.append(stream), of(model, stream=stream))[1])
+    monkeypatch.setattr(Encoders, "of", lambda model, stream: (found.append(stream), of(model, stream=stream))[1])
     common = ["--adapter", str(adapter), "--precision", "bf16"]
     assert main(["eval", *common, "--data", str(images), "--workers", "0"]) == 0
     assert main(["predict", *common, str(images / "ant" / "00.png")]) == 0
-    assert streams == 2 * [torch.bfloat16 if recorded == "compute" else torch.float32]
-
-
-def test_the_plain_step_has_the_residual_stream_of_the_weights(options, tmp_path):
-    argv = ["train", *options, *TRAINING, "--no-shortcuts", "--no-evaluate", "--out", str(tmp_path / "run")]
-    assert main(argv) == 0
-    assert read_info(tmp_path / "run" / "adapter").training["residual"] == "compute"
+    assert found == 2 * streams
 
 
 class TestLinearProbe:
@@ -218,6 +221,17 @@ class TestLinearProbe:
             hashes.add(json.loads((out / "results.json").read_text())["few_shot_hash"])
         assert len(hashes) == 1
 
+    def test_classes_of_one_name_are_kept_apart(self, clip, tokenizer):
+        """The two cranes lie in different halves."""
+        weight, bias = torch.randn(5, 32), torch.zeros(5)
+        names = ["ant", "crane", "heron", "crane", "digger"]
+        probe = LinearProbe(clip, tokenizer, names, "{}", weight, bias)
+        for part, rows in {"all": [0, 1, 2, 3, 4], "base": [0, 1, 2], "new": [3, 4]}.items():
+            probe.set_classes(base_new_names(names, part), "{}")
+            assert torch.equal(probe.text_features(), weight[rows])
+        probe.set_classes(["heron", "ant"], "{}")
+        assert torch.equal(probe.text_features(), weight[[2, 0]])
+
     def test_evaluation_needs_a_data_set(self, options, tmp_path, monkeypatch, capsys):
         assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
         monkeypatch.chdir(tmp_path)
@@ -231,7 +245,8 @@ class TestLinearProbe:
             (lambda f: (f / "linear_probe.safetensors").unlink(), "is damaged"),
             (lambda f: edit(f, format=9), "no linear probe of format 1"),
             (lambda f: edit(f, class_names=["a"]), "is not the file that"),
-            (lambda f: edit(f, without="training"), "is damaged: training is missing"),
+            (lambda f: edit(f, without="training"), "is damaged: field training is missing"),
+            (lambda f: edit(f, model=None), "is damaged: field model is missing or malformed"),
             (lambda f: edit(f, base_hash="0"), "belongs to other base weights"),
         ],
     )
