@@ -87,6 +87,8 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
     for name in ("ant", "bee"):
         (empty / name).mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(empty / "ant" / "a.png")
+    run_folder = tmp_path / "finished"
+    (run_folder / "adapter").mkdir(parents=True)
     train = ["train", "--model", f"local-dir:{clip_folder}", "--adapter.layers", "2", "--out", str(tmp_path / "out")]
     good = [*train, "--data", str(images)]
     cases = {
@@ -98,6 +100,7 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
         "two": [*train, "--data", str(one_class.parent)],
         "bee": [*train, "--data", str(empty)],
         "adapter is missing": ["eval", "--data", str(images)],
+        "a run folder; its adapter is": ["eval", "--adapter", str(run_folder), "--data", str(images)],
         "adapter folder": ["eval", "--adapter", str(tmp_path / "no"), "--data", str(images)],
         "no image is given": ["predict", "--adapter", str(tmp_path)],
         "at least two names": ["predict", "--classes", "cat", str(images / "ant" / "00.png")],
