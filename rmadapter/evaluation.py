@@ -277,8 +277,10 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
         adapted: whether the adapter is what is evaluated, and not the base model alone.
 
     Raises:
-        InputError: everything ``load_data`` raises, no data set is named, or ``config.out`` is a training run's.
+        InputError: everything ``load_data`` raises; no data set is named; ``config.out`` is a file or a training run's.
     """
+    if config.out and Path(config.out).is_file():
+        raise InputError(f"out is {config.out!r}, which is a file; valid: a folder")
     if config.out and RunFolder(Path(config.out)).config_file.is_file():
         raise InputError(
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"

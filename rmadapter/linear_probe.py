@@ -228,6 +228,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "few_shot_hash": sample.hash,
     }
     write_json(folder.results_file, results)
+    print(f"adapter: {folder.adapter}\nresults: {folder.results_file}")
     return results
 
 
@@ -337,6 +338,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         raise InputError("classes is 'base_new', but a linear probe knows one half alone; valid: all, base, new")
     _check_no_template(config)
     data = load_tested(config, trained, adapted=True)
+    half = trained.get("classes")
+    if half in ("base", "new") and data.name == trained.get("data") and config.classes != half:
+        raise InputError(f"classes is {config.classes!r}, but the linear probe knows one half alone; valid: {half}")
     probe, backbone = load(folder, values, device, config.model, config.pretrained)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     began = time.perf_counter()

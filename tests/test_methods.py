@@ -159,6 +159,8 @@ def test_an_evaluation_writes_over_no_training_run(name, options, tmp_path, caps
     assert main(["train", "--method", name, *options, *TRAINING, "--out", str(out)]) == 0
     what = ["--method", "zeroshot"] if name == "zeroshot" else ["--adapter", str(out / "adapter")]
     before = (out / "results.json").read_bytes()
+    assert main(["eval", *options, *what, "--classes", "base", "--out", str(out / "results.json")]) == 2
+    assert "results.json', which is a file" in capsys.readouterr().err
     assert main(["eval", *options, *what, "--classes", "base", "--out", str(out)]) == 2
     assert "where a training run is" in capsys.readouterr().err
     assert (out / "results.json").read_bytes() == before
@@ -199,8 +201,11 @@ class TestLinearProbe:
         assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
         adapter = ["--adapter", str(tmp_path / "run" / "adapter")]
         image = str(images / "ant" / "00.png")
+        others = str(write_images(tmp_path / "others", ["cow", "dog"], 4))
         for argv, message in {
-            ("eval", "--classes", "new"): "was not trained on class 'cat'",
+            ("eval", "--classes", "new"): "classes is 'new', but the linear probe knows one half alone; valid: base",
+            ("eval", "--classes", "all"): "classes is 'all', but the linear probe knows one half alone; valid: base",
+            ("eval", "--data", others): "was not trained on class 'cow'",
             ("eval", "--classes", "base_new"): "knows one half alone",
             ("eval", "--method", "zeroshot"): "holds a linear probe; valid: without --adapter",
             ("eval", "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
@@ -208,7 +213,7 @@ class TestLinearProbe:
             ("predict", image, "--classes", "ant,cow"): "was not trained on class 'cow'",
         }.items():
             data = ["--data", str(images), "--workers", "0"] if argv[0] == "eval" else []
-            assert main([*argv, *adapter, *data]) == 2
+            assert main([argv[0], *adapter, *data, *argv[1:]]) == 2
             assert message in capsys.readouterr().err
 
     def test_it_is_trained_on_the_images_of_the_others_where_some_cannot_be_read(self, options, images, tmp_path):
