@@ -39,7 +39,7 @@ class AdapterInfo:
         quick_gelu: whether the base model runs with QuickGELU.
         preprocessing: what images go through, for prediction.
         class_names, template: what was trained on, or None.
-        training: how it was trained (method, data, classes, shots, seed), for results; None where it was not said.
+        training: how it was trained (method, data, residual stream, ...), for evaluation; None where it was not said.
         weights_sha256: of the weights' file, so that the two files are known to belong together.
     """
 
@@ -108,6 +108,8 @@ def read_info(folder: Path) -> AdapterInfo:
     """
     if not folder.is_dir():
         raise InputError(f"adapter folder {folder} does not exist")
+    if not (folder / CONFIG_FILE).is_file() and (folder / "adapter").is_dir():
+        raise InputError(f"adapter is {str(folder)!r}, a run folder; its adapter is '{folder / 'adapter'}'")
     values: Any = read_json(folder / CONFIG_FILE, "adapter file")
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise InputError(f"{folder / CONFIG_FILE} is no adapter configuration: it has no format number")

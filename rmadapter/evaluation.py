@@ -15,26 +15,28 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rmadapter.backbone import Backbone, load_backbone, store_backbone
-from rmadapter.checkpoint import load, read_info
-from rmadapter.config import PRECISIONS, check_template
+from rmadapter.checkpoint import AdapterInfo, load, read_info
+from rmadapter.config import PRECISIONS, TrainConfig, check_template
 from rmadapter.data import (
     EvalImages,
     ImageData,
     Item,
     Preprocessing,
     Read,
-    base_new_names,
     base_new_split,
     collate_readable,
     eval_transform,
     load_data,
+    part_names,
 )
+from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_json
 from rmadapter.injection import AdaptedCLIP
 from rmadapter.model import CLIPClassifier
 from rmadapter.results import FORMAT, harmonic_mean
+from rmadapter.run_folder import RunFolder
 from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
 from rmadapter.testbed import MODEL, is_testbed
 
@@ -57,7 +59,7 @@ class EvalConfig:
         retention: for a bundled data set also the accuracy on its classes drawn in the unseen style
         model: open_clip model name; default: the adapter's
         pretrained: open_clip tag or weights file; default: the adapter's
-        template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
+        template: prompt with {}; default: the adapter's, for zeroshot the data set's published one
         precision: auto, bf16, fp16 or fp32
         device: auto, cpu, cuda or cuda:N
         fused: use the fastest adapter backend there is
@@ -180,12 +182,15 @@ def evaluate_parts(
     Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``, with ``retained_PART`` in
     ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``. The model is left with
     the classes of the last part.
+
+    Raises:
+        InputError: a part of fewer than two classes; what ``accuracy`` raises.
     """
     items = getattr(data, split)
     classes = len(data.class_names)
     found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0}
     for part in parts:
-        model.set_classes(base_new_names(data.class_names, part), model.template)
+        model.set_classes(part_names(data.class_names, part), model.template)
         chosen = base_new_split(items, part, classes)
         with torch.no_grad():
             text = model.eval().text_features()
@@ -202,6 +207,16 @@ def evaluate_parts(
     if {"base", "new"} <= set(parts):
         found["accuracy"]["hm"] = harmonic_mean(found["accuracy"]["base"], found["accuracy"]["new"])
     return found
+
+
+def tested_parts(classes: str, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What ``evaluate_parts`` is asked for with "all", "base", "new" or "base_new".
+
+    The new half of three classes is one class, on which every method is right: of "base_new" the base half is left.
+    """
+    if classes != "base_new":
+        return (classes,)
+    return ("base", "new") if len(class_names) > 3 else ("base",)
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -240,21 +255,56 @@ def load_adapted(
     return backbone, load(backbone.clip, adapter, source=backbone.source) if with_adapter else None
 
 
-def _load(config: EvalConfig, training: dict[str, Any], *, adapted: bool) -> ImageData:
-    """The data set of ``config``; of the bundled ones those that the adapter was trained on, as ``training`` says.
+def finished_run(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
+    """What the finished run found that ``config`` goes on with, which is said; None where there is work to do.
 
     Raises:
-        InputError: everything ``load_data`` raises, or no data set is named.
+        InputError: what ``folder.check`` raises.
     """
+    folder.check(config)
+    done = folder.results() if config.resume else None
+    if done is not None:
+        print(f"the run in {folder.path} is finished; its results: {folder.results_file}\n{describe(done)}")
+    return done
+
+
+def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) -> ImageData:
+    """The data set of ``config``, by default the bundled one that ``training`` says; prints what it has to say.
+
+    Args:
+        config: the evaluation.
+        training: how the adapter was trained, as its file says it; empty without one.
+        adapted: whether the adapter is what is evaluated, and not the base model alone.
+
+    Raises:
+        InputError: everything ``load_data`` raises; no data set is named; ``config.out`` is a file or a training run's.
+    """
+    if config.out and Path(config.out).is_file():
+        raise InputError(f"out is {config.out!r}, which is a file; valid: a folder")
+    if config.out and RunFolder(Path(config.out)).config_file.is_file():
+        raise InputError(
+            f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
+        )
     trained_on, trained_style = training.get("data") or "", training.get("style")
     name = config.data or (trained_on if is_testbed(trained_on) else "")
     if not name:
         raise InputError(f"data is missing, and the adapter was trained on {trained_on!r}; valid: {DATA_FORMS}")
     style = config.style or (trained_style if is_testbed(name) else None)
     data = load_data(name, config.data_root, style)
+    for note in data.notes:
+        print(note)
     # A style that training has seen measures no retention.
     seen = adapted and data.retention is not None and data.retention.style == trained_style
     return data if config.retention and not seen else replace(data, retention=None)
+
+
+def encoders_of(adapted: AdaptedCLIP, info: AdapterInfo, precision: str) -> Encoders | None:
+    """What runs an adapted model in evaluation, with the residual stream of its training where that is known.
+
+    None after training through open_clip's own forward passes (--no-shortcuts): they round otherwise in 16 bits.
+    """
+    residual = (info.training or {}).get("residual", "auto")
+    return None if residual is None else Encoders.of(adapted, stream=residual_dtype(residual, precision))
 
 
 @dataclass(frozen=True)
@@ -294,17 +344,16 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     """
     info = read_info(Path(config.adapter)) if config.adapter else None
     zeroshot = config.method == "zeroshot"
-    data = _load(config, (info.training or {}) if info else {}, adapted=not zeroshot)
-    for note in data.notes:
-        print(note)
+    data = load_tested(config, (info.training or {}) if info else {}, adapted=not zeroshot)
     loaded = loaded or load_model(config)
     backbone, adapted = loaded.backbone, loaded.adapted
-    template = config.template or (info.template if info else None) or "a photo of a {}."
+    own = zeroshot_template(data.name) if zeroshot else info.template
+    template = config.template or own or PHOTO
     model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, data.class_names, template)
     if adapted is not None:
-        model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", loaded.precision))
+        model.encoders = encoders_of(adapted, info, loaded.precision)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
-    parts = ("base", "new") if config.classes == "base_new" else (config.classes,)
+    parts = tested_parts(config.classes, data.class_names)
     trained = (info.training or {}) if adapted is not None else {}
     started = time.perf_counter()
     found = evaluate_parts(model, data, parts, loading, split=config.split)
@@ -328,8 +377,14 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
         "precision": loaded.precision,
         "device": str(loaded.device),
     }
-    print(describe(found))
-    if config.out:
-        write_json(Path(config.out) / "results.json", results)
-        print(f"results: {Path(config.out) / 'results.json'}")
+    conclude(config, results)
     return results
+
+
+def conclude(config: EvalConfig, results: dict[str, Any]) -> None:
+    """Print ``results``, and write them to ``config.out`` where it is given."""
+    print(describe(results))
+    if config.out:
+        file = Path(config.out) / "results.json"
+        write_json(file, results)
+        print(f"results: {file}")

@@ -24,30 +24,44 @@ from rmadapter.backbone import Backbone, base_hash, load_backbone
 from rmadapter.config import TrainConfig
 from rmadapter.data import (
     EvalImages,
-    FewShotSample,
     ImageData,
     Item,
-    base_new_names,
     base_new_split,
     collate_readable,
     eval_transform,
-    few_shot_sample,
     load_data,
-    read_image,
 )
 from rmadapter.errors import InputError
-from rmadapter.evaluation import EvalConfig, Loading, describe, evaluate_parts
+from rmadapter.evaluation import (
+    EvalConfig,
+    Loading,
+    conclude,
+    describe,
+    evaluate_parts,
+    finished_run,
+    load_tested,
+)
 from rmadapter.files import read_json, write_atomic, write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
+from rmadapter.methods.method import check_no_explain
 from rmadapter.model import CLIPClassifier
-from rmadapter.prediction import PredictConfig, print_predictions, wanted_class_names
+from rmadapter.prediction import PredictConfig, check_files, preprocessed, print_predictions, wanted_class_names
 from rmadapter.prediction import predict as predict_images
 from rmadapter.results import FORMAT
 from rmadapter.run_folder import RunFolder
 from rmadapter.runtime import environment, resolve_device
+from rmadapter.training import few_shot
 
 CONFIG_FILE, WEIGHTS_FILE = LINEAR_PROBE.file, "linear_probe.safetensors"
 FILE_FORMAT = 1
+FIELDS = {
+    "model": dict,
+    "base_hash": str,
+    "class_names": list,
+    "template": str,
+    "training": dict,
+    "weights_sha256": str,
+}
 # Inverse penalties of the logistic regression, as scikit-learn's C.
 GRID = tuple(10.0**power for power in range(-1, 6))
 # Without validation images: CLIP's own 0.316 for ImageNet, on features that have a norm of about 10 there and 1 here.
@@ -78,28 +92,34 @@ class LinearProbe(CLIPClassifier):
             InputError: a name that was not trained on.
         """
         trained = getattr(self, "trained", class_names)  # none yet where the base class sets them
-        unknown = [name for name in class_names if name not in trained]
-        if unknown:
-            raise InputError(
-                f"the linear probe was not trained on class {unknown[0]!r}; valid: the {len(trained)} classes that it "
-                "was trained on, or some of them"
-            )
+        self.rows = rows_of(list(class_names), list(trained))
         super().set_classes(class_names, template)
-
-    @property
-    def columns(self) -> list[int]:
-        """Rows of ``weight`` that stand for the present classes."""
-        if self.class_names == self.trained:
-            return list(range(len(self.trained)))
-        return [self.trained.index(name) for name in self.class_names]
 
     def text_features(self) -> Tensor:
         """The classes' weights [classes, embed], in the place of their prompts' features."""
-        return self.weight[self.columns]
+        return self.weight[self.rows]
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """[batch, classes] in fp32."""
-        return F.normalize(image_features.float(), dim=-1) @ text_features.T + self.bias[self.columns]
+        return F.normalize(image_features.float(), dim=-1) @ text_features.T + self.bias[self.rows]
+
+
+def rows_of(class_names: list[str], trained: list[str]) -> list[int]:
+    """For each name its place in ``trained``; of a half of them in its order, which tells equal names apart.
+
+    Raises:
+        InputError: a name that is not in it.
+    """
+    count = len(class_names)
+    for first in range(len(trained) - count + 1):
+        if trained[first : first + count] == class_names:
+            return list(range(first, first + count))
+    if unknown := [name for name in class_names if name not in trained]:
+        raise InputError(
+            f"the linear probe was not trained on class {unknown[0]!r}; valid: the {len(trained)} classes that it was "
+            "trained on, or some of them"
+        )
+    return [trained.index(name) for name in class_names]
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, inverse_penalty: float, start: Tensor | None = None) -> Tensor:
@@ -148,33 +168,38 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         InputError: as ``training.train``; an unreadable image.
     """
+    check_no_explain(config, LINEAR_PROBE.name)
     folder = RunFolder(config.run_folder)
-    folder.check(config)
-    if config.resume and (done := folder.results()) is not None:
+    if (done := finished_run(folder, config)) is not None:
         return done
     device = resolve_device(config.device)
     data = load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
-    names = base_new_names(data.class_names, config.classes)
-    classes = len(data.class_names)
-    train_items, val_items = few_shot_sample(data.train, data.val, config.shots, config.seed)
-    sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
+    sample, items, names = few_shot(config, data, data.read)
+    val_items = base_new_split(sample.val, config.classes, len(data.class_names))
     backbone = load_backbone(config.model, config.pretrained, device)
     folder.prepare(config)
     write_json(folder.environment_file, environment(device))
     sample.save(folder.sample_file)
 
     began = time.perf_counter()
-    parts = [base_new_split(items, config.classes, classes) for items in (train_items, val_items)]
-    fitted = encode(backbone, data, parts[0], config, device)
-    validated = encode(backbone, data, parts[1], config, device) if parts[1] else None
+    fitted = encode(backbone, data, items, config, device)
+    validated = encode(backbone, data, val_items, config, device) if val_items else None
     solution, inverse_penalty = choose(fitted, validated, len(names))
     seconds = time.perf_counter() - began
-    print(f"linear probe: C = {inverse_penalty:g}, {len(parts[0])} images of {len(names)} classes, {seconds:.1f} s")
+    print(f"linear probe: C = {inverse_penalty:g}, {len(items)} images of {len(names)} classes, {seconds:.1f} s")
     probe = _probe(backbone, names, config.template, solution)
-    training = {name: getattr(config, name) for name in ("classes", "shots", "seed")} | {"data": data.name}
-    save(folder.adapter, probe, backbone, {**training, "method": LINEAR_PROBE.name, "C": inverse_penalty})
+    training = {
+        "method": LINEAR_PROBE.name,
+        "data": data.name,
+        "style": data.style,
+        "classes": config.classes,
+        "shots": config.shots,
+        "seed": config.seed,
+        "C": inverse_penalty,
+    }
+    save(folder.adapter, probe, backbone, training)
 
     found = {"accuracy": {}, "images": {}, "skipped": 0}
     began = time.perf_counter()
@@ -204,6 +229,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "few_shot_hash": sample.hash,
     }
     write_json(folder.results_file, results)
+    print(f"adapter: {folder.adapter}\nresults: {folder.results_file}")
     return results
 
 
@@ -253,42 +279,70 @@ def save(folder: Path, probe: LinearProbe, backbone: Backbone, training: dict[st
     write_json(folder / CONFIG_FILE, values)
 
 
-def load(
-    folder: Path, device: torch.device, model: str | None = None, pretrained: str | None = None
-) -> tuple[LinearProbe, Backbone, dict[str, Any]]:
-    """The probe in ``folder`` on its base model (or the one named), and what its file says.
+def read(folder: Path) -> dict[str, Any]:
+    """What ``linear_probe.json`` in ``folder`` says.
 
     Raises:
-        InputError: a damaged or newer file, weights of another file, another base model.
+        InputError: a damaged file or one of another format.
     """
     values = read_json(folder / CONFIG_FILE, "linear probe file")
     if not isinstance(values, dict) or values.get("format") != FILE_FORMAT:
         raise InputError(f"{folder / CONFIG_FILE} is no linear probe of format {FILE_FORMAT}")
+    for name, kind in FIELDS.items():
+        if not isinstance(values.get(name), kind):
+            raise InputError(f"the linear probe in {folder} is damaged: field {name} is missing or malformed")
+    return values
+
+
+def load(
+    folder: Path, values: dict[str, Any], device: torch.device, model: str | None = None, pretrained: str | None = None
+) -> tuple[LinearProbe, Backbone]:
+    """The probe in ``folder``, whose file says ``values``, on its base model (or the one named).
+
+    Raises:
+        InputError: damaged weights or those of another file, another base model.
+    """
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
         weight, bias = tensors["weight"], tensors["bias"]
-        names, source = values["class_names"], values["model"]
         fits = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest() == values["weights_sha256"]
-        template, trained_on = values["template"], values["base_hash"]
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"the linear probe in {folder} is damaged: {error}") from error
+    names, source = values["class_names"], values["model"]
     if not fits or weight.shape[0] != len(names):
         raise InputError(f"{folder / WEIGHTS_FILE} is not the file that {CONFIG_FILE} was written with")
     name, tag = (model, pretrained) if model else (source["name"], pretrained or source["pretrained"])
     backbone = load_backbone(name, tag, device)
-    if base_hash(backbone.clip) != trained_on:
+    if base_hash(backbone.clip) != values["base_hash"]:
         raise InputError(f"the linear probe in {folder} belongs to other base weights than those of {backbone.source}")
-    probe = LinearProbe(backbone.clip, backbone.tokenizer, names, template, weight.to(device), bias.to(device))
-    return probe, backbone, values
+    template = values["template"]
+    return LinearProbe(backbone.clip, backbone.tokenizer, names, template, weight.to(device), bias.to(device)), backbone
+
+
+def _check_no_template(config: EvalConfig | PredictConfig) -> None:
+    if config.template is not None:
+        raise InputError(f"template is {config.template!r}, but a linear probe has no prompts; valid: without it")
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on."""
     device = resolve_device(config.device)
-    data = load_data(config.data, config.data_root, config.style)
+    folder = Path(config.adapter)
+    values = read(folder)
+    trained = values["training"]
+    if config.method == "zeroshot":
+        raise InputError(
+            f"method is 'zeroshot', but {folder} holds a linear probe; valid: without --adapter, with --model "
+            f"{values['model']['name']}"
+        )
     if config.classes == "base_new":
         raise InputError("classes is 'base_new', but a linear probe knows one half alone; valid: all, base, new")
-    probe, backbone, values = load(Path(config.adapter), device, config.model, config.pretrained)
+    _check_no_template(config)
+    data = load_tested(config, trained, adapted=True)
+    half = trained.get("classes")
+    if half in ("base", "new") and data.name == trained.get("data") and config.classes != half:
+        raise InputError(f"classes is {config.classes!r}, but the linear probe knows one half alone; valid: {half}")
+    probe, backbone = load(folder, values, device, config.model, config.pretrained)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     began = time.perf_counter()
     found = evaluate_parts(probe, data, (config.classes,), loading, split=config.split)
@@ -300,8 +354,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "split_file": data.split_id,
         "model": backbone.source.name,
         "pretrained": backbone.source.pretrained,
-        "shots": values["training"]["shots"],
-        "seed": values["training"]["seed"],
+        "shots": trained.get("shots"),
+        "seed": trained.get("seed"),
         "classes": config.classes,
         "split": config.split,
         **found,
@@ -310,19 +364,19 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "precision": "fp32",
         "device": str(device),
     }
-    print(describe(found))
-    if config.out:
-        write_json(Path(config.out) / "results.json", results)
+    conclude(config, results)
     return results
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """``rmadapter predict`` with a probe, among the classes it was trained on or some of them."""
     device = resolve_device(config.device)
-    pictures = [read_image(Path(path)) for path in config.images]
-    probe, backbone, _ = load(Path(config.adapter), device, config.model, config.pretrained)
-    names = wanted_class_names(config, probe.trained)
+    check_files(config.images)
+    _check_no_template(config)
+    folder = Path(config.adapter)
+    values = read(folder)
+    names = wanted_class_names(config, values["class_names"])
+    probe, backbone = load(folder, values, device, config.model, config.pretrained)
     probe.set_classes(names, probe.template)
-    transform = eval_transform(backbone.preprocessing)
-    probabilities = predict_images(probe, [transform(picture) for picture in pictures], batch_size=config.batch_size)
-    return print_predictions(config, names, probabilities)
+    images = preprocessed(config.images, backbone.preprocessing)
+    return print_predictions(config, names, predict_images(probe, images, batch_size=config.batch_size))

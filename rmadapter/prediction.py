@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmadapter.backbone import store_backbone
 from rmadapter.checkpoint import read_info
 from rmadapter.config import PRECISIONS, check_template
-from rmadapter.data import eval_transform, read_image
-from rmadapter.encoders import Encoders
+from rmadapter.data import Preprocessing, eval_transform, read_image
+from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.evaluation import load_adapted
+from rmadapter.evaluation import encoders_of, load_adapted
 from rmadapter.model import CLIPClassifier
-from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
+from rmadapter.runtime import DTYPES, choose_backend, resolve_device, resolve_precision
 from rmadapter.testbed import MODEL
 from rmadapter.testbed.clip import untrained_words
 
@@ -73,16 +75,29 @@ class PredictConfig:
 
 
 @torch.no_grad()
-def predict(model: CLIPClassifier, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:
-    """Probabilities [images, classes] in fp32 on the CPU of preprocessed images [3, size, size]."""
+def predict(model: CLIPClassifier, images: Iterable[Tensor], *, batch_size: int = 32) -> Tensor:
+    """Probabilities [images, classes] in fp32 on the CPU of preprocessed images [3, size, size], taken as needed."""
     device = model.prompts.tokens.device
     model.eval()
     text = model.text_features()
-    batches = [
-        model.logits(model.image_features(torch.stack(list(images[i : i + batch_size])).to(device)), text)
-        for i in range(0, len(images), batch_size)
-    ]
-    return torch.cat(batches).softmax(-1).cpu()
+    left, found = iter(images), []
+    while batch := list(islice(left, batch_size)):
+        logits = model.logits(model.image_features(torch.stack(batch).to(device)), text)
+        found.append(logits.softmax(-1).cpu())
+    return torch.cat(found)
+
+
+def preprocessed(paths: Iterable[str], preprocessing: Preprocessing) -> Iterator[Tensor]:
+    """The images in files ``paths``, [3, size, size] each, read one by one as they are taken."""
+    transform = eval_transform(preprocessing)
+    return (transform(read_image(Path(path))) for path in paths)
+
+
+def check_files(paths: Iterable[str]) -> None:
+    """Raise InputError where an image is not there, before a model is loaded and thousands of others are read."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f"image {path} cannot be read: there is no such file")
 
 
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
@@ -91,12 +106,12 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     precision = resolve_precision(config.precision, device)
     info = read_info(Path(config.adapter)) if config.adapter else None
     names = wanted_class_names(config, info.class_names if info else None)
-    pictures = [read_image(Path(path)) for path in config.images]
+    check_files(config.images)
     backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device)
     store_backbone(backbone.clip, DTYPES[precision])
     if adapted is not None:
         choose_backend(adapted, config.fused, config.backend)
-    template = config.template or (info.template if info else None) or "a photo of a {}."
+    template = config.template or (info.template if info else None) or PHOTO
     if backbone.source.name == MODEL and (words := untrained_words([template.replace("{}", " "), *names])):
         warnings.warn(
             f"{MODEL} was not pretrained on {', '.join(map(repr, words))}: what it says of such a class is chance",
@@ -104,13 +119,13 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
         )
     model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, names, template)
     if adapted is not None:
-        model.encoders = Encoders.of(adapted, stream=residual_dtype("auto", precision))
-    transform = eval_transform(backbone.preprocessing)
-    probabilities = predict(model, [transform(picture) for picture in pictures], batch_size=config.batch_size)
+        model.encoders = encoders_of(adapted, info, precision)
+    images = preprocessed(config.images, backbone.preprocessing)
+    probabilities = predict(model, images, batch_size=config.batch_size)
     return print_predictions(config, names, probabilities)
 
 
-def print_predictions(config: PredictConfig, names: list[str], probabilities: torch.Tensor) -> list[dict[str, Any]]:
+def print_predictions(config: PredictConfig, names: list[str], probabilities: Tensor) -> list[dict[str, Any]]:
     """One record an image of ``config``, from probabilities [images, classes]; printed as ``config`` asks for it."""
     records = []
     for path, row in zip(config.images, probabilities, strict=True):

@@ -12,7 +12,7 @@ from rmadapter.methods import METHODS
 from rmadapter.protocols import PlannedRun, load_planned
 from rmadapter.sweep import result_files, state
 from rmadapter.sweep_config import Sweep
-from rmadapter.training import tested_parts
+from rmadapter.training import own_parts
 
 
 def describe_cost(sweep: Sweep) -> str:
@@ -62,7 +62,7 @@ def _tested(run: PlannedRun, config: TrainConfig, loaded: dict[str, ImageData]) 
     if run.seed is None:
         parts = ("all",)  # or both halves, which are as many
     elif METHODS[run.method].open_vocabulary:
-        parts = tested_parts(config, home)
+        parts = own_parts(config, home)
     else:
         parts = (config.classes,)
     at_home = sum(_images(home, part, retention=True) for part in parts)

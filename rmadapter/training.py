@@ -19,16 +19,16 @@ from rmadapter.data import (
     ImageData,
     Item,
     Read,
-    base_new_names,
     base_new_split,
     check_images,
     few_shot_sample,
     load_data,
+    part_names,
 )
 from rmadapter.distributed import PeerLostError, Ranks
 from rmadapter.encoders import Encoders, blocks_obstacle
-from rmadapter.errors import InputError, check_range
-from rmadapter.evaluation import Loading, describe, evaluate_parts
+from rmadapter.errors import check_range
+from rmadapter.evaluation import Loading, describe, evaluate_parts, finished_run, tested_parts
 from rmadapter.files import cache_folder, write_json
 from rmadapter.injection import inject
 from rmadapter.loop import TrainRun
@@ -78,10 +78,7 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
 
 def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[str, Any]:
     folder = RunFolder(config.run_folder)
-    if not config.explain:
-        folder.check(config)
-    if config.resume and not config.explain and (done := folder.results()) is not None:
-        print(f"the run in {folder.path} is finished; its results: {folder.results_file}\n{describe(done)}")
+    if not config.explain and (done := finished_run(folder, config)) is not None:
         return done
     device = ranks.device
     precision = resolve_precision(config.precision, device)
@@ -89,7 +86,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
     for note in data.notes:
         print(note)
     read = _reader(config, data, ranks)
-    sample, items, names = _few_shot(config, data, read)
+    sample, items, names = few_shot(config, data, read)
     backbone = load_backbone(config.model, config.pretrained, device)
     model, backend = _make_model(config, backbone, names, precision)
     state = folder.load_state() if config.resume and not config.explain else None
@@ -126,6 +123,8 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
+        # None: without encoders it went through open_clip's own forward passes.
+        "residual": None if model.encoders is None else config.residual,
     }
     save_adapter(model.adapted, folder.adapter, class_names=names, template=config.template, training=training)
     results = _results(config, run, backend, _evaluate(config, run) if config.evaluate else None)
@@ -150,14 +149,14 @@ def _reader(config: TrainConfig, data: ImageData, ranks: Ranks) -> Read:
     return read
 
 
-def _few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShotSample, list[Item], list[str]]:
-    """The few-shot sample over all classes, and of it the chosen part's training items and class names."""
-    names = base_new_names(data.class_names, config.classes)
-    if len(names) < 2:
-        raise InputError(
-            f"classes is {config.classes!r}, which leaves {len(names)} of {len(data.class_names)} classes; "
-            "valid: a part with at least two"
-        )
+def few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShotSample, list[Item], list[str]]:
+    """The few-shot sample over all classes, and of it the chosen part's training items and class names.
+
+    Raises:
+        InputError: a part of fewer than two classes, more shots than the data set may have, no training images, or
+            (without ``skip_bad_images``) one that cannot be read.
+    """
+    names = part_names(data.class_names, config.classes)
     if data.max_shots is not None:
         check_range("shots", config.shots, 1, data.max_shots)
     left_out: set[str] = set()
@@ -177,7 +176,7 @@ def _few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShot
             + (f"; --cache-limit {config.cache_limit} has no room for the others" if read.full else "")
         )
     sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
-    return sample, base_new_split(train_items, config.classes), names
+    return sample, base_new_split(train_items, config.classes, len(data.class_names)), names
 
 
 def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], precision: str) -> tuple[RMAdapterCLIP, str]:
@@ -206,18 +205,18 @@ def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], preci
     return model.train(), backend
 
 
-def tested_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
+def own_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
     """The parts of the classes that a run is tested on: base and new after training on base, else that trained on."""
-    return ("base", "new") if config.classes == "base" and len(data.class_names) > 3 else (config.classes,)
+    return tested_parts("base_new" if config.classes == "base" else config.classes, data.class_names)
 
 
 def _evaluate(config: TrainConfig, run: TrainRun) -> dict[str, Any]:
-    """Accuracy on the test images of ``tested_parts``."""
+    """Accuracy on the test images of ``own_parts``."""
     loading = Loading(
         run.backbone.preprocessing, config.eval_batch_size, config.workers, skip_bad=config.skip_bad_images
     )
     began = time.perf_counter()
-    found = evaluate_parts(run.model, run.data, tested_parts(config, run.data), loading)
+    found = evaluate_parts(run.model, run.data, own_parts(config, run.data), loading)
     return {**found, "seconds": time.perf_counter() - began}
 
 

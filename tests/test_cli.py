@@ -10,6 +10,7 @@ import warnings
 import pytest
 from PIL import Image
 
+from rmadapter import prediction
 from rmadapter.cli import COMMANDS, main
 
 
@@ -86,6 +87,8 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
     for name in ("ant", "bee"):
         (empty / name).mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(empty / "ant" / "a.png")
+    run_folder = tmp_path / "finished"
+    (run_folder / "adapter").mkdir(parents=True)
     train = ["train", "--model", f"local-dir:{clip_folder}", "--adapter.layers", "2", "--out", str(tmp_path / "out")]
     good = [*train, "--data", str(images)]
     cases = {
@@ -97,6 +100,7 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
         "two": [*train, "--data", str(one_class.parent)],
         "bee": [*train, "--data", str(empty)],
         "adapter is missing": ["eval", "--data", str(images)],
+        "a run folder; its adapter is": ["eval", "--adapter", str(run_folder), "--data", str(images)],
         "adapter folder": ["eval", "--adapter", str(tmp_path / "no"), "--data", str(images)],
         "no image is given": ["predict", "--adapter", str(tmp_path)],
         "at least two names": ["predict", "--classes", "cat", str(images / "ant" / "00.png")],
@@ -112,10 +116,34 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unreadable_image_is_named(run, tmp_path, capsys):
+def test_predict_reads_images_as_it_needs_them(run, images, monkeypatch):
+    """A batch at a time, whatever the number of images, and with the result of one batch."""
+    pictures = [str(images / name / "00.png") for name in ("ant", "bee", "cat", "dog", "ant")]
+    steps = []
+    read, encode = prediction.read_image, prediction.CLIPClassifier.image_features
+    monkeypatch.setattr(prediction, "read_image", lambda path: (steps.append("read"), read(path))[1])
+    monkeypatch.setattr(
+        prediction.CLIPClassifier, "image_features", lambda self, x: (steps.append(len(x)), encode(self, x))[1]
+    )
+    options = {"images": pictures, "adapter": str(run / "adapter"), "precision": "fp32"}
+    parted = prediction.run_predict(prediction.PredictConfig(**options, batch_size=2))
+    assert steps == ["read", "read", 2, "read", "read", 2, "read", 1]
+    for one, other in zip(parted, prediction.run_predict(prediction.PredictConfig(**options)), strict=True):
+        assert one["image"] == other["image"]
+        for mine, theirs in zip(one["predictions"], other["predictions"], strict=True):
+            assert mine["class"] == theirs["class"]
+            assert mine["probability"] == pytest.approx(theirs["probability"], rel=1e-5)
+
+
+def test_an_unreadable_image_is_named(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    assert main(["predict", "--adapter", str(run / "adapter"), str(tmp_path / "bad.png")]) == 2
+    argv = ["predict", "--adapter", str(run / "adapter"), str(tmp_path / "bad.png")]
+    assert main(argv) == 2
     assert "bad.png" in capsys.readouterr().err
+    # One that is not there is found before the model is loaded.
+    monkeypatch.setattr(prediction, "load_adapted", None)
+    assert main([*argv, str(tmp_path / "gone.png")]) == 2
+    assert "gone.png cannot be read: there is no such file" in capsys.readouterr().err
 
 
 def test_a_split_file_may_not_leave_the_folder(images, clip_folder, tmp_path, capsys):

@@ -10,14 +10,17 @@ import open_clip
 import pytest
 import torch
 import yaml
+from conftest import write_images
 from miniatures import build
 from torch.nn import functional as F
 
+from rmadapter.checkpoint import read_info
 from rmadapter.cli import main
-from rmadapter.data import load_data
+from rmadapter.data import base_new_names, load_data
+from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError
 from rmadapter.injection import inject
-from rmadapter.linear_probe import DEFAULT_C, choose, fit
+from rmadapter.linear_probe import DEFAULT_C, LinearProbe, choose, fit
 from rmadapter.methods import ABLATION_TABLE, METHODS, Method, configure
 
 ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
@@ -86,36 +89,161 @@ def test_zero_shot_takes_the_data_set_s_own_prompt(tmp_path, clip_folder, monkey
     monkeypatch.setattr(
         evaluation.CLIPClassifier, "__init__", lambda self, *a: (templates.append(a[3]), init(self, *a))[0]
     )
-    argv = ["train", "--method", "zeroshot", "--model", f"local-dir:{clip_folder}", "--workers", "0"]
+    argv = ["--method", "zeroshot", "--model", f"local-dir:{clip_folder}", "--workers", "0"]
     argv += ["--data", "dtd", "--data-root", str(tmp_path)]
-    assert main([*argv, "--out", str(tmp_path / "a")]) == 0
-    assert main([*argv, "--out", str(tmp_path / "b"), "--template", "an image of {}"]) == 0
-    assert templates == ["{} texture.", "an image of {}"]
+    for command in ("train", "eval"):
+        for name, own in {"a": [], "b": ["--template", "an image of {}"]}.items():
+            out = tmp_path / command / name
+            assert main([command, *argv, *own, "--out", str(out)]) == 0
+            assert json.loads((out / "results.json").read_text())["settings"]["template"] == templates[-1]
+    assert templates == 2 * ["{} texture.", "an image of {}"]
+
+
+def test_zero_shot_of_an_adapter_s_model_has_the_data_set_s_prompt_too(tmp_path, clip_folder):
+    build(tmp_path, "dtd")
+    data = ["--data", "dtd", "--data-root", str(tmp_path), "--workers", "0"]
+    argv = ["train", *data, "--model", f"local-dir:{clip_folder}", "--shots", "1", "--epochs", "1"]
+    argv += ["--adapter.layers", "2-3", "--template", "a picture of {}", "--no-evaluate"]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    adapter = ["--adapter", str(tmp_path / "run" / "adapter"), "--out", str(tmp_path / "eval")]
+    for method, template in {"adapter": "a picture of {}", "zeroshot": "{} texture."}.items():
+        assert main(["eval", *data, *adapter, "--method", method]) == 0
+        assert json.loads((tmp_path / "eval" / "results.json").read_text())["settings"]["template"] == template
+
+
+@pytest.mark.parametrize("name", ["zeroshot", "linear-probe", "rmadapter"])
+def test_a_finished_run_is_gone_on_with_or_written_over_only_when_asked(name, options, tmp_path, capsys):
+    argv = ["train", "--method", name, *options, *TRAINING, "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    file = tmp_path / "run" / "results.json"
+    first = file.read_bytes()
+    assert main(argv) == 2
+    assert "where a run is already; valid: --resume" in capsys.readouterr().err
+    assert main([*argv, "--resume", "--seed", "2"]) == 2
+    assert "seed is 2, but the run in" in capsys.readouterr().err
+    assert main([*argv, "--resume"]) == 0
+    assert "is finished; its results" in capsys.readouterr().out
+    assert file.read_bytes() == first
+    (tmp_path / "run" / "metrics.jsonl").write_text("of the first run")
+    assert main([*argv, "--overwrite", "--seed", "2", "--log-every", "100"]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["seed"] == 2
+    assert not any("first" in file.read_text() for file in (tmp_path / "run").glob("metrics.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["zeroshot", "linear-probe"])
+def test_a_method_without_a_step_explains_none(name, options, tmp_path, capsys):
+    argv = ["train", "--method", name, *options, "--explain", "--out", str(tmp_path / "run")]
+    assert main(argv) == 2
+    assert f"explain is True, but {name} has no training step" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_zero_shot_is_its_evaluation(options, tmp_path, capsys):
+    assert main(["train", "--method", "zeroshot", *options, "--no-evaluate", "--out", str(tmp_path / "run")]) == 2
+    assert "evaluate is False, but zeroshot does nothing else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["zeroshot", "rmadapter"])
+def test_of_three_classes_the_base_half_is_tested_alone(name, clip_folder, tmp_path, capsys):
+    """The new half is one class, on which every method is right."""
+    data = ["--data", str(write_images(tmp_path / "three", ["ant", "bee", "cat"], 6)), "--workers", "0"]
+    argv = ["train", "--method", name, *data, "--model", f"local-dir:{clip_folder}", *TRAINING]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"].keys() == {"base"}
+    zeroshot = ["eval", *data, "--method", "zeroshot", "--model", f"local-dir:{clip_folder}", "--classes", "new"]
+    assert main(zeroshot) == 2
+    assert "classes is 'new', which leaves 1 of 3 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["zeroshot", "linear-probe", "rmadapter"])
+def test_an_evaluation_writes_over_no_training_run(name, options, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--method", name, *options, *TRAINING, "--out", str(out)]) == 0
+    what = ["--method", "zeroshot"] if name == "zeroshot" else ["--adapter", str(out / "adapter")]
+    before = (out / "results.json").read_bytes()
+    assert main(["eval", *options, *what, "--classes", "base", "--out", str(out / "results.json")]) == 2
+    assert "results.json', which is a file" in capsys.readouterr().err
+    assert main(["eval", *options, *what, "--classes", "base", "--out", str(out)]) == 2
+    assert "where a training run is" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded", "streams"),
+    [
+        ([], "auto", [torch.float32]),
+        (["--residual", "compute"], "compute", [torch.bfloat16]),
+        (["--no-shortcuts"], None, []),  # through open_clip's own forward passes, in evaluation too
+    ],
+)
+def test_evaluation_has_the_residual_stream_of_the_training(
+    given, recorded, streams, options, images, tmp_path, monkeypatch
+):
+    argv = ["train", *options, *TRAINING, *given, "--precision", "bf16", "--no-evaluate"]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    adapter = tmp_path / "run" / "adapter"
+    assert read_info(adapter).training["residual"] == recorded
+    found = []
+    of = Encoders.of
+    monkeypatch.setattr(Encoders, "of", lambda model, stream: (found.append(stream), of(model, stream=stream))[1])
+    common = ["--adapter", str(adapter), "--precision", "bf16"]
+    assert main(["eval", *common, "--data", str(images), "--workers", "0"]) == 0
+    assert main(["predict", *common, str(images / "ant" / "00.png")]) == 0
+    assert found == 2 * streams
 
 
 class TestLinearProbe:
-    def test_it_learns_and_goes_on_where_it_stopped(self, options, tmp_path, capsys):
-        argv = ["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]
-        assert main(argv) == 0
+    def test_it_learns(self, options, tmp_path):
+        assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert results["accuracy"]["base"] >= 90
         assert results["trained_parameters"] == 2 * 33
-        assert main([*argv, "--resume"]) == 0
-        assert main(argv) == 2
-        assert "where a run is already" in capsys.readouterr().err
 
     def test_it_knows_only_what_it_was_trained_on(self, options, images, tmp_path, capsys):
         assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
         adapter = ["--adapter", str(tmp_path / "run" / "adapter")]
         image = str(images / "ant" / "00.png")
+        others = str(write_images(tmp_path / "others", ["cow", "dog"], 4))
         for argv, message in {
-            ("eval", "--classes", "new"): "was not trained on class 'cat'",
+            ("eval", "--classes", "new"): "classes is 'new', but the linear probe knows one half alone; valid: base",
+            ("eval", "--classes", "all"): "classes is 'all', but the linear probe knows one half alone; valid: base",
+            ("eval", "--data", others): "was not trained on class 'cow'",
             ("eval", "--classes", "base_new"): "knows one half alone",
+            ("eval", "--method", "zeroshot"): "holds a linear probe; valid: without --adapter",
+            ("eval", "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
+            ("predict", image, "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
             ("predict", image, "--classes", "ant,cow"): "was not trained on class 'cow'",
         }.items():
             data = ["--data", str(images), "--workers", "0"] if argv[0] == "eval" else []
-            assert main([*argv, *adapter, *data]) == 2
+            assert main([argv[0], *adapter, *data, *argv[1:]]) == 2
             assert message in capsys.readouterr().err
+
+    def test_it_is_trained_on_the_images_of_the_others_where_some_cannot_be_read(self, options, images, tmp_path):
+        for number in (1, 4, 6):
+            (images / "ant" / f"{number:02}.png").write_bytes(b"no image")
+        hashes = set()
+        for name in ("linear-probe", "single"):
+            out = tmp_path / name
+            assert main(["train", "--method", name, *options, *TRAINING, "--skip-bad-images", "--out", str(out)]) == 0
+            hashes.add(json.loads((out / "results.json").read_text())["few_shot_hash"])
+        assert len(hashes) == 1
+
+    def test_classes_of_one_name_are_kept_apart(self, clip, tokenizer):
+        """The two cranes lie in different halves."""
+        weight, bias = torch.randn(5, 32), torch.zeros(5)
+        names = ["ant", "crane", "heron", "crane", "digger"]
+        probe = LinearProbe(clip, tokenizer, names, "{}", weight, bias)
+        for part, rows in {"all": [0, 1, 2, 3, 4], "base": [0, 1, 2], "new": [3, 4]}.items():
+            probe.set_classes(base_new_names(names, part), "{}")
+            assert torch.equal(probe.text_features(), weight[rows])
+        probe.set_classes(["heron", "ant"], "{}")
+        assert torch.equal(probe.text_features(), weight[[2, 0]])
+
+    def test_evaluation_needs_a_data_set(self, options, tmp_path, monkeypatch, capsys):
+        assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
+        monkeypatch.chdir(tmp_path)
+        assert main(["eval", "--adapter", "run/adapter", "--classes", "base"]) == 2
+        assert "data is missing, and the adapter was trained on 'animals'" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("spoil", "message"),
@@ -124,6 +252,8 @@ class TestLinearProbe:
             (lambda f: (f / "linear_probe.safetensors").unlink(), "is damaged"),
             (lambda f: edit(f, format=9), "no linear probe of format 1"),
             (lambda f: edit(f, class_names=["a"]), "is not the file that"),
+            (lambda f: edit(f, without="training"), "is damaged: field training is missing"),
+            (lambda f: edit(f, model=None), "is damaged: field model is missing or malformed"),
             (lambda f: edit(f, base_hash="0"), "belongs to other base weights"),
         ],
     )
@@ -161,9 +291,10 @@ class TestLinearProbe:
         assert inverse_penalty <= 1e5
 
 
-def edit(folder, **values):
+def edit(folder, without=None, **values):
     path = folder / "linear_probe.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key != without}
+    path.write_text(json.dumps({**kept, **values}))
 
 
 def test_mistakes(options, capsys):

@@ -12,10 +12,11 @@ from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop
 
 from rmadapter import InputError, LossConfig, RMAdapterConfig, loop
 from rmadapter.batches import Waited
+from rmadapter.data import load_data
 from rmadapter.loop import DivergedError
 from rmadapter.run_folder import RunFolder
 from rmadapter.step_config import StepConfig
-from rmadapter.training import train
+from rmadapter.training import few_shot, train
 
 
 def test_what_a_run_leaves_behind(config, tmp_path, capsys):
@@ -183,6 +184,16 @@ def test_unreadable_images(config, images, tmp_path, capsys):
     assert "unreadable training images left out" in capsys.readouterr().out
     assert results["skipped"] > 0
     assert results["images"]["base"] + results["skipped"] == 6
+
+
+def test_a_class_without_a_readable_image_moves_no_other_into_its_half(config, images):
+    data = load_data(str(images))
+    for item in data.train:
+        if item.name == "ant":
+            (images / item.path).write_bytes(b"no image")
+    _, items, names = few_shot(config(skip_bad_images=True), data, data.read)
+    assert names == ["ant", "bee"]
+    assert {(item.label, item.name) for item in items} == {(1, "bee")}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from rmadapter.data.folders import load_data
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.loading import EpochBatches, EvalImages, Read, TrainImages, check_images, collate_readable
 from rmadapter.data.reading import read_image
-from rmadapter.data.sampling import FewShotSample, base_new_names, base_new_split, few_shot_sample
+from rmadapter.data.sampling import FewShotSample, base_new_names, base_new_split, few_shot_sample, part_names
 from rmadapter.data.transforms import Preprocessing, eval_transform, train_transform
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "eval_transform",
     "few_shot_sample",
     "load_data",
+    "part_names",
     "read_image",
     "train_transform",
 ]

@@ -189,5 +189,6 @@ def record_of(data: str) -> DataSet | None:
 
 
 def zeroshot_template(data: str) -> str:
-    """Zero-shot CLIP's prompt for the data set called ``data``; the plain one for any other."""
-    return CATALOG[data].template if data in CATALOG else PHOTO
+    """Zero-shot CLIP's prompt for the data set called ``data``, by its name or its folder; the plain one for others."""
+    record = record_of(data)
+    return PHOTO if record is None else record.template

@@ -66,6 +66,17 @@ def base_new_names(class_names: Sequence[str], part: str) -> list[str]:
     return [class_names[label] for label in _part(range(len(class_names)), part)]
 
 
+def part_names(class_names: Sequence[str], part: str) -> list[str]:
+    """``base_new_names`` to classify among; InputError for fewer than two."""
+    names = base_new_names(class_names, part)
+    if len(names) < 2:
+        raise InputError(
+            f"classes is {part!r}, which leaves {len(names)} of {len(class_names)} classes; valid: a part with at "
+            "least two"
+        )
+    return names
+
+
 @dataclass(frozen=True)
 class FewShotSample:
     """A few-shot sample and how it was drawn; its hash tells whether two runs saw the same images."""

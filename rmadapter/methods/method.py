@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmadapter.config import TrainConfig
+from rmadapter.errors import InputError
 
 
 def train_adapter(config: TrainConfig) -> dict[str, Any]:
@@ -14,6 +15,12 @@ def train_adapter(config: TrainConfig) -> dict[str, Any]:
     from rmadapter.training import train
 
     return train(config)
+
+
+def check_no_explain(config: TrainConfig, name: str) -> None:
+    """Raise InputError where ``config`` wants the step explained, for a method that has none."""
+    if config.explain:
+        raise InputError(f"explain is True, but {name} has no training step; valid: without it, or another method")
 
 
 @dataclass(frozen=True)

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from rmadapter.config import TrainConfig
-from rmadapter.methods.method import Method
+from rmadapter.errors import InputError
+from rmadapter.methods.method import Method, check_no_explain
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Evaluate the base model as training would have evaluated its adapter; writes results.json to the run folder.
+    """Evaluate the base model as training would have evaluated its adapter; writes the run folder.
 
     The prompt is ``config.template`` where that is not the default, else the data set's (``data.catalog``).
     """
-    from rmadapter.data.catalog import PHOTO, zeroshot_template
-    from rmadapter.evaluation import EvalConfig, run_eval
+    from rmadapter.data.catalog import PHOTO
+    from rmadapter.evaluation import EvalConfig, finished_run, run_eval
+    from rmadapter.files import write_json
+    from rmadapter.run_folder import RunFolder
+    from rmadapter.runtime import environment, resolve_device
 
+    check_no_explain(config, ZEROSHOT.name)
+    if not config.evaluate:
+        raise InputError(f"evaluate is False, but {ZEROSHOT.name} does nothing else; valid: True")
+    folder = RunFolder(config.run_folder)
+    if (done := finished_run(folder, config)) is not None:
+        return done
     own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out"}
     names = {field.name for field in dataclasses.fields(EvalConfig)} - own
     shared = {name: getattr(config, name) for name in names}
-    template = config.template if config.template != PHOTO else zeroshot_template(_name(config))
-    return run_eval(
+    results = run_eval(
         EvalConfig(
             **shared,
-            method="zeroshot",
+            method=ZEROSHOT.name,
             classes="base_new" if config.classes == "base" else config.classes,
-            template=template,
+            template=config.template if config.template != PHOTO else None,
             batch_size=config.eval_batch_size,
-            out=str(config.run_folder),
         )
     )
-
-
-def _name(config: TrainConfig) -> str:
-    """The catalog's name of the data set where it is one of the field's."""
-    from rmadapter.data.named import find_named
-
-    found = find_named(config.data, config.data_root)
-    return found[1].name if found else Path(config.data).name
+    folder.prepare(config)
+    write_json(folder.environment_file, environment(resolve_device(config.device)))
+    write_json(folder.results_file, results)
+    print(f"results: {folder.results_file}")
+    return results
 
 
 ZEROSHOT = Method("zeroshot", "the frozen model and the data set's own prompt", train=run, seeded=False)

@@ -373,6 +373,7 @@ def test_records_are_consistent():
         assert record.template.count("{}") == 1
         assert record.base_new_test is None or sum(record.base_new_test) == record.test
     assert zeroshot_template("dtd") == "{} texture."
+    assert zeroshot_template("food-101") == zeroshot_template("food101") == "a photo of {}, a type of food."
     assert zeroshot_template("my_birds") == "a photo of a {}."
     assert COUNT == 10
 

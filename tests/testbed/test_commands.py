@@ -86,6 +86,23 @@ def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys,
     assert (across["data"], across["style"], across["images"]) == ("emoji_food", "fluent", {"all": 880})
 
 
+def test_a_linear_probe_is_tested_by_default_on_what_it_was_trained_on(tmp_path):
+    command = ["--method", "linear-probe", "--data", "emoji_activities", "--style", "openmoji", "--shots", "1"]
+    assert main(["train", *command, "--no-evaluate", "--out", str(tmp_path / "run")]) == 0
+
+    def evaluate(*options):
+        command = ["--adapter", str(tmp_path / "run" / "adapter"), "--classes", "base", "--out", str(tmp_path / "eval")]
+        assert main(["eval", *command, *options]) == 0
+        return json.loads((tmp_path / "eval" / "results.json").read_text())
+
+    same = evaluate()
+    assert (same["data"], same["style"], same["retention_style"]) == ("emoji_activities", "openmoji", "fluent")
+    assert same["accuracy"].keys() == {"base", "retained_base"}
+    other = evaluate("--style", "fluent", "--no-retention")
+    assert (other["style"], other["accuracy"].keys()) == ("fluent", {"base"})
+    assert other["accuracy"]["base"] == same["accuracy"]["retained_base"]
+
+
 def test_zero_shot_needs_no_model_name(tmp_path):
     command = [
         "eval",
@@ -109,6 +126,7 @@ def test_zero_shot_needs_no_model_name(tmp_path):
         (["train", "--data", "emoji_foo"], "data is 'emoji_foo'"),
         (["train", "--data", "emoji_food", "--style", "apple"], "style is 'apple'"),
         (["train", "--data", "emoji_food", "--shots", "33"], "shots is 33"),
+        (["train", "--method", "linear-probe", "--data", "emoji_food", "--shots", "33"], "shots is 33"),
         (["eval", "--method", "zeroshot"], "data is missing"),
     ],
 )
