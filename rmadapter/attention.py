@@ -1,10 +1,12 @@
 """Attention of a frozen block for the fast step: of all tokens, of prompts with a common beginning, of one token.
 
-In all of them ``u`` is what the attention reads, laid out as ``layout`` says, and ``mask`` the additive mask
-[tokens, tokens] of one row or None.
+In all of them ``u`` is what the attention reads, laid out as ``layout`` says, ``mask`` is the additive mask [tokens,
+tokens] of one row or None, and ``linear`` computes products with frozen matrices as ``F.linear`` does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmadapter.layout import Layout
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 # On a CPU in bf16 PyTorch's fused attention takes 24 ms forward and 56 backward (16 images of 197 tokens, 12 heads, 2
 # cores with AVX512_BF16), written out as two products 12 and 16; in fp32 it is the other way round. The weights of
@@ -39,18 +43,20 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causa
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal)
 
 
-def attend(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None, causal: bool) -> Tensor:
+def attend(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None, causal: bool, linear: Linear) -> Tensor:
     """The attention's output for every token of ``u``; ``causal`` says that ``mask`` is the causal one."""
     if not is_plain(block):
         if type(block) is CustomResidualAttentionBlock:
             return block.ln_attn(block.attn(u, attn_mask=mask))
         return block.attention(u, attn_mask=mask)
     attn = block.attn
-    qkv = F.linear(u, attn.in_proj_weight, attn.in_proj_bias)
+    qkv = linear(u, attn.in_proj_weight, attn.in_proj_bias)
     mask = None if mask is None else mask.to(qkv.dtype)
     if layout.shared:
-        return attn.out_proj(_with_shared_start(qkv, layout, attn.num_heads, mask))
-    return attn.out_proj(_joined(scaled_attention(*_heads(qkv, attn.num_heads), mask, causal)))
+        found = _with_shared_start(qkv, layout, attn.num_heads, mask)
+    else:
+        found = _joined(scaled_attention(*_heads(qkv, attn.num_heads), mask, causal))
+    return linear(found, attn.out_proj.weight, attn.out_proj.bias)
 
 
 def _heads(qkv: Tensor, count: int) -> list[Tensor]:
@@ -73,7 +79,7 @@ def _with_shared_start(qkv: Tensor, layout: Layout, heads: int, mask: Tensor) ->
     return torch.cat([_joined(start), _joined(found).flatten(0, 1)[None]], 1)
 
 
-def attend_at(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
+def attend_at(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
     """The attention's output at the pooled token of each row, [rows, 1, D], without keys and values of the others.
 
     One query is less than all keys: with ``k_t = w_k u_t + b_k`` and softmax weights ``a_t`` of the tokens,
@@ -102,4 +108,4 @@ def attend_at(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None) 
     weights = scores.softmax(-1).to(q.dtype).split([part.shape[-2] for part in parts], -1)
     mixed = sum(weight @ part for weight, part in zip(weights, parts, strict=True)).transpose(0, 1)  # [heads, rows, D]
     found = (mixed @ w_v.unflatten(0, (attn.num_heads, -1)).mT).transpose(0, 1).flatten(1)
-    return attn.out_proj(found if b_v is None else found + b_v)[:, None]
+    return linear(found if b_v is None else found + b_v, attn.out_proj.weight, attn.out_proj.bias)[:, None]

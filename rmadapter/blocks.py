@@ -15,7 +15,7 @@ from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.attention import attend, attend_at
+from rmadapter.attention import Linear, attend, attend_at
 from rmadapter.injection import CHILD
 from rmadapter.layout import Layout
 from rmadapter_kernels import FusedRMAdapter, rm_adapter
@@ -38,16 +38,32 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.layer_norm(wide, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
 
 
-def frozen_part(block: nn.Module, x: Tensor, u: Tensor, layout: Layout, mask: Tensor | None, causal: bool) -> Tensor:
+def _mlp(block: nn.Module, x: Tensor, linear: Linear) -> Tensor:
+    for module in block.mlp:
+        x = linear(x, module.weight, module.bias) if type(module) is nn.Linear else module(x)
+    return x
+
+
+def frozen_part(
+    block: nn.Module,
+    x: Tensor,
+    u: Tensor,
+    layout: Layout,
+    mask: Tensor | None,
+    causal: bool,
+    linear: Linear,
+) -> Tensor:
     """The block's output without its adapter, shape and dtype of ``x``; ``u`` is its ``ln_1(x)``."""
-    x = x + block.ls_1(attend(block, u, layout, mask, causal))
-    return x + block.ls_2(block.mlp(normed(block.ln_2, x, u.dtype)))
+    x = x + block.ls_1(attend(block, u, layout, mask, causal, linear))
+    return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))
 
 
-def frozen_part_at(block: nn.Module, x: Tensor, u: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
+def frozen_part_at(
+    block: nn.Module, x: Tensor, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear
+) -> Tensor:
     """``frozen_part`` at the pooled token of each row, [rows, 1, D]; for blocks whose attention ``is_plain``."""
-    x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask))
-    return x + block.ls_2(block.mlp(normed(block.ln_2, x, u.dtype)))
+    x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask, linear))
+    return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))
 
 
 def adapter_term(branch: nn.Module, x: Tensor, residual: Tensor | None, reconstruct: bool) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter.attention import is_plain
 from rmadapter.blocks import adapter_of, adapter_term, frozen_part, frozen_part_at, is_known, normed
+from rmadapter.frozen_linear import frozen_linear
+from rmadapter.frozen_linear import obstacle as packing_obstacle
 from rmadapter.injection import AdaptedCLIP
 from rmadapter.layout import Layout
 from rmadapter.text import embed_prompts, end_of_text, pool_text, project_text
@@ -45,6 +48,7 @@ class Encoder:
         by_token: compute the last block at the pooled token alone, where the tower allows it.
         stream: dtype of the residual stream from the first adapted block on; None: that of the weights.
         recompute: recompute each adapted block in the backward pass.
+        packed: on a CPU, keep the blocks' frozen matrices in the layout that oneDNN multiplies in, too.
 
     It holds no state: adapters are looked up in the model, and what is wanted is an argument.
     """
@@ -57,6 +61,7 @@ class Encoder:
         by_token: bool = True,
         stream: torch.dtype | None = None,
         recompute: bool = False,
+        packed: bool = True,
     ):
         self.clip, self.modality, self.recompute = model.clip, modality, recompute
         tower = find_towers(model.clip)[modality]
@@ -64,6 +69,8 @@ class Encoder:
         self.pre_ln = model.config.adapter_input == "pre_ln"
         self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
         self.stream = stream or self.dtype
+        packed = packed and packing_obstacle(model.clip.logit_scale.device, self.dtype) is None
+        self.linear = frozen_linear if packed else F.linear
         adapted = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
         self.first: int | None = adapted[0] if adapted else None
         self.by_token = by_token and last_block_obstacle(model.clip, modality) is None
@@ -139,8 +146,8 @@ class Encoder:
         adapter_input = x.to(self.dtype) if self.pre_ln else u
         mask = None if self.mask is None else self.mask[: layout.length(x), : layout.length(x)]
         if self._at_token(number):
-            return frozen_part_at(block, x, u, layout, mask), adapter_input
-        return frozen_part(block, x, u, layout, mask, self.causal), adapter_input
+            return frozen_part_at(block, x, u, layout, mask, self.linear), adapter_input
+        return frozen_part(block, x, u, layout, mask, self.causal, self.linear), adapter_input
 
     def _adapted_block(self, number: int, x: Tensor, layout: Layout, reconstruct: bool) -> tuple[Tensor, Tensor]:
         output, adapter_input = self._frozen_block(number, x, layout)

@@ -15,6 +15,7 @@ from rmadapter.cuda_graphs import check_graphs
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import blocks_obstacle, last_block_obstacle, shared_start_obstacle
 from rmadapter.errors import InputError
+from rmadapter.frozen_linear import obstacle as packing_obstacle
 from rmadapter.memory import free_bytes, parse_bytes
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.runtime import compiler_obstacle, residual_dtype
@@ -30,7 +31,10 @@ WHAT = {
     "image_prefix": "images below the first adapter once a step",
     "class_chunks": "prompts in chunks of like length",
     "last_token": "last block at the pooled token alone",
+    "packed_weights": "frozen matrices laid out for the processor once a run",
 }
+
+APPLY_OR_NOT = ("trim", "shared_start", "packed_weights")  # the others may apply to one of the towers
 
 
 def wanted_shortcuts(config: TrainConfig) -> StepConfig:
@@ -116,6 +120,8 @@ class Plan:
             reasons["trim"] = "rec_tokens is all: the reconstruction counts padding"
         if (why := shared_start_obstacle(model.clip)) is not None:
             reasons["shared_start"] = why
+        if (why := packing_obstacle(model.prompts.tokens.device, model.clip.transformer.get_cast_dtype())) is not None:
+            reasons["packed_weights"] = why
         last = {tower: last_block_obstacle(model.clip, tower) for tower in ("vision", "text")}
         for tower, obstacle in last.items():
             if obstacle is not None:
@@ -170,7 +176,7 @@ class Plan:
         for name, what in WHAT.items():
             on = getattr(self.shortcuts, name)
             reason = self.reasons.get(name)
-            if not on or (reason is not None and name in ("trim", "shared_start")):
+            if not on or (reason is not None and name in APPLY_OR_NOT):
                 lines.append(f"{name:<15} {'off':<4} {'':>11} {'':>8}  {reason or 'switched off'}")
                 continue
             other = self.without(name)

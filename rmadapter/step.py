@@ -80,7 +80,7 @@ class TrainStep(nn.Module):
         self.ranks = ranks or Ranks()
         shortcuts = shortcuts or StepConfig()
         self.model, self.shortcuts = model, shortcuts
-        settings = {"by_token": shortcuts.last_token, "stream": stream}
+        settings = {"by_token": shortcuts.last_token, "stream": stream, "packed": shortcuts.packed_weights}
         self.image = ImageEncoder(model.adapted, **settings, recompute=recompute)
         self.text = TextEncoder(model.adapted, **settings)
         self.frozen_stream = model.config.rec_stream == "frozen"

@@ -18,6 +18,7 @@ class StepConfig:
         image_prefix: share the activations below the first image adapter between adapted and frozen pass
         class_chunks: prompts in chunks of like length, recomputed in backward where --text-memory is exceeded
         last_token: the last block of a tower that is pooled at one token is computed for that one alone
+        packed_weights: on a CPU, keep frozen matrices in the layout that oneDNN multiplies in, beside the model's own
     """
 
     trim: bool = True
@@ -27,6 +28,7 @@ class StepConfig:
     image_prefix: bool = True
     class_chunks: bool = True
     last_token: bool = True
+    packed_weights: bool = True
 
     @classmethod
     def none(cls) -> StepConfig:

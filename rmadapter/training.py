@@ -201,7 +201,8 @@ def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], preci
     )
     if shortcuts.any:
         stream = residual_dtype(config.residual, precision)
-        model.encoders = Encoders.of(adapted, by_token=shortcuts.last_token, stream=stream)
+        settings = {"by_token": shortcuts.last_token, "packed": shortcuts.packed_weights}
+        model.encoders = Encoders.of(adapted, stream=stream, **settings)
     return model.train(), backend
 
 

@@ -1,0 +1,70 @@
+"""Products with frozen matrices on a CPU, each matrix kept once more in the layout that oneDNN multiplies in.
+
+A matrix that may change is brought into that layout at every call, or is not at all: in fp32 PyTorch multiplies with
+MKL. 1576 x 768 by 768 x 3072 on two cores of a CPU with AVX512_BF16: 17.2 ms for 19.1 in bf16, 33.7 for 41.5 in fp32;
+the product with the transposed matrix, for the gradient, 16.9 for 18.0 in bf16. Errors against fp64 are the same in
+bf16, 4e-7 for 3e-7 in fp32.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# weight -> {transposed: (its version, its values, the packed matrix)}; encoders of one model share them. The values are
+# held so that no others can come to stand at their address.
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why matrices of ``dtype`` on ``device`` are not kept in oneDNN's layout, or None where they can be."""
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return "for x86 processors alone"
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return "this build of PyTorch has no oneDNN"
+    supported = {
+        torch.float32: lambda: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }.get(dtype, lambda: False)
+    return None if supported() else f"oneDNN does not multiply {str(dtype).removeprefix('torch.')} on this processor"
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` with a ``weight`` [out, in] and ``bias`` [out] that get no gradient."""
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    return _FrozenLinear.apply(x, weight, bias)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return _product(x, weight, bias, transposed=False)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _product(gradient, ctx.weight, None, transposed=True), None, None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), _pack(weight, transposed), bias, "none", [], "")
+
+
+@torch.no_grad()
+def _pack(weight: Tensor, transposed: bool) -> Tensor:
+    """``weight``, or its transpose, in oneDNN's layout; anew where the weight has been written to since."""
+    kept = _packed.setdefault(weight, {})
+    if transposed in kept:
+        version, values, packed = kept[transposed]
+        if version == weight._version and values.data_ptr() == weight.data_ptr():
+            return packed
+    values = weight.detach()
+    packed = torch.ops.mkldnn._reorder_linear_weight(values.t().contiguous() if transposed else values)
+    kept[transposed] = weight._version, values, packed
+    return packed
