@@ -50,8 +50,11 @@ def held_bytes(call: Callable[[], object]) -> int:
             continue
         seen.add(id(found))
         if isinstance(found, Tensor):
-            storage = found.untyped_storage()
-            memory[storage.device, storage.data_ptr()] = storage.nbytes()
+            if found.is_mkldnn:  # which has no storage that PyTorch knows of
+                memory[found.device, id(found)] = found.numel() * found.itemsize
+            else:
+                storage = found.untyped_storage()
+                memory[storage.device, storage.data_ptr()] = storage.nbytes()
             todo += [found.grad] if found.is_leaf else []
             continue
         if isinstance(found, Mapping):

@@ -10,12 +10,14 @@ all tokens answer, and the projections and the MLP have one token left.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.attention import Linear, attend, attend_at
+from rmadapter.attention import Linear, attend, attend_at, is_plain
 from rmadapter.injection import CHILD
 from rmadapter.layout import Layout
 from rmadapter_kernels import FusedRMAdapter, rm_adapter
@@ -36,6 +38,14 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     """LayerNorm of ``x`` in the dtype of its own weights (fp32 over 16-bit blocks), rounded to ``dtype``."""
     wide = x if norm.weight is None else x.to(norm.weight.dtype)
     return F.layer_norm(wide, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+
+
+def frozen_matrices(block: nn.Module, at_token: bool) -> Iterator[Tensor]:
+    """Those that ``frozen_part`` multiplies with by ``linear``, or with ``at_token`` ``frozen_part_at``."""
+    if is_plain(block):
+        yield from (() if at_token else (block.attn.in_proj_weight,))
+        yield block.attn.out_proj.weight
+    yield from (module.weight for module in block.mlp if type(module) is nn.Linear)
 
 
 def _mlp(block: nn.Module, x: Tensor, linear: Linear) -> Tensor:

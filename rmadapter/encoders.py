@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter.attention import is_plain
-from rmadapter.blocks import adapter_of, adapter_term, frozen_part, frozen_part_at, is_known, normed
+from rmadapter.blocks import adapter_of, adapter_term, frozen_matrices, frozen_part, frozen_part_at, is_known, normed
 from rmadapter.frozen_linear import frozen_linear
 from rmadapter.frozen_linear import obstacle as packing_obstacle
+from rmadapter.frozen_linear import packed as laid_out
 from rmadapter.injection import AdaptedCLIP
 from rmadapter.layout import Layout
 from rmadapter.text import embed_prompts, end_of_text, pool_text, project_text
@@ -50,7 +51,7 @@ class Encoder:
         recompute: recompute each adapted block in the backward pass.
         packed: on a CPU, keep the blocks' frozen matrices in the layout that oneDNN multiplies in, too.
 
-    It holds no state: adapters are looked up in the model, and what is wanted is an argument.
+    It holds no state but frozen matrices: adapters are looked up in the model, and what is wanted is an argument.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Encoder:
         self.stream = stream or self.dtype
         packed = packed and packing_obstacle(model.clip.logit_scale.device, self.dtype) is None
         self.linear = frozen_linear if packed else F.linear
+        self.matrices: list[Tensor] = []
         adapted = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
         self.first: int | None = adapted[0] if adapted else None
         self.by_token = by_token and last_block_obstacle(model.clip, modality) is None
@@ -87,6 +89,17 @@ class Encoder:
     def hidden(self) -> int:
         """Width of the MLPs' hidden layer."""
         return self.blocks[0].mlp.c_fc.out_features
+
+    def prepare(self) -> None:
+        """Lay out now what products with frozen matrices need, those of the gradient too, and not in the first step."""
+        if self.linear is frozen_linear:
+            above = self.depth if self.first is None else self.first
+            self.matrices = [
+                laid_out(weight, transposed)
+                for number, block in enumerate(self.blocks)
+                for weight in frozen_matrices(block, self._at_token(number))
+                for transposed in ((False, True) if number > above else (False,))
+            ]
 
     def compile_blocks(self, **options) -> None:
         """Run each adapted block above the first through ``torch.compile``, for recomputation around each of them."""

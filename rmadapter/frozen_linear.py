@@ -53,18 +53,18 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), _pack(weight, transposed), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed(weight, transposed), bias, "none", [], "")
 
 
 @torch.no_grad()
-def _pack(weight: Tensor, transposed: bool) -> Tensor:
-    """``weight``, or its transpose, in oneDNN's layout; anew where the weight has been written to since."""
+def packed(weight: Tensor, transposed: bool) -> Tensor:
+    """``weight``, or its transpose, in oneDNN's layout; made at the first call and where it was written to since."""
     kept = _packed.setdefault(weight, {})
     if transposed in kept:
-        version, values, packed = kept[transposed]
+        version, values, matrix = kept[transposed]
         if version == weight._version and values.data_ptr() == weight.data_ptr():
-            return packed
+            return matrix
     values = weight.detach()
-    packed = torch.ops.mkldnn._reorder_linear_weight(values.t().contiguous() if transposed else values)
-    kept[transposed] = weight._version, values, packed
-    return packed
+    matrix = torch.ops.mkldnn._reorder_linear_weight(values.t().contiguous() if transposed else values)
+    kept[transposed] = weight._version, values, matrix
+    return matrix

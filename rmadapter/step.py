@@ -238,8 +238,10 @@ class TrainStep(nn.Module):
         return own + layout.rows * start
 
     def prepare(self) -> None:
-        """Compute what is kept of the prompts now, and not in the first step."""
+        """Compute now what is kept of prompts and frozen matrices, and not in the first step."""
         if self._classes is None:
+            for encoder in (self.image, self.text):
+                encoder.prepare()
             self._classes = self._begin_classes()
 
     def _text_features(self, terms: dict[str, Tensor]) -> Tensor:
