@@ -8,6 +8,7 @@ options that the module's --help lists.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -97,15 +98,20 @@ def run_rmadapter(words: list[str], model: Path) -> None:
         target.write_text(output.getvalue())
 
 
-def check_options(words: list[str]) -> None:
-    """``python -m MODULE`` or ``python FILE``: its help lists every option that the command has."""
-    target = words[1:3] if words[1] == "-m" else [str(ROOT / words[1])]
+@functools.cache  # importing torch takes seconds, and documents name the same modules again and again
+def help_of(*target: str) -> str:
     done = subprocess.run(
         [sys.executable, *target, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
+    return done.stdout.replace("-", "_")
+
+
+def check_options(words: list[str]) -> None:
+    """``python -m MODULE`` or ``python FILE``: its help lists every option that the command has."""
+    listed = help_of(*(words[1:3] if words[1] == "-m" else [str(ROOT / words[1])]))
     for word in words:
         if word.startswith("--"):
-            assert word.partition("=")[0].replace("-", "_") in done.stdout.replace("-", "_"), word
+            assert word.partition("=")[0].replace("-", "_") in listed, word
 
 
 def check_make(words: list[str]) -> None:
