@@ -18,9 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmadapter.attention import is_plain
 from rmadapter.blocks import adapter_of, adapter_term, frozen_matrices, frozen_part, frozen_part_at, is_known, normed
-from rmadapter.frozen_linear import frozen_linear
-from rmadapter.frozen_linear import obstacle as packing_obstacle
-from rmadapter.frozen_linear import packed as laid_out
+from rmadapter.frozen_linear import frozen_linear, packed_matrix, packing_obstacle
 from rmadapter.injection import AdaptedCLIP
 from rmadapter.layout import Layout
 from rmadapter.text import embed_prompts, end_of_text, pool_text, project_text
@@ -95,7 +93,7 @@ class Encoder:
         if self.linear is frozen_linear:
             above = self.depth if self.first is None else self.first
             self.matrices = [
-                laid_out(weight, transposed)
+                packed_matrix(weight, transposed)
                 for number, block in enumerate(self.blocks)
                 for weight in frozen_matrices(block, self._at_token(number))
                 for transposed in ((False, True) if number > above else (False,))

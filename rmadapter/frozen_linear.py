@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+def packing_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why matrices of ``dtype`` on ``device`` are not kept in oneDNN's layout, or None where they can be."""
     if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return "for x86 processors alone"
@@ -53,11 +53,11 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed(weight, transposed), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed_matrix(weight, transposed), bias, "none", [], "")
 
 
 @torch.no_grad()
-def packed(weight: Tensor, transposed: bool) -> Tensor:
+def packed_matrix(weight: Tensor, transposed: bool) -> Tensor:
     """``weight``, or its transpose, in oneDNN's layout; made at the first call and where it was written to since."""
     kept = _packed.setdefault(weight, {})
     if transposed in kept:

@@ -15,7 +15,7 @@ from rmadapter.cuda_graphs import check_graphs
 from rmadapter.distributed import Ranks
 from rmadapter.encoders import blocks_obstacle, last_block_obstacle, shared_start_obstacle
 from rmadapter.errors import InputError
-from rmadapter.frozen_linear import obstacle as packing_obstacle
+from rmadapter.frozen_linear import packing_obstacle
 from rmadapter.memory import free_bytes, parse_bytes
 from rmadapter.model import RMAdapterCLIP
 from rmadapter.runtime import compiler_obstacle, residual_dtype

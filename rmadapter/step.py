@@ -202,10 +202,9 @@ class TrainStep(nn.Module):
             rec = self._reconstruction_sum("vision", per_token)
             target = self.image.finish(x) if self.model.loss.lambda3 else None
         if reconstruct:
-            per_token, counted = views.entry.adapter_input[..., 0], self.model.counted["vision"]
-            terms["reconstruction_vision"] = rec / (
-                per_token.numel() if counted is None else counted.expand_as(per_token).sum()
-            )
+            images, tokens, _ = views.entry.adapter_input.shape
+            counted = self.model.counted["vision"]
+            terms["reconstruction_vision"] = rec / (images * (tokens if counted is None else counted.sum()))
         if target is not None:
             terms["consistency_image"] = losses.consistency(features, target)
         return features

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from rmadapter import frozen_linear as module
-from rmadapter.frozen_linear import frozen_linear, obstacle
+from rmadapter.frozen_linear import frozen_linear, packing_obstacle
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(obstacle(CPU, torch.float32) is not None, reason="oneDNN is for x86 processors")
-DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if obstacle(CPU, dtype) is None]
+pytestmark = pytest.mark.skipif(packing_obstacle(CPU, torch.float32) is not None, reason="oneDNN is for x86 processors")
+DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if packing_obstacle(CPU, dtype) is None]
 
 
 def make(dtype: torch.dtype, rows: tuple[int, ...] = (3, 5)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -82,5 +82,5 @@ def test_a_matrix_is_packed_once_and_forgotten_with_its_model():
 
 
 def test_where_it_does_not_apply():
-    assert "x86" in obstacle(torch.device("cuda"), torch.float32)
-    assert "float64" in obstacle(CPU, torch.float64)
+    assert "x86" in packing_obstacle(torch.device("cuda"), torch.float32)
+    assert "float64" in packing_obstacle(CPU, torch.float64)
