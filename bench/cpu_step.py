@@ -15,8 +15,8 @@ import open_clip
 import torch
 
 from rmadapter import RMAdapterCLIP, RMAdapterConfig
+from rmadapter.clip.towers import find_towers
 from rmadapter.config import LossConfig
-from rmadapter.towers import find_towers
 from rmadapter_kernels import available_backends
 
 VARIANTS = ("without", "cpu", "eager")

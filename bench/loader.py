@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 from bench.step_report import Times
-from rmadapter.arguments import parse_arguments
-from rmadapter.batches import TrainBatches
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.data import DecodedImages, Item, Preprocessing, Read, TrainImages, read_image, train_transform
 from rmadapter.errors import InputError, check_range
 from rmadapter.files import read_json
+from rmadapter.step.batches import TrainBatches
 
 MARGIN = 1.5
 CLIP = Preprocessing(224, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)

@@ -32,15 +32,17 @@ from bench.memory import allocated_peak, held_bytes
 from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, Contenders, check
 from bench.step_report import TARGETS, as_table, heading, plot, targets
 from bench.step_samples import group, open_samples
-from rmadapter.arguments import parse_arguments
-from rmadapter.backbone import Backbone, load_backbone, store_backbone
+from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.storage import store_backbone
 from rmadapter.config import RMAdapterConfig
-from rmadapter.costs import step_cost
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.errors import InputError, check_choice
 from rmadapter.files import write_json, write_text
-from rmadapter.injection import AdaptedCLIP, inject
-from rmadapter.memory import free_bytes
-from rmadapter.runtime import DTYPES, choose_backend, resolve_device, resolve_precision
+from rmadapter.runtime import DTYPES, resolve_device, resolve_precision
+from rmadapter.step.costs import step_cost
+from rmadapter.step.memory import free_bytes
+from rmadapter.tuners.backend_choice import choose_backend
+from rmadapter.tuners.injection import AdaptedCLIP, inject
 
 # A sample is set apart, and another one taken, where others used more than this share of the processors meanwhile.
 DISTURBED = 0.03
@@ -236,7 +238,7 @@ def _model(options: Options, device: torch.device, precision: str) -> tuple[Back
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are meant here
         backbone = load_backbone(options.model, None, device)
-    store_backbone(backbone.clip, DTYPES.get(precision, torch.float32))
+    backbone = store_backbone(backbone, DTYPES.get(precision, torch.float32))
     torch.manual_seed(0)
     adapted = inject(backbone.clip, RMAdapterConfig()).train()
     backend, sentence = choose_backend(adapted, True, options.backend)

@@ -9,16 +9,16 @@ from dataclasses import fields, replace
 
 import torch
 
-from rmadapter.backbone import Backbone
+from rmadapter.clip.backbone import Backbone
 from rmadapter.config import LossConfig
-from rmadapter.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep
-from rmadapter.device_step import DeviceStep, StepInputs
-from rmadapter.injection import AdaptedCLIP
-from rmadapter.model import RMAdapterCLIP
-from rmadapter.plan import Plan
+from rmadapter.config.shortcuts import StepConfig
 from rmadapter.runtime import residual_dtype
-from rmadapter.step import TrainStep
-from rmadapter.step_config import StepConfig
+from rmadapter.step.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep
+from rmadapter.step.device_step import DeviceStep, StepInputs
+from rmadapter.step.plain import RMAdapterCLIP
+from rmadapter.step.plan import Plan
+from rmadapter.step.train_step import TrainStep
+from rmadapter.tuners.injection import AdaptedCLIP
 
 ALONE = {
     f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)

@@ -8,24 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rmadapter.checkpoint import load
     from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig
     from rmadapter.errors import InputError
-    from rmadapter.injection import AdaptedCLIP, ModelSource, inject
-    from rmadapter.model import RMAdapterCLIP
+    from rmadapter.step.plain import RMAdapterCLIP
+    from rmadapter.tuners.adapter_file import load
+    from rmadapter.tuners.injection import AdaptedCLIP, ModelSource, inject
 
 # Imported when first used: open_clip takes seconds, and a mistyped option of the command line needs none of it.
 _MODULES = {
-    "AdaptedCLIP": "injection",
+    "AdaptedCLIP": "tuners.injection",
     "InputError": "errors",
     "LossConfig": "config",
-    "ModelSource": "injection",
-    "RMAdapterCLIP": "model",
+    "ModelSource": "clip.identity",
+    "RMAdapterCLIP": "step.plain",
     "RMAdapterConfig": "config",
     "TowerOverrides": "config",
     "TrainConfig": "config",
-    "inject": "injection",
-    "load": "checkpoint",
+    "inject": "tuners.injection",
+    "load": "tuners.injection",
 }
 
 __all__ = [

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmadapter.arguments import parse_arguments
+from rmadapter.commands import guarded
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.errors import InputError, nearest
 
 USAGE = """usage: rmadapter COMMAND [options]
@@ -48,29 +47,29 @@ class ReportConfig:
 
 # Commands import what they run when they run: --help and a mistyped option answer in 1.7 s, with open_clip in 4.4.
 def _train(argv: list[str]) -> None:
-    from rmadapter.methods import train_command
+    from rmadapter.training.by_method import train_command
 
     train_command(argv)
 
 
 def _eval(argv: list[str]) -> None:
-    from rmadapter.evaluation import EvalConfig
-    from rmadapter.methods import evaluate
+    from rmadapter.evaluation.evaluate import EvalConfig
+    from rmadapter.evaluation.stored import evaluate
 
     evaluate(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
 
 
 def _predict(argv: list[str]) -> None:
-    from rmadapter.methods import predict
-    from rmadapter.prediction import PredictConfig
+    from rmadapter.evaluation.predict import PredictConfig
+    from rmadapter.evaluation.stored import predict
 
     predict(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
 
 
 def _report(argv: list[str]) -> None:
     config = parse_arguments(ReportConfig, argv, prog="rmadapter report", positional="runs")
-    from rmadapter.report import report
-    from rmadapter.sweep_report import is_sweep, sweep_report
+    from rmadapter.reports.run_report import report
+    from rmadapter.reports.sweep.page import is_sweep, sweep_report
 
     if is_sweep(Path(config.runs[0])):
         if len(config.runs) > 1:
@@ -86,19 +85,19 @@ def _report(argv: list[str]) -> None:
 
 
 def _sweep(argv: list[str]) -> int:
-    from rmadapter.sweep import run_sweep
+    from rmadapter.sweeps.sweep import run_sweep
 
     return run_sweep(argv)
 
 
 def _search(argv: list[str]) -> None:
-    from rmadapter.search import run_search
+    from rmadapter.sweeps.optuna_search import run_search
 
     run_search(argv)
 
 
 def _datasets(argv: list[str]) -> None:
-    from rmadapter.datasets import DatasetsConfig, run_datasets
+    from rmadapter.data.datasets_command import DatasetsConfig, run_datasets
 
     run_datasets(parse_arguments(DatasetsConfig, argv, prog="rmadapter datasets", positional="words"))
 
@@ -139,41 +138,3 @@ def _find(command: str) -> Callable[[list[str]], Any]:
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
     return COMMANDS[command]
-
-
-def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str = "") -> int:
-    """The exit status of ``function(options)``, whose errors and warnings are told to a user; see ``main``."""
-    with warnings.catch_warnings():
-        # A sentence for the user, without the line of code it comes from.
-        warnings.showwarning = lambda message, *_: print(f"rmadapter: warning: {message}", file=sys.stderr)
-        try:
-            status = function(options) or 0
-            sys.stdout.flush()
-            return status
-        except InputError as error:
-            print(f"rmadapter: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(f"rmadapter: stopped{hint}", file=sys.stderr)
-            return 130
-        except BrokenPipeError:
-            # The reader, such as head, has what it wants. Nothing may be left for Python to flush at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        except RuntimeError as error:
-            from torch import OutOfMemoryError
-
-            from rmadapter.distributed import PeerLostError
-            from rmadapter.loop import DivergedError
-
-            if isinstance(error, OutOfMemoryError):
-                print(
-                    f"rmadapter: the GPU's memory is full: {error}; valid: a smaller --batch-size, for the test of a "
-                    "training run --eval-batch-size, or a 16-bit --precision",
-                    file=sys.stderr,
-                )
-                return 2
-            if not isinstance(error, (DivergedError, PeerLostError)):
-                raise
-            print(f"rmadapter: {error}", file=sys.stderr)
-            return 1

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: the command line prints them without a traceback and exits with 2."""
+"""Errors that the command line tells a user in a sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """A bad argument, file or folder. The message names the field, the value and what is valid."""
+
+
+class StoppedError(RuntimeError):
+    """A run that cannot go on, though neither its input nor the code is at fault; the command line exits with 1."""
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a run finds on the machine: device, precision, adapter backend, versions."""
+"""What a run finds on the machine: device, precision, a compiler, versions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from typing import Any
 
 import torch
 
-from rmadapter.errors import InputError, check_choice, nearest
-from rmadapter.injection import AdaptedCLIP
-from rmadapter_kernels import AUTO, Explanation, available_backends, explain
+from rmadapter.errors import InputError, check_choice
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-EAGER = "eager"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -80,48 +77,11 @@ def compiler_obstacle(device: torch.device) -> str | None:
     return None if any(map(shutil.which, compilers)) else f"there is no {language} compiler ({', '.join(compilers)})"
 
 
-def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tuple[str, str]:
-    """Set the adapters' backend; returns its name and a sentence on what was chosen and why.
-
-    ``fused`` without a name leaves each tower to ``auto``; where they differ the names are joined by "+".
-
-    Raises:
-        InputError: ``backend`` names one that is not here, or one that does not cover the configured variant or a
-            tower's width.
-    """
-    if not model.config.in_operator:
-        if backend not in (None, EAGER):
-            raise InputError(f"backend is {backend!r}, which does not cover this variant of the adapter; valid: eager")
-        return EAGER, "adapters: plain PyTorch (this variant is outside the fused operator)"
-    asked = backend or (AUTO if fused else EAGER)
-    dtype = getattr(model.clip, "stored_dtype", torch.float32)
-    found: dict[str, Explanation] = {}
-    for tower, _, adapter in model.adapters():
-        branch = adapter.branch
-        x = torch.empty(1, branch.d_model, dtype=dtype, device=branch.w_down.device)
-        hidden = branch.rec_hidden if branch.reconstruct else 0
-        try:
-            found[tower] = explain(x, bottleneck=branch.bottleneck, rec_hidden=hidden, backend=asked)
-        except ValueError as error:
-            raise InputError(f"adapters of the {tower} tower: {error}{nearest(asked, available_backends())}") from error
-    model.set_backend(asked)
-    if asked == EAGER:
-        return EAGER, f"adapters: backend eager ({'--no-fused' if backend is None else 'as asked for'})"
-    chosen = sorted({explanation.backend for explanation in found.values()})
-    if len(chosen) == 1:
-        reason = next(iter(found.values())).reason
-        return chosen[0], f"adapters: backend {chosen[0]} ({reason})"
-    towers = ", ".join(f"{tower} {explanation}" for tower, explanation in found.items())
-    return "+".join(chosen), f"adapters: backends {towers}"
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, machine and git revision of the code, as plain values."""
     import numpy
     import open_clip
     import torchvision
-
-    import rmadapter
 
     return {
         "command": sys.argv,
@@ -135,7 +95,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "git": _git_revision(Path(rmadapter.__file__).parent),
+        "git": _git_revision(Path(__file__).parent),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rmadapter import loop
+from rmadapter.training import loop
 
 
 def adapter_of(folder):

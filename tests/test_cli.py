@@ -10,8 +10,8 @@ import warnings
 import pytest
 from PIL import Image
 
-from rmadapter import prediction
 from rmadapter.cli import COMMANDS, main
+from rmadapter.evaluation import predict as prediction
 
 
 @pytest.fixture

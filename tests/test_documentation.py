@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from rmadapter.cli import main
 from rmadapter.data.catalog import CATALOG
-from rmadapter.search import parse_search
+from rmadapter.sweeps.optuna_search import parse_search
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,7 +7,6 @@ import torch
 from conftest import small_clip
 
 from rmadapter import InputError, RMAdapterConfig, inject
-from rmadapter.arriving import Arriving
 from rmadapter.runtime import (
     choose_backend,
     environment,
@@ -15,6 +14,7 @@ from rmadapter.runtime import (
     resolve_device,
     resolve_precision,
 )
+from rmadapter.training.arriving import Arriving
 from rmadapter_kernels import available_backends, explain
 
 CPU = torch.device("cpu")

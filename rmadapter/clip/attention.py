@@ -13,7 +13,7 @@ from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.layout import Layout
+from rmadapter.clip.layout import Layout
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

@@ -1,4 +1,4 @@
-"""Base models by name: open_clip's loading with errors that help, and the hash that identifies the weights."""
+"""Base models by name: open_clip's loading, with errors that help."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.pretrained import get_pretrained_cfg
-from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
 from torch import Tensor, nn
 
+from rmadapter.clip.emoji_clip import load_bundled
+from rmadapter.clip.identity import ModelSource, base_hash
+from rmadapter.clip.names import MODEL
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_choice, nearest
-from rmadapter.injection import CHILD, ModelSource
-from rmadapter.testbed import MODEL
-from rmadapter.testbed.clip import load_bundled
 
 # Random weights are drawn from this seed, so that a run without --pretrained can be evaluated by name too.
 RANDOM_WEIGHTS_SEED = 0
@@ -29,24 +28,30 @@ RANDOM_WEIGHTS_SEED = 0
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
-# Parameters that are stored in the compute dtype, by the class of their module; what is not named stays fp32.
-STORED = (
-    ((nn.Linear, nn.Conv2d), ("weight", "bias")),
-    (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")),
-    (Attention, ("in_proj_weight", "in_proj_bias", "head_scale", "logit_scale")),
-    (AttentionalPooler, ("query",)),
-    (LayerScale, ("gamma",)),
-)
-
 
 @dataclass(frozen=True)
 class Backbone:
-    """A base model and what belongs to it."""
+    """A base model and what belongs to it.
+
+    Attributes:
+        clip: the open_clip model, frozen.
+        tokenizer: open_clip's for it.
+        preprocessing: what its images go through.
+        source: what it was made from.
+        weights_hash: ``identity.base_hash`` of the weights as loaded, where they are stored otherwise by now; None
+            where they are still those.
+    """
 
     clip: nn.Module
     tokenizer: Callable[..., Tensor]
     preprocessing: Preprocessing
     source: ModelSource
+    weights_hash: str | None = None
+
+    @property
+    def base_hash(self) -> str:
+        """The hash of the weights as they were loaded; hashing takes a second for a large model."""
+        return self.weights_hash or base_hash(self.clip)
 
 
 def load_backbone(name: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> Backbone:
@@ -150,42 +155,3 @@ def check_name(name: str, pretrained: str | None) -> None:
             f"pretrained is {pretrained!r}, neither a file nor a tag of {name}{nearest(pretrained, tags)}; "
             f"valid: {', '.join(tags) or 'no tags, a file'}"
         )
-
-
-def store_backbone(clip: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the frozen weights in ``dtype`` from now on, in place: bf16, fp16 or fp32 (which changes nothing).
-
-    As in open_clip's own precision modes the matrices are stored in it, while norms and embeddings stay fp32 and
-    LayerNorms compute in fp32. Scales inside blocks go with the matrices, or they would make the stream fp32.
-    Autocast in place of it casts every frozen weight again at each call: 16 images through ViT-B/16 took 5.6 s under
-    it and 0.79 s with bf16 weights (2 cores with AVX512_BF16; fp32: 3.1 s).
-    """
-    if dtype == torch.float32:
-        return
-    clip.loaded_hash = base_hash(clip)
-    clip.stored_dtype = dtype
-    for module in clip.modules():
-        names = next((names for kinds, names in STORED if isinstance(module, kinds)), ("text_projection", "proj"))
-        for name in names:
-            parameter = getattr(module, name, None)
-            if isinstance(parameter, nn.Parameter):
-                parameter.data = parameter.data.to(dtype)
-        if type(module) is LayerNorm:
-            module.__class__ = LayerNormFp32  # the same parameters; F.layer_norm on CUDA takes one dtype alone
-
-
-def base_hash(clip: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of the base model's state dict as loaded, adapters left out."""
-    if (loaded := getattr(clip, "loaded_hash", None)) is not None:
-        return loaded
-    digest = hashlib.sha256()
-    for name, tensor in sorted(clip.state_dict().items()):
-        if f".{CHILD}." not in name:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def uses_quick_gelu(clip: nn.Module) -> bool:
-    """Whether the model's activation is QuickGELU, as in OpenAI's weights; the same weights need the same one."""
-    return any(type(module).__name__ == "QuickGELU" for module in clip.modules())

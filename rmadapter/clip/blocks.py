@@ -17,21 +17,13 @@ from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.attention import Linear, attend, attend_at, is_plain
-from rmadapter.injection import CHILD
-from rmadapter.layout import Layout
-from rmadapter_kernels import FusedRMAdapter, rm_adapter
+from rmadapter.clip.attention import Linear, attend, attend_at, is_plain
+from rmadapter.clip.layout import Layout
 
 
 def is_known(block: nn.Module) -> bool:
     """Whether ``block`` is of a class whose forward pass is written out here."""
     return type(block) in (ResidualAttentionBlock, CustomResidualAttentionBlock) and not hasattr(block, "ln_1_kv")
-
-
-def adapter_of(block: nn.Module) -> nn.Module | None:
-    """The adapter proper of ``block``, or None."""
-    found = getattr(block, CHILD, None)
-    return None if found is None else found.branch
 
 
 def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -74,28 +66,3 @@ def frozen_part_at(
     """``frozen_part`` at the pooled token of each row, [rows, 1, D]; for blocks whose attention ``is_plain``."""
     x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask, linear))
     return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))
-
-
-def adapter_term(branch: nn.Module, x: Tensor, residual: Tensor | None, reconstruct: bool) -> tuple[Tensor, Tensor]:
-    """``residual`` plus the adapter's term, and the reconstruction's loss of each token (empty if not wanted).
-
-    What is computed is an argument and no flag of the module, so that recomputation cannot meet another state.
-    """
-    if not isinstance(branch, FusedRMAdapter):
-        return branch(x, residual, reconstruct=reconstruct)
-    rec = (branch.w_rec1, branch.b_rec1, branch.w_rec2, branch.b_rec2) if reconstruct else (None,) * 4
-    return rm_adapter(
-        x,
-        branch.w_down,
-        branch.b_down,
-        branch.w_up,
-        branch.b_up,
-        *rec,
-        residual=residual,
-        scale=branch.scale,
-        activation=branch.activation,
-        objective=branch.objective,
-        local_reconstruction=branch.local_reconstruction,
-        branch_grad_scale=branch.branch_grad_scale,
-        backend=branch.backend,
-    )

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from rmadapter.testbed import MODEL
-from rmadapter.testbed.atlas import SIDE, read_bundled
+from rmadapter.clip.names import MODEL
+from rmadapter.data.emoji.atlas import SIDE, read_bundled
 
 WEIGHTS, CONFIG = f"{MODEL}.safetensors", f"{MODEL}.json"
 EMBEDDING = "token_embedding.weight"

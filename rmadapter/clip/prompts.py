@@ -9,9 +9,9 @@ import torch
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
+from rmadapter.clip.towers import text_is_trimmable
 from rmadapter.config import check_template
 from rmadapter.errors import InputError
-from rmadapter.towers import text_is_trimmable
 
 
 @dataclass(frozen=True)

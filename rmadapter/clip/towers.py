@@ -55,6 +55,9 @@ TOWER_KINDS = (
     ),
 )
 
+# Under this name what is trained beside a block is a child of it, here so that a base model can be told from it.
+CHILD = "rm_adapter"
+
 WORKING = "open_clip's CLIP models whose towers are both transformers, such as ViT-B-32, ViT-B-16 and ViT-L-14"
 
 

@@ -23,7 +23,7 @@ from rmadapter.errors import InputError, nearest
 Config = TypeVar("Config")
 
 EPILOG = (
-    "Dashes and underscores are alike. Switches: --name, --no-name (--no-adapter.reconstruct). "
+    "Dashes and underscores are alike. Switches: --option, --no-option (--no-adapter.reconstruct). "
     "--config FILE reads YAML with the same names, options after it override it; --print_config writes one."
 )
 

@@ -1,241 +1,25 @@
-"""Configuration as dataclasses that check themselves; the command line and YAML files are made from them.
+"""One training run as options, checked before any work; the command line and YAML files are made from it.
 
-Nested groups are ``adapter`` (what is put into the model), ``adapter.vision`` / ``adapter.text`` (where a
-tower differs) and ``loss``; everything else about a run stands at the top level of ``TrainConfig``.
+Nested groups are ``adapter`` (what is put into the model), ``adapter.vision`` / ``adapter.text`` (where a tower
+differs), ``loss`` and ``step``; everything else about a run stands at the top level of ``TrainConfig``.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from rmadapter.config.adapter import RMAdapterConfig
+from rmadapter.config.loss import LossConfig
+from rmadapter.config.shortcuts import StepConfig
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.step_config import StepConfig
-from rmadapter_kernels import ACTIVATIONS, OBJECTIVES
 
-TOWERS = ("vision", "text")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
-LAYER_FORMS = "'all', 'none', 'last:N', 'A-B', 'A,B,C' or a list of numbers, counted from 1"
-
-
-def _check_layers(field_name: str, layers: Any) -> str | list[int]:
-    """A layer specification in one of its written forms, or a list of ints from any other iterable of ints."""
-    if isinstance(layers, str):
-        text = layers.replace(" ", "")
-        if re.fullmatch(r"all|none|last:[1-9]\d*|\d+(-\d+)?(,\d+(-\d+)?)*", text):
-            return text
-        raise InputError(f"{field_name} is {layers!r}; valid: {LAYER_FORMS}")
-    if isinstance(layers, Iterable):
-        numbers = list(layers)
-        if all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-            return numbers
-    raise InputError(f"{field_name} is {layers!r}; valid: {LAYER_FORMS}")
-
-
-def layer_numbers(spec: str | list[int], depth: int, field_name: str = "adapter.layers") -> list[int]:
-    """The sorted block numbers, counted from 1, that ``spec`` names in a tower of ``depth`` blocks.
-
-    Raises:
-        InputError: a number outside ``1..depth``, more last blocks than there are, a number given twice.
-    """
-    if spec == "all":
-        return list(range(1, depth + 1))
-    if spec == "none":
-        return []
-    if isinstance(spec, str) and spec.startswith("last:"):
-        count = int(spec.removeprefix("last:"))
-        if count > depth:
-            raise InputError(
-                f"{field_name} is {spec!r}, but the tower has {depth} blocks; valid: last:1 to last:{depth}"
-            )
-        return list(range(depth - count + 1, depth + 1))
-    if isinstance(spec, str):
-        numbers = []
-        for piece in spec.split(","):
-            first, _, last = piece.partition("-")
-            numbers += range(int(first), int(last or first) + 1)
-    else:
-        numbers = list(spec)
-    outside = [n for n in numbers if not 1 <= n <= depth]
-    if outside or not numbers:
-        raise InputError(
-            f"{field_name} is {spec!r}; block {', '.join(map(str, outside)) or '(none)'} is not in the tower, "
-            f"valid: 1 to {depth}"
-        )
-    if len(set(numbers)) < len(numbers):
-        raise InputError(f"{field_name} is {spec!r}, which names a block twice")
-    return sorted(numbers)
-
-
-@dataclass
-class TowerOverrides:
-    """What one tower does differently; None takes the value of the adapter group.
-
-    Args:
-        layers: blocks of this tower that get an adapter; 'none' leaves the tower as it is
-        bottleneck: width r of this tower's bottleneck
-        scale: factor on this tower's adaptation branch
-    """
-
-    layers: list[int] | str | None = None
-    bottleneck: int | None = None
-    scale: float | None = None
-
-
-@dataclass(frozen=True)
-class TowerSettings:
-    """The values of one tower after its overrides."""
-
-    layers: str | list[int]
-    bottleneck: int
-    rec_hidden: int
-    scale: float
-    branch_grad_scale: float
-
-
-@dataclass
-class RMAdapterConfig:
-    """The adapters: their shape, their place and their gradients.
-
-    Args:
-        layers: blocks that get an adapter, counted from 1: 'all', 'last:N', 'A-B', 'A,B,C' or a list
-        bottleneck: width r of the shared down-projection, 1 to 128
-        rec_hidden: hidden width h of the reconstruction branch, 1 to 128; default: the bottleneck
-        activation: gelu, relu, quick_gelu or silu
-        scale: factor on the adaptation branch before it is added to the block's output
-        reconstruct: whether there is a reconstruction branch; without it this is a single-branch adapter
-        objective: what the reconstruction minimises: l2, l1 or cosine
-        local_reconstruction: keep the reconstruction's gradient away from the adapter's input
-        branch_grad_scale: factor on the gradient that the adaptation branch sends to its weights;
-            default: 1/scale, so that the weights do not see the scale
-        init: kaiming, or zero_up (an untrained adapter is exactly the identity)
-        adapter_input: ln_1 (the block's own frozen norm) or pre_ln (the block's input as it is)
-        rec_stream: which stream's tokens are reconstructed: adapted, or frozen (one more pass a tower a step)
-        rec_tokens: which tokens the reconstruction counts: valid (of a prompt those up to end-of-text), all (prompts'
-            padding too, at full length), or pooled (only the one that the features are made of)
-        rec_layers: layers of the reconstruction up-projection, 1 to 3; other than 2 runs in plain PyTorch
-        separate_down: the reconstruction branch has a down-projection of its own; plain PyTorch
-        shared_layer: MMA's r x r layer between down and up, shared by both towers; plain PyTorch
-        vision: what the image tower does differently
-        text: what the text tower does differently
-    """
-
-    layers: list[int] | str = "last:8"
-    bottleneck: int = 32
-    rec_hidden: int | None = None
-    activation: str = "gelu"
-    scale: float = 0.001
-    reconstruct: bool = True
-    objective: str = "l2"
-    local_reconstruction: bool = True
-    branch_grad_scale: float | None = None
-    init: str = "kaiming"
-    adapter_input: str = "ln_1"
-    rec_stream: str = "adapted"
-    rec_tokens: str = "valid"
-    rec_layers: int = 2
-    separate_down: bool = False
-    shared_layer: bool = False
-    vision: TowerOverrides = field(default_factory=TowerOverrides)
-    text: TowerOverrides = field(default_factory=TowerOverrides)
-
-    def __post_init__(self) -> None:
-        self.layers = _check_layers("adapter.layers", self.layers)
-        for name in TOWERS:
-            tower = getattr(self, name)
-            if tower.layers is not None:
-                tower.layers = _check_layers(f"adapter.{name}.layers", tower.layers)
-            if tower.bottleneck is not None:
-                check_range(f"adapter.{name}.bottleneck", tower.bottleneck, 1, 128)
-            if tower.scale is not None:
-                check_range(f"adapter.{name}.scale", tower.scale, 0, open_low=True)
-        check_range("adapter.bottleneck", self.bottleneck, 1, 128)
-        if self.rec_hidden is not None:
-            check_range("adapter.rec_hidden", self.rec_hidden, 1, 128)
-        check_range("adapter.scale", self.scale, 0, open_low=True)
-        if self.branch_grad_scale is not None:
-            check_range("adapter.branch_grad_scale", self.branch_grad_scale, 0, open_low=True)
-        check_choice("adapter.activation", self.activation, ACTIVATIONS)
-        check_choice("adapter.objective", self.objective, OBJECTIVES)
-        check_choice("adapter.init", self.init, ("kaiming", "zero_up"))
-        check_choice("adapter.adapter_input", self.adapter_input, ("ln_1", "pre_ln"))
-        check_choice("adapter.rec_stream", self.rec_stream, ("adapted", "frozen"))
-        check_choice("adapter.rec_tokens", self.rec_tokens, ("valid", "all", "pooled"))
-        check_choice("adapter.rec_layers", self.rec_layers, (1, 2, 3))
-        if self.shared_layer and self.tower("vision").bottleneck != self.tower("text").bottleneck:
-            raise InputError("adapter.shared_layer needs the same bottleneck in both towers")
-        if self.separate_down and not self.reconstruct:
-            raise InputError("adapter.separate_down is the reconstruction's own, and adapter.reconstruct is False")
-
-    def tower(self, name: str) -> TowerSettings:
-        """The settings of tower ``name`` ("vision" or "text") with its overrides applied."""
-        overrides = getattr(self, name)
-
-        def pick(attribute: str) -> Any:
-            own = getattr(overrides, attribute)
-            return getattr(self, attribute) if own is None else own
-
-        scale = pick("scale")
-        return TowerSettings(
-            layers=pick("layers"),
-            bottleneck=pick("bottleneck"),
-            rec_hidden=self.rec_hidden or pick("bottleneck"),
-            scale=scale,
-            branch_grad_scale=1.0 / scale if self.branch_grad_scale is None else self.branch_grad_scale,
-        )
-
-    @property
-    def in_operator(self) -> bool:
-        """Whether the kernel operator covers this variant; the others run in plain PyTorch."""
-        return self.rec_layers == 2 and not self.separate_down and not self.shared_layer
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and YAML."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RMAdapterConfig:
-        """The inverse of ``to_dict``; an unknown key is an InputError."""
-        values = dict(values)
-        for key in values:
-            check_choice("key in adapter", key, [f.name for f in dataclasses.fields(cls)])
-        for name in TOWERS:
-            overrides = values.get(name) or {}
-            for key in overrides:
-                check_choice(f"key in adapter.{name}", key, [f.name for f in dataclasses.fields(TowerOverrides)])
-            values[name] = TowerOverrides(**overrides)
-        return cls(**values)
-
-
-@dataclass
-class LossConfig:
-    """Weights of the loss terms beside cross-entropy; 0 leaves a term out and what only it needs uncomputed.
-
-    The paper does not publish them. Reconstruction: 10, where a first trial saw an effect and 1 had none.
-    Consistency: 10 and 25, the weights PromptSRC uses for the same mean absolute difference.
-
-    Args:
-        lambda1: reconstruction in the image tower
-        lambda2: reconstruction in the text tower
-        lambda3: L1 distance of adapted to frozen image features
-        lambda4: L1 distance of adapted to frozen text features
-    """
-
-    lambda1: float = 10.0
-    lambda2: float = 10.0
-    lambda3: float = 10.0
-    lambda4: float = 25.0
-
-    def __post_init__(self) -> None:
-        for name in ("lambda1", "lambda2", "lambda3", "lambda4"):
-            check_range(f"loss.{name}", getattr(self, name), 0)
+# In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass
@@ -279,7 +63,7 @@ class TrainConfig:
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time
-        name: what the method is called in results and reports; default: after the options that make it
+        label: what results and reports call the method; default: after the options that make it
         out: run folder; default: runs/DATA-MODEL-METHOD-CLASSES-SHOTSshot-seedSEED
         resume: go on with the run in out
         overwrite: delete what is in out first
@@ -328,7 +112,7 @@ class TrainConfig:
     min_crop: float = 0.08
     workers: int = 2
     grad_checkpointing: bool = False
-    name: str | None = None
+    label: str | None = None
     out: str | None = None
     resume: bool = False
     overwrite: bool = False
@@ -373,9 +157,9 @@ class TrainConfig:
 
     @property
     def method(self) -> str:
-        """``name``, else short: rmadapter, single or mma, with the ways it differs from it."""
-        if self.name is not None:
-            return self.name
+        """``label``, else short: rmadapter, single or mma, with the ways it differs from it."""
+        if self.label is not None:
+            return self.label
         adapter, loss = self.adapter, self.loss
         if not adapter.reconstruct:
             name = "mma" if adapter.shared_layer else "single"

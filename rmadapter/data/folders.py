@@ -8,11 +8,11 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from rmadapter.data.catalog import CATALOG, DataSet, record_of
+from rmadapter.data.emoji import DATA, is_testbed
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.named import find_named, from_home, load_named
 from rmadapter.data.splits import find_split_file, make_split, read_split, save_split
 from rmadapter.errors import InputError, nearest
-from rmadapter.testbed import DATA, is_testbed
 
 CLASS_NAMES_FILE = "classnames.txt"
 
@@ -34,7 +34,7 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
             bundled data sets, or a style for others.
     """
     if data_root is None and is_testbed(data):
-        from rmadapter.testbed.datasets import load_emoji
+        from rmadapter.data.emoji.emoji_data import load_emoji
 
         return load_emoji(data, style)
     if style is not None:

@@ -1,44 +1,23 @@
-"""Top-1 accuracy on all classes or on the base and new halves; ``rmadapter eval``."""
+"""``rmadapter eval``: an adapter, or zero-shot CLIP, on a data set."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-
-from rmadapter.backbone import Backbone, load_backbone, store_backbone
-from rmadapter.checkpoint import AdapterInfo, load, read_info
-from rmadapter.config import PRECISIONS, TrainConfig, check_template
-from rmadapter.data import (
-    EvalImages,
-    ImageData,
-    Item,
-    Preprocessing,
-    Read,
-    base_new_split,
-    collate_readable,
-    eval_transform,
-    load_data,
-    part_names,
-)
+from rmadapter.clip.names import MODEL
+from rmadapter.config import CONFIG_FILE, PRECISIONS, check_template
+from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO, zeroshot_template
-from rmadapter.encoders import Encoders
+from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.files import write_json
-from rmadapter.injection import AdaptedCLIP
-from rmadapter.model import CLIPClassifier
-from rmadapter.results import FORMAT, harmonic_mean
-from rmadapter.run_folder import RunFolder
-from rmadapter.runtime import DTYPES, choose_backend, residual_dtype, resolve_device, resolve_precision
-from rmadapter.testbed import MODEL, is_testbed
+from rmadapter.evaluation.accuracy import Loading, describe, evaluate_parts, tested_parts
+from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
+from rmadapter.evaluation.results_file import results_of, write_results
+from rmadapter.runtime import resolve_device, resolve_precision
+from rmadapter.tuners.adapter_file import read_info
 
 DATA_FORMS = "--data FOLDER, or --data NAME --data-root DIR, or a bundled one such as --data emoji_food"
 
@@ -105,169 +84,6 @@ class EvalConfig:
         check_range("workers", self.workers, 0)
 
 
-@dataclass(frozen=True)
-class Loading:
-    """How images come to an evaluation."""
-
-    preprocessing: Preprocessing
-    batch_size: int = 64
-    workers: int = 2
-    skip_bad: bool = False
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """``top1`` in percent over ``images`` images; ``skipped`` could not be read."""
-
-    top1: float
-    images: int
-    skipped: int
-
-
-@torch.no_grad()
-def accuracy(
-    model: CLIPClassifier,
-    read: Read,
-    items: Sequence[Item],
-    loading: Loading,
-    *,
-    name: str = "",
-    text: Tensor,
-) -> Accuracy:
-    """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; the model is left in eval mode.
-
-    ``text`` are its ``text_features()`` [classes, embed].
-
-    Raises:
-        InputError: no items, an unreadable image (without ``loading.skip_bad``).
-    """
-    if not items:
-        raise InputError(f"there are no images to evaluate{' for ' + name if name else ''}")
-    device = model.prompts.tokens.device
-    images = EvalImages(read, items, eval_transform(loading.preprocessing))
-    loader = DataLoader(
-        images,
-        loading.batch_size,
-        num_workers=loading.workers,
-        collate_fn=collate_readable,
-        generator=torch.Generator(),
-    )
-    model.eval()
-    seen, correct = 0, 0
-    quiet = not sys.stderr.isatty()
-    for batch, labels, unreadable in tqdm(
-        loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False
-    ):
-        if unreadable and not loading.skip_bad:
-            raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
-        if len(labels):
-            logits = model.logits(model.image_features(batch.to(device)), text)
-            correct += int((logits.argmax(-1).cpu() == labels).sum())
-            seen += len(labels)
-    if not seen:
-        raise InputError(f"none of {len(items)} images{' for ' + name if name else ''} could be read")
-    return Accuracy(100 * correct / seen, seen, len(items) - seen)
-
-
-def evaluate_parts(
-    model: CLIPClassifier,
-    data: ImageData,
-    parts: Sequence[str],
-    loading: Loading,
-    *,
-    split: str = "test",
-) -> dict[str, Any]:
-    """Accuracy for each of ``parts`` ("all", "base", "new"), each classified among its own classes.
-
-    Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``, with ``retained_PART`` in
-    ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``. The model is left with
-    the classes of the last part.
-
-    Raises:
-        InputError: a part of fewer than two classes; what ``accuracy`` raises.
-    """
-    items = getattr(data, split)
-    classes = len(data.class_names)
-    found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0}
-    for part in parts:
-        model.set_classes(part_names(data.class_names, part), model.template)
-        chosen = base_new_split(items, part, classes)
-        with torch.no_grad():
-            text = model.eval().text_features()
-        result = accuracy(model, data.read, chosen, loading, name=part, text=text)
-        found["accuracy"][part] = result.top1
-        found["images"][part] = result.images
-        found["skipped"] += result.skipped
-        if data.retention is not None:
-            unseen = data.retention
-            kept = base_new_split(getattr(unseen, split), part)
-            result = accuracy(model, unseen.read, kept, loading, name=f"{part}, {unseen.style}", text=text)
-            found["accuracy"][f"retained_{part}"] = result.top1
-            found["retention_style"] = unseen.style
-    if {"base", "new"} <= set(parts):
-        found["accuracy"]["hm"] = harmonic_mean(found["accuracy"]["base"], found["accuracy"]["new"])
-    return found
-
-
-def tested_parts(classes: str, class_names: Sequence[str]) -> tuple[str, ...]:
-    """What ``evaluate_parts`` is asked for with "all", "base", "new" or "base_new".
-
-    The new half of three classes is one class, on which every method is right: of "base_new" the base half is left.
-    """
-    if classes != "base_new":
-        return (classes,)
-    return ("base", "new") if len(class_names) > 3 else ("base",)
-
-
-def describe(found: dict[str, Any]) -> str:
-    """One line a part: accuracy and number of images."""
-    lines = []
-    for part, percent in found["accuracy"].items():
-        count = found["images"].get(part)
-        what = f"({count} images)" if count else "harmonic mean"
-        if part.startswith("retained_"):
-            part, what = (
-                part.removeprefix("retained_"),
-                f"retention: the same classes drawn by {found['retention_style']}",
-            )
-        lines.append(f"{part:>5}  {percent:6.2f} %  {what}")
-    if found["skipped"]:
-        lines.append(f"{found['skipped']} unreadable images left out")
-    return "\n".join(lines)
-
-
-def load_adapted(
-    adapter: str | None, model: str | None, pretrained: str | None, device: torch.device, *, with_adapter: bool = True
-) -> tuple[Backbone, AdaptedCLIP | None]:
-    """The base model that an adapter names (or that is named here) and the adapter in it.
-
-    Raises:
-        InputError: the adapter's file does not say which model it belongs to and none is named.
-    """
-    if adapter is None:
-        return load_backbone(model or "ViT-B-16", pretrained, device), None
-    info = read_info(Path(adapter))
-    if model is None and info.source is None:
-        raise InputError(f"the adapter in {adapter} does not name its base model; give --model and --pretrained")
-    if model is None:
-        model, pretrained = info.source.name, pretrained or info.source.pretrained
-    backbone = load_backbone(model, pretrained, device)
-    return backbone, load(backbone.clip, adapter, source=backbone.source) if with_adapter else None
-
-
-def finished_run(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
-    """What the finished run found that ``config`` goes on with, which is said; None where there is work to do.
-
-    Raises:
-        InputError: what ``folder.check`` raises.
-    """
-    folder.check(config)
-    done = folder.results() if config.resume else None
-    if done is not None:
-        print(f"the run in {folder.path} is finished; its results: {folder.results_file}\n{describe(done)}")
-    return done
-
-
 def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) -> ImageData:
     """The data set of ``config``, by default the bundled one that ``training`` says; prints what it has to say.
 
@@ -281,7 +97,7 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
     """
     if config.out and Path(config.out).is_file():
         raise InputError(f"out is {config.out!r}, which is a file; valid: a folder")
-    if config.out and RunFolder(Path(config.out)).config_file.is_file():
+    if config.out and (Path(config.out) / CONFIG_FILE).is_file():
         raise InputError(
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
         )
@@ -298,43 +114,27 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
     return data if config.retention and not seen else replace(data, retention=None)
 
 
-def encoders_of(adapted: AdaptedCLIP, info: AdapterInfo, precision: str) -> Encoders | None:
-    """What runs an adapted model in evaluation, with the residual stream of its training where that is known.
-
-    None after training through open_clip's own forward passes (--no-shortcuts): they round otherwise in 16 bits.
-    """
-    residual = (info.training or {}).get("residual", "auto")
-    return None if residual is None else Encoders.of(adapted, stream=residual_dtype(residual, precision))
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """The base model that ``run_eval`` evaluates, with the adapter in it and the backend chosen; for any data set."""
-
-    backbone: Backbone
-    adapted: AdaptedCLIP | None
-    backend: str | None
-    precision: str
-    device: torch.device
-
-
 def load_model(config: EvalConfig) -> LoadedModel:
     """The model of ``config``; says the backend.
 
     Raises:
-        InputError: everything ``load_adapted``, ``resolve_device`` and ``choose_backend`` raise.
+        InputError: everything ``load_stored`` and ``resolve_device`` raise.
     """
     device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    model_name = config.model or (MODEL if config.adapter is None and is_testbed(config.data) else None)
-    with_adapter = config.method != "zeroshot"
-    backbone, adapted = load_adapted(config.adapter, model_name, config.pretrained, device, with_adapter=with_adapter)
-    store_backbone(backbone.clip, DTYPES[precision])
-    backend = None
-    if adapted is not None:
-        backend, sentence = choose_backend(adapted, config.fused, config.backend)
-        print(sentence)
-    return LoadedModel(backbone, adapted, backend, precision, device)
+    model = config.model or (MODEL if config.adapter is None and is_testbed(config.data) else None)
+    loaded = load_stored(
+        config.adapter,
+        model,
+        config.pretrained,
+        device=device,
+        precision=resolve_precision(config.precision, device),
+        fused=config.fused,
+        backend=config.backend,
+        with_adapter=config.method != "zeroshot",
+    )
+    if loaded.sentence is not None:
+        print(loaded.sentence)
+    return loaded
 
 
 def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str, Any]:
@@ -347,36 +147,31 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     data = load_tested(config, (info.training or {}) if info else {}, adapted=not zeroshot)
     loaded = loaded or load_model(config)
     backbone, adapted = loaded.backbone, loaded.adapted
-    own = zeroshot_template(data.name) if zeroshot else info.template
+    own = info.template if info is not None and not zeroshot else zeroshot_template(data.name)
     template = config.template or own or PHOTO
-    model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, data.class_names, template)
-    if adapted is not None:
-        model.encoders = encoders_of(adapted, info, loaded.precision)
+    model = loaded.classifier(data.class_names, template)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = tested_parts(config.classes, data.class_names)
     trained = (info.training or {}) if adapted is not None else {}
     started = time.perf_counter()
     found = evaluate_parts(model, data, parts, loading, split=config.split)
-    results = {
-        "format": FORMAT,
-        "method": "zeroshot" if zeroshot else trained.get("method", "adapter"),
-        "data": data.name,
-        "style": data.style,
-        "split_file": data.split_id,
-        "model": backbone.source.name,
-        "pretrained": backbone.source.pretrained,
-        "shots": trained.get("shots"),
-        "seed": trained.get("seed"),
-        "classes": "base" if config.classes == "base_new" else config.classes,
-        "settings": {"template": template},
-        "split": config.split,
-        **found,
-        "trained_parameters": sum(p.numel() for p in adapted.adapter_tensors().values()) if adapted else 0,
-        "seconds": {"eval": time.perf_counter() - started},
-        "backend": loaded.backend,
-        "precision": loaded.precision,
-        "device": str(loaded.device),
-    }
+    results = results_of(
+        method="zeroshot" if zeroshot else trained.get("method", "adapter"),
+        data=data,
+        model=backbone.source.name,
+        pretrained=backbone.source.pretrained,
+        shots=trained.get("shots"),
+        seed=trained.get("seed"),
+        classes="base" if config.classes == "base_new" else config.classes,
+        split=config.split,
+        found=found,
+        trained_parameters=sum(p.numel() for p in adapted.adapter_tensors().values()) if adapted else 0,
+        seconds={"eval": time.perf_counter() - started},
+        precision=loaded.precision,
+        device=str(loaded.device),
+        settings={"template": template},
+        backend=loaded.backend,
+    )
     conclude(config, results)
     return results
 
@@ -386,5 +181,5 @@ def conclude(config: EvalConfig, results: dict[str, Any]) -> None:
     print(describe(results))
     if config.out:
         file = Path(config.out) / "results.json"
-        write_json(file, results)
+        write_results(file, results)
         print(f"results: {file}")

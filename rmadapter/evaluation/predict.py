@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmadapter.backbone import store_backbone
-from rmadapter.checkpoint import read_info
+from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.emoji_clip import untrained_words
+from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, check_template
 from rmadapter.data import Preprocessing, eval_transform, read_image
 from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.evaluation import encoders_of, load_adapted
-from rmadapter.model import CLIPClassifier
-from rmadapter.runtime import DTYPES, choose_backend, resolve_device, resolve_precision
-from rmadapter.testbed import MODEL
-from rmadapter.testbed.clip import untrained_words
+from rmadapter.evaluation.loaded_model import load_stored
+from rmadapter.runtime import resolve_device, resolve_precision
+from rmadapter.tuners.adapter_file import read_info
 
 
 @dataclass
@@ -107,20 +106,23 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     info = read_info(Path(config.adapter)) if config.adapter else None
     names = wanted_class_names(config, info.class_names if info else None)
     check_files(config.images)
-    backbone, adapted = load_adapted(config.adapter, config.model, config.pretrained, device)
-    store_backbone(backbone.clip, DTYPES[precision])
-    if adapted is not None:
-        choose_backend(adapted, config.fused, config.backend)
+    loaded = load_stored(
+        config.adapter,
+        config.model,
+        config.pretrained,
+        device=device,
+        precision=precision,
+        fused=config.fused,
+        backend=config.backend,
+    )
     template = config.template or (info.template if info else None) or PHOTO
-    if backbone.source.name == MODEL and (words := untrained_words([template.replace("{}", " "), *names])):
+    if loaded.backbone.source.name == MODEL and (words := untrained_words([template.replace("{}", " "), *names])):
         warnings.warn(
             f"{MODEL} was not pretrained on {', '.join(map(repr, words))}: what it says of such a class is chance",
             stacklevel=2,
         )
-    model = CLIPClassifier(adapted or backbone.clip, backbone.tokenizer, names, template)
-    if adapted is not None:
-        model.encoders = encoders_of(adapted, info, precision)
-    images = preprocessed(config.images, backbone.preprocessing)
+    model = loaded.classifier(names, template)
+    images = preprocessed(config.images, loaded.backbone.preprocessing)
     probabilities = predict(model, images, batch_size=config.batch_size)
     return print_predictions(config, names, probabilities)
 

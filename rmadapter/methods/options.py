@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
-from rmadapter.arguments import parse_arguments
 from rmadapter.config import TrainConfig
-from rmadapter.testbed import TRAIN_CONFIG, is_testbed
+from rmadapter.config.arguments import parse_arguments
+from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
+from rmadapter.errors import InputError
+from rmadapter.methods import METHODS, get_method
 
 
 def parse_train(
@@ -24,3 +27,38 @@ def parse_train(
     asked = parse_arguments(TrainConfig, silent, prog=prog, taken_before=taken_before)
     own = ["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else []
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
+
+
+def method_help() -> dict[str, str]:
+    """What ``--help`` says of ``--method``, which is taken out of the words before they are parsed."""
+    listed = "; ".join(f"{method.name} ({method.summary})" for method in METHODS.values())
+    return {"method": f"in place of what the other options make, RMAdapter by default: {listed}"}
+
+
+def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> TrainConfig:
+    """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last."""
+    method = get_method(name)
+    words = [*argv, *method.options]
+    config = parse_train(words, prog=prog, taken_before=method_help(), testbed=method.testbed)
+    # A method whose options do not tell its name is called by it all the same.
+    return config if config.method == name else dataclasses.replace(config, label=name)
+
+
+def take_method(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of ``--method`` in a training command's words, None without it, and the other words.
+
+    Raises:
+        InputError: ``--method`` without a value.
+    """
+    rest: list[str] = []
+    name = None
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option == "--method":
+            name = value if equals else next(words, None)
+            if name is None:
+                raise InputError(f"option --method needs a value; valid: {', '.join(METHODS)}")
+        else:
+            rest.append(word)
+    return name, rest

@@ -15,21 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmadapter.clip.names import brings_weights
 from rmadapter.errors import InputError
+from rmadapter.evaluation.results_file import FORMAT, harmonic_mean
 from rmadapter.files import read_json
-from rmadapter.testbed import brings_weights
 
-FORMAT = 1  # of results.json
 PARTS = ("base", "new", "hm", "all")
 # The same classes in a style that neither pretraining nor training has seen: what adaptation leaves.
 RETAINED = ("retained_base", "retained_new", "retained_all")
 # The order of rows and bars, simplest first; what else a method is called comes after these, by name.
-METHODS = ("zeroshot", "single", "single+consistency", "mma", "mma+consistency", "rmadapter")
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    """``2 base new / (base + new)``, 0 where both are 0."""
-    return 2 * base * new / (base + new) if base + new else 0.0
+METHOD_ORDER = ("zeroshot", "single", "single+consistency", "mma", "mma+consistency", "rmadapter")
 
 
 class Group(NamedTuple):
@@ -46,7 +41,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One results.json.
 
     Args:
@@ -98,7 +93,7 @@ class Row:
     """The runs of one group, one a seed."""
 
     group: Group
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     def accuracy(self, part: str) -> Stat | None:
         """Over the seeds that have it; percent."""
@@ -151,7 +146,7 @@ class DataMeans:
         return self.per_seed[part].sd if part in self.per_seed else None
 
 
-def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[tuple[Path, str]]]:
     """The runs in ``folders`` and below, and the results.json files that cannot be read, with the reason."""
     files: dict[Path, None] = {}
     for folder in map(Path, folders):
@@ -171,7 +166,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]
     return runs, unreadable
 
 
-def read_run(file: Path) -> Run:
+def read_run(file: Path) -> FinishedRun:
     """One results.json.
 
     Raises:
@@ -212,7 +207,7 @@ def read_run(file: Path) -> Run:
     if (precision := field("precision", optional_str)) is not None:
         settings["precision"] = precision
     seed = field("seed", optional_int)
-    return Run(file.parent, group, seed, accuracy, parameters, seconds, split_file, images, settings)
+    return FinishedRun(file.parent, group, seed, accuracy, parameters, seconds, split_file, images, settings)
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -224,12 +219,12 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, json.dumps(value) if isinstance(value, list) else value
 
 
-def differing_settings(runs: Iterable[Run]) -> list[str]:
+def differing_settings(runs: Iterable[FinishedRun]) -> list[str]:
     """A sentence for each setting in which runs of one row differ, so that their mean is of several settings.
 
     Runs that do not record a setting are not compared in it.
     """
-    groups: dict[Group, list[Run]] = {}
+    groups: dict[Group, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
     sentences = []
@@ -255,9 +250,9 @@ def _numbers(values: dict[str, Any], file: Path, name: str, high: float) -> dict
     return numbers
 
 
-def one_a_seed(runs: list[Run]) -> tuple[list[Run], list[Path]]:
+def one_a_seed(runs: list[FinishedRun]) -> tuple[list[FinishedRun], list[Path]]:
     """The newest run of each group and seed, since a seed counted twice would narrow the deviation; and the others."""
-    newest: dict[tuple[Group, int | None], Run] = {}
+    newest: dict[tuple[Group, int | None], FinishedRun] = {}
     repeated = []
     for run in sorted(runs, key=lambda run: (run.folder / "results.json").stat().st_mtime_ns):
         earlier = newest.get((run.group, run.seed))
@@ -268,13 +263,13 @@ def one_a_seed(runs: list[Run]) -> tuple[list[Run], list[Path]]:
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """A sort key: the order of ``METHODS``, then by name."""
-    return (METHODS.index(method) if method in METHODS else len(METHODS), method)
+    """A sort key: the order of ``METHOD_ORDER``, then by name."""
+    return (METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), method)
 
 
-def make_rows(runs: Iterable[Run]) -> list[Row]:
+def make_rows(runs: Iterable[FinishedRun]) -> list[Row]:
     """Runs of one group together, by data set, model and part, in the order of methods and shots."""
-    groups: dict[Group, list[Run]] = {}
+    groups: dict[Group, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
 

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from rmadapter.files import write_atomic
-from rmadapter.results import PARTS, RETAINED, DataMeans, Group, Row, Stat, method_order, short_model
+from rmadapter.reports.finished_runs import PARTS, RETAINED, DataMeans, Group, Row, Stat, method_order, short_model
 
 DPI = 130
 # Okabe and Ito's colours, told apart under all common kinds of colour blindness; a method's does not depend on which

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.files import write_text
-from rmadapter.results import (
+from rmadapter.reports.finished_runs import (
     PARTS,
     RETAINED,
     DataMeans,
@@ -82,7 +82,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     plots: list[Path] = []
     if out is not None:
         try:
-            from rmadapter import plots as drawing
+            from rmadapter.reports import run_plots as drawing
         except ImportError:
             notes.append("There are no plots: matplotlib is missing; pip install 'rmadapter[plot]'")
         else:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rmadapter.data import EpochBatches, TrainImages
-from rmadapter.distributed import Ranks
-from rmadapter.step import Views
-from rmadapter.view_cache import ViewCache
+from rmadapter.step.distributed import Ranks
+from rmadapter.step.train_step import Views
+from rmadapter.step.view_cache import ViewCache
 
 
 @dataclass

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from open_clip.transformer import QuickGELU
 
-from rmadapter.chunks import Chunk
-from rmadapter.injection import AdaptedCLIP
-from rmadapter.step_config import StepConfig
-from rmadapter.towers import find_towers
+from rmadapter.clip.towers import find_towers
+from rmadapter.config.shortcuts import StepConfig
+from rmadapter.step.chunks import Chunk
+from rmadapter.tuners.injection import AdaptedCLIP
 
 
 @dataclass(frozen=True)

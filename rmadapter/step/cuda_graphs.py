@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from rmadapter.device_step import DeviceStep, StepInputs
 from rmadapter.errors import InputError
+from rmadapter.step.device_step import DeviceStep, StepInputs
 
 # Steps that run as they are before one of the same layout is recorded: kernels are compiled, libraries choose theirs.
 # They train like any other. Three as in PyTorch's own recipe.

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rmadapter.encoders import Entry
-from rmadapter.losses import gradient_norms
-from rmadapter.means import Sums
-from rmadapter.step import TrainStep, Views
+from rmadapter.objectives.losses import gradient_norms
+from rmadapter.step.train_step import TrainStep, Views
+from rmadapter.tuners.encoders import Entry
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,16 @@ class StepInputs:
         """Take the values of ``other``, which has the same layout."""
         for own, found in zip(self.tensors, other.tensors, strict=True):
             own.copy_(found, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the steps that were counted, those with a finite loss."""
+
+    losses: dict[str, float]
+    correct: int
+    images: int
+    steps: int
 
 
 class DeviceStep:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rmadapter.config import LossConfig, RMAdapterConfig
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, StoppedError
 from rmadapter.runtime import resolve_device
 
 TIMEOUT = timedelta(minutes=10)
 
 
-class PeerLostError(RuntimeError):
+class PeerLostError(StoppedError):
     """Another process of the run has ended."""
 
 

@@ -1,105 +1,29 @@
-"""Classifiers from class names: images in, logits out; with labels and adapters, the losses too."""
+"""The plain training step: logits and losses as the formulas have them, through open_clip's own forward passes.
+
+``RMAdapterCLIP`` is what users train with from Python, and what the fast step (``train_step``) is tested against.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter import losses
+from rmadapter.clip.classifier import Output
+from rmadapter.clip.prompts import end_of_text
+from rmadapter.clip.towers import find_towers, pooled_token
 from rmadapter.config import LossConfig, RMAdapterConfig
-from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError
-from rmadapter.injection import AdaptedCLIP, inject
-from rmadapter.text import encode_prompts, end_of_text, make_prompts
-from rmadapter.towers import find_towers, pooled_token
+from rmadapter.objectives import losses
+from rmadapter.tuners.adapted_classifier import AdaptedClassifier
+from rmadapter.tuners.injection import AdaptedCLIP, inject
 
 
-class Output(NamedTuple):
-    """``logits`` [batch, classes] in fp32; ``losses``: scalars by name with their sum as ``total``, or empty."""
-
-    logits: Tensor
-    losses: dict[str, Tensor]
-
-
-class CLIPClassifier(nn.Module):
-    """A classifier over class names from a CLIP model, with adapters in it or without (zero-shot CLIP).
-
-    Args:
-        model: an open_clip CLIP model, or an ``AdaptedCLIP``.
-        tokenizer: open_clip's tokenizer for it.
-        class_names: names in the order of the labels; equal names are kept apart by their index.
-        template: prompt with ``{}`` for the name.
-        trim: cut prompts after the longest one's end where that changes no feature.
-
-    ``encoders``, where set, run an adapted model in eval mode in place of open_clip's own forward passes and hooks:
-    the last block at the pooled token alone, the residual stream in a dtype of its own.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Callable[..., Tensor],
-        class_names: Sequence[str],
-        template: str = "a photo of a {}.",
-        *,
-        trim: bool = True,
-    ):
-        super().__init__()
-        self.model = model
-        self.tokenizer = tokenizer
-        self.trim = trim
-        self.encoders: Encoders | None = None
-        self.set_classes(class_names, template)
-
-    @property
-    def clip(self) -> nn.Module:
-        """The open_clip model inside."""
-        return self.model.clip if isinstance(self.model, AdaptedCLIP) else self.model
-
-    def set_classes(self, class_names: Sequence[str], template: str) -> None:
-        """Classify among these names from now on; the weights stay."""
-        self.class_names = list(class_names)
-        self.template = template
-        device = self.clip.logit_scale.device
-        prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim)
-        self.prompts = prompts.to(device)
-
-    def text_features(self) -> Tensor:
-        """Features [classes, embed] of the prompts, not normalised."""
-        if self._encoders_run:
-            return self.encoders.text.features(self.prompts.tokens)
-        return encode_prompts(self.clip, self.prompts.tokens)
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
-        if self._encoders_run:
-            return self.encoders.image.features(images)
-        # Weights stored in 16 bits (backbone.store_backbone) take images in 16 bits.
-        return self.clip.encode_image(images.to(getattr(self.clip, "stored_dtype", images.dtype)))
-
-    @property
-    def _encoders_run(self) -> bool:
-        return self.encoders is not None and not self.training and self.model.enabled
-
-    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed]."""
-        scale = self.clip.logit_scale.exp().float()
-        images = F.normalize(image_features.float(), dim=-1)
-        logits = scale * images @ F.normalize(text_features.float(), dim=-1).T
-        return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
-
-    def forward(self, images: Tensor) -> Output:
-        """Logits of ``images`` [batch, 3, size, size], and no losses."""
-        return Output(self.logits(self.image_features(images), self.text_features()), {})
-
-
-class RMAdapterCLIP(CLIPClassifier):
-    """A ``CLIPClassifier`` with adapters and the losses that train them.
+class RMAdapterCLIP(AdaptedClassifier):
+    """A classifier with adapters and the losses that train them.
 
     Args:
         model: an open_clip CLIP model, which gets adapters in place, or an ``AdaptedCLIP``.
@@ -129,11 +53,6 @@ class RMAdapterCLIP(CLIPClassifier):
         self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
         adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
         adapted.set_reconstruction("text", self.loss.lambda2 > 0)
-
-    @property
-    def adapted(self) -> AdaptedCLIP:
-        """The model with its adapters' switches."""
-        return self.model
 
     @property
     def config(self) -> RMAdapterConfig:

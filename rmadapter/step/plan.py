@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rmadapter.chunks import FREE_SHARE, Chunk
+from rmadapter.clip.frozen_linear import packing_obstacle
+from rmadapter.clip.obstacles import blocks_obstacle, last_block_obstacle, shared_start_obstacle
+from rmadapter.clip.towers import text_is_trimmable
 from rmadapter.config import TrainConfig
-from rmadapter.costs import Cost, Workload, step_cost, workload
-from rmadapter.cuda_graphs import check_graphs
-from rmadapter.distributed import Ranks
-from rmadapter.encoders import blocks_obstacle, last_block_obstacle, shared_start_obstacle
+from rmadapter.config.shortcuts import StepConfig
 from rmadapter.errors import InputError
-from rmadapter.frozen_linear import packing_obstacle
-from rmadapter.memory import free_bytes, parse_bytes
-from rmadapter.model import RMAdapterCLIP
 from rmadapter.runtime import compiler_obstacle, residual_dtype
-from rmadapter.step import TrainStep
-from rmadapter.step_config import StepConfig
-from rmadapter.towers import text_is_trimmable
+from rmadapter.step.chunks import FREE_SHARE, Chunk
+from rmadapter.step.costs import Cost, Workload, step_cost, workload
+from rmadapter.step.cuda_graphs import check_graphs
+from rmadapter.step.distributed import Ranks
+from rmadapter.step.memory import free_bytes, parse_bytes
+from rmadapter.step.plain import RMAdapterCLIP
+from rmadapter.step.train_step import TrainStep
 
 WHAT = {
     "trim": "prompts end at their end-of-text token",

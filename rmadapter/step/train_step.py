@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from rmadapter import losses
-from rmadapter.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory, in_cache
-from rmadapter.costs import tower_shape
-from rmadapter.distributed import Ranks
-from rmadapter.encoders import Entry, ImageEncoder, TextEncoder, shared_start_obstacle
+from rmadapter.clip.classifier import Output
+from rmadapter.clip.layout import Layout, shared_start
+from rmadapter.clip.obstacles import shared_start_obstacle
+from rmadapter.clip.towers import text_is_trimmable
+from rmadapter.config.shortcuts import StepConfig
 from rmadapter.errors import InputError
-from rmadapter.layout import Layout, shared_start
-from rmadapter.model import Output, RMAdapterCLIP
-from rmadapter.step_config import StepConfig
-from rmadapter.towers import text_is_trimmable
+from rmadapter.objectives import losses
+from rmadapter.step.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory, in_cache
+from rmadapter.step.costs import tower_shape
+from rmadapter.step.distributed import Ranks
+from rmadapter.step.plain import RMAdapterCLIP
+from rmadapter.tuners.encoders import Entry, ImageEncoder, TextEncoder
 
 
 class Views(NamedTuple):

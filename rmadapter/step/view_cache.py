@@ -26,12 +26,12 @@ import numpy as np
 import torch
 
 from rmadapter.config import TrainConfig
-from rmadapter.distributed import Ranks
-from rmadapter.encoders import Entry
 from rmadapter.errors import InputError
 from rmadapter.files import cache_folder, write_json
-from rmadapter.memory import parse_bytes
-from rmadapter.step import TrainStep, Views
+from rmadapter.step.distributed import Ranks
+from rmadapter.step.memory import parse_bytes
+from rmadapter.step.train_step import TrainStep, Views
+from rmadapter.tuners.encoders import Entry
 
 FORMAT = 1
 WRITTEN = 1 << 32

@@ -9,10 +9,11 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_split, few_shot_sample
 from rmadapter.files import read_json
 from rmadapter.methods import METHODS
-from rmadapter.protocols import PlannedRun, load_planned
-from rmadapter.sweep import result_files, state
-from rmadapter.sweep_config import Sweep
-from rmadapter.training import own_parts
+from rmadapter.methods.method import ADAPTERS
+from rmadapter.sweeps.progress import result_files, state
+from rmadapter.sweeps.protocols import PlannedRun, load_planned
+from rmadapter.sweeps.settings import Sweep
+from rmadapter.training.adapter_run import own_parts
 
 
 def describe_cost(sweep: Sweep) -> str:
@@ -33,7 +34,7 @@ def describe_cost(sweep: Sweep) -> str:
         data = loaded[run.data]
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
-        trains = METHODS[run.method].seeded and METHODS[run.method].file is None
+        trains = METHODS[run.method].kind == ADAPTERS
         steps = config.epochs * math.ceil(chosen / config.batch_size) if trains else 0
         images = _tested(run, config, loaded)
         estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))

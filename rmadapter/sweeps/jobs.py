@@ -40,7 +40,7 @@ def run_jobs(argv: list[str], jobs: int, began: float) -> None:
 
 def worker_command(argv: list[str], began: float) -> list[str]:
     """What starts one worker."""
-    return [sys.executable, "-m", "rmadapter.sweep_jobs", repr(began), *argv]
+    return [sys.executable, "-m", "rmadapter.sweeps.worker", repr(began), *argv]
 
 
 def threads_each(jobs: int) -> int:
@@ -57,11 +57,3 @@ def _reason(code: int) -> str:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":  # one of the workers
-    from rmadapter.cli import guarded
-    from rmadapter.sweep import work
-    from rmadapter.sweep_config import parse_sweep
-
-    sys.exit(guarded(lambda words: work(parse_sweep(words[1:])[1], float(words[0])), sys.argv[1:]))

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from rmadapter.arguments import parse_arguments, split_options
 from rmadapter.config import TrainConfig
+from rmadapter.config.arguments import parse_arguments, split_options
+from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import read_json, shown_names, write_json, write_text
-from rmadapter.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
-from rmadapter.sweep_config import RESERVED
-from rmadapter.testbed import TRAIN_CONFIG, is_testbed
+from rmadapter.locks import ProcessLock
+from rmadapter.sweeps.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
+from rmadapter.sweeps.settings import RESERVED
 
 FORMAT = 1
 LOCK = ".lock"
@@ -151,7 +151,7 @@ def run_search(argv: list[str]) -> dict[str, Any]:
         import optuna  # noqa: F401
     except ImportError:
         raise InputError("a search needs optuna, which is missing; pip install 'rmadapter[search]'") from None
-    from rmadapter.search_data import searchable, write_search_data
+    from rmadapter.sweeps.search_images import searchable, write_search_data
 
     data = load_planned(config.data, config.data_root)
     for note in data.notes:
@@ -166,11 +166,10 @@ def run_search(argv: list[str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Inside, no other process has the search in ``out``: each would take the other's trial for one left unfinished."""
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f"out is {str(out)!r}, where a search is going on; valid: another --out, or its end") from None
+    with ProcessLock(out / LOCK).attempt() as alone:
+        if not alone:
+            raise InputError(f"out is {str(out)!r}, where a search is going on; valid: another --out, or its end")
+        yield
 
 
 def _search(config: SearchConfig, folder: Path, out: Path) -> dict[str, Any]:
@@ -255,8 +254,8 @@ def _seeds(config: SearchConfig) -> list[int]:
 
 def _depth(config: TrainConfig) -> int:
     """Blocks of the shallower tower."""
-    from rmadapter.backbone import load_backbone
-    from rmadapter.towers import find_towers
+    from rmadapter.clip.backbone import load_backbone
+    from rmadapter.clip.towers import find_towers
 
     clip = load_backbone(config.model, config.pretrained, "cpu").clip
     return min(tower.depth for tower in find_towers(clip).values())
@@ -310,8 +309,8 @@ def _suggest(trial: Any, config: SearchConfig, depth: int) -> dict[str, Any]:
 
 def _train(config: TrainConfig, optuna: Any) -> dict[str, Any]:
     """Train and test one trial with one seed; a run that diverges prunes the trial. Only its results are kept."""
-    from rmadapter.loop import DivergedError
-    from rmadapter.training import train
+    from rmadapter.training.adapter_run import train
+    from rmadapter.training.loop import DivergedError
 
     folder = config.run_folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,10 @@ from pathlib import Path
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import FIELD, VARIANTS, record_of
+from rmadapter.data.emoji import DEFAULT_STYLE, is_testbed
 from rmadapter.errors import InputError, check_choice
-from rmadapter.methods import ABLATION_TABLE, METHODS, configure
-from rmadapter.testbed import DEFAULT_STYLE, is_testbed
+from rmadapter.methods import ABLATION_TABLE, METHODS
+from rmadapter.methods.options import configure
 
 PROTOCOLS = ("base2new", "cross", "domain", "ablation")
 TRANSFERS = ("cross", "domain")

@@ -8,14 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmadapter.arguments import parse_arguments, split_options
+from rmadapter.clip.names import brings_weights
 from rmadapter.config import TrainConfig
+from rmadapter.config.arguments import parse_arguments, split_options
 from rmadapter.data.catalog import FIELD, VARIANTS
+from rmadapter.data.emoji import DATA, DEFAULT_STYLE, is_testbed
+from rmadapter.data.emoji.atlas import STYLES
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.protocols import PROTOCOLS, PlannedRun, default_data, default_methods, plan, run_config, sources_of
-from rmadapter.run_folder import FREE_ON_RESUME
-from rmadapter.testbed import DATA, DEFAULT_STYLE, brings_weights, is_testbed
-from rmadapter.testbed.atlas import STYLES
+from rmadapter.sweeps.protocols import (
+    PROTOCOLS,
+    PlannedRun,
+    default_data,
+    default_methods,
+    plan,
+    run_config,
+    sources_of,
+)
+from rmadapter.training.run_folder import FREE_ON_RESUME
 
 # What a sweep or a search decides itself, run by run.
 RESERVED = (
@@ -24,7 +33,7 @@ RESERVED = (
     "style",
     "classes",
     "seed",
-    "name",
+    "label",
     "out",
     "resume",
     "overwrite",
@@ -185,7 +194,7 @@ def _check_weights(config: TrainConfig) -> None:
         return
     import open_clip
 
-    from rmadapter.backbone import check_name
+    from rmadapter.clip.backbone import check_name
 
     check_name(config.model, None)
     tags = open_clip.list_pretrained_tags_by_model(config.model)

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rmadapter.data.emoji import GROUPS
+from rmadapter.data.emoji.atlas import CATALOGUE, FILES, MANIFEST, STYLES, paste
 from rmadapter.errors import InputError
 from rmadapter.files import write_atomic, write_json
-from rmadapter.testbed import GROUPS
-from rmadapter.testbed.atlas import CATALOGUE, FILES, MANIFEST, STYLES, paste
-from rmadapter.testbed.sources import NAMES, PACKAGES, Datasource, Iconify, fetch, open_style, read_names
+from rmadapter.testbed.vendors import NAMES, PACKAGES, Datasource, Iconify, fetch, open_style, read_names
 
 UNICODE_GROUPS = {
     "Animals & Nature": "animals",

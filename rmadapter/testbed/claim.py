@@ -22,15 +22,15 @@ from typing import Any
 
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
-from rmadapter.paired import Estimate, Key, subtract, unit_means
-from rmadapter.testbed.runs import METHODS, Planned, run_planned
+from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
+from rmadapter.testbed.runs import COMPARED, TestbedRun, run_planned
 
 DATA = ("emoji_animals", "emoji_food", "emoji_objects", "emoji_travel")
 STYLES = ("fluent", "emojione")
 SEEDS = range(1, 11)
 CONTROL = "single+consistency"
 CONTROL_SEEDS = 4  # 32 triples
-COMPARED = {**METHODS, CONTROL: {"reconstruct": False, "lambda1": 0.0, "lambda2": 0.0}}
+CONTROLLED = {**COMPARED, CONTROL: {"reconstruct": False, "lambda1": 0.0, "lambda2": 0.0}}
 Found = dict[Key, dict[str, dict[str, float]]]  # accuracies by method
 PARTS = {
     "base": "base",
@@ -41,12 +41,12 @@ PARTS = {
 }
 
 
-def plan() -> list[Planned]:
+def plan() -> list[TestbedRun]:
     """Zero-shot once, then all methods of a seed, group by group, before the next seed."""
-    zeroshot = [Planned(f"zeroshot/{data}-{style}", data, style, None, {}) for style in STYLES for data in DATA]
+    zeroshot = [TestbedRun(f"zeroshot/{data}-{style}", data, style, None, {}) for style in STYLES for data in DATA]
     trained = [
-        Planned(f"{method}/{data}-{style}-seed{seed}", data, style, seed, COMPARED[method])
-        for seed, style, data, method in itertools.product(SEEDS, STYLES, DATA, COMPARED)
+        TestbedRun(f"{method}/{data}-{style}-seed{seed}", data, style, seed, CONTROLLED[method])
+        for seed, style, data, method in itertools.product(SEEDS, STYLES, DATA, CONTROLLED)
         if method != CONTROL or seed <= CONTROL_SEEDS
     ]
     return zeroshot + trained
@@ -59,7 +59,7 @@ def complete(results: Sequence[dict[str, Any]]) -> Found:
         if result["seed"] is not None and "diverged" not in result:
             key = Key(result["data"], result["style"], result["seed"])
             found.setdefault(key, {})[result["method"]] = result["accuracy"]
-    return {key: methods for key, methods in found.items() if methods.keys() >= METHODS.keys()}
+    return {key: methods for key, methods in found.items() if methods.keys() >= COMPARED.keys()}
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
@@ -80,13 +80,13 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
         if pairs:
             untrained = {key: accuracy for key, accuracy in zeroshot.items() if style in (None, key[1])}
             title = f"Drawn by {style}" if style else "Both styles"
-            table = _table(pairs, tuple(METHODS), (("rmadapter", "single"),), untrained)
+            table = _table(pairs, tuple(COMPARED), (("rmadapter", "single"),), untrained)
             blocks += [f"## {title}, {len(pairs)} pairs", table]
     controlled = {key: methods for key, methods in paired.items() if CONTROL in methods}
     if controlled:
         blocks += [
             f"## What of it is consistency and what reconstruction, {len(controlled)} triples, both styles",
-            _table(controlled, tuple(COMPARED), ((CONTROL, "single"), ("rmadapter", CONTROL))),
+            _table(controlled, tuple(CONTROLLED), ((CONTROL, "single"), ("rmadapter", CONTROL))),
         ]
     norms = [
         r["second_half"]

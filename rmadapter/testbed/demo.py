@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from rmadapter.arguments import parse_arguments
+from rmadapter.config.arguments import parse_arguments
+from rmadapter.data.emoji import DATA
+from rmadapter.data.emoji.atlas import STYLES
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.evaluation import EvalConfig, run_eval
-from rmadapter.report import report
-from rmadapter.testbed import DATA
-from rmadapter.testbed.atlas import STYLES
-from rmadapter.testbed.runs import METHODS, train_config
-from rmadapter.training import train
+from rmadapter.evaluation.evaluate import EvalConfig, run_eval
+from rmadapter.reports.run_report import report
+from rmadapter.testbed.runs import COMPARED, train_config
+from rmadapter.training.adapter_run import train
 
 
 @dataclass
@@ -81,7 +81,7 @@ def run_demo(config: DemoConfig) -> Path:
             )
     changes = {"shortcuts": config.shortcuts} | ({} if config.epochs is None else {"epochs": config.epochs})
     for seed in range(1, config.seeds + 1):
-        for name, settings in METHODS.items():
+        for name, settings in COMPARED.items():
             folder = out / "runs" / f"{name}-seed{seed}"
             print(f"{name}, seed {seed}: {folder}", flush=True)
             run = train_config(config.data, config.style, seed, out=str(folder), resume=True, **settings, **changes)

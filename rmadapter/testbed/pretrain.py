@@ -24,18 +24,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from rmadapter.clip import emoji_clip as small_clip
+from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.prompts import encode_prompts
 from rmadapter.data import Preprocessing
+from rmadapter.data.emoji import GROUPS, PREFIX
+from rmadapter.data.emoji.atlas import FILES, STYLES, catalogue, classes, drawings
+from rmadapter.data.emoji.emoji_data import DEFAULT_STYLE, load_emoji
+from rmadapter.data.emoji.rendering import Variations, compose
 from rmadapter.errors import InputError, check_range
-from rmadapter.evaluation import Loading, accuracy
+from rmadapter.evaluation.accuracy import Loading, accuracy
 from rmadapter.files import read_json, write_atomic, write_json
-from rmadapter.model import CLIPClassifier
-from rmadapter.testbed import GROUPS, PREFIX
-from rmadapter.testbed import clip as small_clip
-from rmadapter.testbed.atlas import FILES, STYLES, catalogue, classes, drawings
 from rmadapter.testbed.build import write_manifest
-from rmadapter.testbed.datasets import DEFAULT_STYLE, load_emoji
-from rmadapter.testbed.rendering import Views, compose
-from rmadapter.text import encode_prompts
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -129,7 +129,7 @@ class Pool:
         share = np.where(generator.random(count) < 0.3, generator.uniform(0, 0.5, count), 0).astype(np.float32)
         tiles = torch.lerp(tiles, other, torch.from_numpy(share)[:, None, None, None])
         tiles = torch.cat([_recolour(tiles[:, :3], generator), tiles[:, 3:]], 1)
-        views = Views.draw(generator, count, turn=30).milder(strength)
+        views = Variations.draw(generator, count, turn=30).milder(strength)
         bend = torch.from_numpy(generator.normal(0, 0.07, (count, 2, 4, 4)).astype(np.float32))
         warp = F.interpolate(bend, tiles.shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
         picture = compose(tiles, views, warp)

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmadapter.arguments import parse_arguments
 from rmadapter.config import LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.data import ImageData
+from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError
-from rmadapter.evaluation import EvalConfig, run_eval
+from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.files import write_json
-from rmadapter.loop import DivergedError
-from rmadapter.testbed import TRAIN_CONFIG
-from rmadapter.training import train
+from rmadapter.training.adapter_run import train
+from rmadapter.training.loop import DivergedError
 
 ADAPTER_KEYS = {item.name for item in dataclasses.fields(RMAdapterConfig)}
 LOSS_KEYS = {item.name for item in dataclasses.fields(LossConfig)}
@@ -48,14 +48,14 @@ def train_config(data: str, style: str, seed: int, **changes: Any) -> TrainConfi
 
 
 # What differs from the test bed's configuration, which is RMAdapter's.
-METHODS: dict[str, dict[str, Any]] = {
+COMPARED: dict[str, dict[str, Any]] = {
     "single": {"reconstruct": False, "lambda1": 0.0, "lambda2": 0.0, "lambda3": 0.0, "lambda4": 0.0},
     "rmadapter": {},
 }
 
 
 @dataclass(frozen=True)
-class Planned:
+class TestbedRun:
     """One run: ``folder`` its result goes to, below the experiment's; ``config`` None for zero-shot."""
 
     folder: str
@@ -66,7 +66,7 @@ class Planned:
 
 
 def run_planned(
-    plan: Sequence[Planned],
+    plan: Sequence[TestbedRun],
     out: Path,
     *,
     data: dict[tuple[str, str], ImageData] | None = None,
@@ -103,7 +103,7 @@ def run_planned(
     ]
 
 
-def _run(run: Planned, data: ImageData | None) -> dict[str, Any]:
+def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:
     """The results of one run, with its settings and what its metrics say of the gradients."""
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log.txt", "w") as log:
         folder = Path(scratch) / "run"

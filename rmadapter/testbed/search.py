@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.data import ImageData, base_new_split
+from rmadapter.data.emoji.emoji_data import load_emoji
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
-from rmadapter.testbed.datasets import load_emoji
-from rmadapter.testbed.runs import METHODS, Planned, run_planned
+from rmadapter.testbed.runs import COMPARED, TestbedRun, run_planned
 
 DATA = ("emoji_activities", "emoji_symbols")
 STYLE = "fluent"
@@ -31,7 +31,7 @@ SEEDS = (1, 2, 3)
 EPOCHS = (5,)  # as in the field's protocol
 LEARNING_RATES = (0.005, 0.015, 0.05, 0.15, 0.5)
 SCALES = (0.01, 0.03, 0.1, 0.3)
-MMA = {**METHODS["single"], "shared_layer": True, "activation": "relu"}
+MMA = {**COMPARED["single"], "shared_layer": True, "activation": "relu"}
 RECONSTRUCTION = (0.0, 1.0, 10.0, 30.0, 100.0)  # lambda1 = lambda2
 CONSISTENCY = (0.0, 1.0, 3.0, 10.0, 30.0)  # lambda3; lambda4 is 2.5 times it
 # At the best rate a reconstruction weight of 10 diverges; a slower one shows what such weights do.
@@ -46,10 +46,10 @@ def base_only(data: ImageData) -> ImageData:
     )
 
 
-def plan_training(method: str, settings: dict[str, Any]) -> list[Planned]:
+def plan_training(method: str, settings: dict[str, Any]) -> list[TestbedRun]:
     """A method without losses of its own: epochs x learning rate x scale."""
     return [
-        Planned(f"{method}/epochs{epochs}-lr{lr}-scale{scale}/{data}-seed{seed}", data, STYLE, seed, changes)
+        TestbedRun(f"{method}/epochs{epochs}-lr{lr}-scale{scale}/{data}-seed{seed}", data, STYLE, seed, changes)
         for epochs, lr, scale in itertools.product(EPOCHS, LEARNING_RATES, SCALES)
         for changes in [{**settings, "epochs": epochs, "lr": lr, "scale": scale}]
         for data, seed in itertools.product(DATA, SEEDS)
@@ -61,11 +61,11 @@ def slower(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [next(row for row in rows if row["lr"] == rate) for rate in SLOWER]
 
 
-def plan_losses(best: dict[str, Any], consistency: tuple[float, ...] = CONSISTENCY) -> list[Planned]:
+def plan_losses(best: dict[str, Any], consistency: tuple[float, ...] = CONSISTENCY) -> list[TestbedRun]:
     """RMAdapter: lambda1 = lambda2 x lambda3, lambda4 = 2.5 lambda3, with the single-branch adapter's ``best``."""
     training = {name: best[name] for name in ("epochs", "lr", "scale")}
     return [
-        Planned(f"{folder}-consistency{third:g}/{data}-seed{seed}", data, STYLE, seed, changes)
+        TestbedRun(f"{folder}-consistency{third:g}/{data}-seed{seed}", data, STYLE, seed, changes)
         for seed in SEEDS
         for first, third in itertools.product(RECONSTRUCTION, consistency)
         for folder in [f"rmadapter/lr{best['lr']}-scale{best['scale']}-reconstruction{first:g}"]
@@ -113,7 +113,7 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
         InputError: the runs of the single-branch adapter are not all done, on which the others depend.
     """
     data = {(name, STYLE): base_only(load_emoji(name, STYLE)) for name in DATA}
-    plan = plan_training("single", METHODS["single"])
+    plan = plan_training("single", COMPARED["single"])
     done = run_planned(plan, out, data=data, budget=budget, worker=worker)
     if len(done) < len(plan):
         raise InputError(f"{len(done)} of {len(plan)} runs of the single branch are done; the same command goes on")

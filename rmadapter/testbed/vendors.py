@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rmadapter.data.emoji.atlas import SIDE
 from rmadapter.errors import InputError
-from rmadapter.testbed.atlas import SIDE
 
 
 @dataclass(frozen=True)

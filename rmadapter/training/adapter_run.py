@@ -9,41 +9,26 @@ from typing import Any
 
 import torch
 
-from rmadapter import distributed
-from rmadapter.backbone import Backbone, load_backbone, store_backbone
-from rmadapter.checkpoint import save_adapter
+from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.obstacles import blocks_obstacle
+from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
-from rmadapter.data import (
-    DecodedImages,
-    FewShotSample,
-    ImageData,
-    Item,
-    Read,
-    base_new_split,
-    check_images,
-    few_shot_sample,
-    load_data,
-    part_names,
-)
-from rmadapter.distributed import PeerLostError, Ranks
-from rmadapter.encoders import Encoders, blocks_obstacle
-from rmadapter.errors import check_range
-from rmadapter.evaluation import Loading, describe, evaluate_parts, finished_run, tested_parts
+from rmadapter.data import DecodedImages, ImageData, Read, load_data
+from rmadapter.evaluation.accuracy import Loading, describe, evaluate_parts, tested_parts
+from rmadapter.evaluation.results_file import results_of, write_results
 from rmadapter.files import cache_folder, write_json
-from rmadapter.injection import inject
-from rmadapter.loop import TrainRun
-from rmadapter.memory import parse_bytes
-from rmadapter.model import RMAdapterCLIP
-from rmadapter.plan import Plan, make_step, text_budget, wanted_shortcuts
-from rmadapter.results import FORMAT
-from rmadapter.run_folder import RunFolder, settings_of
-from rmadapter.runtime import (
-    DTYPES,
-    choose_backend,
-    environment,
-    residual_dtype,
-    resolve_precision,
-)
+from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_precision
+from rmadapter.step import distributed
+from rmadapter.step.distributed import PeerLostError, Ranks
+from rmadapter.step.memory import parse_bytes
+from rmadapter.step.plain import RMAdapterCLIP
+from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts
+from rmadapter.training.few_shot import few_shot
+from rmadapter.training.loop import TrainingLoop
+from rmadapter.training.run_folder import RunFolder, finished_run, settings_of
+from rmadapter.tuners.backend_choice import choose_backend
+from rmadapter.tuners.encoders import Encoders
+from rmadapter.tuners.injection import inject
 
 
 def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
@@ -87,7 +72,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         print(note)
     read = _reader(config, data, ranks)
     sample, items, names = few_shot(config, data, read)
-    backbone = load_backbone(config.model, config.pretrained, device)
+    backbone = store_backbone(load_backbone(config.model, config.pretrained, device), DTYPES[precision])
     model, backend = _make_model(config, backbone, names, precision)
     state = folder.load_state() if config.resume and not config.explain else None
     text_bytes = text_budget(config, device)
@@ -100,7 +85,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         if blocks_obstacle(model.clip) is None:
             print(Plan.of(step, ranks.most(config.batch_size), config.views))
         return {}
-    run = TrainRun(config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks)
+    run = TrainingLoop(config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks)
     if state is not None:
         run.restore(state)
         print(f"resuming at epoch {run.epoch + 1}, step {run.step_in_epoch} of {run.steps_per_epoch}")
@@ -126,9 +111,9 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         # None: without encoders it went through open_clip's own forward passes.
         "residual": None if model.encoders is None else config.residual,
     }
-    save_adapter(model.adapted, folder.adapter, class_names=names, template=config.template, training=training)
+    model.adapted.save_adapter(folder.adapter, class_names=names, template=config.template, training=training)
     results = _results(config, run, backend, _evaluate(config, run) if config.evaluate else None)
-    write_json(folder.results_file, results)
+    write_results(folder.results_file, results)
     folder.remove_state()
     if config.evaluate:
         print(describe(results))
@@ -149,41 +134,10 @@ def _reader(config: TrainConfig, data: ImageData, ranks: Ranks) -> Read:
     return read
 
 
-def few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShotSample, list[Item], list[str]]:
-    """The few-shot sample over all classes, and of it the chosen part's training items and class names.
-
-    Raises:
-        InputError: a part of fewer than two classes, more shots than the data set may have, no training images, or
-            (without ``skip_bad_images``) one that cannot be read.
-    """
-    names = part_names(data.class_names, config.classes)
-    if data.max_shots is not None:
-        check_range("shots", config.shots, 1, data.max_shots)
-    left_out: set[str] = set()
-    while True:
-        # Drawn again without the unreadable images, so that every class gets its shots where it has them.
-        candidates = [item for item in data.train if item.path not in left_out]
-        train_items, val_items = few_shot_sample(candidates, data.val, config.shots, config.seed)
-        _, bad = check_images(read, train_items, skip_bad=config.skip_bad_images)
-        if not bad:
-            break
-        left_out |= {path for path, _ in bad}
-    if left_out:
-        print(f"{len(left_out)} unreadable training images left out, such as {min(left_out)}")
-    if isinstance(read, DecodedImages) and read.keeps:
-        print(
-            f"image cache: {read.kept} of {len(train_items)} images in {read.folder}, {read.bytes / 1e9:.2f} GB"
-            + (f"; --cache-limit {config.cache_limit} has no room for the others" if read.full else "")
-        )
-    sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
-    return sample, base_new_split(train_items, config.classes, len(data.class_names)), names
-
-
 def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], precision: str) -> tuple[RMAdapterCLIP, str]:
     """The model with fresh adapters from the seed, and the name of their backend."""
-    store_backbone(backbone.clip, DTYPES[precision])
     torch.manual_seed(config.seed)
-    adapted = inject(backbone.clip, config.adapter, source=backbone.source)
+    adapted = inject(backbone.clip, config.adapter, source=backbone.source, weights_hash=backbone.weights_hash)
     print(adapted.summary())
     backend, sentence = choose_backend(adapted, config.fused, config.backend)
     print(sentence)
@@ -211,7 +165,7 @@ def own_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
     return tested_parts("base_new" if config.classes == "base" else config.classes, data.class_names)
 
 
-def _evaluate(config: TrainConfig, run: TrainRun) -> dict[str, Any]:
+def _evaluate(config: TrainConfig, run: TrainingLoop) -> dict[str, Any]:
     """Accuracy on the test images of ``own_parts``."""
     loading = Loading(
         run.backbone.preprocessing, config.eval_batch_size, config.workers, skip_bad=config.skip_bad_images
@@ -221,30 +175,25 @@ def _evaluate(config: TrainConfig, run: TrainRun) -> dict[str, Any]:
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def _results(config: TrainConfig, run: TrainRun, backend: str, found: dict[str, Any] | None) -> dict[str, Any]:
+def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[str, Any] | None) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
-    return {
-        "format": FORMAT,
-        "method": config.method,
-        "data": run.data.name,
-        "style": run.data.style,
-        "split_file": run.data.split_id,
-        "model": config.model,
-        "pretrained": config.pretrained,
-        "shots": config.shots,
-        "seed": config.seed,
-        "classes": config.classes,
-        "settings": settings_of(config),
-        "split": "test",
-        "accuracy": found["accuracy"],
-        "retention_style": run.data.retention.style if run.data.retention else None,
-        "images": found["images"],
-        "skipped": found["skipped"],
-        "bad_steps": run.bad_steps,
-        "trained_parameters": sum(p.numel() for p in run.parameters.values()),
-        "seconds": {"train": run.seconds, "eval": found["seconds"]},
-        "backend": backend,
-        "precision": run.precision,
-        "device": str(run.device),
-        "few_shot_hash": json.loads((config.run_folder / "few_shot.json").read_text())["hash"],
-    }
+    return results_of(
+        method=config.method,
+        data=run.data,
+        model=config.model,
+        pretrained=config.pretrained,
+        shots=config.shots,
+        seed=config.seed,
+        classes=config.classes,
+        split="test",
+        found={name: found[name] for name in ("accuracy", "images", "skipped")},
+        trained_parameters=sum(p.numel() for p in run.parameters.values()),
+        seconds={"train": run.seconds, "eval": found["seconds"]},
+        precision=run.precision,
+        device=str(run.device),
+        settings=settings_of(config),
+        retention_style=run.data.retention.style if run.data.retention else None,
+        bad_steps=run.bad_steps,
+        backend=backend,
+        few_shot_hash=json.loads((config.run_folder / "few_shot.json").read_text())["hash"],
+    )

@@ -10,21 +10,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rmadapter.arriving import Arriving
-from rmadapter.backbone import Backbone, base_hash
-from rmadapter.batches import Batch, TrainBatches, Waited
+from rmadapter.clip.backbone import Backbone
+from rmadapter.clip.classifier import Output
 from rmadapter.config import TrainConfig
-from rmadapter.cuda_graphs import CudaRecorder, GraphedStep
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
-from rmadapter.device_step import DeviceStep, StepInputs
-from rmadapter.distributed import Ranks, parallel
-from rmadapter.errors import InputError
-from rmadapter.losses import gradient_norms
-from rmadapter.means import Means
-from rmadapter.model import Output, RMAdapterCLIP
-from rmadapter.plan import Plan
-from rmadapter.run_folder import MetricsLog, RunFolder, State
-from rmadapter.step import TrainStep, Views
+from rmadapter.errors import InputError, StoppedError
+from rmadapter.objectives.losses import gradient_norms
+from rmadapter.step.batches import Batch, TrainBatches, Waited
+from rmadapter.step.cuda_graphs import CudaRecorder, GraphedStep
+from rmadapter.step.device_step import DeviceStep, StepInputs
+from rmadapter.step.distributed import Ranks, parallel
+from rmadapter.step.plain import RMAdapterCLIP
+from rmadapter.step.plan import Plan
+from rmadapter.step.train_step import TrainStep, Views
+from rmadapter.training.arriving import Arriving
+from rmadapter.training.means import Means
+from rmadapter.training.run_folder import MetricsLog, RunFolder, State
 
 REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda decides"
 
@@ -32,11 +33,11 @@ REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it
 SAID_WAITING = 0.2
 
 
-class DivergedError(RuntimeError):
+class DivergedError(StoppedError):
     """The loss is not finite too often; the message names the last such batch and what usually helps."""
 
 
-class TrainRun:
+class TrainingLoop:
     """The state of a run between its start and its end, and the loop over it."""
 
     def __init__(
@@ -77,7 +78,7 @@ class TrainRun:
         self.graphed = self._make_graphed() if config.cuda_graphs else None
         # Losses of the last step from a recording, its epoch and its number there; judged when the next is under way.
         self._unjudged: tuple[Arriving, int, int] | None = None
-        self.base_hash = base_hash(backbone.clip)
+        self.base_hash = backbone.base_hash
 
     @property
     def step(self) -> int:
@@ -154,12 +155,10 @@ class TrainRun:
         images = TrainImages(self.read, self.items, transform, config.seed)
         cache = None
         if config.views:
-            from rmadapter import view_cache  # needs a system with file locks
+            from rmadapter.step import view_cache  # needs a system with file locks
 
             contents = (self.data.content(item.path) for item in self.items)
-            key = view_cache.cache_key(
-                self.step_module, base_hash(self.backbone.clip), transform, contents, config.seed
-            )
+            key = view_cache.cache_key(self.step_module, self.base_hash, transform, contents, config.seed)
             cache = view_cache.open_cache(self.step_module, config, len(images), key, self.ranks)
         return TrainBatches(
             images, config.batch_size, config.seed, config.workers, self.device, cache=cache, ranks=self.ranks

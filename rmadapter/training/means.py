@@ -9,17 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmadapter.distributed import Ranks
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums over the steps that were counted, those with a finite loss."""
-
-    losses: dict[str, float]
-    correct: int
-    images: int
-    steps: int
+from rmadapter.step.device_step import Sums
+from rmadapter.step.distributed import Ranks
 
 
 @dataclass

@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rmadapter.config import TrainConfig
+from rmadapter.config import CONFIG_FILE, TrainConfig
 from rmadapter.errors import InputError
+from rmadapter.evaluation.accuracy import describe
 from rmadapter.files import read_json, shown_names, write_atomic, write_text
 
 # What may differ between a run and its resumption: where things are, and what changes no weight beyond its last bits.
@@ -54,7 +55,7 @@ _SAID_BESIDE = {
     "precision",
     "fused",
     "backend",
-    "name",
+    "label",
 }
 _WITHOUT_WEIGHT = {"evaluate", "log_every", "grad_norm_every"}
 
@@ -77,7 +78,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config_file = path / "config.yaml"
+        self.config_file = path / CONFIG_FILE
         self.environment_file = path / "environment.json"
         self.sample_file = path / "few_shot.json"
         self.metrics_file = path / "metrics.jsonl"
@@ -198,3 +199,16 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain values that survive YAML."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def finished_run(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
+    """What the finished run found that ``config`` goes on with, which is said; None where there is work to do.
+
+    Raises:
+        InputError: what ``folder.check`` raises.
+    """
+    folder.check(config)
+    done = folder.results() if config.resume else None
+    if done is not None:
+        print(f"the run in {folder.path} is finished; its results: {folder.results_file}\n{describe(done)}")
+    return done

@@ -7,6 +7,7 @@ holds what they need: configuration, base model and its hash, preprocessing, cla
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rmadapter.backbone import base_hash, uses_quick_gelu
+from rmadapter.clip.identity import ModelSource, uses_quick_gelu
 from rmadapter.config import RMAdapterConfig
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_json
-from rmadapter.injection import AdaptedCLIP, ModelSource, inject
 
 FORMAT = 1
 WEIGHTS_FILE = "adapter.safetensors"
@@ -35,12 +35,12 @@ class AdapterInfo:
     Attributes:
         config: the adapters.
         source: name and pretrained tag of the base model; None where it was not known when saving.
-        base_hash: ``backbone.base_hash`` of the base model.
+        base_hash: ``identity.base_hash`` of the base model.
         quick_gelu: whether the base model runs with QuickGELU.
         preprocessing: what images go through, for prediction.
         class_names, template: what was trained on, or None.
         training: how it was trained (method, data, residual stream, ...), for evaluation; None where it was not said.
-        weights_sha256: of the weights' file, so that the two files are known to belong together.
+        weights_sha256: of the weights' file, so that the two files are known to belong together; computed in writing.
     """
 
     config: RMAdapterConfig
@@ -51,39 +51,32 @@ class AdapterInfo:
     class_names: list[str] | None
     template: str | None
     training: dict[str, Any] | None
-    weights_sha256: str
+    weights_sha256: str = ""
 
 
-def save_adapter(
-    model: AdaptedCLIP,
-    folder: Path,
-    *,
-    class_names: list[str] | None = None,
-    template: str | None = None,
-    training: dict[str, Any] | None = None,
-) -> None:
-    """Write the adapter of ``model`` to ``folder``, each file atomically, the weights first.
+def write_adapter(folder: Path, tensors: Mapping[str, Tensor], info: AdapterInfo) -> None:
+    """Write ``tensors`` and ``info`` to ``folder``, each file atomically, the weights first.
 
     Raises:
         InputError: the folder cannot be written or the disk is full, or a weight is not finite.
     """
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.adapter_tensors().items()}
-    for name, tensor in tensors.items():
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in kept.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"the adapter is not saved: {name} holds values that are not finite")
     weights = folder / WEIGHTS_FILE
-    write_atomic(weights, lambda path: _save(tensors, path))
-    source = model.source
+    write_atomic(weights, lambda path: _save(kept, path))
+    source = info.source
     values = {
         "format": FORMAT,
-        "adapter": model.config.to_dict(),
+        "adapter": info.config.to_dict(),
         "model": None if source is None else {"name": source.name, "pretrained": source.pretrained},
-        "base_hash": base_hash(model.clip),
-        "quick_gelu": uses_quick_gelu(model.clip),
-        "preprocessing": Preprocessing.of(model.clip).to_dict(),
-        "class_names": class_names,
-        "template": template,
-        "training": training,
+        "base_hash": info.base_hash,
+        "quick_gelu": info.quick_gelu,
+        "preprocessing": info.preprocessing.to_dict(),
+        "class_names": info.class_names,
+        "template": info.template,
+        "training": info.training,
         "weights_sha256": _sha256(weights),
     }
     write_json(folder / CONFIG_FILE, values)
@@ -135,56 +128,14 @@ def read_info(folder: Path) -> AdapterInfo:
         raise InputError(f"{folder / CONFIG_FILE} is damaged: field {error} is missing or malformed") from error
 
 
-def load_adapter(model: AdaptedCLIP, folder: Path) -> None:
-    """Read the weights in ``folder`` into ``model``, after every check has passed; until then it is untouched.
-
-    Raises:
-        InputError: everything ``read_info`` raises, another base model, adapters of another shape, tensors that
-            are missing, too many, wrongly shaped or not finite, a truncated file, files that do not belong
-            together.
-    """
-    info = read_info(folder)
-    check_base(model.clip, info, folder)
-    if info.config != model.config:
-        ours, theirs = model.config.to_dict(), info.config.to_dict()
-        name = next(name for name in ours if ours[name] != theirs[name])
-        raise InputError(
-            f"the adapter in {folder} has adapter.{name} = {theirs[name]!r}, the model has {ours[name]!r}; "
-            "inject with the adapter's configuration, or use rmadapter.load"
-        )
-    parameters = model.adapter_tensors()
-    tensors = _read_tensors(folder, info, {name: tuple(p.shape) for name, p in parameters.items()})
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-
-
-def load(clip: nn.Module, folder: str | Path, *, source: ModelSource | None = None) -> AdaptedCLIP:
-    """Put the adapter in ``folder`` into ``clip``: ``inject`` with its configuration, then ``load_adapter``.
-
-    Raises:
-        InputError: as ``load_adapter``; ``clip`` is then without adapters, as it came.
-    """
-    folder = Path(folder)
-    info = read_info(folder)
-    check_base(clip, info, folder)
-    model = inject(clip, info.config, source=source or info.source)
-    try:
-        load_adapter(model, folder)
-    except InputError:
-        model.remove()
-        raise
-    return model
-
-
-def check_base(clip: nn.Module, info: AdapterInfo, folder: Path) -> None:
-    """Raise InputError unless ``clip`` is the model that the adapter was trained on."""
+def check_base(clip: nn.Module, info: AdapterInfo, folder: Path, base_hash: str) -> None:
+    """Raise InputError unless ``clip``, of which ``base_hash`` is the hash, is the model the adapter was trained on."""
     if uses_quick_gelu(clip) != info.quick_gelu:
         raise InputError(
             f"the adapter in {folder} was trained on a model {'with' if info.quick_gelu else 'without'} QuickGELU, "
             f"this one runs {'with' if uses_quick_gelu(clip) else 'without'} it"
         )
-    if base_hash(clip) != info.base_hash:
+    if base_hash != info.base_hash:
         trained = str(info.source) if info.source else "another model"
         raise InputError(
             f"the adapter in {folder} belongs to other base weights than these: it was trained on {trained}, "
@@ -192,7 +143,12 @@ def check_base(clip: nn.Module, info: AdapterInfo, folder: Path) -> None:
         )
 
 
-def _read_tensors(folder: Path, info: AdapterInfo, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def read_tensors(folder: Path, info: AdapterInfo, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors in ``folder``, which have to be those of ``shapes`` by name and the file that ``info`` belongs to.
+
+    Raises:
+        InputError: tensors that are missing, too many, wrongly shaped or not finite, a truncated file, another file.
+    """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise InputError(f"adapter file {path} is missing")

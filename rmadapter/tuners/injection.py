@@ -4,122 +4,28 @@ An adapter is a child module of its transformer block and one forward hook on th
 
     block(x) -> output          becomes          output + scale * base(ln_1(x))
 
-The hook is a function of this module that reads the block it is called with, so a deep copy's hook finds the
-copy's adapter, a pickle holds no closure, and the base model's state-dict keys stay as they are.
+``tuners.block_adapter`` has the module and the hook; here they are put in, switched together, saved and taken out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rmadapter.clip.identity import ModelSource, base_hash, uses_quick_gelu
+from rmadapter.clip.towers import CHILD, Tower, find_towers
 from rmadapter.config import TOWERS, RMAdapterConfig, layer_numbers
+from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
-from rmadapter.towers import Tower, find_towers
-from rmadapter.variants import SharedLayer, VariantAdapter
+from rmadapter.tuners.adapter_file import AdapterInfo, check_base, read_info, read_tensors, write_adapter
+from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
+from rmadapter.tuners.variants import SharedLayer, VariantAdapter
 from rmadapter_kernels import FusedRMAdapter
-
-CHILD = "rm_adapter"
-
-
-class _GraphToken:
-    """Something to be alive: held by a hook of the autograd node of an adapter's output."""
-
-
-class BlockAdapter(nn.Module):
-    """One block's adapter with the switches that its hook reads.
-
-    Args:
-        branch: the adapter proper, ``FusedRMAdapter`` or ``VariantAdapter``.
-        norm_name: the block's LayerNorm that the adapter reads through, or None for the block's raw input.
-        rec_stream: "adapted" or "frozen", the pass in which the reconstruction is computed.
-    """
-
-    def __init__(self, branch: nn.Module, norm_name: str | None, rec_stream: str):
-        super().__init__()
-        self.branch = branch
-        self.norm_name = norm_name
-        self.rec_stream = rec_stream
-        self.active = True
-        self.frozen_pass = False
-        self.reconstructs = True
-        self.slot_open = False
-        self.rec_loss: Tensor | None = None
-        self._tokens: weakref.WeakSet[_GraphToken] = weakref.WeakSet()
-        self.train(self.training)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy starts without a graph: losses in slots are not leaves and cannot be copied.
-        return {**self.__dict__, "rec_loss": None, "_tokens": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._tokens = weakref.WeakSet()
-
-    def train(self, mode: bool = True) -> BlockAdapter:
-        """Training mode; the branch computes its reconstruction only where the adapted pass needs it."""
-        super().train(mode)
-        self.branch.train(mode and self.reconstructs and self.rec_stream == "adapted")
-        return self
-
-    def after_block(self, block: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        """The block's output with the adapter's term; ``x`` and ``output`` are [batch, tokens, D]."""
-        norm = getattr(block, self.norm_name) if self.norm_name else None
-        norm = (norm.weight, norm.bias, norm.eps) if norm is not None else None
-        if self.frozen_pass:
-            if self.training and self.reconstructs and self.rec_stream == "frozen":
-                self.branch.train()
-                self._fill_slot(self.branch(x.detach(), None, norm)[1])
-                self.branch.eval()
-            return output
-        if not self.active:
-            return output
-        out, rec_loss = self.branch(x, output, norm)
-        if self.branch.training:
-            self._fill_slot(rec_loss)
-        if out.requires_grad and not torch.compiler.is_compiling():
-            self._mark_graph(out)
-        return out
-
-    def _fill_slot(self, rec_loss: Tensor) -> None:
-        # Recomputation under checkpointing comes here a second time, when the slot is closed: its loss is
-        # not part of the step's sum and must not be kept.
-        if self.slot_open and rec_loss.numel():
-            self.rec_loss = rec_loss
-
-    def _mark_graph(self, out: Tensor) -> None:
-        # The hook owns the token, so the token dies with the graph; it is struck off when backward gets here.
-        token, tokens = _GraphToken(), self._tokens
-        tokens.add(token)
-        out.grad_fn.register_prehook(lambda gradients: tokens.discard(token))
-
-    @property
-    def graph_alive(self) -> bool:
-        """Whether a forward pass through this adapter still waits for its backward pass."""
-        return len(self._tokens) > 0
-
-
-def _adapter_hook(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    return getattr(block, CHILD).after_block(block, args[0], output)
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """What a base model was made from: open_clip's name and a pretrained tag or file, None for random weights."""
-
-    name: str
-    pretrained: str | None = None
-
-    def __str__(self) -> str:
-        # A name with a scheme, such as local-dir:, brings its own weights.
-        return self.name if ":" in self.name else f"{self.name} ({self.pretrained or 'random weights'})"
 
 
 class Injected(NamedTuple):
@@ -137,13 +43,21 @@ class AdaptedCLIP(nn.Module):
         clip: the model itself, frozen; its own calls (``clip.encode_image`` ...) run the adapters too.
         config: the adapters' configuration.
         source: where the model came from, or None where the caller did not say.
+        weights_hash: the hash of its weights as loaded, where they are stored otherwise by now; else None.
     """
 
-    def __init__(self, clip: nn.Module, config: RMAdapterConfig, source: ModelSource | None):
+    def __init__(
+        self,
+        clip: nn.Module,
+        config: RMAdapterConfig,
+        source: ModelSource | None,
+        weights_hash: str | None = None,
+    ):
         super().__init__()
         self.clip = clip
         self.config = config
         self.source = source
+        self.weights_hash = weights_hash
         self.train(False)
 
     def train(self, mode: bool = True) -> AdaptedCLIP:
@@ -282,17 +196,63 @@ class AdaptedCLIP(nn.Module):
         lines.append(f"trained: {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)")
         return "\n".join(lines)
 
-    def save_adapter(self, folder: str | Path, *, class_names: list[str] | None = None, template: str | None = None):
-        """Write the adapter to ``folder``; see ``rmadapter.checkpoint.save_adapter``."""
-        from rmadapter.checkpoint import save_adapter
+    @property
+    def base_hash(self) -> str:
+        """The hash of the base model's weights as they were loaded."""
+        return self.weights_hash or base_hash(self.clip)
 
-        save_adapter(self, Path(folder), class_names=class_names, template=template)
+    def save_adapter(
+        self,
+        folder: str | Path,
+        *,
+        class_names: list[str] | None = None,
+        template: str | None = None,
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the adapter to ``folder``, each file atomically, the weights first.
+
+        Args:
+            class_names, template: what it was trained on, for prediction.
+            training: how it was trained, as plain values, for evaluation.
+
+        Raises:
+            InputError: the folder cannot be written or the disk is full, or a weight is not finite.
+        """
+        info = AdapterInfo(
+            config=self.config,
+            source=self.source,
+            base_hash=self.base_hash,
+            quick_gelu=uses_quick_gelu(self.clip),
+            preprocessing=Preprocessing.of(self.clip),
+            class_names=class_names,
+            template=template,
+            training=training,
+        )
+        write_adapter(Path(folder), self.adapter_tensors(), info)
 
     def load_adapter(self, folder: str | Path) -> None:
-        """Read weights from ``folder``; see ``rmadapter.checkpoint.load_adapter`` for what is checked."""
-        from rmadapter.checkpoint import load_adapter
+        """Read the weights in ``folder``, after every check has passed; until then the model is untouched.
 
-        load_adapter(self, Path(folder))
+        Raises:
+            InputError: everything ``adapter_file.read_info`` raises, another base model, adapters of another shape,
+                tensors that are missing, too many, wrongly shaped or not finite, a truncated file, files that do not
+                belong together.
+        """
+        folder = Path(folder)
+        info = read_info(folder)
+        check_base(self.clip, info, folder, self.base_hash)
+        if info.config != self.config:
+            ours, theirs = self.config.to_dict(), info.config.to_dict()
+            name = next(name for name in ours if ours[name] != theirs[name])
+            raise InputError(
+                f"the adapter in {folder} has adapter.{name} = {theirs[name]!r}, the model has {ours[name]!r}; "
+                "inject with the adapter's configuration, or use rmadapter.load"
+            )
+        parameters = self.adapter_tensors()
+        tensors = read_tensors(folder, info, {name: tuple(p.shape) for name, p in parameters.items()})
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
 
     def remove(self) -> nn.Module:
         """Take the adapters out and return the CLIP model as it was (still frozen)."""
@@ -301,18 +261,25 @@ class AdaptedCLIP(nn.Module):
                 if hasattr(block, CHILD):
                     delattr(block, CHILD)
                     hooks = block._forward_hooks
-                    for key in [key for key, hook in hooks.items() if hook is _adapter_hook]:
+                    for key in [key for key, hook in hooks.items() if hook is adapter_hook]:
                         del hooks[key]
         return self.clip
 
 
-def inject(clip: nn.Module, config: RMAdapterConfig | None = None, *, source: ModelSource | None = None) -> AdaptedCLIP:
+def inject(
+    clip: nn.Module,
+    config: RMAdapterConfig | None = None,
+    *,
+    source: ModelSource | None = None,
+    weights_hash: str | None = None,
+) -> AdaptedCLIP:
     """Freeze ``clip`` and put adapters into its blocks, in place.
 
     Args:
         clip: an open_clip CLIP model with two transformer towers, any device and floating dtype.
         config: the adapters; default ``RMAdapterConfig()``.
         source: name and pretrained tag of ``clip``, kept in adapter files so that they can be loaded by name.
+        weights_hash: ``Backbone.base_hash``, where ``clip`` was stored in another dtype than it was loaded in.
 
     Adapter weights are fp32 on the model's device, drawn from torch's global generator.
 
@@ -345,8 +312,8 @@ def inject(clip: nn.Module, config: RMAdapterConfig | None = None, *, source: Mo
             norm_name = towers[name].kind.norm if config.adapter_input == "ln_1" else None
             block = towers[name].blocks[layer - 1]
             setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device))
-            block.register_forward_hook(_adapter_hook)
-    return AdaptedCLIP(clip, config, source)
+            block.register_forward_hook(adapter_hook)
+    return AdaptedCLIP(clip, config, source, weights_hash)
 
 
 def _make_branch(tower: Tower, config: RMAdapterConfig, name: str, shared: SharedLayer | None) -> nn.Module:
@@ -367,3 +334,22 @@ def _make_branch(tower: Tower, config: RMAdapterConfig, name: str, shared: Share
     return VariantAdapter(
         tower.width, **arguments, rec_layers=config.rec_layers, separate_down=config.separate_down, shared=shared
     )
+
+
+def load(clip: nn.Module, folder: str | Path, *, source: ModelSource | None = None) -> AdaptedCLIP:
+    """Put the adapter in ``folder`` into ``clip``: ``inject`` with its configuration, then ``load_adapter``.
+
+    Raises:
+        InputError: as ``load_adapter``; ``clip`` is then without adapters, as it came.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    found = base_hash(clip)
+    check_base(clip, info, folder, found)
+    model = inject(clip, info.config, source=source or info.source, weights_hash=found)
+    try:
+        model.load_adapter(folder)
+    except InputError:
+        model.remove()
+        raise
+    return model

@@ -18,7 +18,8 @@ from bench.memory import allocated_peak, held_bytes
 from bench.step_contenders import COMPARED, CONTENDERS, GRAPHS, NO_RECONSTRUCTION, Contenders, check
 from bench.step_report import TARGETS, Times, as_table, heading, targets
 from rmadapter import AdaptedCLIP, InputError, RMAdapterConfig, inject
-from rmadapter.backbone import Backbone, store_backbone
+from rmadapter.clip.backbone import Backbone
+from rmadapter.clip.storage import store_weights
 from rmadapter.data import Preprocessing
 from rmadapter.runtime import DTYPES
 
@@ -309,7 +310,7 @@ class ReplaysByRunning:
 
 def small_contenders(tokenizer, precision: str = "fp32") -> tuple[Backbone, AdaptedCLIP]:
     clip = small_clip().requires_grad_(False)
-    store_backbone(clip, DTYPES.get(precision, torch.float32))
+    store_weights(clip, DTYPES.get(precision, torch.float32))
     adapted = inject(clip, RMAdapterConfig(layers="2-3", bottleneck=8)).train()
     return Backbone(clip, tokenizer, Preprocessing.of(clip), None), adapted
 

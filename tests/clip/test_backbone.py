@@ -12,7 +12,8 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 
 from rmadapter import InputError, RMAdapterConfig, inject
-from rmadapter.backbone import base_hash, load_backbone, uses_quick_gelu
+from rmadapter.clip.backbone import load_backbone
+from rmadapter.clip.identity import base_hash, uses_quick_gelu
 
 
 def test_a_local_folder(clip_folder):

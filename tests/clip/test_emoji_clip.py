@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from rmadapter.backbone import load_backbone
 from rmadapter.cli import main
+from rmadapter.clip import emoji_clip as clip
+from rmadapter.clip.backbone import load_backbone
+from rmadapter.clip.names import MODEL
 from rmadapter.data import Preprocessing
+from rmadapter.data.emoji import atlas
+from rmadapter.data.emoji.emoji_data import DEFAULT_STYLE
 from rmadapter.errors import InputError
-from rmadapter.testbed import MODEL, atlas, clip, pretrain
-from rmadapter.testbed.datasets import DEFAULT_STYLE
+from rmadapter.testbed import pretrain
 from rmadapter.testbed.pretrain import TEMPLATES, Captions
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rmadapter import frozen_linear as module
-from rmadapter.frozen_linear import frozen_linear, packing_obstacle
+from rmadapter.clip import frozen_linear as module
+from rmadapter.clip.frozen_linear import frozen_linear, packing_obstacle
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(packing_obstacle(CPU, torch.float32) is not None, reason="oneDNN is for x86 processors")

@@ -10,8 +10,8 @@ from conftest import SMALL_CONFIG, small_clip
 from open_clip import CLIPTextCfg
 
 from rmadapter import RMAdapterConfig, inject
+from rmadapter.clip.prompts import encode_prompts, make_prompts
 from rmadapter.errors import InputError
-from rmadapter.text import encode_prompts, make_prompts
 
 NAMES = ["cat", "a rather long name of a bird", "dog"]
 TEMPLATE = "a photo of a {}."

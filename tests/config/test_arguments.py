@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from rmadapter.arguments import parse_arguments
 from rmadapter.config import RMAdapterConfig, TrainConfig
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.errors import InputError
-from rmadapter.prediction import PredictConfig
+from rmadapter.evaluation.predict import PredictConfig
 
 
 def parse(*argv: str) -> TrainConfig:

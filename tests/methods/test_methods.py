@@ -14,14 +14,14 @@ from conftest import write_images
 from miniatures import build
 from torch.nn import functional as F
 
-from rmadapter.checkpoint import read_info
 from rmadapter.cli import main
 from rmadapter.data import base_new_names, load_data
-from rmadapter.encoders import Encoders
 from rmadapter.errors import InputError
-from rmadapter.injection import inject
-from rmadapter.linear_probe import DEFAULT_C, LinearProbe, choose, fit
 from rmadapter.methods import ABLATION_TABLE, METHODS, Method, configure
+from rmadapter.training.probe_fit import DEFAULT_C, LinearProbe, choose, fit
+from rmadapter.tuners.adapter_file import read_info
+from rmadapter.tuners.encoders import Encoders
+from rmadapter.tuners.injection import inject
 
 ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
 
@@ -81,7 +81,7 @@ def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp
 
 
 def test_zero_shot_takes_the_data_set_s_own_prompt(tmp_path, clip_folder, monkeypatch, capsys):
-    from rmadapter import evaluation
+    from rmadapter.evaluation import evaluate as evaluation
 
     build(tmp_path, "dtd")
     templates = []

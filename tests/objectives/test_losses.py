@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmadapter.config import LossConfig
-from rmadapter.losses import consistency, gradient_norms, reconstruction, total
+from rmadapter.objectives.losses import consistency, gradient_norms, reconstruction, total
 
 
 def test_reconstruction_is_a_sum_over_layers_of_means_over_tokens_over_the_width():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rmadapter.paired import Estimate, Key, subtract, unit_means
+from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
 
 
 def test_the_mean_of_a_unit_counts_styles_alike():

@@ -10,10 +10,10 @@ import statistics
 import pytest
 from fake_sweeps import accuracy, cells, fake
 
-from rmadapter import published
 from rmadapter.data.catalog import FIELD, VARIANTS
-from rmadapter.results import harmonic_mean
-from rmadapter.sweep_report import sweep_report
+from rmadapter.reports import published
+from rmadapter.reports.finished_runs import harmonic_mean
+from rmadapter.reports.sweep.page import sweep_report
 
 
 def test_base_to_new_beside_the_published_means(tmp_path):

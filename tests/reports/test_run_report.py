@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rmadapter import plots
 from rmadapter.errors import InputError
-from rmadapter.report import harmonic_mean, report
-from rmadapter.results import find_runs, make_rows, method_order
+from rmadapter.reports import run_plots as plots
+from rmadapter.reports.finished_runs import find_runs, make_rows, method_order
+from rmadapter.reports.run_report import harmonic_mean, report
 
 
 def write_run(folder: Path, accuracy: dict[str, float], **changes) -> Path:

@@ -14,14 +14,14 @@ import pytest
 from fake_sweeps import accuracy, cells, fake, results, write
 from PIL import Image
 
-from rmadapter import sweep_plots
 from rmadapter.cli import main
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError
 from rmadapter.methods import ABLATION_TABLE
-from rmadapter.sweep import FORMAT
-from rmadapter.sweep_report import sweep_report
-from rmadapter.sweep_results import read_sweep
+from rmadapter.reports.sweep import figures as sweep_plots
+from rmadapter.reports.sweep.outcomes import read_sweep
+from rmadapter.reports.sweep.page import sweep_report
+from rmadapter.sweeps.sweep import FORMAT
 
 
 def test_csv_has_full_precision(tmp_path):

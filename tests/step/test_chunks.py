@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmadapter.chunks import PIECE_BYTES, Chunk, by_length, by_memory, in_cache
 from rmadapter.errors import InputError
+from rmadapter.step.chunks import PIECE_BYTES, Chunk, by_length, by_memory, in_cache
 
 
 def tens(chunk: Chunk) -> int:

@@ -11,12 +11,12 @@ from conftest import small_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
-from rmadapter.backbone import store_backbone
-from rmadapter.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep, check_graphs
-from rmadapter.device_step import DeviceStep, StepInputs
-from rmadapter.losses import gradient_norms
-from rmadapter.step import TrainStep
-from rmadapter.step_config import StepConfig
+from rmadapter.clip.storage import store_weights
+from rmadapter.config.shortcuts import StepConfig
+from rmadapter.objectives.losses import gradient_norms
+from rmadapter.step.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep, check_graphs
+from rmadapter.step.device_step import DeviceStep, StepInputs
+from rmadapter.step.train_step import TrainStep
 
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig"]
 RATES = (0.1, 0.05, 0.2, 0.2, 0.01)
@@ -25,7 +25,7 @@ BAD = (2, 13)  # steps whose images are not numbers
 
 def make_step(tokenizer, device="cpu", dtype=torch.float32, shortcuts=None, chunks=None) -> TrainStep:
     clip = small_clip().to(device).requires_grad_(False)
-    store_backbone(clip, dtype)
+    store_weights(clip, dtype)
     torch.manual_seed(0)
     config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.1)
     shortcuts = shortcuts or StepConfig()

@@ -19,10 +19,11 @@ import torch.multiprocessing as mp
 from conftest import small_clip
 from safetensors.torch import load_file
 
-from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, distributed
-from rmadapter.distributed import Ranks
-from rmadapter.means import Means
-from rmadapter.step import TrainStep
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
+from rmadapter.step import distributed
+from rmadapter.step.distributed import Ranks
+from rmadapter.step.train_step import TrainStep
+from rmadapter.training.means import Means
 
 # An odd number of classes and of images, of unlike lengths, so that nothing divides.
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cow", "hen", "a small grey mouse"]

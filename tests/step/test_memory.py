@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmadapter.errors import InputError
-from rmadapter.memory import UNKNOWN, free_bytes, host_free_bytes, parse_bytes
+from rmadapter.step.memory import UNKNOWN, free_bytes, host_free_bytes, parse_bytes
 
 GIB = 2**30
 

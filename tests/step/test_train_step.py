@@ -14,13 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
-from rmadapter.backbone import store_backbone
-from rmadapter.costs import tower_shape
-from rmadapter.encoders import Encoders, blocks_obstacle, last_block_obstacle
-from rmadapter.losses import gradient_norms
-from rmadapter.plan import Plan
-from rmadapter.step import TrainStep
-from rmadapter.step_config import StepConfig
+from rmadapter.clip.storage import store_weights
+from rmadapter.config.shortcuts import StepConfig
+from rmadapter.objectives.losses import gradient_norms
+from rmadapter.step.costs import tower_shape
+from rmadapter.step.plan import Plan
+from rmadapter.step.train_step import TrainStep
+from rmadapter.tuners.encoders import Encoders, blocks_obstacle, last_block_obstacle
 
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cat"]
 COUNTED = StepConfig(packed_weights=False)  # PyTorch counts the operations of its own products, not of oneDNN's
@@ -318,7 +318,7 @@ def test_16_bit_weights(tokenizer, towers, stream):
     """Losses and gradients near those of fp32, fp32 gradients, norms and embeddings left in fp32."""
     expected = fast(tokenizer, TOWERS[towers])
     model = make(tokenizer, TOWERS[towers])
-    store_backbone(model.clip, torch.bfloat16)
+    store_weights(model.clip, torch.bfloat16)
     assert model.clip.visual.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
     assert model.clip.visual.transformer.resblocks[0].ln_1.weight.dtype == torch.float32
     assert model.clip.token_embedding.weight.dtype == torch.float32
@@ -337,7 +337,7 @@ def test_an_fp32_stream_keeps_small_terms(tokenizer):
 
     def effect(stream) -> torch.Tensor:
         model = make(tokenizer, scale=0.001)
-        store_backbone(model.clip, torch.bfloat16)
+        store_weights(model.clip, torch.bfloat16)
         encoder = TrainStep(model, stream=stream).image
         entry = encoder.begin(batch()[0])
         with torch.no_grad():

@@ -13,10 +13,10 @@ import torch
 from conftest import SMALL_CONFIG, small_clip
 
 from rmadapter import InputError, RMAdapterCLIP, RMAdapterConfig
-from rmadapter.backbone import base_hash
-from rmadapter.encoders import Entry
-from rmadapter.step import TrainStep, Views
-from rmadapter.view_cache import Record, ViewCache, cache_key
+from rmadapter.clip.identity import base_hash
+from rmadapter.step.train_step import TrainStep, Views
+from rmadapter.step.view_cache import Record, ViewCache, cache_key
+from rmadapter.tuners.encoders import Entry
 
 IMAGES = 6
 KEY = {"base": "abc", "transform": "crop"}

@@ -12,15 +12,16 @@ from conftest import write_images
 from filelock import FileLock
 from small_runs import Killed
 
-from rmadapter import search
 from rmadapter.cli import main
 from rmadapter.config import TrainConfig
 from rmadapter.data import load_data
+from rmadapter.data.emoji import TRAIN_CONFIG
+from rmadapter.data.emoji import emoji_data as datasets
+from rmadapter.data.emoji.emoji_data import load_emoji, read_rendering
 from rmadapter.errors import InputError
-from rmadapter.search import SearchConfig, _enter, _layer_choices, parse_search, trial_config
-from rmadapter.search_data import searchable, write_search_data
-from rmadapter.testbed import TRAIN_CONFIG, datasets
-from rmadapter.testbed.datasets import load_emoji, read_rendering
+from rmadapter.sweeps import optuna_search as search
+from rmadapter.sweeps.optuna_search import SearchConfig, _enter, _layer_choices, parse_search, trial_config
+from rmadapter.sweeps.search_images import searchable, write_search_data
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
 BASE, NEW = CLASSES[:4], CLASSES[4:]

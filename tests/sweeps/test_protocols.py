@@ -8,7 +8,7 @@ import pytest
 
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError
-from rmadapter.protocols import (
+from rmadapter.sweeps.protocols import (
     PlannedRun,
     data_and_style,
     default_data,

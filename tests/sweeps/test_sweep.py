@@ -8,12 +8,12 @@ import pytest
 from conftest import write_images
 from small_sweeps import results_of, sweep
 
-from rmadapter import evaluation
-from rmadapter import sweep as sweeps
 from rmadapter.cli import main
-from rmadapter.protocols import plan
-from rmadapter.sweep_config import parse_sweep
-from rmadapter.sweep_results import read_sweep
+from rmadapter.evaluation import evaluate as evaluation
+from rmadapter.reports.sweep.outcomes import read_sweep
+from rmadapter.sweeps import sweep as sweeps
+from rmadapter.sweeps.protocols import plan
+from rmadapter.sweeps.settings import parse_sweep
 
 FOOD = ["emoji_food", "emoji_food@noto"]
 

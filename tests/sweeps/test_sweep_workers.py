@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from small_runs import stopped_before_step
 from small_sweeps import results_of, sweep
 
-from rmadapter import runtime, sweep_jobs
-from rmadapter import sweep as sweeps
+from rmadapter import runtime
 from rmadapter.errors import InputError
-from rmadapter.sweep_config import parse_sweep
+from rmadapter.sweeps import jobs as sweep_jobs
+from rmadapter.sweeps import sweep as sweeps
+from rmadapter.sweeps.settings import parse_sweep
 
 
 def test_killed_and_continued_equals_one_that_was_not(sweep_words, tmp_path):

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from rmadapter.cli import main
+from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.methods import configure
-from rmadapter.model import CLIPClassifier
-from rmadapter.testbed import TRAIN_CONFIG
-from rmadapter.train_arguments import parse_train
+from rmadapter.methods.options import parse_train
+from rmadapter.step.plain import CLIPClassifier
 
 
 def parse(*options):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rmadapter.data.emoji import atlas
 from rmadapter.errors import InputError
-from rmadapter.testbed import atlas, pretrain
+from rmadapter.testbed import pretrain
 from rmadapter.testbed.pretrain import Captions, Pool, Pretraining, Trainer
 
 SMALL = Pretraining(steps=4, batch_size=4, lr=1e-3, seed=3)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rmadapter.data import base_new_names
+from rmadapter.data.emoji.emoji_data import load_emoji
 from rmadapter.errors import InputError
-from rmadapter.report import report
+from rmadapter.reports.run_report import report
 from rmadapter.testbed import claim, demo, runs, search
-from rmadapter.testbed.datasets import load_emoji
 
 BRIEF = {"epochs": 1, "shots": 1}
 

@@ -10,13 +10,14 @@ import yaml
 from conftest import write_images
 from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop
 
-from rmadapter import InputError, LossConfig, RMAdapterConfig, loop
-from rmadapter.batches import Waited
+from rmadapter import InputError, LossConfig, RMAdapterConfig
+from rmadapter.config.shortcuts import StepConfig
 from rmadapter.data import load_data
-from rmadapter.loop import DivergedError
-from rmadapter.run_folder import RunFolder
-from rmadapter.step_config import StepConfig
-from rmadapter.training import few_shot, train
+from rmadapter.step.batches import Waited
+from rmadapter.training import loop
+from rmadapter.training.adapter_run import few_shot, train
+from rmadapter.training.loop import DivergedError
+from rmadapter.training.run_folder import RunFolder
 
 
 def test_what_a_run_leaves_behind(config, tmp_path, capsys):

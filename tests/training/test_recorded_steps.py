@@ -6,9 +6,10 @@ import pytest
 import torch
 from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
 
-from rmadapter import InputError, loop
-from rmadapter.loop import DivergedError
-from rmadapter.training import train
+from rmadapter import InputError
+from rmadapter.training import loop
+from rmadapter.training.adapter_run import train
+from rmadapter.training.loop import DivergedError
 
 
 @pytest.fixture

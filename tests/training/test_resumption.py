@@ -12,9 +12,10 @@ import pytest
 import torch
 from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop, stopped_before_step
 
-from rmadapter import InputError, loop
-from rmadapter import training as trainings
-from rmadapter.training import train
+from rmadapter import InputError
+from rmadapter.training import adapter_run as trainings
+from rmadapter.training import loop
+from rmadapter.training.adapter_run import train
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])

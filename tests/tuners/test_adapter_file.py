@@ -11,8 +11,8 @@ from conftest import SMALL_CONFIG, small_clip
 from safetensors.torch import load_file, save_file
 
 from rmadapter import InputError, ModelSource, RMAdapterConfig, inject
-from rmadapter import checkpoint as checkpoints
-from rmadapter.checkpoint import load, load_adapter, read_info, save_adapter
+from rmadapter.tuners import adapter_file as checkpoints
+from rmadapter.tuners.adapter_file import load, load_adapter, read_info, save_adapter
 
 CONFIG = RMAdapterConfig(layers="3", bottleneck=4)
 

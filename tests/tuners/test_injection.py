@@ -12,9 +12,9 @@ from conftest import small_clip
 from torch import nn
 
 from rmadapter import RMAdapterConfig, TowerOverrides, inject
+from rmadapter.clip.towers import find_towers
 from rmadapter.errors import InputError
-from rmadapter.injection import CHILD
-from rmadapter.towers import find_towers
+from rmadapter.tuners.injection import CHILD
 
 LAYERS = RMAdapterConfig(layers="last:2", bottleneck=4, scale=0.5)
 

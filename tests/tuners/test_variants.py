@@ -8,7 +8,7 @@ from conftest import small_clip
 from torch.nn import functional as F
 
 from rmadapter import RMAdapterConfig, inject
-from rmadapter.variants import SharedLayer, VariantAdapter
+from rmadapter.tuners.variants import SharedLayer, VariantAdapter
 from rmadapter_kernels import FusedRMAdapter
 
 D, R, H = 12, 5, 7

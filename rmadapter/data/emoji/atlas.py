@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rmadapter.data.emoji import GROUPS
 from rmadapter.errors import InputError, check_choice
-from rmadapter.testbed import GROUPS
 
 FILES = Path(__file__).parent / "files"
 CATALOGUE, MANIFEST = "catalogue.json", "manifest.json"

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rmadapter.data.emoji import DATA, DEFAULT_STYLE, PREFIX
+from rmadapter.data.emoji.atlas import FILES, STYLES, classes, drawings
+from rmadapter.data.emoji.rendering import Variations, render
 from rmadapter.data.items import ImageData, Item
 from rmadapter.errors import check_choice
-from rmadapter.testbed import DATA, DEFAULT_STYLE, PREFIX
-from rmadapter.testbed.atlas import FILES, STYLES, classes, drawings
-from rmadapter.testbed.rendering import Views, render
 
 COUNTS = {"train": 32, "val": 4, "test": 10}  # renderings a class
 # What knowledge is left is measured on the vendor that neither pretraining nor training has seen.
@@ -71,6 +71,6 @@ def _pixels(style: str, part: str, code: str, number: int) -> np.ndarray:
     points = [int(point, 16) for point in code.split("-")]
     generator = np.random.default_rng(np.random.SeedSequence([list(COUNTS).index(part), number, *points]))
     drawing = torch.from_numpy(drawings(style)[code].copy()).permute(2, 0, 1)[None].float() / 255
-    picture = render(drawing, Views.draw(generator))[0].permute(1, 2, 0).numpy()
+    picture = render(drawing, Variations.draw(generator))[0].permute(1, 2, 0).numpy()
     picture.setflags(write=False)
     return picture

@@ -13,7 +13,7 @@ BACKGROUND_CELLS = 3  # a background is a grid of so many random colours a side,
 
 
 @dataclass(frozen=True)
-class Views:
+class Variations:
     """Everything random about ``n`` renderings, float32 arrays.
 
     Attributes:
@@ -37,8 +37,8 @@ class Views:
     seed: np.ndarray
 
     @classmethod
-    def draw(cls, generator: np.random.Generator, count: int = 1, *, turn: float = 20.0) -> Views:
-        """``count`` views from ``generator``, turned by at most ``turn`` degrees."""
+    def draw(cls, generator: np.random.Generator, count: int = 1, *, turn: float = 20.0) -> Variations:
+        """``count`` variations from ``generator``, turned by at most ``turn`` degrees."""
 
         def uniform(low: float, high: float, *shape: int) -> np.ndarray:
             return generator.uniform(low, high, (count, *shape)).astype(np.float32)
@@ -60,8 +60,8 @@ class Views:
             seed=generator.integers(0, 2**32, count, dtype=np.uint32),
         )
 
-    def milder(self, share: float) -> Views:
-        """The same views with ``share`` of what they do: none at 0, a drawing upright and large on plain grey."""
+    def milder(self, share: float) -> Variations:
+        """The same variations with ``share`` of what they do: none at 0, a drawing upright and large on plain grey."""
         share = np.float32(share)
         return replace(
             self,
@@ -75,24 +75,24 @@ class Views:
         )
 
 
-def render(drawings: Tensor, views: Views) -> Tensor:
+def render(drawings: Tensor, variations: Variations) -> Tensor:
     """Pictures uint8 [n, 3, side, side] of ``drawings`` [n, 4, side, side], float from 0 to 1 with straight alpha."""
-    composed = compose(drawings, views)
+    composed = compose(drawings, variations)
     side = drawings.shape[-1]
     noise = np.stack(
-        [np.random.default_rng(seed).standard_normal((3, side, side), dtype=np.float32) for seed in views.seed]
+        [np.random.default_rng(seed).standard_normal((3, side, side), dtype=np.float32) for seed in variations.seed]
     )
-    noisy = composed + torch.from_numpy(noise * views.noise[:, None, None, None])
+    noisy = composed + torch.from_numpy(noise * variations.noise[:, None, None, None])
     return noisy.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def compose(drawings: Tensor, views: Views, warp: Tensor | None = None) -> Tensor:
+def compose(drawings: Tensor, variations: Variations, warp: Tensor | None = None) -> Tensor:
     """``render`` before its noise, float [n, 3, side, side]; values may leave 0 .. 1.
 
     ``warp`` [n, side, side, 2] displaces what each place shows, right and down, in half drawings.
     """
     count, _, side, _ = drawings.shape
-    angle, size, shift = map(torch.from_numpy, (views.angle, views.size, views.shift))
+    angle, size, shift = map(torch.from_numpy, (variations.angle, variations.size, variations.shift))
     cosine, sine = angle.cos() / size, angle.sin() / size
     # From a place in the picture to one in the drawing: the inverse of moving, turning and sizing it.
     matrix = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
@@ -103,9 +103,9 @@ def compose(drawings: Tensor, views: Views, warp: Tensor | None = None) -> Tenso
     alpha = drawings[:, 3:]
     # Multiplied by alpha while it is interpolated, or edges would take on the colour behind full transparency.
     moved = F.grid_sample(torch.cat([drawings[:, :3] * alpha, alpha], 1), grid, align_corners=False)
-    behind = F.interpolate(torch.from_numpy(views.background), (side, side), mode="bicubic", align_corners=True)
+    behind = F.interpolate(torch.from_numpy(variations.background), (side, side), mode="bicubic", align_corners=True)
     picture = moved[:, :3] + behind.clamp(0, 1) * (1 - moved[:, 3:])
     ramp = torch.linspace(-1, 1, side)
-    light = torch.from_numpy(views.light)
+    light = torch.from_numpy(variations.light)
     falling = light[:, 0, None, None] * ramp[None, None, :] + light[:, 1, None, None] * ramp[None, :, None]
-    return picture * (1 + falling)[:, None] * torch.from_numpy(views.gain)[:, :, None, None]
+    return picture * (1 + falling)[:, None] * torch.from_numpy(variations.gain)[:, :, None, None]

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rmadapter.errors import check_choice
-from rmadapter.paired import Estimate, Key, subtract, unit_means
-from rmadapter.protocols import data_and_style
-from rmadapter.results import RETAINED, method_order
-from rmadapter.sweep_results import SweepResults, TransferRow
-from rmadapter.tables import Table
+from rmadapter.reports.finished_runs import RETAINED, method_order
+from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
+from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
+from rmadapter.reports.tables import Table
+from rmadapter.sweeps.protocols import data_and_style
 
 REFERENCE = "rmadapter"
 HEADINGS = {"hm": "HM", "retained_base": "retained base", "retained_new": "retained new"}

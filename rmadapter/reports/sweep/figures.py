@@ -9,10 +9,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rmadapter.plots import MARKERS, draw_base_new, method_colours, save_figure
-from rmadapter.results import Row, Stat, method_order
-from rmadapter.sweep_results import SweepResults, TransferRow
-from rmadapter.sweep_tables import data_name
+from rmadapter.reports.finished_runs import Row, Stat, method_order
+from rmadapter.reports.run_plots import MARKERS, draw_base_new, method_colours, save_figure
+from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
+from rmadapter.reports.sweep.paper_tables import data_name
 
 # Beyond this many data sets the page shows base against new for their mean alone.
 FEW = 3

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmadapter import published
 from rmadapter.errors import InputError
 from rmadapter.files import read_json
-from rmadapter.protocols import TRANSFERS, PlannedRun, short_name
-from rmadapter.results import (
+from rmadapter.reports import published
+from rmadapter.reports.finished_runs import (
     DataMeans,
+    FinishedRun,
     Row,
-    Run,
     Stat,
     differing_settings,
     make_rows,
@@ -23,8 +22,10 @@ from rmadapter.results import (
     method_order,
     read_run,
 )
-from rmadapter.sweep import read_manifest, state, target_folder
-from rmadapter.sweep_config import Sweep
+from rmadapter.sweeps.manifest import read_manifest
+from rmadapter.sweeps.progress import state, target_folder
+from rmadapter.sweeps.protocols import TRANSFERS, PlannedRun, short_name
+from rmadapter.sweeps.settings import Sweep
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def read_sweep(out: Path) -> SweepResults:
     )
 
 
-def _several_splits(by_data: Sequence[tuple[str, Run]]) -> list[str]:
+def _several_splits(by_data: Sequence[tuple[str, FinishedRun]]) -> list[str]:
     """A sentence for each data set whose runs are of more than one split."""
     splits: dict[str, dict[str | None, None]] = {}
     for name, run in by_data:
@@ -153,7 +154,7 @@ def _several_splits(by_data: Sequence[tuple[str, Run]]) -> list[str]:
     ]
 
 
-def _read(file: Path, notes: list[str]) -> Run | None:
+def _read(file: Path, notes: list[str]) -> FinishedRun | None:
     """The results in ``file``; None, and a note, where they cannot be read."""
     try:
         return read_run(file)
@@ -162,7 +163,7 @@ def _read(file: Path, notes: list[str]) -> Run | None:
         return None
 
 
-def _transfers(read: dict[PlannedRun, dict[str, Run]]) -> list[TransferRow]:
+def _transfers(read: dict[PlannedRun, dict[str, FinishedRun]]) -> list[TransferRow]:
     """A row a method and source, of what every planned run has."""
     by_row: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in read:
@@ -189,7 +190,7 @@ def _transfers(read: dict[PlannedRun, dict[str, Run]]) -> list[TransferRow]:
     return sorted(rows, key=lambda row: (row.source, method_order(row.method)))
 
 
-def _transfer_run(sweep: Sweep, run: PlannedRun, notes: list[str]) -> dict[str, Run]:
+def _transfer_run(sweep: Sweep, run: PlannedRun, notes: list[str]) -> dict[str, FinishedRun]:
     """The results that are there, by short name of the data set."""
     folder = sweep.folder(run)
     files = {short_name(run.data): folder / "run" / "results.json"}

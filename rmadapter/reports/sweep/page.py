@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmadapter.files import write_text
-from rmadapter.report import LEGEND
-from rmadapter.results import model_label
-from rmadapter.sweep import MANIFEST
-from rmadapter.sweep_differences import differences_csv
-from rmadapter.sweep_results import SweepResults, read_sweep
-from rmadapter.sweep_tables import differs_from_setting, tables, to_csv
-from rmadapter.tables import Table
+from rmadapter.reports.finished_runs import model_label
+from rmadapter.reports.run_report import LEGEND
+from rmadapter.reports.sweep.differences import differences_csv
+from rmadapter.reports.sweep.outcomes import SweepResults, read_sweep
+from rmadapter.reports.sweep.paper_tables import differs_from_setting, tables, to_csv
+from rmadapter.reports.tables import Table
+from rmadapter.sweeps.manifest import MANIFEST
 
 TITLES = {
     "base2new": "Base-to-new generalisation",
@@ -62,7 +62,7 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
         return text
     plots: list[Path] = []
     try:
-        from rmadapter import sweep_plots
+        from rmadapter.reports.sweep import figures as sweep_plots
     except ImportError:
         notes.append("There are no plots: matplotlib is missing; pip install 'rmadapter[plot]'")
         text = _markdown(found, made, notes)

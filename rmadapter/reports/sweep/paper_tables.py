@@ -7,12 +7,12 @@ import io
 import statistics
 from typing import Any
 
-from rmadapter import published
-from rmadapter.protocols import TRANSFERS, data_and_style
-from rmadapter.results import RETAINED, DataMeans, Row, Stat, method_order, model_label
-from rmadapter.sweep_differences import difference_tables
-from rmadapter.sweep_results import SweepResults, TransferRow
-from rmadapter.tables import Table, difference, joined, number
+from rmadapter.reports import published
+from rmadapter.reports.finished_runs import RETAINED, DataMeans, Row, Stat, method_order, model_label
+from rmadapter.reports.sweep.differences import difference_tables
+from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
+from rmadapter.reports.tables import Table, difference, joined, number
+from rmadapter.sweeps.protocols import TRANSFERS, data_and_style
 
 HM_NOTE = (
     "Three harmonic means, since publications differ in which they print: HM of means is of the mean base and the mean "

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from rmadapter.data.emoji import GROUPS, atlas
 from rmadapter.errors import InputError
-from rmadapter.testbed import GROUPS, atlas, sources
+from rmadapter.testbed import vendors as sources
 from rmadapter.testbed.build import LEFT_OUT, UNICODE_GROUPS, differences, encode, make_catalogue
 
 

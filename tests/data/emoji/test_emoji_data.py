@@ -10,10 +10,10 @@ import pytest
 
 from rmadapter.config import TrainConfig
 from rmadapter.data import base_new_names, few_shot_sample, load_data
+from rmadapter.data.emoji import DATA, is_testbed
+from rmadapter.data.emoji.emoji_data import COUNTS, RETENTION_STYLE, load_emoji
 from rmadapter.errors import InputError
-from rmadapter.testbed import DATA, is_testbed
-from rmadapter.testbed.datasets import COUNTS, RETENTION_STYLE, load_emoji
-from rmadapter.training import train
+from rmadapter.training.adapter_run import train
 
 
 @pytest.mark.parametrize("name", DATA)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmadapter.testbed.rendering import Views, compose, render
+from rmadapter.data.emoji.rendering import Variations, compose, render
 
 
 def square() -> torch.Tensor:
@@ -20,9 +20,9 @@ def square() -> torch.Tensor:
 
 
 @pytest.fixture
-def plain() -> Views:
+def plain() -> Variations:
     """Nothing random: upright, whole, centred, even light, on black."""
-    view = Views.draw(np.random.default_rng(0)).milder(0)
+    view = Variations.draw(np.random.default_rng(0)).milder(0)
     return replace(view, size=np.ones(1, np.float32), background=np.zeros_like(view.background))
 
 
@@ -76,18 +76,18 @@ def test_noise_has_its_deviation(plain):
 
 def test_a_view_alone_decides_and_a_batch_changes_nothing():
     drawings = torch.rand(3, 4, 48, 48, generator=torch.Generator().manual_seed(0))
-    views = [Views.draw(np.random.default_rng(seed)) for seed in (1, 2, 3)]
+    views = [Variations.draw(np.random.default_rng(seed)) for seed in (1, 2, 3)]
     alone = torch.cat([render(drawing[None], view) for drawing, view in zip(drawings, views, strict=True)])
     fields = vars(views[0]).keys()
-    together = Views(**{name: np.concatenate([getattr(view, name) for view in views]) for name in fields})
+    together = Variations(**{name: np.concatenate([getattr(view, name) for view in views]) for name in fields})
     assert torch.equal(render(drawings, together), alone)
-    assert torch.equal(render(drawings[:1], Views.draw(np.random.default_rng(1))), alone[:1])
+    assert torch.equal(render(drawings[:1], Variations.draw(np.random.default_rng(1))), alone[:1])
     assert alone.dtype == torch.uint8
     assert not torch.equal(alone[0], alone[1])
 
 
 def test_every_part_of_a_view_is_random_and_a_milder_one_is_nearer_to_plain():
-    views = Views.draw(np.random.default_rng(0), 50)
+    views = Variations.draw(np.random.default_rng(0), 50)
     for name, values in vars(views).items():
         assert len(np.unique(values[:, ...].reshape(50, -1)[:, 0])) > 40, name
     for name in ("angle", "shift", "light", "noise"):

@@ -1,0 +1,79 @@
+"""A classifier from class names and a CLIP model: images in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rmadapter.clip.prompts import encode_prompts, make_prompts
+from rmadapter.clip.storage import image_dtype
+
+
+class Output(NamedTuple):
+    """``logits`` [batch, classes] in fp32; ``losses``: scalars by name with their sum as ``total``, or empty."""
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+
+
+class CLIPClassifier(nn.Module):
+    """A classifier over class names from a CLIP model as it is: zero-shot CLIP.
+
+    Args:
+        model: an open_clip CLIP model.
+        tokenizer: open_clip's tokenizer for it.
+        class_names: names in the order of the labels; equal names are kept apart by their index.
+        template: prompt with ``{}`` for the name.
+        trim: cut prompts after the longest one's end where that changes no feature.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[..., Tensor],
+        class_names: Sequence[str],
+        template: str = "a photo of a {}.",
+        *,
+        trim: bool = True,
+    ):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.trim = trim
+        self.set_classes(class_names, template)
+
+    @property
+    def clip(self) -> nn.Module:
+        """The open_clip model inside."""
+        return self.model
+
+    def set_classes(self, class_names: Sequence[str], template: str) -> None:
+        """Classify among these names from now on; the weights stay."""
+        self.class_names = list(class_names)
+        self.template = template
+        device = self.clip.logit_scale.device
+        prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim)
+        self.prompts = prompts.to(device)
+
+    def text_features(self) -> Tensor:
+        """Features [classes, embed] of the prompts, not normalised."""
+        return encode_prompts(self.clip, self.prompts.tokens)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
+        # Weights stored in 16 bits (storage.store_backbone) take images in 16 bits.
+        return self.clip.encode_image(images.to(image_dtype(self.clip) or images.dtype))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed]."""
+        scale = self.clip.logit_scale.exp().float()
+        images = F.normalize(image_features.float(), dim=-1)
+        logits = scale * images @ F.normalize(text_features.float(), dim=-1).T
+        return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
+
+    def forward(self, images: Tensor) -> Output:
+        """Logits of ``images`` [batch, 3, size, size], and no losses."""
+        return Output(self.logits(self.image_features(images), self.text_features()), {})

@@ -1,0 +1,63 @@
+"""The dtype that a frozen model is stored and computed in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
+from torch import nn
+
+from rmadapter.clip.backbone import Backbone
+
+# Parameters that are stored in the compute dtype, by the class of their module; what is not named stays fp32.
+STORED = (
+    ((nn.Linear, nn.Conv2d), ("weight", "bias")),
+    (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")),
+    (Attention, ("in_proj_weight", "in_proj_bias", "head_scale", "logit_scale")),
+    (AttentionalPooler, ("query",)),
+    (LayerScale, ("gamma",)),
+)
+
+
+def store_backbone(backbone: Backbone, dtype: torch.dtype) -> Backbone:
+    """``store_weights`` of its model; the record returned keeps the hash of the weights as they were loaded."""
+    if dtype == torch.float32:
+        return backbone
+    stored = replace(backbone, weights_hash=backbone.base_hash)
+    store_weights(backbone.clip, dtype)
+    return stored
+
+
+def store_weights(clip: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen weights of ``clip`` in ``dtype`` from now on: bf16, fp16 or fp32 (which changes nothing).
+
+    As in open_clip's own precision modes the matrices are stored in it, while norms and embeddings stay fp32 and
+    LayerNorms compute in fp32. Scales inside blocks go with the matrices, or they would make the stream fp32.
+    Autocast in place of it casts every frozen weight again at each call: 16 images through ViT-B/16 took 5.6 s under
+    it and 0.79 s with bf16 weights (2 cores with AVX512_BF16; fp32: 3.1 s).
+    """
+    if dtype == torch.float32:
+        return
+    for module in list(clip.modules()):
+        names = next((names for kinds, names in STORED if isinstance(module, kinds)), ("text_projection", "proj"))
+        for name in names:
+            parameter = getattr(module, name, None)
+            if isinstance(parameter, nn.Parameter):
+                parameter.data = parameter.data.to(dtype)
+        for name, child in module.named_children():
+            if type(child) is LayerNorm:
+                setattr(module, name, _in_fp32(child))
+
+
+def _in_fp32(norm: LayerNorm) -> LayerNormFp32:
+    """The same parameters under the class that computes in fp32: F.layer_norm on CUDA takes one dtype alone."""
+    wide = LayerNormFp32(norm.normalized_shape, norm.eps, norm.elementwise_affine, bias=norm.bias is not None)
+    wide.weight, wide.bias = norm.weight, norm.bias
+    return wide.train(norm.training)
+
+
+def image_dtype(clip: nn.Module) -> torch.dtype | None:
+    """The dtype that the image tower takes images in, that of its first convolution; None where it has none."""
+    first = next((module for module in clip.visual.modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else first.weight.dtype

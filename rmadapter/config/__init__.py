@@ -1,0 +1,25 @@
+"""What a user may ask for: options as dataclasses that check themselves, and the command line made from them.
+
+Nothing here loads a model or reads an image; what an option does stands in the room that does it.
+"""
+
+from rmadapter.config.adapter import TOWERS, RMAdapterConfig, TowerOverrides, layer_numbers
+from rmadapter.config.loss import LossConfig
+from rmadapter.config.run import AUGMENTATIONS, CONFIG_FILE, PARTS, PRECISIONS, STREAMS, TrainConfig, check_template
+from rmadapter.config.shortcuts import StepConfig
+
+__all__ = [
+    "AUGMENTATIONS",
+    "CONFIG_FILE",
+    "PARTS",
+    "PRECISIONS",
+    "STREAMS",
+    "TOWERS",
+    "LossConfig",
+    "RMAdapterConfig",
+    "StepConfig",
+    "TowerOverrides",
+    "TrainConfig",
+    "check_template",
+    "layer_numbers",
+]

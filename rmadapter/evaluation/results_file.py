@@ -1,0 +1,74 @@
+"""``results.json``: what a training run or an evaluation has found. Everything that writes one goes through here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data import ImageData
+from rmadapter.files import write_json
+
+FORMAT = 1
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """``2 base new / (base + new)``, 0 where both are 0."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def results_of(
+    *,
+    method: str,
+    data: ImageData,
+    model: str,
+    pretrained: str | None,
+    shots: int | None,
+    seed: int | None,
+    classes: str,
+    split: str,
+    found: dict[str, Any],
+    trained_parameters: int,
+    seconds: dict[str, float | None],
+    precision: str,
+    device: str,
+    **others: Any,
+) -> dict[str, Any]:
+    """What results.json holds.
+
+    Args:
+        method: its name in tables.
+        data: the data set that was tested on.
+        model, pretrained: open_clip's name and tag of the base model.
+        shots, seed: of the few-shot sample; None where nothing was trained or it is not known.
+        classes: what was trained on: all, base or new.
+        split: test, val or train.
+        found: ``accuracy`` in percent and ``images`` by part, ``skipped`` images, as ``accuracy.evaluate_parts`` gives.
+        trained_parameters: how many numbers training changed.
+        seconds: by ``train`` and ``eval``, as far as they are known.
+        precision: bf16, fp16 or fp32; device: as torch writes it.
+        others: what a kind of run has beside it, by the names in the file.
+    """
+    return {
+        "format": FORMAT,
+        "method": method,
+        "data": data.name,
+        "style": data.style,
+        "split_file": data.split_id,
+        "model": model,
+        "pretrained": pretrained,
+        "shots": shots,
+        "seed": seed,
+        "classes": classes,
+        "split": split,
+        **found,
+        "trained_parameters": trained_parameters,
+        "seconds": seconds,
+        "precision": precision,
+        "device": device,
+        **others,
+    }
+
+
+def write_results(file: Path, results: dict[str, Any]) -> None:
+    """``results`` as results.json in ``file``, atomically; where it is, a run is finished."""
+    write_json(file, results)

@@ -1,0 +1,83 @@
+"""``rmadapter eval`` and ``rmadapter predict`` of a folder that holds a linear probe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rmadapter.errors import InputError
+from rmadapter.evaluation.accuracy import Loading, evaluate_parts
+from rmadapter.evaluation.evaluate import EvalConfig, conclude, load_tested
+from rmadapter.evaluation.predict import (
+    PredictConfig,
+    check_files,
+    predict,
+    preprocessed,
+    print_predictions,
+    wanted_class_names,
+)
+from rmadapter.evaluation.results_file import results_of
+from rmadapter.methods.linear_probe import LINEAR_PROBE
+from rmadapter.runtime import resolve_device
+from rmadapter.tuners.probe import load_probe, read_probe
+
+
+def _check_no_template(config: EvalConfig | PredictConfig) -> None:
+    if config.template is not None:
+        raise InputError(f"template is {config.template!r}, but a linear probe has no prompts; valid: without it")
+
+
+def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
+    """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on."""
+    device = resolve_device(config.device)
+    folder = Path(config.adapter)
+    values = read_probe(folder)
+    trained = values["training"]
+    if config.method == "zeroshot":
+        raise InputError(
+            f"method is 'zeroshot', but {folder} holds a linear probe; valid: without --adapter, with --model "
+            f"{values['model']['name']}"
+        )
+    if config.classes == "base_new":
+        raise InputError("classes is 'base_new', but a linear probe knows one half alone; valid: all, base, new")
+    _check_no_template(config)
+    data = load_tested(config, trained, adapted=True)
+    half = trained.get("classes")
+    if half in ("base", "new") and data.name == trained.get("data") and config.classes != half:
+        raise InputError(f"classes is {config.classes!r}, but the linear probe knows one half alone; valid: {half}")
+    probe, backbone = load_probe(folder, values, device, config.model, config.pretrained)
+    loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
+    began = time.perf_counter()
+    found = evaluate_parts(probe, data, (config.classes,), loading, split=config.split)
+    results = results_of(
+        method=LINEAR_PROBE.name,
+        data=data,
+        model=backbone.source.name,
+        pretrained=backbone.source.pretrained,
+        shots=trained.get("shots"),
+        seed=trained.get("seed"),
+        classes=config.classes,
+        split=config.split,
+        found=found,
+        trained_parameters=probe.weight.numel() + probe.bias.numel(),
+        seconds={"eval": time.perf_counter() - began},
+        precision="fp32",
+        device=str(device),
+    )
+    conclude(config, results)
+    return results
+
+
+def predict_with_probe(config: PredictConfig) -> list[dict[str, Any]]:
+    """``rmadapter predict`` with a probe, among the classes it was trained on or some of them."""
+    device = resolve_device(config.device)
+    check_files(config.images)
+    _check_no_template(config)
+    folder = Path(config.adapter)
+    values = read_probe(folder)
+    names = wanted_class_names(config, values["class_names"])
+    probe, backbone = load_probe(folder, values, device, config.model, config.pretrained)
+    probe.set_classes(names, probe.template)
+    images = preprocessed(config.images, backbone.preprocessing)
+    return print_predictions(config, names, predict(probe, images, batch_size=config.batch_size))

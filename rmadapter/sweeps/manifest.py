@@ -1,0 +1,147 @@
+"""What a sweep is made of and what it ran on, as its folder says it: ``sweep.json`` and ``environments.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmadapter.errors import InputError
+from rmadapter.files import read_json, shown_names, write_json
+from rmadapter.locks import ProcessLock
+from rmadapter.runtime import environment, resolve_device, resolve_precision
+from rmadapter.sweeps.protocols import short_name
+from rmadapter.sweeps.settings import FREE, Sweep
+
+FORMAT = 1
+MANIFEST = "sweep.json"
+ENVIRONMENTS = "environments.json"
+SWEEP_LOCK = ".sweep.lock"
+
+
+def enter(sweep: Sweep) -> float:
+    """Write what the sweep is made of into its folder, or join and extend the one that is there.
+
+    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was. Returns when
+    it was entered, by the clock that times the folder's files.
+
+    Raises:
+        InputError: what ``check_folder`` raises.
+    """
+    check_folder(sweep)
+    file = sweep.out / MANIFEST
+    sweep.out.mkdir(parents=True, exist_ok=True)
+    with ProcessLock(sweep.out / SWEEP_LOCK).wait():
+        before, settings = check_folder(sweep), sweep.settings()
+        lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
+        if before is not None:
+            settings["precision"] = before["settings"]["precision"]  # what its first worker has made of auto
+            lists = {name: _joined(before[name], values) for name, values in lists.items()}
+        write_json(file, {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists})
+        return file.stat().st_mtime
+
+
+def check_folder(sweep: Sweep) -> dict[str, Any] | None:
+    """What the manifest in the sweep's folder says, None where there is none; nothing is written.
+
+    Raises:
+        InputError: the folder holds something else, a sweep of another protocol, of other options or of another
+            version of the format.
+    """
+    if (sweep.out / MANIFEST).is_file():
+        before = read_manifest(sweep.out)
+        _check_same(before, sweep)
+        return before
+    if sweep.out.is_file():
+        raise InputError(f"out is {str(sweep.out)!r}, which is a file")
+    if sweep.out.is_dir() and (others := shown_names(sweep.out)):
+        raise InputError(f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one")
+    return None
+
+
+def begin(sweep: Sweep) -> None:
+    """Before a worker's first run: may it make runs of this sweep, and what does it run on?
+
+    What it runs on is added to environments.json, which outlives the runs' own files.
+
+    Raises:
+        InputError: what ``settle_precision`` raises.
+    """
+    device, precision = _device(sweep), settle_precision(sweep)
+    if resolve_precision(sweep.settings()["precision"], device) != precision:
+        print(f"precision {precision}, as this sweep began with; auto on this device ({device}) would be another")
+    found = environment(device)
+    for key in ("command", "platform"):  # a worker's own, of no weight for the numbers
+        del found[key]
+    file = sweep.out / ENVIRONMENTS
+    with ProcessLock(sweep.out / SWEEP_LOCK).wait():
+        before = read_json(file, "environments file") if file.is_file() else []
+        if found not in before:
+            write_json(file, [*before, found])
+
+
+def settle_precision(sweep: Sweep) -> str:
+    """The precision of every run of a sweep: of ``auto`` what the device of its first worker makes of it.
+
+    That then stands in the manifest: runs of several precisions do not compare, nor is one resumed in another.
+
+    Raises:
+        InputError: the device is not there or lacks the precision, a sweep that was not entered.
+    """
+    device = _device(sweep)
+    with ProcessLock(sweep.out / SWEEP_LOCK).wait():
+        manifest = read_manifest(sweep.out)
+        settings = manifest["settings"]
+        try:
+            precision = resolve_precision(settings["precision"], device)
+        except InputError as error:
+            raise InputError(
+                f"{error}; the sweep in {sweep.out} is of this precision in all its runs: it goes on on devices that "
+                "have it, or another --out begins a new one"
+            ) from error
+        if settings["precision"] != precision:
+            write_json(sweep.out / MANIFEST, {**manifest, "settings": {**settings, "precision": precision}})
+    return precision
+
+
+def _device(sweep: Sweep) -> torch.device:
+    return resolve_device(sweep.config(sweep.runs()[0]).device)
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What ``sweep.json`` in ``out`` says; InputError where it is damaged or of another version."""
+    values = read_json(out / MANIFEST, "sweep file")
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise InputError(
+            f"the sweep in {out} was made by another version (format {found!r}, this one has {FORMAT}); valid: another "
+            "--out, or the version that made it"
+        )
+    missing = [key for key in ("protocol", "settings", "data", "methods", "seeds", "sources") if key not in values]
+    if missing:
+        raise InputError(f"sweep file {out / MANIFEST} is damaged: {missing[0]} is missing")
+    return values
+
+
+def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
+    if before["protocol"] != sweep.protocol:
+        raise InputError(
+            f"out is {str(sweep.out)!r}, where a sweep {before['protocol']} is; valid: that one, or another --out for "
+            f"{sweep.protocol}"
+        )
+    now = sweep.settings()
+    for name in {**before["settings"], **now}:
+        old, new = before["settings"].get(name), now.get(name)
+        if name == "precision" and new == "auto":
+            continue
+        if old != new and name not in FREE:
+            raise InputError(
+                f"{name} is {new!r}, but the sweep in {sweep.out} has {old!r}; valid: the same, or another --out"
+            )
+
+
+def _joined(before: Sequence[Any], now: Sequence[Any]) -> list[Any]:
+    """What was there, then what is new; data sets are the same by their short names."""
+    return list({short_name(str(value)): value for value in (*before, *now)}.values())

@@ -1,0 +1,68 @@
+"""One run of a sweep: training, and the tests on other data sets that its protocol wants."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rmadapter.config import TrainConfig
+from rmadapter.evaluation.evaluate import EvalConfig, load_model, run_eval
+from rmadapter.evaluation.results_file import write_results
+from rmadapter.evaluation.stored import holds_probe
+from rmadapter.evaluation.stored_probe import evaluate_probe
+from rmadapter.files import read_json
+from rmadapter.sweeps.manifest import settle_precision
+from rmadapter.sweeps.progress import is_done, target_folder
+from rmadapter.sweeps.protocols import PlannedRun, placed, short_name
+from rmadapter.sweeps.settings import Sweep
+from rmadapter.training.by_method import train_method
+
+
+def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
+    """Make ``run`` and its tests on other data sets, as far as they are not there; returns the training's results.
+
+    Raises:
+        InputError: what ``settle_precision`` raises: the sweep is one that was entered.
+    """
+    folder = sweep.folder(run)
+    config = dataclasses.replace(sweep.config(run), precision=settle_precision(sweep))
+    results_file = folder / "run" / "results.json"
+    adapter = folder / "run" / "adapter"
+    if run.seed is not None and results_file.is_file() and not is_done(sweep, run) and not adapter.is_dir():
+        print(f"new targets, and the adapter in {folder} was not kept: it is trained and tested again")
+        shutil.rmtree(folder / "run")
+        shutil.rmtree(folder / "on", ignore_errors=True)
+    results = read_json(results_file, "results file") if results_file.is_file() else train_method(run.method, config)
+    loaded = None
+    for target in run.targets:
+        file = target_folder(folder, target) / "results.json"
+        if file.is_file():
+            continue
+        where = placed(target, sweep.data_root)
+        if run.seed is None:
+            there = dataclasses.replace(config, **where, out=str(file.parent / "run"))
+            found = train_method(run.method, there)
+        elif holds_probe(adapter):
+            found = evaluate_probe(_test_on(where, config, adapter))
+        else:
+            test = _test_on(where, config, adapter)
+            loaded = loaded or load_model(test)
+            found = run_eval(test, loaded)
+        write_results(file, {**found, "trained_on": short_name(run.data)})
+    return results
+
+
+def _test_on(where: dict[str, str | None], config: TrainConfig, adapter: Path) -> EvalConfig:
+    """The evaluation on the data set ``where`` of what the run of ``config`` has trained; they differ in data alone."""
+    names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
+    names -= {"adapter", "classes", "out", "template", "model", "pretrained", "batch_size"}
+    shared = {name: getattr(config, name) for name in names} | where
+    return EvalConfig(
+        **shared,
+        adapter=str(adapter),
+        classes="all",
+        retention=False,
+        batch_size=config.eval_batch_size,
+    )

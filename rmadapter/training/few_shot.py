@@ -1,0 +1,47 @@
+"""The few-shot sample of a training run, of images that can be read."""
+
+from __future__ import annotations
+
+from rmadapter.config import TrainConfig
+from rmadapter.data import (
+    DecodedImages,
+    FewShotSample,
+    ImageData,
+    Item,
+    Read,
+    base_new_split,
+    check_images,
+    few_shot_sample,
+    part_names,
+)
+from rmadapter.errors import check_range
+
+
+def few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShotSample, list[Item], list[str]]:
+    """The few-shot sample over all classes, and of it the chosen part's training items and class names.
+
+    Raises:
+        InputError: a part of fewer than two classes, more shots than the data set may have, no training images, or
+            (without ``skip_bad_images``) one that cannot be read.
+    """
+    names = part_names(data.class_names, config.classes)
+    if data.max_shots is not None:
+        check_range("shots", config.shots, 1, data.max_shots)
+    left_out: set[str] = set()
+    while True:
+        # Drawn again without the unreadable images, so that every class gets its shots where it has them.
+        candidates = [item for item in data.train if item.path not in left_out]
+        train_items, val_items = few_shot_sample(candidates, data.val, config.shots, config.seed)
+        _, bad = check_images(read, train_items, skip_bad=config.skip_bad_images)
+        if not bad:
+            break
+        left_out |= {path for path, _ in bad}
+    if left_out:
+        print(f"{len(left_out)} unreadable training images left out, such as {min(left_out)}")
+    if isinstance(read, DecodedImages) and read.keeps:
+        print(
+            f"image cache: {read.kept} of {len(train_items)} images in {read.folder}, {read.bytes / 1e9:.2f} GB"
+            + (f"; --cache-limit {config.cache_limit} has no room for the others" if read.full else "")
+        )
+    sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
+    return sample, base_new_split(train_items, config.classes, len(data.class_names)), names

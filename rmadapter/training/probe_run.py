@@ -1,0 +1,127 @@
+"""A linear probe as a run: its features, its fit, its files, its accuracy.
+
+The features are normalised and come from test-time preprocessing, without augmentation. The weight of the penalty is
+chosen on the few-shot validation images of the classes that are trained on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.config import TrainConfig
+from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
+from rmadapter.errors import InputError
+from rmadapter.evaluation.accuracy import Loading, describe, evaluate_parts
+from rmadapter.evaluation.results_file import results_of, write_results
+from rmadapter.files import write_json
+from rmadapter.methods.linear_probe import LINEAR_PROBE
+from rmadapter.runtime import environment, resolve_device
+from rmadapter.training.few_shot import few_shot
+from rmadapter.training.probe_fit import DEFAULT_C, GRID, choose
+from rmadapter.training.run_folder import RunFolder, finished_run
+from rmadapter.tuners.probe import LinearProbe, save_probe
+
+
+def train_probe(config: TrainConfig) -> dict[str, Any]:
+    """Fit a probe on the few-shot sample, save it in ``adapter/`` of the run folder, evaluate it.
+
+    Raises:
+        InputError: as ``adapter_run.train``; an unreadable image.
+    """
+    folder = RunFolder(config.run_folder)
+    if (done := finished_run(folder, config)) is not None:
+        return done
+    device = resolve_device(config.device)
+    data = load_data(config.data, config.data_root, config.style)
+    for note in data.notes:
+        print(note)
+    sample, items, names = few_shot(config, data, data.read)
+    val_items = base_new_split(sample.val, config.classes, len(data.class_names))
+    backbone = load_backbone(config.model, config.pretrained, device)
+    folder.prepare(config)
+    write_json(folder.environment_file, environment(device))
+    sample.save(folder.sample_file)
+
+    began = time.perf_counter()
+    fitted = encode(backbone, data, items, config, device)
+    validated = encode(backbone, data, val_items, config, device) if val_items else None
+    solution, inverse_penalty = choose(fitted, validated, len(names))
+    seconds = time.perf_counter() - began
+    print(f"linear probe: C = {inverse_penalty:g}, {len(items)} images of {len(names)} classes, {seconds:.1f} s")
+    probe = _probe(backbone, names, config.template, solution)
+    training = {
+        "method": LINEAR_PROBE.name,
+        "data": data.name,
+        "style": data.style,
+        "classes": config.classes,
+        "shots": config.shots,
+        "seed": config.seed,
+        "C": inverse_penalty,
+    }
+    save_probe(folder.adapter, probe, backbone, training)
+
+    found = {"accuracy": {}, "images": {}, "skipped": 0}
+    began = time.perf_counter()
+    if config.evaluate:
+        loading = Loading(backbone.preprocessing, config.eval_batch_size, config.workers, config.skip_bad_images)
+        # New classes are unknown to it: of the halves it has the one that it was trained on.
+        found = evaluate_parts(probe, data, (config.classes,), loading)
+        print(describe(found))
+    results = results_of(
+        method=LINEAR_PROBE.name,
+        data=data,
+        model=config.model,
+        pretrained=config.pretrained,
+        shots=config.shots,
+        seed=config.seed,
+        classes=config.classes,
+        split="test",
+        found=found,
+        trained_parameters=solution.numel(),
+        seconds={"train": seconds, "eval": time.perf_counter() - began},
+        precision="fp32",
+        device=str(device),
+        settings={"C": DEFAULT_C if validated is None else list(GRID)},
+        few_shot_hash=sample.hash,
+    )
+    write_results(folder.results_file, results)
+    print(f"adapter: {folder.adapter}\nresults: {folder.results_file}")
+    return results
+
+
+@torch.no_grad()
+def encode(
+    backbone: Backbone, data: ImageData, items: Sequence[Item], config: TrainConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Normalised image features [n, embed] in fp32 and labels [n] of ``items``, on ``device``."""
+    images = EvalImages(data.read, items, eval_transform(backbone.preprocessing))
+    loader = DataLoader(
+        images,
+        config.eval_batch_size,
+        num_workers=config.workers,
+        collate_fn=collate_readable,
+        generator=torch.Generator(),
+    )
+    features, labels = [], []
+    for batch, batch_labels, unreadable in loader:
+        if unreadable and not config.skip_bad_images:
+            raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
+        if len(batch_labels):
+            features.append(F.normalize(backbone.clip.encode_image(batch.to(device)).float(), dim=-1))
+            labels.append(batch_labels.to(device))
+    if not labels:
+        raise InputError(f"none of {len(items)} images could be read")
+    return torch.cat(features), torch.cat(labels)
+
+
+def _probe(backbone: Backbone, names: Sequence[str], template: str, solution: Tensor) -> LinearProbe:
+    weight, bias = solution[:, :-1].float().contiguous(), solution[:, -1].float().contiguous()
+    return LinearProbe(backbone.clip, backbone.tokenizer, names, template, weight, bias)

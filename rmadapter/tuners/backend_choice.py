@@ -1,0 +1,47 @@
+"""Which backend of the operator a model's adapters run on."""
+
+from __future__ import annotations
+
+import torch
+
+from rmadapter.clip.towers import find_towers
+from rmadapter.errors import InputError, nearest
+from rmadapter.tuners.injection import AdaptedCLIP
+from rmadapter_kernels import AUTO, Explanation, available_backends, explain
+
+EAGER = "eager"
+
+
+def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tuple[str, str]:
+    """Set the adapters' backend; returns its name and a sentence on what was chosen and why.
+
+    ``fused`` without a name leaves each tower to ``auto``; where they differ the names are joined by "+".
+
+    Raises:
+        InputError: ``backend`` names one that is not here, or one that does not cover the configured variant or a
+            tower's width.
+    """
+    if not model.config.in_operator:
+        if backend not in (None, EAGER):
+            raise InputError(f"backend is {backend!r}, which does not cover this variant of the adapter; valid: eager")
+        return EAGER, "adapters: plain PyTorch (this variant is outside the fused operator)"
+    asked = backend or (AUTO if fused else EAGER)
+    dtypes = {name: tower.transformer.get_cast_dtype() for name, tower in find_towers(model.clip).items()}
+    found: dict[str, Explanation] = {}
+    for tower, _, adapter in model.adapters():
+        branch = adapter.branch
+        x = torch.empty(1, branch.d_model, dtype=dtypes[tower], device=branch.w_down.device)
+        hidden = branch.rec_hidden if branch.reconstruct else 0
+        try:
+            found[tower] = explain(x, bottleneck=branch.bottleneck, rec_hidden=hidden, backend=asked)
+        except ValueError as error:
+            raise InputError(f"adapters of the {tower} tower: {error}{nearest(asked, available_backends())}") from error
+    model.set_backend(asked)
+    if asked == EAGER:
+        return EAGER, f"adapters: backend eager ({'--no-fused' if backend is None else 'as asked for'})"
+    chosen = sorted({explanation.backend for explanation in found.values()})
+    if len(chosen) == 1:
+        reason = next(iter(found.values())).reason
+        return chosen[0], f"adapters: backend {chosen[0]} ({reason})"
+    towers = ", ".join(f"{tower} {explanation}" for tower, explanation in found.items())
+    return "+".join(chosen), f"adapters: backends {towers}"
