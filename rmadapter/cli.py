@@ -47,9 +47,12 @@ class ReportConfig:
 
 # Commands import what they run when they run: --help and a mistyped option answer in 1.7 s, with open_clip in 4.4.
 def _train(argv: list[str]) -> None:
-    from rmadapter.training.by_method import train_command
+    from rmadapter.methods.options import parse_command
 
-    train_command(argv)
+    method, config = parse_command(argv)
+    from rmadapter.training.by_method import train_method
+
+    train_method(method, config)
 
 
 def _eval(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ import re
 
 from rmadapter.data.catalog import CATALOG
 from rmadapter.data.items import OWN_LISTS
-from rmadapter.sweeps.sweep import FORMAT
+from rmadapter.sweeps.manifest import FORMAT
 
 SETTINGS = {"model": "ViT-B-16", "pretrained": "openai", "shots": 16}
 

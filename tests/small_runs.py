@@ -37,7 +37,7 @@ def stop(*arguments, **names):
 @contextlib.contextmanager
 def stopped_before_step(at: int, monkeypatch):
     """A run in it ends before the step of that number, from 0."""
-    real = loop.TrainRun._step
+    real = loop.TrainingLoop._step
 
     def step(self, *arguments):
         if self.step == at:
@@ -45,6 +45,6 @@ def stopped_before_step(at: int, monkeypatch):
         return real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainRun, "_step", step)
+        patch.setattr(loop.TrainingLoop, "_step", step)
         with pytest.raises(Killed):
             yield

@@ -13,9 +13,9 @@ from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.evaluation.accuracy import Loading, describe, evaluate_parts, tested_parts
+from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
-from rmadapter.evaluation.results_file import results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, write_results
 from rmadapter.runtime import resolve_device, resolve_precision
 from rmadapter.tuners.adapter_file import read_info
 

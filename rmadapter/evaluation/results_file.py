@@ -72,3 +72,20 @@ def results_of(
 def write_results(file: Path, results: dict[str, Any]) -> None:
     """``results`` as results.json in ``file``, atomically; where it is, a run is finished."""
     write_json(file, results)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """One line a part: accuracy and number of images."""
+    lines = []
+    for part, percent in found["accuracy"].items():
+        count = found["images"].get(part)
+        what = f"({count} images)" if count else "harmonic mean"
+        if part.startswith("retained_"):
+            part, what = (
+                part.removeprefix("retained_"),
+                f"retention: the same classes drawn by {found['retention_style']}",
+            )
+        lines.append(f"{part:>5}  {percent:6.2f} %  {what}")
+    if found["skipped"]:
+        lines.append(f"{found['skipped']} unreadable images left out")
+    return "\n".join(lines)

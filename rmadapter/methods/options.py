@@ -9,7 +9,8 @@ from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
-from rmadapter.methods import METHODS, get_method
+from rmadapter.methods import METHODS, Method, get_method
+from rmadapter.methods.rmadapter import RMADAPTER
 
 
 def parse_train(
@@ -29,7 +30,7 @@ def parse_train(
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
 
 
-def method_help() -> dict[str, str]:
+def _method_help() -> dict[str, str]:
     """What ``--help`` says of ``--method``, which is taken out of the words before they are parsed."""
     listed = "; ".join(f"{method.name} ({method.summary})" for method in METHODS.values())
     return {"method": f"in place of what the other options make, RMAdapter by default: {listed}"}
@@ -39,12 +40,23 @@ def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> T
     """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last."""
     method = get_method(name)
     words = [*argv, *method.options]
-    config = parse_train(words, prog=prog, taken_before=method_help(), testbed=method.testbed)
+    config = parse_train(words, prog=prog, taken_before=_method_help(), testbed=method.testbed)
     # A method whose options do not tell its name is called by it all the same.
     return config if config.method == name else dataclasses.replace(config, label=name)
 
 
-def take_method(argv: list[str]) -> tuple[str | None, list[str]]:
+def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
+    """The method and the configuration that the words of ``rmadapter train`` ask for.
+
+    Without ``--method NAME`` the options are taken as they are, and what they make is one of RMAdapter's variants.
+    """
+    name, rest = _take_method(argv)
+    if name is None:
+        return RMADAPTER, parse_train(rest, prog="rmadapter train", taken_before=_method_help())
+    return get_method(name), configure(name, rest)
+
+
+def _take_method(argv: list[str]) -> tuple[str | None, list[str]]:
     """The value of ``--method`` in a training command's words, None without it, and the other words.
 
     Raises:

@@ -13,6 +13,7 @@ from rmadapter.evaluation.results_file import write_results
 from rmadapter.evaluation.stored import holds_probe
 from rmadapter.evaluation.stored_probe import evaluate_probe
 from rmadapter.files import read_json
+from rmadapter.methods import METHODS
 from rmadapter.sweeps.manifest import settle_precision
 from rmadapter.sweeps.progress import is_done, target_folder
 from rmadapter.sweeps.protocols import PlannedRun, placed, short_name
@@ -34,7 +35,8 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         print(f"new targets, and the adapter in {folder} was not kept: it is trained and tested again")
         shutil.rmtree(folder / "run")
         shutil.rmtree(folder / "on", ignore_errors=True)
-    results = read_json(results_file, "results file") if results_file.is_file() else train_method(run.method, config)
+    method = METHODS[run.method]
+    results = read_json(results_file, "results file") if results_file.is_file() else train_method(method, config)
     loaded = None
     for target in run.targets:
         file = target_folder(folder, target) / "results.json"
@@ -43,7 +45,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         where = placed(target, sweep.data_root)
         if run.seed is None:
             there = dataclasses.replace(config, **where, out=str(file.parent / "run"))
-            found = train_method(run.method, there)
+            found = train_method(method, there)
         elif holds_probe(adapter):
             found = evaluate_probe(_test_on(where, config, adapter))
         else:

@@ -14,8 +14,8 @@ from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, load_data
-from rmadapter.evaluation.accuracy import Loading, describe, evaluate_parts, tested_parts
-from rmadapter.evaluation.results_file import results_of, write_results
+from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
+from rmadapter.evaluation.results_file import describe, results_of, write_results
 from rmadapter.files import cache_folder, write_json
 from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_precision
 from rmadapter.step import distributed

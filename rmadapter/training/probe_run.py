@@ -19,8 +19,8 @@ from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.config import TrainConfig
 from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
 from rmadapter.errors import InputError
-from rmadapter.evaluation.accuracy import Loading, describe, evaluate_parts
-from rmadapter.evaluation.results_file import results_of, write_results
+from rmadapter.evaluation.accuracy import Loading, evaluate_parts
+from rmadapter.evaluation.results_file import describe, results_of, write_results
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.runtime import environment, resolve_device

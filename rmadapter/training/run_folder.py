@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rmadapter.config import CONFIG_FILE, TrainConfig
 from rmadapter.errors import InputError
-from rmadapter.evaluation.accuracy import describe
+from rmadapter.evaluation.results_file import describe
 from rmadapter.files import read_json, shown_names, write_atomic, write_text
 
 # What may differ between a run and its resumption: where things are, and what changes no weight beyond its last bits.

@@ -15,13 +15,16 @@ from miniatures import build
 from torch.nn import functional as F
 
 from rmadapter.cli import main
+from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import base_new_names, load_data
 from rmadapter.errors import InputError
-from rmadapter.methods import ABLATION_TABLE, METHODS, Method, configure
-from rmadapter.training.probe_fit import DEFAULT_C, LinearProbe, choose, fit
+from rmadapter.methods import ABLATION_TABLE, METHODS, Method
+from rmadapter.methods.options import configure
+from rmadapter.training.probe_fit import DEFAULT_C, choose, fit
 from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject
+from rmadapter.tuners.probe import LinearProbe
 
 ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
 
@@ -81,14 +84,10 @@ def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp
 
 
 def test_zero_shot_takes_the_data_set_s_own_prompt(tmp_path, clip_folder, monkeypatch, capsys):
-    from rmadapter.evaluation import evaluate as evaluation
-
     build(tmp_path, "dtd")
     templates = []
-    init = evaluation.CLIPClassifier.__init__
-    monkeypatch.setattr(
-        evaluation.CLIPClassifier, "__init__", lambda self, *a: (templates.append(a[3]), init(self, *a))[0]
-    )
+    init = CLIPClassifier.__init__
+    monkeypatch.setattr(CLIPClassifier, "__init__", lambda self, *a: (templates.append(a[3]), init(self, *a))[0])
     argv = ["--method", "zeroshot", "--model", f"local-dir:{clip_folder}", "--workers", "0"]
     argv += ["--data", "dtd", "--data-root", str(tmp_path)]
     for command in ("train", "eval"):

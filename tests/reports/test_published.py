@@ -11,8 +11,8 @@ import pytest
 from fake_sweeps import accuracy, cells, fake
 
 from rmadapter.data.catalog import FIELD, VARIANTS
+from rmadapter.evaluation.results_file import harmonic_mean
 from rmadapter.reports import published
-from rmadapter.reports.finished_runs import harmonic_mean
 from rmadapter.reports.sweep.page import sweep_report
 
 

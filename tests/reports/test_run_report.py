@@ -261,8 +261,10 @@ def test_files_are_written_whole_and_listed(runs, tmp_path):
 
 
 def test_without_matplotlib_there_are_tables_and_a_sentence(runs, tmp_path, monkeypatch):
-    monkeypatch.delattr("rmadapter.plots")
-    for module in [name for name in sys.modules if name == "rmadapter.plots" or name.startswith("matplotlib")]:
+    monkeypatch.delattr("rmadapter.reports.run_plots")
+    for module in [
+        name for name in sys.modules if name == "rmadapter.reports.run_plots" or name.startswith("matplotlib")
+    ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     found = report([runs], tmp_path / "out")

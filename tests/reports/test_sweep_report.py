@@ -21,7 +21,7 @@ from rmadapter.methods import ABLATION_TABLE
 from rmadapter.reports.sweep import figures as sweep_plots
 from rmadapter.reports.sweep.outcomes import read_sweep
 from rmadapter.reports.sweep.page import sweep_report
-from rmadapter.sweeps.sweep import FORMAT
+from rmadapter.sweeps.manifest import FORMAT
 
 
 def test_csv_has_full_precision(tmp_path):

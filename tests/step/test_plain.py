@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
-from rmadapter.step.plain import CLIPClassifier
+from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter_kernels import available_backends
 
 NAMES = ["cat", "a rather long name of a bird", "dog"]

@@ -14,13 +14,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
+from rmadapter.clip.obstacles import blocks_obstacle, last_block_obstacle
 from rmadapter.clip.storage import store_weights
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.objectives.losses import gradient_norms
+from rmadapter.step import train_step
 from rmadapter.step.costs import tower_shape
 from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep
-from rmadapter.tuners.encoders import Encoders, blocks_obstacle, last_block_obstacle
+from rmadapter.tuners import encoders
+from rmadapter.tuners.encoders import Encoders
 
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cat"]
 COUNTED = StepConfig(packed_weights=False)  # PyTorch counts the operations of its own products, not of oneDNN's
@@ -170,7 +173,7 @@ def test_chunks_and_recomputation(tokenizer, towers):
 
 
 def test_classes_of_like_length_stand_together(tokenizer, monkeypatch):
-    monkeypatch.setattr("rmadapter.step.CHUNK_TOKENS", {"cpu": 1})
+    monkeypatch.setattr("rmadapter.step.train_step.CHUNK_TOKENS", {"cpu": 1})
     model = make(tokenizer)
     apart = TrainStep(model, StepConfig(shared_start=False))
     assert [(c.start, c.stop, c.length, c.shared) for c in apart.chunks] == [(0, 3, 8, 0), (3, 4, 9, 0), (4, 5, 14, 0)]
@@ -216,7 +219,7 @@ def test_images_in_pieces_are_the_batch(tokenizer, monkeypatch, config):
         step.image, "adapted", lambda entry, *rest: sizes.append(len(entry.output)) or real(entry, *rest)
     )
     tokens = 5 * step.image.hidden * 4
-    monkeypatch.setattr("rmadapter.chunks.PIECE_BYTES", 3 * tokens)
+    monkeypatch.setattr("rmadapter.step.chunks.PIECE_BYTES", 3 * tokens)
     assert_same(run(step, model), expected)
     assert sizes == [2, 2]
 
@@ -415,15 +418,15 @@ def test_compiled_with_gradient_checkpointing_recomputation_is_around_each_block
     step = TrainStep(model, recompute=True)
     step.compile_parts(backend="aot_eager")
     around = []
-    for module in ("step", "encoders"):
-        real = sys.modules[f"rmadapter.{module}"].checkpoint
+    for module in (train_step, encoders):
+        real = module.checkpoint
 
         def outside(*arguments, real=real, **settings):
             assert not torch.compiler.is_compiling()
             around.append(arguments[0])
             return real(*arguments, **settings)
 
-        monkeypatch.setattr(f"rmadapter.{module}.checkpoint", outside)
+        monkeypatch.setattr(module, "checkpoint", outside)
     run(step, model)
     found = run(step, model)
     blocks = step.image.depth - 1 - step.image.first
@@ -452,7 +455,7 @@ def test_compiled_gradient_norms_at_any_step(tokenizer):
 def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr("rmadapter.step.CHUNK_TOKENS", {"cpu": 0})
+    monkeypatch.setattr("rmadapter.step.train_step.CHUNK_TOKENS", {"cpu": 0})
     monkeypatch.setattr(sys.modules[__name__], "NAMES", [" ".join("abcdefghijkl"[:count]) for count in range(1, 13)])
     model = make(tokenizer)
     step = TrainStep(model, StepConfig(shared_start=False))

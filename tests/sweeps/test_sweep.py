@@ -9,11 +9,15 @@ from conftest import write_images
 from small_sweeps import results_of, sweep
 
 from rmadapter.cli import main
-from rmadapter.evaluation import evaluate as evaluation
+from rmadapter.evaluation import accuracy as accuracies
+from rmadapter.evaluation import loaded_model
 from rmadapter.reports.sweep.outcomes import read_sweep
-from rmadapter.sweeps import sweep as sweeps
+from rmadapter.sweeps import one_run
+from rmadapter.sweeps.manifest import enter
+from rmadapter.sweeps.one_run import make_run
 from rmadapter.sweeps.protocols import plan
 from rmadapter.sweeps.settings import parse_sweep
+from rmadapter.training import zeroshot_run
 
 FOOD = ["emoji_food", "emoji_food@noto"]
 
@@ -79,7 +83,7 @@ def test_what_it_is_extended_by_takes_no_source_out_of_the_table(protocol, first
     for words in (first, later):
         argv = [protocol, *words, "--methods", "mma", "--pretrained", "openai", "--out", str(tmp_path / "s")]
         _, planned = parse_sweep(argv)
-        sweeps.enter(planned)
+        enter(planned)
         runs |= dict.fromkeys(run.key for run in planned.runs())
     manifest = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert manifest["sources"] == sources
@@ -97,10 +101,10 @@ def test_the_rows_of_an_earlier_default_source_stay_in_the_report(sweep_words, t
 def test_the_targets_of_a_run_are_tested_with_one_model(sweep_words, tmp_path, monkeypatch):
     """It is loaded once for them, and finds what it finds when it is loaded for each by ``rmadapter eval``."""
     write_images(tmp_path / "stones", ["ore", "tin", "zinc"], 8, 7)
-    calls, real = [], evaluation.load_backbone
+    calls, real = [], loaded_model.load_backbone
     argv = sweep_words("cross", data="animals,plants,stones", methods="single", source="animals")
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "load_backbone", lambda *a: calls.append(a) or real(*a))
+        patch.setattr(loaded_model, "load_backbone", lambda *a: calls.append(a) or real(*a))
         assert sweep(*argv) == 0
     assert len(calls) == 1
     run = tmp_path / "s" / "runs" / "single" / "animals" / "seed1"
@@ -125,18 +129,18 @@ def test_bundled_and_other_data_sets_are_each_looked_for_where_they_are(
         asked[config.method, config.data] = (config.data_root, config.style)
         return {"accuracy": {}}
 
-    monkeypatch.setattr(sweeps, "load_model", lambda _: "loaded")
-    for module in (sweeps, evaluation):
+    monkeypatch.setattr(one_run, "load_model", lambda _: "loaded")
+    for module in (one_run, zeroshot_run):
         monkeypatch.setattr(module, "run_eval", run_eval)
     argv = sweep_words("cross", source=source)
     argv[argv.index("--data") + 1] = f"{source},{other},emoji_travel"
     _, planned = parse_sweep([*argv, "--data-root", str(tmp_path)])
-    sweeps.enter(planned)
+    enter(planned)
     for run in planned.runs():
         if run.seed is not None:
             (planned.folder(run) / "run" / "adapter").mkdir(parents=True)
             (planned.folder(run) / "run" / "results.json").write_text("{}")
-        sweeps.make_run(planned, run)
+        make_run(planned, run)
     places = {"plants": (str(tmp_path), None), "emoji_food": (None, "fluent"), "emoji_travel": (None, "fluent")}
     for target in (other, "emoji_travel"):
         assert asked["adapter", target] == asked["zeroshot", target] == places[target]
@@ -170,9 +174,9 @@ def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, tmp_path
 
     def accuracy(model, read, items, *_, **__):
         tested.append(len(items))
-        return evaluation.Accuracy(0.0, len(items), 0)
+        return accuracies.Accuracy(0.0, len(items), 0)
 
-    monkeypatch.setattr(evaluation, "accuracy", accuracy)
+    monkeypatch.setattr(accuracies, "accuracy", accuracy)
     argv = [protocol, "--data", "emoji_travel,emoji_objects", "--methods", methods, "--seeds", "1", "--shots", "1"]
     argv += ["--epochs", "1", "--out", str(tmp_path / "s")]
     assert sweep(*argv, "--dry-run") == 0
@@ -183,7 +187,7 @@ def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, tmp_path
 
 def test_a_dry_run_refuses_what_the_sweep_would_and_writes_nothing(sweep_words, tmp_path, capsys):
     _, planned = parse_sweep(sweep_words(data="animals"))
-    sweeps.enter(planned)
+    enter(planned)
     (tmp_path / "taken").write_text("")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
@@ -203,17 +207,17 @@ def test_a_dry_run_refuses_what_the_sweep_would_and_writes_nothing(sweep_words, 
 
 def test_where_a_run_is_computed_is_not_what_it_computes(sweep_words, tmp_path, capsys):
     _, planned = parse_sweep(sweep_words(data="animals", device="cuda:0"))
-    sweeps.enter(planned)
+    enter(planned)
     others = {"device": "cuda:1", "cache_dir": str(tmp_path / "c"), "max_bad_steps": 1}
     _, planned = parse_sweep([*sweep_words(data="animals", **others), "--image_cache"])
-    sweeps.enter(planned)
+    enter(planned)
     manifest = tmp_path / "s" / "sweep.json"
     values = json.loads(manifest.read_text())
     assert "device" not in values["settings"]
     assert "cache_limit" in values["settings"]  # where views are kept, their number depends on it
     # It may have been otherwise when the sweep began.
     manifest.write_text(json.dumps({**values, "settings": {**values["settings"], "device": "cuda:0"}}))
-    sweeps.enter(planned)
+    enter(planned)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ from rmadapter import runtime
 from rmadapter.errors import InputError
 from rmadapter.sweeps import jobs as sweep_jobs
 from rmadapter.sweeps import sweep as sweeps
+from rmadapter.sweeps.manifest import enter
+from rmadapter.sweeps.progress import claim, is_done
 from rmadapter.sweeps.settings import parse_sweep
+from rmadapter.sweeps.sweep import work
 
 
 def test_killed_and_continued_equals_one_that_was_not(sweep_words, tmp_path):
@@ -107,22 +110,22 @@ def test_two_workers_share_a_sweep(sweep_words, tmp_path):
 def test_a_run_that_another_has_is_left_to_it(sweep_words, tmp_path, capsys):
     _, planned = parse_sweep(sweep_words(data="animals"))
     (single,) = [run for run in planned.runs() if run.method == "single"]
-    sweeps.enter(planned)
-    with sweeps.claim(planned, single) as mine:
+    enter(planned)
+    with claim(planned, single) as mine:
         assert mine
         # As another process: the lock of this one would be taken again by the same object alone.
         assert sweep(*sweep_words(data="animals")) == 0
     out = capsys.readouterr().out
     assert "1 done, 0 failed, 1 running, 0 open" in out
-    assert not sweeps.is_done(planned, single)
+    assert not is_done(planned, single)
 
 
 def test_a_run_whose_worker_is_killed_is_made_by_one_that_lives(sweep_words, tmp_path, monkeypatch):
     _, planned = parse_sweep(sweep_words(data="animals"))
-    began, real = sweeps.enter(planned), sweeps.make_run
+    began, real = enter(planned), sweeps.make_run
     first, second = planned.runs()
     with contextlib.ExitStack() as other:
-        assert other.enter_context(sweeps.claim(planned, first))
+        assert other.enter_context(claim(planned, first))
         made = []
 
         def make_run(planned, run):
@@ -131,9 +134,9 @@ def test_a_run_whose_worker_is_killed_is_made_by_one_that_lives(sweep_words, tmp
             return real(planned, run)
 
         monkeypatch.setattr(sweeps, "make_run", make_run)
-        sweeps.work(planned, began)
+        work(planned, began)
     assert made == [second, first]
-    assert sweeps.is_done(planned, first)
+    assert is_done(planned, first)
 
 
 def test_workers_that_end_early_are_said(sweep_words, tmp_path, monkeypatch, capsys):
@@ -186,9 +189,9 @@ def test_workers_of_one_command_try_a_failing_run_once(sweep_words, tmp_path, mo
 
     monkeypatch.setattr(sweeps, "make_run", make_run)
     _, planned = parse_sweep(sweep_words(data="animals"))
-    began = sweeps.enter(planned)
-    sweeps.work(planned, began)
-    sweeps.work(planned, began)
+    began = enter(planned)
+    work(planned, began)
+    work(planned, began)
     assert tried == ["zeroshot/animals", "single/animals/seed1"]
-    sweeps.work(planned, sweeps.enter(planned))
+    work(planned, enter(planned))
     assert tried == 2 * ["zeroshot/animals", "single/animals/seed1"]

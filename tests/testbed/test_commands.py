@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from rmadapter.cli import main
+from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data.emoji import TRAIN_CONFIG
-from rmadapter.methods import configure
-from rmadapter.methods.options import parse_train
-from rmadapter.step.plain import CLIPClassifier
+from rmadapter.methods.options import configure, parse_train
 
 
 def parse(*options):

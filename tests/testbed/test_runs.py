@@ -15,8 +15,8 @@ BRIEF = {"epochs": 1, "shots": 1}
 
 def test_a_run_is_kept_with_its_settings_and_not_made_again(tmp_path, monkeypatch):
     plan = [
-        runs.Planned("zeroshot/a", "emoji_activities", "fluent", None, {}),
-        runs.Planned("rmadapter/a", "emoji_activities", "fluent", 2, {**BRIEF, "lambda1": 30.0, "scale": 0.3}),
+        runs.TestbedRun("zeroshot/a", "emoji_activities", "fluent", None, {}),
+        runs.TestbedRun("rmadapter/a", "emoji_activities", "fluent", 2, {**BRIEF, "lambda1": 30.0, "scale": 0.3}),
     ]
     zeroshot, trained = runs.run_planned(plan, tmp_path)
     assert zeroshot["method"] == "zeroshot"
@@ -38,13 +38,13 @@ def test_a_run_is_kept_with_its_settings_and_not_made_again(tmp_path, monkeypatc
 
 
 def test_no_run_begins_after_the_budget(tmp_path, capsys):
-    plan = [runs.Planned("zeroshot/a", "emoji_activities", "fluent", None, {})]
+    plan = [runs.TestbedRun("zeroshot/a", "emoji_activities", "fluent", None, {})]
     assert runs.run_planned(plan, tmp_path, budget=-1) == []
     assert "the same command goes on with the other 1 runs" in capsys.readouterr().out
 
 
 def test_workers_share_the_runs(tmp_path, monkeypatch):
-    plan = [runs.Planned(str(number), "emoji_food", "fluent", 1, {}) for number in range(5)]
+    plan = [runs.TestbedRun(str(number), "emoji_food", "fluent", 1, {}) for number in range(5)]
     monkeypatch.setattr(runs, "_run", lambda run, data: {"accuracy": {}, "made": run.folder})
     assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="2/2")] == ["1", "3"]
     assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="1/2")] == list("01234")
@@ -54,7 +54,7 @@ def test_workers_share_the_runs(tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_is_kept_as_such_and_left_out_of_the_ranking(tmp_path):
-    plan = [runs.Planned("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e9, "lambda1": 100.0})]
+    plan = [runs.TestbedRun("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e9, "lambda1": 100.0})]
     (found,) = runs.run_planned(plan, tmp_path)
     assert "not finite" in found["diverged"]
     assert search.ranking([found]) == []
@@ -184,9 +184,9 @@ def test_a_run_without_its_partner_does_not_count():
     assert "No seed is complete yet" in claim.summary(found[:3])
 
 
-@pytest.mark.parametrize("method", runs.METHODS)
+@pytest.mark.parametrize("method", runs.COMPARED)
 def test_methods_share_everything_but_what_they_are(method):
-    config = runs.train_config("emoji_food", "emojione", 3, **runs.METHODS[method])
+    config = runs.train_config("emoji_food", "emojione", 3, **runs.COMPARED[method])
     other = runs.train_config("emoji_food", "emojione", 3)
     assert config.method == method
     same = ("data", "style", "seed", "model", "epochs", "lr", "batch_size", "shots", "augmentation", "classes")

@@ -114,7 +114,7 @@ def test_a_diverging_run_says_so(config, tmp_path):
 
 def test_a_step_without_a_finite_loss_is_skipped_and_counted(config, tmp_path, monkeypatch):
     """One bad batch: the run goes on, its means leave the step out, and the weights are as if it had not been."""
-    real = loop.TrainRun._step
+    real = loop.TrainingLoop._step
 
     def step(self, batch, wants_norms):
         before = [p.clone() for p in self.parameters.values()]
@@ -126,7 +126,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(config, tmp_path, m
             assert norms == {}
         return norms
 
-    monkeypatch.setattr(loop.TrainRun, "_step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "_step", step)
     results = train(config(grad_norm_every=1))
     assert results["bad_steps"] == 1
     lines = metrics_of(tmp_path / "run")
@@ -258,7 +258,7 @@ def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, t
 
 def test_waiting_for_images_is_measured_and_said(config, monkeypatch, capsys):
     clock = iter(range(1000))
-    monkeypatch.setattr("rmadapter.batches.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("rmadapter.step.batches.time.perf_counter", lambda: float(next(clock)))
     waited = Waited(["first", "second"])
     assert list(waited) == ["first", "second"]
     assert waited.seconds == 3.0  # the third found the end
@@ -285,7 +285,7 @@ def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop.TrainRun, "_step", full)
+    monkeypatch.setattr(loop.TrainingLoop, "_step", full)
     with pytest.raises(
         InputError,
         match=r"keeps about \d.\d GB of activations.*--text-memory, --grad-checkpointing or a smaller --batch-size",

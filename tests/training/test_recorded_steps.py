@@ -33,7 +33,7 @@ def called_graphs(monkeypatch):
             return replay
 
     monkeypatch.setattr(loop, "CudaRecorder", Recorder)
-    monkeypatch.setattr("rmadapter.plan.check_graphs", lambda device, processes: None)
+    monkeypatch.setattr("rmadapter.step.plan.check_graphs", lambda device, processes: None)
     return Recorder
 
 
@@ -72,7 +72,7 @@ def test_a_run_of_recorded_steps_is_resumed(config, tmp_path, monkeypatch, calle
 
 def test_a_recorded_step_without_a_finite_loss_is_counted_and_named(config, tmp_path, monkeypatch, called_graphs):
     """It is judged while the next is under way, and still it is the bad batch that is named, not the next one."""
-    real = loop.TrainRun._step
+    real = loop.TrainingLoop._step
     bad = {}
 
     def step(self, batch, wants_norms):
@@ -81,7 +81,7 @@ def test_a_recorded_step_without_a_finite_loss_is_counted_and_named(config, tmp_
             bad[self.step + 1] = [self.items[n].path for n in self.batches.numbers(self.epoch, self.step_in_epoch)]
         return real(self, batch, wants_norms)
 
-    monkeypatch.setattr(loop.TrainRun, "_step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "_step", step)
     results = train(config(cuda_graphs=True))
     assert results["bad_steps"] == 2
     lines = metrics_of(tmp_path / "run")

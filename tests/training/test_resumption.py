@@ -12,7 +12,8 @@ import pytest
 import torch
 from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop, stopped_before_step
 
-from rmadapter import InputError
+from rmadapter import AdaptedCLIP, InputError
+from rmadapter.clip.backbone import Backbone
 from rmadapter.training import adapter_run as trainings
 from rmadapter.training import loop
 from rmadapter.training.adapter_run import train
@@ -22,7 +23,7 @@ from rmadapter.training.adapter_run import train
 def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
     whole = tmp_path / "whole"
     train(config(out=str(whole)))
-    real, steps = loop.TrainRun._step, []
+    real, steps = loop.TrainingLoop._step, []
 
     def step(self, *arguments):
         if len(steps) == at:
@@ -30,7 +31,7 @@ def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, mon
         steps.append(1)
         return real(self, *arguments)
 
-    monkeypatch.setattr(loop.TrainRun, "_step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "_step", step)
     try:
         train(config())
     except Killed:
@@ -91,7 +92,7 @@ def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
 
 def test_another_thread_count_is_said_on_resumption(config, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", stop)
+        patch.setattr(AdaptedCLIP, "save_adapter", stop)
         with pytest.raises(Killed):
             train(config())
     threads = torch.get_num_threads()
@@ -105,11 +106,11 @@ def test_another_thread_count_is_said_on_resumption(config, monkeypatch, capsys)
 
 def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", stop)
+        patch.setattr(AdaptedCLIP, "save_adapter", stop)
         with pytest.raises(Killed):
             train(config())
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "base_hash", lambda clip: "other")
+        patch.setattr(Backbone, "base_hash", "other")
         with pytest.raises(InputError, match="base model's weights are not those"):
             train(config(resume=True))
     state = tmp_path / "run" / "state.safetensors"
@@ -120,8 +121,8 @@ def test_a_changed_base_or_a_damaged_state_is_refused(config, tmp_path, monkeypa
 
 def test_a_resumed_run_keeps_its_chunks_whatever_is_free_now(config, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", stop)
-        patch.setattr("rmadapter.plan.free_bytes", lambda device: 400_000)
+        patch.setattr(AdaptedCLIP, "save_adapter", stop)
+        patch.setattr("rmadapter.step.plan.free_bytes", lambda device: 400_000)
         with pytest.raises(Killed):
             train(config())
     made = []
@@ -147,7 +148,7 @@ def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeyp
 def stopped(config, monkeypatch):
     """A run that was ended after its last step, in the folder of ``config``."""
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_adapter", stop)
+        patch.setattr(AdaptedCLIP, "save_adapter", stop)
         with pytest.raises(Killed):
             train(config())
 

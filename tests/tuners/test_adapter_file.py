@@ -10,9 +10,9 @@ import torch
 from conftest import SMALL_CONFIG, small_clip
 from safetensors.torch import load_file, save_file
 
-from rmadapter import InputError, ModelSource, RMAdapterConfig, inject
-from rmadapter.tuners import adapter_file as checkpoints
-from rmadapter.tuners.adapter_file import load, load_adapter, read_info, save_adapter
+from rmadapter import InputError, ModelSource, RMAdapterConfig, inject, load
+from rmadapter.tuners import adapter_file
+from rmadapter.tuners.adapter_file import read_info
 
 CONFIG = RMAdapterConfig(layers="3", bottleneck=4)
 
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture
 def folder(model, tmp_path):
-    save_adapter(model, tmp_path / "adapter", class_names=["cat", "dog"], template="a {}")
+    model.save_adapter(tmp_path / "adapter", class_names=["cat", "dog"], template="a {}")
     return tmp_path / "adapter"
 
 
@@ -154,7 +154,7 @@ def test_what_is_wrong_is_said_and_nothing_is_touched(folder, name):
     model = inject(small_clip(), CONFIG)
     before = weights(model)
     with pytest.raises(InputError, match=message):
-        load_adapter(model, folder)
+        model.load_adapter(folder)
     for key, tensor in weights(model).items():
         assert torch.equal(tensor, before[key])
     clip = small_clip()
@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_adapter_that_was_there(model, folder, monkeypatch
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(adapter_file, "save_file", full)
     with torch.no_grad():
         model.adapter_tensors()["text.3.b_up"].add_(1)
     with pytest.raises(InputError, match="No space left on device"):

@@ -1,0 +1,4 @@
+"""Tables, plots and pages from results that are there, beside published numbers.
+
+Nothing here trains, evaluates or loads a model.
+"""
