@@ -1,4 +1,7 @@
-"""Images, their splits, the few-shot sample and the way to the model."""
+"""Images from folders, public data sets and the bundled drawings: their splits, the few-shot sample, their transforms.
+
+Nothing here knows a model, beyond what an image goes through on its way to one.
+"""
 
 from rmadapter.data.decoded import DecodedImages
 from rmadapter.data.folders import load_data
