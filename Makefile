@@ -8,7 +8,7 @@ SECONDS ?= 60
 # Another torch than that of .venv, for the wheel's test.
 TORCH ?= torch==2.10.*
 
-.PHONY: demo test test-all test-triton lint bench install wheel test-wheel sanitize fuzz clean
+.PHONY: demo test test-all test-triton lint docs bench install wheel test-wheel sanitize fuzz clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,10 @@ test-triton: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
+
+# The site, in build/site; warnings, and links that lead nowhere, are errors.
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only

@@ -106,6 +106,7 @@ EXTRAS = {
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
     "dev": ["ruff>=0.6"],
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
 }
 
 setup(

@@ -100,9 +100,15 @@ def rm_adapter(
 
     Args:
         x: [..., D], any strides, fp64, fp32, bf16 or fp16; autocast casts it, and it alone.
-        w_down, b_down, w_up, b_up: [D, r], [r], [r, D], [D]; the dtype of ``x``, or fp32, which is rounded to that
-            of ``x`` for the products and gets the unrounded sums as its gradients.
-        w_rec1, b_rec1, w_rec2, b_rec2: [r, h], [h], [h, D], [D]; all or none.
+        w_down: [D, r]; like every weight in the dtype of ``x``, or in fp32, which is rounded to that of ``x`` for the
+            products and gets the unrounded sums as its gradients.
+        b_down: [r].
+        w_up: [r, D].
+        b_up: [D].
+        w_rec1: [r, h]; this and the next three all or none.
+        b_rec1: [h].
+        w_rec2: [h, D].
+        b_rec2: [D].
         residual: like ``x``, or fp32; None: nothing is added.
         norm: (weight [D] or None, bias [D] or None, eps): ``x`` goes through this frozen LayerNorm first, and is the
             normalised input in every formula.

@@ -28,7 +28,8 @@ class FusedRMAdapter(nn.Module):
         init: kaiming (He et al. 2015, by each layer's outputs, biases 0), or zero_up (also the up-projection 0, so
             that the untrained adapter adds nothing).
         backend: auto or one of ``available_backends()``; may be changed later.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Parameters ``w_down`` [D, r], ``b_down`` [r], ``w_up`` [r, D], ``b_up`` [D], and with ``reconstruct`` ``w_rec1``
     [r, h], ``b_rec1`` [h], ``w_rec2`` [h, D], ``b_rec2`` [D].

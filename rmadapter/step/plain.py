@@ -29,7 +29,10 @@ class RMAdapterCLIP(AdaptedClassifier):
         model: an open_clip CLIP model, which gets adapters in place, or an ``AdaptedCLIP``.
         config: adapters, where ``model`` has none yet.
         loss: weights of the loss terms; a term with weight 0 is not computed.
-        tokenizer, class_names, template, trim: as in ``CLIPClassifier``.
+        tokenizer: turns prompts into tokens, as in ``CLIPClassifier``.
+        class_names: the classes, as in ``CLIPClassifier``.
+        template: the prompt, with ``{}`` where a class name goes.
+        trim: leave out what stands behind the longest prompt's end, where that changes no feature.
         keep_targets: compute the frozen text features once for a set of classes, not at every call.
     """
 

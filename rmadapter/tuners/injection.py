@@ -212,7 +212,8 @@ class AdaptedCLIP(nn.Module):
         """Write the adapter to ``folder``, each file atomically, the weights first.
 
         Args:
-            class_names, template: what it was trained on, for prediction.
+            class_names: the classes that it was trained on, for prediction.
+            template: the prompt that it was trained with, for prediction.
             training: how it was trained, as plain values, for evaluation.
 
         Raises:
