@@ -116,7 +116,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["rmadapter", "rmadapter.*", "rmadapter_kernels", "rmadapter_kernels.*"]),
-    package_data={"rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"]},
+    package_data={
+        "rmadapter": ["py.typed"],
+        "rmadapter_kernels": ["py.typed"],
+        "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
+    },
     install_requires=[
         "torch>=2.10",
         # torch for Linux brings the matching Triton; elsewhere there is none.

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -21,7 +21,10 @@ from jsonargparse import ArgumentParser
 from rmadapter.config.help import HelpLayout, docstring_of, help_text
 from rmadapter.errors import InputError, nearest
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 HELP_ALL = "--help-all"
 EPILOG = (
@@ -49,7 +52,7 @@ def parse_arguments(
         SystemExit: after ``--help``, ``--help-all`` and ``--print_config``, with status 0.
     """
     parser = ArgumentParser(
-        prog=prog, description=config.__doc__.splitlines()[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
+        prog=prog, description=docstring_of(config)[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with the same names as the options")
     parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
@@ -120,7 +123,7 @@ def option_fields(config: type, prefix: str = "") -> dict[str, Any]:
     for item in dataclasses.fields(config):
         kind = hints[item.name]
         found[prefix + item.name] = kind
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             found |= option_fields(kind, f"{prefix}{item.name}.")
     return found
 
