@@ -39,6 +39,8 @@ test-triton: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only

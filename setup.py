@@ -105,7 +105,7 @@ EXTRAS = {
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
-    "dev": ["ruff>=0.6"],
+    "dev": ["mypy>=1.14", "ruff>=0.6"],
 }
 
 setup(
