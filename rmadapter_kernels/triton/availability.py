@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rmadapter_kernels.backends import BackendStatus, Call
+from rmadapter_kernels.calls import BackendStatus, Call
 from rmadapter_kernels.checks import outside_limits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
