@@ -29,7 +29,7 @@ def _constant(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments):
         return cached(*arguments)
 
-    call._dynamo_marked_constant = True
+    call._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as torch marks its own
     return call
 
 
