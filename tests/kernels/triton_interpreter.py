@@ -35,8 +35,8 @@ FLAGS = [
 ]
 
 
-def name_of(value) -> str | None:
-    return "-".join(map(str, value.values())) if isinstance(value, dict) else None
+def name_of(value) -> str:
+    return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
 @pytest.mark.parametrize(("flags", "dtype"), diagonal(FLAGS, DTYPES), ids=name_of)

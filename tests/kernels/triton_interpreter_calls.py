@@ -17,9 +17,7 @@ from rmadapter_kernels.reference import reference
 from rmadapter_kernels.triton import configure, operators, plans
 
 
-@pytest.mark.parametrize(
-    ("which", "layout"), diagonal(["x", "residual", "d_out", "all"], [permuted, sliced, columns])
-)
+@pytest.mark.parametrize(("which", "layout"), diagonal(["x", "residual", "d_out", "all"], [permuted, sliced, columns]))
 def test_strides(which, layout):
     case = make_case((3, 6), 64, 4, 4, norm=True, local_reconstruction=False).to(torch.float32)
     plain = run(case, implementation=fused)
