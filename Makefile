@@ -34,11 +34,13 @@ test-triton: $(INSTALLED)
 	for version in $(foreach v,$(TRITONS),"$(v)"); do \
 		folder="build/triton-$$(echo $$version | tr -dc 0-9.)"; \
 		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" "triton$$version" && \
-		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton.py || exit 1; \
+		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton*.py || exit 1; \
 	done
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 # The site, in build/site; warnings, and links that lead nowhere, are errors.
 docs: $(INSTALLED)

@@ -105,7 +105,7 @@ EXTRAS = {
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
-    "dev": ["ruff>=0.6"],
+    "dev": ["mypy>=1.14", "ruff>=0.6"],
     "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
 }
 
@@ -117,7 +117,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["rmadapter", "rmadapter.*", "rmadapter_kernels", "rmadapter_kernels.*"]),
-    package_data={"rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"]},
+    package_data={
+        "rmadapter": ["py.typed"],
+        "rmadapter_kernels": ["py.typed"],
+        "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
+    },
     install_requires=[
         "torch>=2.10",
         # torch for Linux brings the matching Triton; elsewhere there is none.

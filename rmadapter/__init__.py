@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rmadapter.clip.identity import ModelSource
     from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig
     from rmadapter.errors import InputError
     from rmadapter.step.plain import RMAdapterCLIP
-    from rmadapter.tuners.adapter_file import load
-    from rmadapter.tuners.injection import AdaptedCLIP, ModelSource, inject
+    from rmadapter.tuners.injection import AdaptedCLIP, inject, load
 
 # Imported when first used: open_clip takes seconds, and a mistyped option of the command line needs none of it.
 _MODULES = {

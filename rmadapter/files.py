@@ -53,6 +53,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """``content`` as it is, atomically."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_json(path: Path, values: Any) -> None:
     """Indented JSON, atomically."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

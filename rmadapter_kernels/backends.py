@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from rmadapter_kernels import cpu
+from rmadapter_kernels.calls import BackendStatus, Call
+from rmadapter_kernels.triton import availability as triton
 
 AUTO = "auto"
-
-
-class BackendStatus(NamedTuple):
-    """Whether a backend can be used here, and why or why not."""
-
-    available: bool
-    reason: str
 
 
 class Explanation(NamedTuple):
@@ -28,14 +23,6 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.backend}: {self.reason}"
-
-
-class Call(NamedTuple):
-    """What the choice depends on: x [..., D], r and h (0 without the reconstruction branch)."""
-
-    x: Tensor
-    bottleneck: int
-    rec_hidden: int
 
 
 @dataclass(frozen=True)
@@ -53,20 +40,9 @@ class Backend:
     advantage: Callable[[Call], str | None]
 
 
-def _triton() -> Any:
-    # It imports this module for the types above.
-    from rmadapter_kernels.triton import availability
-
-    return availability
-
-
 # By name, the fastest first; the last one takes every call.
 BACKENDS: dict[str, Backend] = {
-    "triton": Backend(
-        status=lambda: _triton().status(),
-        refusal=lambda call: _triton().refusal(call),
-        advantage=lambda call: _triton().advantage(call),
-    ),
+    "triton": Backend(triton.status, triton.refusal, triton.advantage),
     "cpu": Backend(
         status=lambda: BackendStatus(cpu.AVAILABLE, cpu.REASON),
         refusal=lambda call: cpu.refusal(*call),

@@ -82,7 +82,7 @@ def check_arguments(
 def _check_norm(norm: Norm, x: Tensor) -> None:
     if not isinstance(norm, tuple) or len(norm) != 3 or not isinstance(norm[2], float):
         raise TypeError(f"norm is {norm!r}; valid: (weight or None, bias or None, eps)")
-    for name, tensor in zip(("norm's weight", "norm's bias"), norm, strict=False):
+    for name, tensor in zip(("norm's weight", "norm's bias"), norm[:2], strict=True):
         if tensor is None:
             continue
         _check_tensor(name, tensor, x)

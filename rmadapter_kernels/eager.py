@@ -72,7 +72,7 @@ def forward(
         out = torch.mul(base, scale, out=torch.empty_like(x))
     else:
         out = torch.add(residual, base, alpha=scale, out=torch.empty_like(residual))
-    if w_rec1 is None:
+    if w_rec1 is None or b_rec1 is None or w_rec2 is None or b_rec2 is None:  # all of them, or none
         return out, x.new_empty(0, dtype=wide_dtype(x.dtype))
     rec = _linear(activation(activation_name, _linear(z, w_rec1, b_rec1)), w_rec2, b_rec2)
     return out, _token_losses(u, rec, objective).view(x.shape[:-1])
@@ -173,7 +173,8 @@ def backward(
             gradients[3] = branch_grad_scale * scale * (z.to(wide).t() @ d_out.to(wide))
         if need_b_up:
             gradients[4] = branch_grad_scale * scale * d_out.sum(0, dtype=wide)
-    if d_loss is not None and w_rec1 is not None:
+    # All of the four weights are there, or none.
+    if not (d_loss is None or w_rec1 is None or b_rec1 is None or w_rec2 is None or b_rec2 is None):
         d_loss = d_loss.reshape(-1, 1).to(wide)
         pre_h = _linear(z, w_rec1, b_rec1)
         h = activation(activation_name, pre_h)
@@ -194,8 +195,10 @@ def backward(
                 gradients[6] = dh.sum(0)
             dz_rec = dh @ w_rec1.to(wide).t()
 
+    dz = None
     if need_down or need_b_down:
         dz = _sum(None if dz_base is None else branch_grad_scale * dz_base, dz_rec)
+    if dz is not None:
         dz = activation_backward(activation_name, dz, pre.to(wide))
         if need_down:
             gradients[1] = u.to(wide).t() @ dz
@@ -207,16 +210,16 @@ def backward(
             du = torch.zeros_like(u, dtype=wide)
         else:
             du = activation_backward(activation_name, v, pre.to(wide)) @ w_down.to(wide).t()
-        du = _sum(du, t)
+        du = du if t is None else du + t
         if norm is not None:
-            du = _norm_backward(du, x.reshape(u.shape).to(wide), norm_weight, norm_eps)
+            du = _norm_backward(du, x.reshape(u.shape).to(wide), norm[0], norm[2])
         du = du.view(x.shape)
         fits = du.dtype == x.dtype and du.stride() == x.stride()
         gradients[0] = du if fits else torch.empty_like(x).copy_(du)
 
     weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
     for index, weight in enumerate(weights, start=1):
-        if needs[index]:
+        if needs[index] and weight is not None:
             found = gradients[index]
             gradients[index] = torch.zeros_like(weight) if found is None else found.to(weight.dtype)
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)

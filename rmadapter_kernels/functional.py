@@ -68,7 +68,7 @@ class _RMAdapter(torch.autograd.Function):
 
 # torch binds the inputs to this signature at each call; inspecting it anew, or binding name by name, costs 17 us of 38
 # that autograd adds to the operator.
-_RMAdapter.forward.__signature__ = inspect.signature(_RMAdapter.forward)
+_RMAdapter.forward.__signature__ = inspect.signature(_RMAdapter.forward)  # type: ignore[attr-defined]
 
 
 def rm_adapter(

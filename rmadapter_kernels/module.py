@@ -60,13 +60,13 @@ class FusedRMAdapter(nn.Module):
         for name, value in (("d_model", d_model), ("bottleneck", bottleneck), ("rec_hidden", rec_hidden)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; valid: a whole number >= 1")
-        for name, value, valid in (
+        for name, chosen, valid in (
             ("activation", activation, ACTIVATIONS),
             ("objective", objective, OBJECTIVES),
             ("init", init, INITS),
         ):
-            if value not in valid:
-                raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+            if chosen not in valid:
+                raise ValueError(f"{name} is {chosen!r}; valid: {', '.join(valid)}")
         self.d_model, self.bottleneck, self.rec_hidden = d_model, bottleneck, rec_hidden
         self.activation, self.objective, self.scale = activation, objective, scale
         self.reconstruct, self.local_reconstruction = reconstruct, local_reconstruction

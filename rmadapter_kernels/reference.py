@@ -104,7 +104,7 @@ def reference(
     base = scale_gradient(linear(z, w_up, b_up), branch_grad_scale)
     out = scale * base if residual is None else residual + scale * base
     out = out.to(x.dtype if residual is None else residual.dtype)
-    if w_rec1 is None:
+    if w_rec1 is None or b_rec1 is None or w_rec2 is None or b_rec2 is None:  # all of them, or none
         return out, x.new_empty(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     target = u.detach() if local_reconstruction else u
     z = sigma(activation, linear(target, w_down, b_down))

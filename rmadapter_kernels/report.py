@@ -95,6 +95,12 @@ class Row:
     floor_token: int
 
     @property
+    def case(self) -> Case:
+        """What was compiled."""
+        config = Config(self.block_m, self.block_d, self.num_warps, self.num_stages)
+        return Case(self.arch, self.kernel, self.dtype, self.d, self.r, self.h, config)
+
+    @property
     def clean(self) -> bool:
         """Neither stack nor spills, within the architecture's shared and tensor memory."""
         fits = self.shared <= SHARED_LIMIT[self.arch] and self.tmem <= TMEM_LIMIT
@@ -151,11 +157,11 @@ def launch_of(case: Case) -> tuple[Any, list[torch.dtype | None]]:
         return launch, [dtype, dtype, *[weight] * 10, dtype, torch.float32]
     plan = BackwardPlan(shape, addresses, [True] * 9, True, True, False, None)
     if case.kernel == "rows":
-        launch = plan.rows.build(case.config)
-        pointers = [dtype, dtype, torch.float32, *[weight] * 9, dtype]
+        tuned, pointers = plan.rows, [dtype, dtype, torch.float32, *[weight] * 9, dtype]
     else:
-        launch = plan.weights.build(case.config)
-        pointers = [dtype, dtype, torch.float32, *[weight] * 4]
+        tuned, pointers = plan.weights, [dtype, dtype, torch.float32, *[weight] * 4]
+    assert tuned is not None  # every gradient is needed
+    launch = tuned.build(case.config)
     return launch, pointers + [None if part is None else part.dtype for part in launch.scratch]
 
 
@@ -200,8 +206,14 @@ def _resources(cubin: bytes) -> tuple[int, int, int]:
 
         usage = dump("--dump-resource-usage")
         code = dump("--dump-sass")
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
-    return registers, stack, len(re.findall(r"\b(?:STL|LDL)\b", code))
+
+    def used(name: str) -> int:
+        found = re.search(rf"{name}:(\d+)", usage)
+        if found is None:
+            raise ValueError(f"cuobjdump says nothing of {name}: {usage}")
+        return int(found[1])
+
+    return used("REG"), used("STACK"), len(re.findall(r"\b(?:STL|LDL)\b", code))
 
 
 def _instruction(ptx: str) -> str:
@@ -216,10 +228,10 @@ def examine(case: Case) -> Row:
     compiled = compile_case(case)
     registers, stack, spills = _resources(compiled.asm["cubin"])
     moved, floor = _bytes(case)
-    config = asdict(case.config)
+    c = case.config
     return Row(
-        case.arch, case.kernel, case.dtype, case.d, case.r, case.h, *config.values(), registers, stack, spills,
-        compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0,
+        case.arch, case.kernel, case.dtype, case.d, case.r, case.h, c.block_m, c.block_d, c.num_warps, c.num_stages,
+        registers, stack, spills, compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0,
         _instruction(compiled.asm["ptx"]), moved, floor,
     )  # fmt: skip
 
@@ -327,11 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows.extend(report(chosen, given.jobs))
     except RuntimeError as error:
         failure = str(error)
-    rows.sort(
-        key=lambda row: order[
-            Case(*list(asdict(row).values())[:6], Config(row.block_m, row.block_d, row.num_warps, row.num_stages)).key
-        ]
-    )
+    rows.sort(key=lambda row: order[row.case.key])
     print(table(rows))
     print(f"{sum(row.clean for row in rows)} of {len(rows)} clean; ! marks stack, spills, or memory beyond the limit")
     if given.json:

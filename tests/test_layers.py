@@ -36,14 +36,15 @@ LAYERS = {
         {"train", "__main__"},  # what python -m runs
     ],
     "rmadapter_kernels": [
-        {"reference"},
-        {"checks", "eager"},
-        {"cpu", "triton"},
-        {"backends"},
-        {"ops"},
+        {"calls", "reference", "triton.layout", "triton.options", "triton.primitives", "triton.tuning"},
+        {"checks", "eager", "triton.autotune", "triton.backward", "triton.forward"},
+        {"cpu", "triton.availability", "triton.launch"},
+        {"backends", "triton.plans"},
+        {"report", "triton.operators"},
+        {"ops", "triton.dry"},
         {"functional"},
         {"module"},
-        {"", "report"},
+        {"", "triton"},  # the public names; those of triton are its options
     ],
 }
 PACKAGES = {package.__name__: Path(package.__file__).parent for package in (rmadapter, rmadapter_kernels)}

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import torch
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rmadapter.clip.layout import Layout
+from rmadapter.clip.types import Block
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -23,7 +24,7 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 WRITTEN_OUT_TOKENS = 640
 
 
-def is_plain(block: nn.Module) -> bool:
+def is_plain(block: Block) -> bool:
     """Whether the block's attention has queries, keys and values and nothing else, so that parts can be taken alone."""
     attn = block.attn
     return (
@@ -43,7 +44,7 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causa
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal)
 
 
-def attend(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None, causal: bool, linear: Linear) -> Tensor:
+def attend(block: Block, u: Tensor, layout: Layout, mask: Tensor | None, causal: bool, linear: Linear) -> Tensor:
     """The attention's output for every token of ``u``; ``causal`` says that ``mask`` is the causal one."""
     if not is_plain(block):
         if type(block) is CustomResidualAttentionBlock:
@@ -53,15 +54,17 @@ def attend(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None, cau
     qkv = linear(u, attn.in_proj_weight, attn.in_proj_bias)
     mask = None if mask is None else mask.to(qkv.dtype)
     if layout.shared:
+        assert mask is not None  # only prompts of a causal tower begin alike
         found = _with_shared_start(qkv, layout, attn.num_heads, mask)
     else:
         found = _joined(scaled_attention(*_heads(qkv, attn.num_heads), mask, causal))
     return linear(found, attn.out_proj.weight, attn.out_proj.bias)
 
 
-def _heads(qkv: Tensor, count: int) -> list[Tensor]:
+def _heads(qkv: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each [n, heads, tokens, D / heads], of [n, tokens, 3 D]."""
-    return [x.unflatten(-1, (count, -1)).transpose(1, 2) for x in qkv.chunk(3, -1)]
+    q, k, v = (x.unflatten(-1, (count, -1)).transpose(1, 2) for x in qkv.chunk(3, -1))
+    return q, k, v
 
 
 def _joined(found: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ def _with_shared_start(qkv: Tensor, layout: Layout, heads: int, mask: Tensor) ->
     return torch.cat([_joined(start), _joined(found).flatten(0, 1)[None]], 1)
 
 
-def attend_at(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
+def attend_at(block: Block, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
     """The attention's output at the pooled token of each row, [rows, 1, D], without keys and values of the others.
 
     One query is less than all keys: with ``k_t = w_k u_t + b_k`` and softmax weights ``a_t`` of the tokens,
@@ -103,6 +106,7 @@ def attend_at(block: nn.Module, u: Tensor, layout: Layout, mask: Tensor | None, 
     scores = torch.cat([looked_for.float() @ part.float().mT for part in parts], -1)  # [rows, heads, tokens]
     if mask is not None:
         # The row of each query: [tokens] for all, or [rows, 1, tokens].
+        assert layout.token is not None  # the caller asks for this one alone
         row = mask[layout.shared + layout.token]
         scores = scores + (row if isinstance(layout.token, int) else row[:, None])
     weights = scores.softmax(-1).to(q.dtype).split([part.shape[-2] for part in parts], -1)

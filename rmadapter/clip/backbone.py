@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rmadapter.clip.emoji_clip import load_bundled
 from rmadapter.clip.identity import ModelSource, base_hash
 from rmadapter.clip.names import MODEL
+from rmadapter.clip.types import ClipModel
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_choice, nearest
 
@@ -42,7 +43,7 @@ class Backbone:
             where they are still those.
     """
 
-    clip: nn.Module
+    clip: ClipModel
     tokenizer: Callable[..., Tensor]
     preprocessing: Preprocessing
     source: ModelSource

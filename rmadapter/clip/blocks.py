@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from rmadapter.clip.attention import Linear, attend, attend_at, is_plain
 from rmadapter.clip.layout import Layout
+from rmadapter.clip.types import Block
 
 
-def is_known(block: nn.Module) -> bool:
+def is_known(block: Block) -> bool:
     """Whether ``block`` is of a class whose forward pass is written out here."""
     return type(block) in (ResidualAttentionBlock, CustomResidualAttentionBlock) and not hasattr(block, "ln_1_kv")
 
@@ -32,7 +33,7 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.layer_norm(wide, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
 
 
-def frozen_matrices(block: nn.Module, at_token: bool) -> Iterator[Tensor]:
+def frozen_matrices(block: Block, at_token: bool) -> Iterator[Tensor]:
     """Those that ``frozen_part`` multiplies with by ``linear``, or with ``at_token`` ``frozen_part_at``."""
     if is_plain(block):
         yield from (() if at_token else (block.attn.in_proj_weight,))
@@ -40,14 +41,14 @@ def frozen_matrices(block: nn.Module, at_token: bool) -> Iterator[Tensor]:
     yield from (module.weight for module in block.mlp if type(module) is nn.Linear)
 
 
-def _mlp(block: nn.Module, x: Tensor, linear: Linear) -> Tensor:
+def _mlp(block: Block, x: Tensor, linear: Linear) -> Tensor:
     for module in block.mlp:
         x = linear(x, module.weight, module.bias) if type(module) is nn.Linear else module(x)
     return x
 
 
 def frozen_part(
-    block: nn.Module,
+    block: Block,
     x: Tensor,
     u: Tensor,
     layout: Layout,
@@ -60,9 +61,7 @@ def frozen_part(
     return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))
 
 
-def frozen_part_at(
-    block: nn.Module, x: Tensor, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear
-) -> Tensor:
+def frozen_part_at(block: Block, x: Tensor, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
     """``frozen_part`` at the pooled token of each row, [rows, 1, D]; for blocks whose attention ``is_plain``."""
     x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask, linear))
     return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from rmadapter.clip.prompts import encode_prompts, make_prompts
 from rmadapter.clip.storage import image_dtype
+from rmadapter.clip.types import ClipModel
 
 
 class Output(NamedTuple):
@@ -32,7 +33,7 @@ class CLIPClassifier(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ClipModel,
         tokenizer: Callable[..., Tensor],
         class_names: Sequence[str],
         template: str = "a photo of a {}.",
@@ -46,7 +47,7 @@ class CLIPClassifier(nn.Module):
         self.set_classes(class_names, template)
 
     @property
-    def clip(self) -> nn.Module:
+    def clip(self) -> ClipModel:
         """The open_clip model inside."""
         return self.model
 

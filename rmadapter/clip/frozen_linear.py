@@ -9,6 +9,7 @@ bf16, 4e-7 for 3e-7 in fp32.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,11 +27,12 @@ def packing_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return "for x86 processors alone"
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return "this build of PyTorch has no oneDNN"
-    supported = {
+    support: dict[torch.dtype, Callable[[], bool]] = {
         torch.float32: lambda: True,
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
         torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }.get(dtype, lambda: False)
+    }
+    supported = support.get(dtype, lambda: False)
     return None if supported() else f"oneDNN does not multiply {str(dtype).removeprefix('torch.')} on this processor"
 
 

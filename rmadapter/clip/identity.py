@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from rmadapter.clip.towers import CHILD
+from rmadapter.clip.types import ClipModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ModelSource:
         return self.name if ":" in self.name else f"{self.name} ({self.pretrained or 'random weights'})"
 
 
-def base_hash(clip: nn.Module) -> str:
+def base_hash(clip: ClipModel) -> str:
     """SHA-256 over name, dtype, shape and bytes of the state dict of ``clip`` as it is now, adapters left out.
 
     Of a model that ``storage.store_backbone`` has brought to 16 bits this is another one than of the weights that were
@@ -37,6 +37,6 @@ def base_hash(clip: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def uses_quick_gelu(clip: nn.Module) -> bool:
+def uses_quick_gelu(clip: ClipModel) -> bool:
     """Whether the model's activation is QuickGELU, as in OpenAI's weights; the same weights need the same one."""
     return any(type(module).__name__ == "QuickGELU" for module in clip.modules())

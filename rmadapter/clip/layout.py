@@ -51,6 +51,7 @@ class Layout(NamedTuple):
         own = self.own(x)
         if isinstance(self.token, int):
             return own[:, self.token : self.token + 1]
+        assert self.token is not None  # only towers that are pooled at one token are asked for it
         return own.gather(1, self.token[:, None, None].expand(-1, 1, x.shape[-1]))
 
 

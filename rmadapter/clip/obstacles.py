@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmadapter.clip.attention import is_plain
 from rmadapter.clip.blocks import is_known
 from rmadapter.clip.towers import find_towers, text_is_trimmable
+from rmadapter.clip.types import ClipModel
 
 
-def blocks_obstacle(clip: nn.Module) -> str | None:
+def blocks_obstacle(clip: ClipModel) -> str | None:
     """Why the blocks of ``clip`` cannot be run one by one here, or None where they can."""
     for modality, tower in find_towers(clip).items():
         unknown = [type(block).__name__ for block in tower.blocks if not is_known(block)]
@@ -19,7 +20,7 @@ def blocks_obstacle(clip: nn.Module) -> str | None:
     return None
 
 
-def last_block_obstacle(clip: nn.Module, modality: str) -> str | None:
+def last_block_obstacle(clip: ClipModel, modality: str) -> str | None:
     """Why the last block of a tower has to be computed at every token, or None where one is enough."""
     tower = find_towers(clip)[modality]
     pool = tower.pool_type(clip)
@@ -32,7 +33,7 @@ def last_block_obstacle(clip: nn.Module, modality: str) -> str | None:
     return None
 
 
-def shared_start_obstacle(clip: nn.Module) -> str | None:
+def shared_start_obstacle(clip: ClipModel) -> str | None:
     """Why what prompts have in common at their beginning is not the same for all of them, or None where it is."""
     if not text_is_trimmable(clip):
         return "the text tower is not causal and pooled at end-of-text"

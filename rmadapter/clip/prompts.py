@@ -10,6 +10,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from rmadapter.clip.towers import text_is_trimmable
+from rmadapter.clip.types import ClipModel
 from rmadapter.config import check_template
 from rmadapter.errors import InputError
 
@@ -32,7 +33,7 @@ class Prompts:
 
 
 def make_prompts(
-    clip: nn.Module,
+    clip: ClipModel,
     tokenizer: Callable[..., Tensor],
     class_names: Sequence[str],
     template: str,
@@ -66,32 +67,32 @@ def make_prompts(
     return Prompts(tokens.contiguous(), torch.arange(tokens.shape[1]) <= end[:, None])
 
 
-def end_of_text(clip: nn.Module, tokens: Tensor) -> Tensor:
+def end_of_text(clip: ClipModel, tokens: Tensor) -> Tensor:
     """Place of the end-of-text token in each row of ``tokens`` [classes, length]; int64 [classes]."""
     return (tokens == clip.text_eos_id).int().argmax(-1) if clip.text_pool_type == "eos" else tokens.argmax(-1)
 
 
-def embed_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
+def embed_prompts(clip: ClipModel, tokens: Tensor) -> Tensor:
     """What enters the first block, [classes, length, D] in the dtype of the weights; positions cut to the length."""
     dtype = clip.transformer.get_cast_dtype()
     return clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[: tokens.shape[1]].to(dtype)
 
 
-def pool_text(clip: nn.Module, x: Tensor, tokens: Tensor) -> Tensor:
+def pool_text(clip: ClipModel, x: Tensor, tokens: Tensor) -> Tensor:
     """The token, or tokens, of ``x`` [classes, length, D] that the features are made of."""
     # open_clip 2.32 pools at the largest token alone and knows no end-of-text number.
     eos = {"eos_token_id": clip.text_eos_id} if clip.text_pool_type == "eos" else {}
     return text_global_pool(x, tokens, clip.text_pool_type, **eos)
 
 
-def project_text(clip: nn.Module, x: Tensor) -> Tensor:
+def project_text(clip: ClipModel, x: Tensor) -> Tensor:
     """Features of pooled tokens [..., D], not normalised."""
     if clip.text_projection is None:
         return x
     return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
 
 
-def encode_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
+def encode_prompts(clip: ClipModel, tokens: Tensor) -> Tensor:
     """Text features [classes, embed], not normalised, of trimmed tokens [classes, length].
 
     open_clip's ``encode_text`` on a prompt of any length: positions and causal mask are cut to the length.

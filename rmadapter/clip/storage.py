@@ -9,6 +9,7 @@ from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, Layer
 from torch import nn
 
 from rmadapter.clip.backbone import Backbone
+from rmadapter.clip.types import ClipModel
 
 # Parameters that are stored in the compute dtype, by the class of their module; what is not named stays fp32.
 STORED = (
@@ -29,7 +30,7 @@ def store_backbone(backbone: Backbone, dtype: torch.dtype) -> Backbone:
     return stored
 
 
-def store_weights(clip: nn.Module, dtype: torch.dtype) -> None:
+def store_weights(clip: ClipModel, dtype: torch.dtype) -> None:
     """Keep the frozen weights of ``clip`` in ``dtype`` from now on: bf16, fp16 or fp32 (which changes nothing).
 
     As in open_clip's own precision modes the matrices are stored in it, while norms and embeddings stay fp32 and
@@ -57,7 +58,7 @@ def _in_fp32(norm: LayerNorm) -> LayerNormFp32:
     return wide.train(norm.training)
 
 
-def image_dtype(clip: nn.Module) -> torch.dtype | None:
+def image_dtype(clip: ClipModel) -> torch.dtype | None:
     """The dtype that the image tower takes images in, that of its first convolution; None where it has none."""
     first = next((module for module in clip.visual.modules() if isinstance(module, nn.Conv2d)), None)
     return None if first is None else first.weight.dtype

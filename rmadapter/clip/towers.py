@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError
 
 
@@ -61,8 +62,10 @@ CHILD = "rm_adapter"
 WORKING = "open_clip's CLIP models whose towers are both transformers, such as ViT-B-32, ViT-B-16 and ViT-L-14"
 
 
-def _lookup(model: nn.Module, path: str) -> Any:
-    """The attribute at a dotted path, or None where a part is missing."""
+def _lookup(model: ClipModel, path: str | None) -> Any:
+    """The attribute at a dotted path, or None where a part is missing or there is no path."""
+    if path is None:
+        return None
     found: Any = model
     for part in path.split("."):
         found = getattr(found, part, None)
@@ -71,11 +74,11 @@ def _lookup(model: nn.Module, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Tower:
-    """One tower of one model: its kind, and what the kind's paths lead to."""
+    """One tower of one model: its kind, and what the kind's paths lead to: a module, and a list of modules."""
 
     kind: TowerKind
-    transformer: nn.Module
-    blocks: nn.ModuleList
+    transformer: Any
+    blocks: Any
 
     @property
     def width(self) -> int:
@@ -87,16 +90,16 @@ class Tower:
         """Number of blocks."""
         return len(self.blocks)
 
-    def pool_type(self, model: nn.Module) -> str | None:
+    def pool_type(self, model: ClipModel) -> str | None:
         """How ``model``, whose tower this is, makes one vector of its tokens; None where its kind does not say."""
-        return _lookup(model, self.kind.pool_type) if self.kind.pool_type else None
+        return _lookup(model, self.kind.pool_type)
 
     def norm(self, layer: int) -> nn.LayerNorm:
         """The LayerNorm in front of the attention of block ``layer``, counted from 1."""
         return getattr(self.blocks[layer - 1], self.kind.norm)
 
 
-def find_towers(model: nn.Module) -> dict[str, Tower]:
+def find_towers(model: ClipModel) -> dict[str, Tower]:
     """The two towers of ``model`` by modality, "vision" and "text".
 
     Raises:
@@ -123,7 +126,7 @@ def find_towers(model: nn.Module) -> dict[str, Tower]:
     return towers
 
 
-def _describe(model: nn.Module, modality: str) -> str:
+def _describe(model: ClipModel, modality: str) -> str:
     """What stands in place of a transformer: the class, and timm's name for the trunk where there is one."""
     tower = getattr(model, "visual" if modality == "vision" else "text", None)
     if tower is None:
@@ -132,7 +135,7 @@ def _describe(model: nn.Module, modality: str) -> str:
     return f"a {type(tower).__name__}" + (f" around a {type(trunk).__name__}" if trunk is not None else "")
 
 
-def text_is_trimmable(model: nn.Module) -> bool:
+def text_is_trimmable(model: ClipModel) -> bool:
     """Whether leaving out the tokens after the longest prompt's end changes no text feature.
 
     It does not where attention is causal and the features are those of the end-of-text token: no token looks
@@ -142,7 +145,7 @@ def text_is_trimmable(model: nn.Module) -> bool:
     return _lookup(model, kind.causal_mask) is not None and _lookup(model, kind.pool_type) in ("argmax", "eos")
 
 
-def pooled_token(model: nn.Module, modality: str) -> int | None:
+def pooled_token(model: ClipModel, modality: str) -> int | None:
     """The one place at which a tower is pooled, -1 for the last; None where it depends on the prompt, or is none."""
     pool = find_towers(model)[modality].pool_type(model)
-    return {"tok": 0, "first": 0, "last": -1}.get(pool)
+    return {"tok": 0, "first": 0, "last": -1}.get(pool or "")

@@ -5,7 +5,16 @@ Nothing here loads a model or reads an image; what an option does stands in the 
 
 from rmadapter.config.adapter import TOWERS, RMAdapterConfig, TowerOverrides, layer_numbers
 from rmadapter.config.loss import LossConfig
-from rmadapter.config.run import AUGMENTATIONS, CONFIG_FILE, PARTS, PRECISIONS, STREAMS, TrainConfig, check_template
+from rmadapter.config.run import (
+    AUGMENTATIONS,
+    CONFIG_FILE,
+    PARTS,
+    PRECISIONS,
+    STREAMS,
+    TRAIN_HELP,
+    TrainConfig,
+    check_template,
+)
 from rmadapter.config.shortcuts import StepConfig
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "PRECISIONS",
     "STREAMS",
     "TOWERS",
+    "TRAIN_HELP",
     "LossConfig",
     "RMAdapterConfig",
     "StepConfig",

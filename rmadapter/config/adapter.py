@@ -47,7 +47,7 @@ def layer_numbers(spec: str | list[int], depth: int, field_name: str = "adapter.
             )
         return list(range(depth - count + 1, depth + 1))
     if isinstance(spec, str):
-        numbers = []
+        numbers: list[int] = []
         for piece in spec.split(","):
             first, _, last = piece.partition("-")
             numbers += range(int(first), int(last or first) + 1)

@@ -13,15 +13,20 @@ import dataclasses
 import json
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from rmadapter.config.help import HelpLayout, docstring_of, help_text
 from rmadapter.errors import InputError, nearest
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
+Config = TypeVar("Config", bound="DataclassInstance")
+
+HELP_ALL = "--help-all"
 EPILOG = (
     "Dashes and underscores are alike. Switches: --option, --no-option (--no-adapter.reconstruct). "
     "--config FILE reads YAML with the same names, options after it override it; --print_config writes one."
@@ -34,27 +39,35 @@ def parse_arguments(
     *,
     prog: str,
     positional: str | None = None,
+    layout: HelpLayout | None = None,
     taken_before: typing.Mapping[str, str] | None = None,
 ) -> Config:
     """Build the dataclass ``config`` from ``argv``; ``positional`` names its one field that takes the bare words.
 
-    ``taken_before`` are options that the caller has taken out of ``argv``: name -> what ``--help`` says of them.
+    ``layout`` says what ``--help`` shows first, where it is not to show everything; ``--help-all`` does.
+    ``taken_before`` are options that the caller has taken out of ``argv``: name -> what the help says of them.
 
     Raises:
         InputError: an unknown option or key, a value of the wrong type, a config file that cannot be read.
-        SystemExit: after ``--help`` and ``--print_config``, with status 0.
+        SystemExit: after ``--help``, ``--help-all`` and ``--print_config``, with status 0.
     """
     parser = ArgumentParser(
-        prog=prog, description=config.__doc__.splitlines()[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
+        prog=prog, description=docstring_of(config)[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with the same names as the options")
     parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
     if positional:
-        parser.add_argument(positional, nargs="*", type=str, help=_docs(config)[positional])
+        parser.add_argument(positional, nargs="*", type=str, help=docstring_of(config)[1][positional])
     options, words = _rewrite(argv, option_fields(config))
-    if "--help" in options:
-        for name, says in (taken_before or {}).items():
-            parser.add_argument(f"--{name}", help=says, default=argparse.SUPPRESS)
+    if "--help" in options or HELP_ALL in options:
+        if layout is not None:
+            everything = HELP_ALL in options
+            print(help_text(config, layout, prog=prog, epilog=EPILOG, everything=everything, others=taken_before))
+        else:
+            for name, says in (taken_before or {}).items():
+                parser.add_argument(f"--{name}", help=says, default=argparse.SUPPRESS)
+            parser.print_help()
+        raise SystemExit(0)
     if words and not positional:
         raise InputError(f"argument {words[0]!r} belongs to no option; options start with --")
     try:
@@ -79,7 +92,7 @@ def split_options(
     split: tuple[list[str], list[str]] = [], []
     words = iter(argv)
     for word in words:
-        if not word.startswith("--") or word == "--help":
+        if not word.startswith("--") or word in ("--help", HELP_ALL):
             split[0].append(word)
             continue
         name, equals, _ = word[2:].partition("=")
@@ -103,13 +116,6 @@ def split_options(
     return split
 
 
-def _docs(config: type) -> dict[str, str]:
-    """Field name -> its sentence in the class's docstring."""
-    import docstring_parser
-
-    return {p.arg_name: p.description for p in docstring_parser.parse(config.__doc__).params}
-
-
 def option_fields(config: type, prefix: str = "") -> dict[str, Any]:
     """Dotted option name -> type, for every field of ``config`` and of the dataclasses inside it."""
     hints = typing.get_type_hints(config)
@@ -117,7 +123,7 @@ def option_fields(config: type, prefix: str = "") -> dict[str, Any]:
     for item in dataclasses.fields(config):
         kind = hints[item.name]
         found[prefix + item.name] = kind
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             found |= option_fields(kind, f"{prefix}{item.name}.")
     return found
 
@@ -140,8 +146,8 @@ def _rewrite(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[s
         if word == "--":
             bare += words
             break
-        if word in ("-h", "--help"):
-            rewritten.append("--help")
+        if word in ("-h", "--help", HELP_ALL, "--help_all"):
+            rewritten.append(HELP_ALL if "all" in word else "--help")
             continue
         if not word.startswith("--"):
             if word.startswith("-"):
@@ -161,7 +167,14 @@ def _rewrite(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[s
         elif name in fields:
             rewritten.append(f"--{name}={_value(word, equals, value, words)}")
         else:
-            options = [*fields, "config", "print_config", "help", *(f"no_{n}" for n, k in fields.items() if k is bool)]
+            options = [
+                *fields,
+                "config",
+                "print_config",
+                "help",
+                "help_all",
+                *(f"no_{n}" for n, k in fields.items() if k is bool),
+            ]
             raise InputError(f"unknown option {word!r}{nearest('--' + name, ('--' + o for o in options))}")
     return rewritten, bare
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rmadapter.config.adapter import RMAdapterConfig
+from rmadapter.config.help import HelpLayout
 from rmadapter.config.loss import LossConfig
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.errors import InputError, check_choice, check_range
@@ -20,6 +21,51 @@ PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
 CONFIG_FILE = "config.yaml"
+# What ``rmadapter train --help`` shows first, and where each of the other options stands.
+TRAIN_HELP = HelpLayout(
+    first=(
+        "data",
+        "data_root",
+        "style",
+        "classes",
+        "shots",
+        "seed",
+        "model",
+        "pretrained",
+        "epochs",
+        "batch_size",
+        "lr",
+        "fused",
+        "out",
+        "resume",
+    ),
+    groups={
+        "Images and prompts": ("template", "augmentation", "min_crop", "skip_bad_images", "workers"),
+        "Optimiser": ("momentum", "weight_decay", "max_bad_steps"),
+        "Device, precision and backend": ("device", "precision", "residual", "backend"),
+        "Speed and memory": (
+            "shortcuts",
+            "text_memory",
+            "views",
+            "image_cache",
+            "cache_limit",
+            "cache_dir",
+            "compile",
+            "cuda_graphs",
+            "grad_checkpointing",
+            "explain",
+        ),
+        "The run's folder, log and test": (
+            "label",
+            "overwrite",
+            "checkpoint_every",
+            "log_every",
+            "grad_norm_every",
+            "evaluate",
+            "eval_batch_size",
+        ),
+    },
+)
 
 
 @dataclass

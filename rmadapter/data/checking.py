@@ -75,7 +75,7 @@ def _check(record: DataSet, data_root: Path) -> Checked:
 
 
 def _split(data: ImageData) -> str:
-    return "its own lists and folders" if data.split_file is None else data.split_id
+    return "its own lists and folders" if data.split_file is None else str(data.split_id)
 
 
 def describe(checked: Sequence[Checked]) -> str:

@@ -48,6 +48,7 @@ def run_datasets(config: DatasetsConfig) -> None:
     Raises:
         InputError: a data set that is there cannot be used; a download that failed.
     """
+    assert config.data_root is not None  # checked when the configuration was made
     root = Path(config.data_root).expanduser()
     if config.words[0] == "check":
         checked = check(config.names, root)

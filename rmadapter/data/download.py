@@ -68,6 +68,7 @@ def _with_torchvision(record: DataSet, source: Source, data_root: Path) -> None:
     scratch.mkdir(exist_ok=True)
     _keep_archives(scratch)
     by_hand = f"\n{numbered(record.name, data_root, steps(record.name))}"
+    assert source.torchvision is not None  # the caller has looked
     try:
         getattr(torchvision.datasets, source.torchvision)(root=str(scratch), download=True, **source.arguments)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:

@@ -41,7 +41,8 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
         raise InputError(
             f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(DATA)}"
         )
-    data, data_root = from_home(data), from_home(data_root)
+    data = from_home(data)
+    data_root = None if data_root is None else from_home(data_root)
     if (found := find_named(data, data_root)) is not None:
         return load_named(*found)
     root = _find(data, data_root)

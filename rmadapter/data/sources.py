@@ -47,7 +47,7 @@ class RemoteFile:
     def unpacked(self) -> str:
         """The folder below the data root that is there when the archive has been unpacked."""
         if self.makes is None:
-            return self.unpack.partition(",")[0]
+            return (self.unpack or "").partition(",")[0]
         return "/".join(part for part in (self.unpack, self.renamed or self.makes) if part)
 
 

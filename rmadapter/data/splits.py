@@ -190,7 +190,7 @@ def _parents(items: Sequence[Item]) -> set[str]:
 
 def _files(root: Path, folders: set[str]) -> set[str]:
     """Paths of all files in ``folders``, listed a folder at a time: one call each instead of one an image."""
-    found = set()
+    found: set[str] = set()
     for folder in folders:
         try:
             with os.scandir(root / folder) as entries:

@@ -8,7 +8,7 @@ from typing import Any
 
 import open_clip
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -28,7 +28,7 @@ class Preprocessing:
     resize_mode: str = "shortest"
 
     @classmethod
-    def of(cls, clip: nn.Module) -> Preprocessing:
+    def of(cls, clip: Any) -> Preprocessing:
         """What open_clip says of ``clip``; OpenAI's mean and deviation where it was not made by open_clip's factory."""
         config = getattr(clip.visual, "preprocess_cfg", {})
         size = config.get("size", clip.visual.image_size)

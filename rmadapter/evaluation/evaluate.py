@@ -152,7 +152,7 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     model = loaded.classifier(data.class_names, template)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = tested_parts(config.classes, data.class_names)
-    trained = (info.training or {}) if adapted is not None else {}
+    trained = (info.training or {}) if info is not None and adapted is not None else {}
     started = time.perf_counter()
     found = evaluate_parts(model, data, parts, loading, split=config.split)
     results = results_of(

@@ -20,12 +20,13 @@ from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import AdaptedCLIP, load
 
 
-def _encoders_of(adapted: AdaptedCLIP, info: AdapterInfo, precision: str) -> Encoders | None:
+def _encoders_of(adapted: AdaptedCLIP, info: AdapterInfo | None, precision: str) -> Encoders | None:
     """What runs an adapted model in evaluation, with the residual stream of its training where that is known.
 
     None after training through open_clip's own forward passes (--no-shortcuts): they round otherwise in 16 bits.
     """
-    residual = (info.training or {}).get("residual", "auto")
+    training = (info.training if info is not None else None) or {}
+    residual = training.get("residual", "auto")
     return None if residual is None else Encoders.of(adapted, stream=residual_dtype(residual, precision))
 
 

@@ -31,6 +31,7 @@ def _check_no_template(config: EvalConfig | PredictConfig) -> None:
 def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
     """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on."""
     device = resolve_device(config.device)
+    assert config.adapter is not None  # a probe was found there
     folder = Path(config.adapter)
     values = read_probe(folder)
     trained = values["training"]
@@ -74,6 +75,7 @@ def predict_with_probe(config: PredictConfig) -> list[dict[str, Any]]:
     device = resolve_device(config.device)
     check_files(config.images)
     _check_no_template(config)
+    assert config.adapter is not None  # a probe was found there
     folder = Path(config.adapter)
     values = read_probe(folder)
     names = wanted_class_names(config, values["class_names"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from rmadapter.config import TrainConfig
+from rmadapter.config import TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
@@ -25,7 +25,7 @@ def parse_train(
     """
     # Which defaults hold is seen from the data, before anything is printed.
     silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
-    asked = parse_arguments(TrainConfig, silent, prog=prog, taken_before=taken_before)
+    asked = parse_arguments(TrainConfig, silent, prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
     own = ["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else []
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
 

@@ -6,6 +6,7 @@ L = L_ce + lambda1 * L_rec_vision + lambda2 * L_rec_text + lambda3 * |x_a - x|_1
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def reconstruction_sum(per_token: list[Tensor], objective: str, width: int, coun
     divisor = 1 if objective == "cosine" else width
     if counted is not None:
         per_token = [torch.where(counted, loss, 0.0) for loss in per_token]
-    return sum(loss.sum() for loss in per_token) / divisor
+    return reduce(torch.add, (loss.sum() for loss in per_token)) / divisor
 
 
 def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -73,7 +74,7 @@ class _Series:
     """What one legend entry stands for: ``points`` are (base, new) of single seeds, ``stats`` the means by part."""
 
     label: str
-    colour: str | tuple[float, ...]
+    colour: Any  # matplotlib takes a name or three shares
     marker: str
     points: tuple[tuple[float, float], ...]
     stats: dict[str, Stat]
@@ -99,7 +100,7 @@ def draw(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> tuple[li
 
 def draw_base_new(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> Path | None:
     """base_new.png in ``out``, None where no accuracy is known."""
-    figure = _base_new(rows, means, method_colours({item.group.method for item in (*rows, *means)}))
+    figure = _base_new(rows, means, method_colours({item.group.method for items in (rows, means) for item in items}))
     return None if figure is None else save_figure(figure, out / "base_new.png")
 
 
@@ -112,7 +113,9 @@ def method_colours(methods: set[str]) -> dict[str, str]:
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write ``figure`` as PNG, atomically; returns the path."""
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # inches
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)  # every figure here is made with it
+    engine.set(w_pad=0.12, h_pad=0.08)  # inches
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
     return path
 
@@ -204,9 +207,10 @@ def _scatter(axes: Axes, series: Sequence[_Series]) -> None:
     axes.clabel(contours, fmt="HM %g", fontsize=7)
     for one in series:
         if len(one.points) > 1:
-            axes.scatter(*zip(*one.points, strict=True), s=18, color=one.colour, alpha=0.5, linewidths=0, zorder=2)
-        center = (one.stats["base"].mean, one.stats["new"].mean)
-        axes.scatter(*center, s=90, color=one.colour, marker=one.marker, edgecolors="white", zorder=3)
+            seeds_base, seeds_new = zip(*one.points, strict=True)
+            axes.scatter(seeds_base, seeds_new, s=18, color=one.colour, alpha=0.5, linewidths=0, zorder=2)
+        base_mean, new_mean = one.stats["base"].mean, one.stats["new"].mean
+        axes.scatter(base_mean, new_mean, s=90, color=one.colour, marker=one.marker, edgecolors="white", zorder=3)
     axes.set(xlim=limits[0], ylim=limits[1], xlabel="accuracy on base classes, %", ylabel="accuracy on new classes, %")
     if any(len(one.points) > 1 for one in series):
         axes.set_title("large: mean, small: a seed", fontsize=9)
@@ -325,7 +329,8 @@ def _curve_panel(axes: Axes, panel: _Panel, curves: Sequence[_Curve], colours: d
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if len(panel.keys) > 1:
-        pairs = zip(("-", "--"), panel.keys, strict=True)
+        dashes: tuple[Literal["-", "--"], ...] = ("-", "--")
+        pairs = zip(dashes, panel.keys, strict=True)
         handles = [Line2D([], [], color="#333333", linestyle=dash, label=name) for dash, name in pairs]
         axes.legend(handles=handles, fontsize=8, frameon=False)
     axes.set_title(panel.title, fontsize=10)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from rmadapter.data import EpochBatches, TrainImages
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.train_step import Views
 from rmadapter.step.view_cache import ViewCache
+from rmadapter.tuners.encoders import Entry
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Batch:
         views = self.views
         if views is not None:
             views = Views(
-                views.entry._make(t.to(device, non_blocking=True) for t in views.entry),
+                Entry(*(t.to(device, non_blocking=True) for t in views.entry)),
                 None if views.target is None else views.target.to(device, non_blocking=True),
             )
         images = None if self.images is None else self.images.to(device, non_blocking=True)
@@ -113,7 +115,8 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on, on the device; one epoch at a time."""
-        self._loader.batch_sampler.epoch, self._loader.batch_sampler.start = epoch, start
+        sampler: Any = self._loader.batch_sampler
+        sampler.epoch, sampler.start = epoch, start
         for batch in self._loader:
             yield batch.to(self.device)
 
@@ -132,5 +135,5 @@ class Waited(Iterator[Batch]):
             self.seconds += time.perf_counter() - began
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

@@ -115,7 +115,7 @@ class DeviceStep:
             # What skips a step under the scaler is a gradient that is not finite, which that of such a loss may be.
             total = total * torch.where(finite, 1.0, float("nan"))
         else:
-            self.optimizer.found_inf = (~finite).float()
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # its fused kernel reads it
         self.scaler.scale(total).backward()
         lr, self._group["lr"] = self._group["lr"], self.lr  # a number again afterwards, for the schedule and the log
         self.scaler.step(self.optimizer)

@@ -118,8 +118,8 @@ def start(name: str) -> Ranks:
     else:
         device = resolve_device(name)
     if not dist.is_initialized():
-        on_gpu = {"device_id": device} if device.type == "cuda" else {}
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, **on_gpu)
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=device if on_gpu else None)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 

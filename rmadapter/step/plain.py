@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rmadapter.clip.classifier import Output
 from rmadapter.clip.prompts import end_of_text
 from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.clip.types import ClipModel
 from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.errors import InputError
 from rmadapter.objectives import losses
@@ -38,7 +39,7 @@ class RMAdapterCLIP(AdaptedClassifier):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ClipModel,
         tokenizer: Callable[..., Tensor],
         class_names: Sequence[str],
         template: str = "a photo of a {}.",
@@ -70,6 +71,13 @@ class RMAdapterCLIP(AdaptedClassifier):
         self.counted = {tower: self._counted(tower) for tower in ("vision", "text")}
         self._frozen_text: Tensor | None = None
 
+    @property
+    def counted_text(self) -> Tensor:
+        """Which tokens of the prompts the reconstruction counts: bool [classes, length]."""
+        counted = self.counted["text"]
+        assert counted is not None  # prompts say which of their tokens are valid
+        return counted
+
     def _counted(self, tower: str) -> Tensor | None:
         """Which tokens the reconstruction counts: bool [classes, length] or [1, tokens], or None for all."""
         valid = self.prompts.valid if tower == "text" else None
@@ -77,7 +85,7 @@ class RMAdapterCLIP(AdaptedClassifier):
             return valid
         tokens = self.prompts.tokens
         length = tokens.shape[1] if tower == "text" else self.clip.visual.positional_embedding.shape[0]
-        token = pooled_token(self.clip, tower)
+        token: Tensor | int | None = pooled_token(self.clip, tower)
         if token is None and tower == "text" and self.clip.text_pool_type in ("argmax", "eos"):
             token = end_of_text(self.clip, tokens)[:, None]
         if token is None or (tower == "vision" and self.clip.visual.attn_pool is not None):

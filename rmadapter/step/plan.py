@@ -127,7 +127,7 @@ class Plan:
             if obstacle is not None:
                 reasons["last_token"] = f"{tower}: {obstacle}"
         fast = isinstance(step, TrainStep)
-        shortcuts = step.shortcuts if fast else StepConfig.none()
+        planned = step if isinstance(step, TrainStep) else TrainStep(model, StepConfig.none())
         if fast and not model.loss.lambda4:
             reasons["frozen_targets"] = "lambda4 is 0: there are none"
         if fast and not model.loss.lambda3:
@@ -135,13 +135,13 @@ class Plan:
         loss = model.loss
         work = workload(
             model.adapted,
-            step.chunks if fast else TrainStep(model, shortcuts).chunks,
+            planned.chunks,
             images,
             targets=(loss.lambda3 > 0, loss.lambda4 > 0),
             rebuilds=(model.rebuilds_frozen("vision"), model.rebuilds_frozen("text")),
-            stream=(step if fast else TrainStep(model, shortcuts)).text.stream.itemsize,
+            stream=planned.text.stream.itemsize,
         )
-        return cls(work, shortcuts, tuple(obstacle is None for obstacle in last.values()), reasons, views)
+        return cls(work, planned.shortcuts, (last["vision"] is None, last["text"] is None), reasons, views)
 
     @property
     def cost(self) -> Cost:

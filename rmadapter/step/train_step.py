@@ -7,7 +7,8 @@ its shortcuts, each of which can be left out, and ``encoders`` for how a tower i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ class TrainStep(nn.Module):
             )
         own = slice(*self.ranks.part(len(self.model.prompts.valid)))
         self.tokens, valid = self.model.prompts.tokens[own], self.model.prompts.valid[own]
-        self.counted = self.model.counted["text"][own]
+        self.counted = self.model.counted_text[own]
         count, length = valid.shape
         lengths = valid.sum(1)
         trimmed = self.shortcuts.trim and self.shortcuts.class_chunks and text_is_trimmable(self.model.clip)
@@ -132,8 +133,8 @@ class TrainStep(nn.Module):
         if self.image.recompute:
             self.image.compile_blocks(**options)
         else:
-            self._image_part = torch.compile(self._image_part, **options)
-        self._text_part = torch.compile(self._text_part, **options)
+            self._image_part = torch.compile(self._image_part, **options)  # type: ignore[method-assign]
+        self._text_part = torch.compile(self._text_part, **options)  # type: ignore[method-assign]
 
     def reconstructs(self, tower: str) -> bool:
         """Whether the loss has a reconstruction term of this tower."""
@@ -156,7 +157,10 @@ class TrainStep(nn.Module):
         terms: dict[str, Tensor] = {}
         text = self._text_features(terms)
         of_images: dict[str, Tensor] = {}
-        image = self._image_features(self.views(images) if views is None else views, of_images)
+        if views is None:
+            assert images is not None  # one of the two is at hand
+            views = self.views(images)
+        image = self._image_features(views, of_images)
         logits = self.model.logits(image, text)
         of_images = {"cross_entropy": F.cross_entropy(logits, labels), **of_images}
         if share != 1:
@@ -197,7 +201,7 @@ class TrainStep(nn.Module):
         """Adapted image features; adds the image tower's terms."""
         reconstruct = self.reconstructs("vision") and self.image.first is not None
         found = [self._image_part(*piece, reconstruct and not self.frozen_stream) for piece in self.pieces(views.entry)]
-        features, rec = torch.cat([piece[0] for piece in found]), sum(piece[1] for piece in found)
+        features, rec = torch.cat([piece[0] for piece in found]), reduce(torch.add, (piece[1] for piece in found))
         target = views.target
         if reconstruct and self.frozen_stream:
             x, per_token = self.image.frozen(views.entry, self.image.layout, True)
@@ -229,11 +233,12 @@ class TrainStep(nn.Module):
         """Over all tokens that count; one that all rows share counts once a row."""
         if not per_token:
             return self.model.prompts.tokens.new_zeros((), dtype=torch.float32)
-        of = {"objective": self.model.config.objective, "width": self.model.width[tower]}
+        of: dict[str, Any] = {"objective": self.model.config.objective, "width": self.model.width[tower]}
         if layout is None or not layout.shared:
             counted = self.model.counted[tower] if counted is None else counted
             return losses.reconstruction_sum(per_token, counted=counted, **of)
         shared = layout.shared
+        assert counted is not None  # prompts alone begin alike, and say which of their tokens count
         own = losses.reconstruction_sum([layout.own(x) for x in per_token], counted=counted[:, shared:], **of)
         start = losses.reconstruction_sum([layout.start(x) for x in per_token], counted=counted[:1, :shared], **of)
         return own + layout.rows * start
@@ -248,12 +253,13 @@ class TrainStep(nn.Module):
     def _text_features(self, terms: dict[str, Tensor]) -> Tensor:
         """Adapted text features [classes, embed] in the order of the labels; adds the text tower's terms."""
         self.prepare()
+        assert self._classes is not None
         found = [self._chunk(classes) for classes in self._classes]
         features = torch.cat([chunk[0] for chunk in found])
         count, world = len(self.model.class_names), self.ranks.world
         if self.reconstructs("text") and self.text.first is not None:
-            tokens = self.model.counted["text"].sum()
-            terms["reconstruction_text"] = world * sum(chunk[1] for chunk in found) / tokens
+            tokens = self.model.counted_text.sum()
+            terms["reconstruction_text"] = world * reduce(torch.add, (chunk[1] for chunk in found)) / tokens
         if self.model.loss.lambda4:
             target = torch.cat([self._target(classes) for classes in self._classes])
             terms["consistency_text"] = world * losses.consistency_sum(features, target) / count

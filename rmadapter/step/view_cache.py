@@ -73,7 +73,10 @@ class Record:
 
     def pack(self, views: Views, row: int) -> np.ndarray:
         """One row of ``views``, which are on the CPU, as bytes."""
-        tensors = [*views.entry, views.target] if self.target else views.entry
+        tensors = list(views.entry)
+        if self.target:
+            assert views.target is not None  # the record was laid out for it
+            tensors.append(views.target)
         pieces = [t[row].detach().contiguous().view(-1).view(torch.uint8).numpy() for t in tensors]
         return np.concatenate(pieces)
 
@@ -178,7 +181,7 @@ class ViewCache:
             packed = self.record.pack(views, row)
             index[image] = 0
             records[image] = packed
-            index[image] = WRITTEN + zlib.crc32(packed)
+            index[image] = WRITTEN + zlib.crc32(packed.data)
 
 
 def _reserve(path: Path, size: int) -> None:

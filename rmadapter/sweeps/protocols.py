@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, load_data
@@ -74,7 +75,7 @@ def data_and_style(data: str) -> tuple[str, str | None]:
     return (name, style) if at and is_testbed(name) else (data, None)
 
 
-def placed(data: str, data_root: str | None) -> dict[str, str | None]:
+def placed(data: str, data_root: str | None) -> dict[str, Any]:
     """The fields of a configuration for the data set that a plan calls ``data``: ``data``, ``style`` and ``data_root``.
 
     A bundled one has a style and is not in the data root.
@@ -123,10 +124,11 @@ def plan(
         twice = next((value for value in values if list(values).count(value) > 1), None)
         if twice is not None:
             raise InputError(f"{field} has {twice!r} twice; valid: each once")
+    targets: dict[str, tuple[str, ...]] = {}
     if protocol not in TRANSFERS:
         if sources:
             raise InputError(f"source is {','.join(sources)!r}, but {protocol} has none; valid: with cross and domain")
-        trained_on, targets = list(data), {}
+        trained_on = list(data)
         for name in data:
             record = record_of(name)
             if record is not None and record.test_only:
@@ -134,11 +136,11 @@ def plan(
                     f"data has {name!r}, which is for testing only; valid with {protocol}: {', '.join(FIELD)}"
                 )
     else:
-        trained_on = sources_of(protocol, data, sources)
+        chosen = sources_of(protocol, data, sources)
         by_name = {short_name(name): name for name in data}
-        for name in trained_on:
+        for name in chosen:
             check_choice("source", short_name(name), by_name)
-        trained_on = [by_name[short_name(name)] for name in trained_on]
+        trained_on = [by_name[short_name(name)] for name in chosen]
         targets = {name: _targets(protocol, name, data) for name in trained_on}
         alone = next((name for name in trained_on if not targets[name]), None)
         if alone is not None:

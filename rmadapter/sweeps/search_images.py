@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rmadapter.data import ImageData, Item, base_new_split
@@ -79,7 +80,7 @@ def write_search_data(data: ImageData, train: Sequence[Item], val: Sequence[Item
             continue
         if data.reader is not None:
             picture = data.read(item.path.removesuffix(".png"))
-            write_atomic(place, lambda path, picture=picture: picture.save(path, format="PNG"))
+            write_atomic(place, partial(picture.save, format="PNG"))
         else:
             _link((data.root / item.path).resolve(), place)
     write_json(folder / SPLIT_FILE, {"train": train, "val": [], "test": val})

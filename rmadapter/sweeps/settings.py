@@ -175,8 +175,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     own, options = split_options(argv, SweepConfig, TrainConfig, reserved=RESERVED)
     config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words")
     protocol = config.words[0]
-    data = [name for part in split_list(config.data or "") for name in _expanded(part, protocol)]
-    data = tuple(data or default_data(protocol))
+    asked = [name for part in split_list(config.data or "") for name in _expanded(part, protocol)]
+    data = tuple(asked or default_data(protocol))
     methods = tuple(split_list(config.methods or "") or default_methods(protocol))
     # The default depends on the data sets, which a later command may add to: what it means now stands in the manifest.
     sources = data if config.source == "each" else sources_of(protocol, data, split_list(config.source or ""))

@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ from PIL import Image
 from rmadapter.data.emoji import GROUPS
 from rmadapter.data.emoji.atlas import CATALOGUE, FILES, MANIFEST, STYLES, paste
 from rmadapter.errors import InputError
-from rmadapter.files import write_atomic, write_json
+from rmadapter.files import write_bytes, write_json
 from rmadapter.testbed.vendors import NAMES, PACKAGES, Datasource, Iconify, fetch, open_style, read_names
 
 UNICODE_GROUPS = {
@@ -46,7 +47,7 @@ KEPT = {"crescent moon", "heart with arrow", "bow and arrow"}
 QUALITY = 90  # of lossy WebP; the atlases together are then under half of what lossless would take
 
 
-def make_catalogue(names: list[dict[str, str]], styles: dict[str, Datasource | Iconify]) -> list[dict[str, object]]:
+def make_catalogue(names: list[dict[str, str]], styles: dict[str, Datasource | Iconify]) -> list[dict[str, Any]]:
     """The emoji that both pretraining styles draw, by group and lower-case name; without those left out."""
     kept = []
     seen: dict[str, int] = {}
@@ -62,7 +63,7 @@ def make_catalogue(names: list[dict[str, str]], styles: dict[str, Datasource | I
     return sorted(kept, key=lambda entry: (GROUPS.index(entry["group"]), entry["name"].lower()))
 
 
-def make_atlas(style: str, source: Datasource | Iconify, catalogue: list[dict[str, object]]) -> np.ndarray:
+def make_atlas(style: str, source: Datasource | Iconify, catalogue: list[dict[str, Any]]) -> np.ndarray:
     """The style's drawings of its part of the catalogue, pasted."""
     drawn = [entry for entry in catalogue if entry["everywhere"] or STYLES[style].pretrained]
     tiles = np.stack([source.draw(entry["code"], entry["name"]) for entry in drawn])
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(found) or f"{len(made)} bundled files equal what the sources give")
         return 1 if found else 0
     for name, content in made.items():
-        write_atomic(FILES / name, lambda temporary, content=content: temporary.write_bytes(content))
+        write_bytes(FILES / name, content)
     write_manifest()
     print(f"written: {FILES}")
     return 0

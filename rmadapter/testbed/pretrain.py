@@ -15,7 +15,9 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ from rmadapter.data.emoji.emoji_data import DEFAULT_STYLE, load_emoji
 from rmadapter.data.emoji.rendering import Variations, compose
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation.accuracy import Loading, accuracy
-from rmadapter.files import read_json, write_atomic, write_json
+from rmadapter.files import read_json, write_atomic, write_bytes, write_json
 from rmadapter.testbed.build import write_manifest
 
 TEMPLATES = (
@@ -179,10 +181,10 @@ class Trainer:
     def __init__(self, settings: Pretraining):
         self.settings = settings
         self.captions, self.pool = Captions(), Pool()
-        self.model = new_model(len(self.captions.used), settings.seed)
+        self.model: Any = new_model(len(self.captions.used), settings.seed)
         matrices = {name: p for name, p in self.model.named_parameters() if p.ndim > 1 and "embedding" not in name}
         others = {name: p for name, p in self.model.named_parameters() if name not in matrices}
-        self.names = {p: name for group in (matrices, others) for name, p in group.items()}
+        self.names: dict[Tensor, str] = {p: name for group in (matrices, others) for name, p in group.items()}
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(matrices.values()), "weight_decay": WEIGHT_DECAY},
@@ -205,7 +207,8 @@ class Trainer:
         texts = F.normalize(encode_prompts(self.model, self.captions.draw(chosen, generator)), dim=-1)
         logits = self.model.logit_scale.exp() * images @ texts.T
         labels = torch.arange(len(chosen))
-        loss = sum(F.cross_entropy(part, labels, label_smoothing=LABEL_SMOOTHING) for part in (logits, logits.T)) / 2
+        both = (F.cross_entropy(part, labels, label_smoothing=LABEL_SMOOTHING) for part in (logits, logits.T))
+        loss = reduce(torch.add, both) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * self._schedule()
         self.optimizer.zero_grad()
@@ -313,8 +316,7 @@ def describe(found: dict[str, dict[str, float]]) -> str:
 def bundle(folder: Path) -> None:
     """Put the weights in ``folder`` where the package has them."""
     for name in (small_clip.WEIGHTS, small_clip.CONFIG):
-        content = (folder / name).read_bytes()
-        write_atomic(FILES / name, lambda path, content=content: path.write_bytes(content))
+        write_bytes(FILES / name, (folder / name).read_bytes())
     write_manifest()
 
 

@@ -97,7 +97,13 @@ def fetch(package: Package, folder: Path) -> Path:
 
 def _member(archive: Path, name: str) -> bytes:
     with tarfile.open(archive) as tar:
-        return tar.extractfile(f"package/{name}").read()
+        return _content(tar, f"package/{name}")
+
+
+def _content(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, f"{member} is no file"
+    return file.read()
 
 
 def read_names(archive: Path) -> list[dict[str, Any]]:
@@ -120,7 +126,7 @@ class Datasource:
     def __init__(self, archive: Path, vendor: str):
         self._archive = tarfile.open(archive)  # noqa: SIM115 (read from until the build ends)
         self._folder = f"package/img/{vendor}/64"
-        entries = json.loads(self._archive.extractfile("package/emoji.json").read())
+        entries = json.loads(_content(self._archive, "package/emoji.json"))
         # Only the vendor's own drawings: elsewhere the package fills gaps with another's.
         self._files = {
             _code(int(point, 16) for point in entry["unified"].split("-")): entry["image"]
@@ -128,7 +134,7 @@ class Datasource:
             if entry[f"has_img_{vendor}"]
         }
         self._pictures = {
-            member.name: self._archive.extractfile(member).read()
+            member.name: _content(self._archive, member)
             for member in self._archive
             if member.name.startswith(f"{self._folder}/")
         }
@@ -171,6 +177,7 @@ class Iconify:
         import resvg_py
 
         icon = self._icon(name)
+        assert icon is not None, f"{name}: ask has() first"
         left, top = icon.get("left", 0), icon.get("top", 0)
         width, height = (icon.get(side, self._set.get(side, 16)) for side in ("width", "height"))
         svg = (

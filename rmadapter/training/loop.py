@@ -7,7 +7,7 @@ import sys
 import time
 
 import torch
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
 from rmadapter.clip.backbone import Backbone
@@ -157,6 +157,7 @@ class TrainingLoop:
         if config.views:
             from rmadapter.step import view_cache  # needs a system with file locks
 
+            assert isinstance(self.step_module, TrainStep)  # views are kept for its image prefix alone
             contents = (self.data.content(item.path) for item in self.items)
             key = view_cache.cache_key(self.step_module, self.base_hash, transform, contents, config.seed)
             cache = view_cache.open_cache(self.step_module, config, len(images), key, self.ranks)
@@ -165,11 +166,12 @@ class TrainingLoop:
         )
 
     def _make_graphed(self) -> GraphedStep:
+        assert isinstance(self.step_module, TrainStep)  # the plan has looked
         step = DeviceStep(self.step_module, self.optimizer, self.scaler, self._w_down)
         return GraphedStep(step, CudaRecorder(self.device))
 
     @property
-    def _w_down(self) -> list[Tensor]:
+    def _w_down(self) -> list[nn.Parameter]:
         return [p for name, p in self.parameters.items() if name.endswith(".w_down")]
 
     def fit(self, folder: RunFolder) -> None:
@@ -204,7 +206,7 @@ class TrainingLoop:
         seen = 0
         batches = Waited(self.batches.epoch(self.epoch, self.step_in_epoch))
         for batch in batches:
-            wants_norms = config.grad_norm_every and self.step % config.grad_norm_every == 0
+            wants_norms = config.grad_norm_every > 0 and self.step % config.grad_norm_every == 0
             self.norms |= self._step(batch, wants_norms)
             self.step_in_epoch += 1
             seen += batch.total
@@ -258,6 +260,8 @@ class TrainingLoop:
         """Those of the batch where views are kept; what the frozen model sees for the first time is added to them."""
         views = batch.views
         if views is None and self.batches.cache is not None:
+            assert isinstance(self.step_module, TrainStep)
+            assert batch.images is not None  # what is not in the cache comes as images
             views = self.step_module.views(batch.images)
             self.batches.cache.write(batch.view, batch.numbers, views)
         return views
@@ -298,15 +302,19 @@ class TrainingLoop:
         """``_step`` from a recording, which itself skips the update; the one before it is judged here."""
         views = self._views(batch)
         inputs = StepInputs(batch.labels, batch.images if views is None else None, views)
-        self.graphed.step.set_lr(self.optimizer.param_groups[0]["lr"])
-        self.graphed(inputs, wants_norms)
-        before, self._unjudged = self._unjudged, (Arriving(self.graphed.step.losses), self.epoch, self.step_in_epoch)
+        graphed = self.graphed
+        assert graphed is not None
+        graphed.step.set_lr(self.optimizer.param_groups[0]["lr"])
+        graphed(inputs, wants_norms)
+        assert graphed.step.losses is not None  # a step was taken
+        before, self._unjudged = self._unjudged, (Arriving(graphed.step.losses), self.epoch, self.step_in_epoch)
         self._judge(before)
 
     def _judge(self, step: tuple[Arriving, int, int] | None) -> None:
         """Count a step of a recording whose loss was not finite."""
         if step is None:
             return
+        assert self.graphed is not None
         arriving, epoch, number = step
         losses = dict(zip(self.graphed.step.names, arriving.wait().tolist(), strict=True))
         if not math.isfinite(losses["total"]):

@@ -52,4 +52,5 @@ def choose(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None, clas
         correct = int((logits.argmax(-1) == val[1]).sum())
         if best is None or correct > best[0]:
             best = (correct, inverse_penalty, solution)
+    assert best is not None  # the grid is not empty
     return best[2], best[1]

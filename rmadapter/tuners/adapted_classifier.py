@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.types import ClipModel
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import AdaptedCLIP
 
@@ -35,7 +36,7 @@ class AdaptedClassifier(CLIPClassifier):
         self.encoders = encoders
 
     @property
-    def clip(self) -> nn.Module:
+    def clip(self) -> ClipModel:
         """The open_clip model inside."""
         return self.model.clip
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmadapter.clip.identity import ModelSource, uses_quick_gelu
+from rmadapter.clip.types import ClipModel
 from rmadapter.config import RMAdapterConfig
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
@@ -128,7 +129,7 @@ def read_info(folder: Path) -> AdapterInfo:
         raise InputError(f"{folder / CONFIG_FILE} is damaged: field {error} is missing or malformed") from error
 
 
-def check_base(clip: nn.Module, info: AdapterInfo, folder: Path, base_hash: str) -> None:
+def check_base(clip: ClipModel, info: AdapterInfo, folder: Path, base_hash: str) -> None:
     """Raise InputError unless ``clip``, of which ``base_hash`` is the hash, is the model the adapter was trained on."""
     if uses_quick_gelu(clip) != info.quick_gelu:
         raise InputError(

@@ -7,7 +7,7 @@ import torch
 from rmadapter.clip.towers import find_towers
 from rmadapter.errors import InputError, nearest
 from rmadapter.tuners.injection import AdaptedCLIP
-from rmadapter_kernels import AUTO, Explanation, available_backends, explain
+from rmadapter_kernels import AUTO, Explanation, FusedRMAdapter, available_backends, explain
 
 EAGER = "eager"
 
@@ -30,6 +30,7 @@ def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tupl
     found: dict[str, Explanation] = {}
     for tower, _, adapter in model.adapters():
         branch = adapter.branch
+        assert isinstance(branch, FusedRMAdapter)  # the variant is one that the operator covers
         x = torch.empty(1, branch.d_model, dtype=dtypes[tower], device=branch.w_down.device)
         hidden = branch.rec_hidden if branch.reconstruct else 0
         try:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.clip.towers import CHILD
+from rmadapter.clip.types import Block
+from rmadapter.tuners.variants import VariantAdapter
+from rmadapter_kernels import FusedRMAdapter
 
 
 class _GraphToken:
@@ -28,9 +31,9 @@ class BlockAdapter(nn.Module):
         rec_stream: "adapted" or "frozen", the pass in which the reconstruction is computed.
     """
 
-    def __init__(self, branch: nn.Module, norm_name: str | None, rec_stream: str):
+    def __init__(self, branch: FusedRMAdapter | VariantAdapter, norm_name: str | None, rec_stream: str):
         super().__init__()
-        self.branch = branch
+        self.branch: FusedRMAdapter | VariantAdapter = branch
         self.norm_name = norm_name
         self.rec_stream = rec_stream
         self.active = True
@@ -55,7 +58,7 @@ class BlockAdapter(nn.Module):
         self.branch.train(mode and self.reconstructs and self.rec_stream == "adapted")
         return self
 
-    def after_block(self, block: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+    def after_block(self, block: Block, x: Tensor, output: Tensor) -> Tensor:
         """The block's output with the adapter's term; ``x`` and ``output`` are [batch, tokens, D]."""
         norm = getattr(block, self.norm_name) if self.norm_name else None
         norm = (norm.weight, norm.bias, norm.eps) if norm is not None else None
@@ -84,6 +87,7 @@ class BlockAdapter(nn.Module):
         # The hook owns the token, so the token dies with the graph; it is struck off when backward gets here.
         token, tokens = _GraphToken(), self._tokens
         tokens.add(token)
+        assert out.grad_fn is not None  # it requires grad, and is no leaf
         out.grad_fn.register_prehook(lambda gradients: tokens.discard(token))
 
     @property
@@ -92,6 +96,6 @@ class BlockAdapter(nn.Module):
         return len(self._tokens) > 0
 
 
-def adapter_hook(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def adapter_hook(block: Block, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """Forward hook of a block that has an adapter: its output with the adapter's term."""
     return getattr(block, CHILD).after_block(block, args[0], output)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rmadapter.clip.towers import CHILD
+from rmadapter.clip.types import Block
 from rmadapter_kernels import FusedRMAdapter, rm_adapter
 
 
-def adapter_of(block: nn.Module) -> nn.Module | None:
+def adapter_of(block: Block) -> nn.Module | None:
     """The adapter proper of ``block``, or None."""
     found = getattr(block, CHILD, None)
     return None if found is None else found.branch

@@ -102,7 +102,7 @@ class Encoder:
 
     def compile_blocks(self, **options) -> None:
         """Run each adapted block above the first through ``torch.compile``, for recomputation around each of them."""
-        self._adapted_block = torch.compile(self._adapted_block, **options)
+        self._adapted_block = torch.compile(self._adapted_block, **options)  # type: ignore[method-assign]
 
     def enter(self, x: Tensor, layout: Layout) -> Entry:
         """The tower's frozen beginning on embedded tokens in ``layout``; call it under ``torch.no_grad()``.
@@ -172,6 +172,7 @@ class Encoder:
     ) -> tuple[Tensor, Tensor]:
         """The block's output with its adapter's term, and the reconstruction's losses, which all tokens have."""
         branch = adapter_of(self.blocks[number])
+        assert branch is not None  # the caller has looked
         if not self._at_token(number):
             return adapter_term(branch, adapter_input, output, reconstruct)
         out, none = adapter_term(branch, layout.take(adapter_input), output, False)

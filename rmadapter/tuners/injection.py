@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rmadapter.clip.identity import ModelSource, base_hash, uses_quick_gelu
 from rmadapter.clip.towers import CHILD, Tower, find_towers
+from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, layer_numbers
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
@@ -48,7 +49,7 @@ class AdaptedCLIP(nn.Module):
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: ClipModel,
         config: RMAdapterConfig,
         source: ModelSource | None,
         weights_hash: str | None = None,
@@ -268,7 +269,7 @@ class AdaptedCLIP(nn.Module):
 
 
 def inject(
-    clip: nn.Module,
+    clip: ClipModel,
     config: RMAdapterConfig | None = None,
     *,
     source: ModelSource | None = None,
@@ -317,9 +318,11 @@ def inject(
     return AdaptedCLIP(clip, config, source, weights_hash)
 
 
-def _make_branch(tower: Tower, config: RMAdapterConfig, name: str, shared: SharedLayer | None) -> nn.Module:
+def _make_branch(
+    tower: Tower, config: RMAdapterConfig, name: str, shared: SharedLayer | None
+) -> FusedRMAdapter | VariantAdapter:
     settings = config.tower(name)
-    arguments = {
+    arguments: dict[str, Any] = {
         "bottleneck": settings.bottleneck,
         "rec_hidden": settings.rec_hidden,
         "activation": config.activation,
@@ -337,7 +340,7 @@ def _make_branch(tower: Tower, config: RMAdapterConfig, name: str, shared: Share
     )
 
 
-def load(clip: nn.Module, folder: str | Path, *, source: ModelSource | None = None) -> AdaptedCLIP:
+def load(clip: ClipModel, folder: str | Path, *, source: ModelSource | None = None) -> AdaptedCLIP:
     """Put the adapter in ``folder`` into ``clip``: ``inject`` with its configuration, then ``load_adapter``.
 
     Raises:

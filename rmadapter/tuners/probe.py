@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_json
 
@@ -36,9 +37,12 @@ FIELDS = {
 class LinearProbe(CLIPClassifier):
     """A classifier by ``weight`` [classes, embed] and ``bias`` [classes] among ``trained`` names or a part of them."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(
         self,
-        clip: nn.Module,
+        clip: ClipModel,
         tokenizer: Callable[..., Tensor],
         trained: Sequence[str],
         template: str,

@@ -67,12 +67,13 @@ def choose_config(problem: Problem, device: Device, measure: Callable[[Config], 
     Args:
         measure: milliseconds in a configuration (infinite where it does not run); None: nothing may be measured now.
     """
-    if not options().max_autotune or device_name() is None:
+    name = device_name() if options().max_autotune else None
+    if name is None:
         return config_for(problem, device)
-    key = (device_name(), _key(problem))
+    key = (name, _key(problem))
     if key in _measured:
         return _measured[key]
-    path = _file(key[0])
+    path = _file(name)
     stored = _read(path).get(key[1])
     if stored is not None:
         with contextlib.suppress(TypeError, ValueError):
@@ -80,7 +81,7 @@ def choose_config(problem: Problem, device: Device, measure: Callable[[Config], 
     if measure is None:
         return config_for(problem, device)
     times = {config: measure(config) for config in candidates(problem, device)}
-    _measured[key] = min(times, key=times.get)
+    _measured[key] = min(times, key=times.__getitem__)
     _write(path, key[1], _measured[key])
     return _measured[key]
 

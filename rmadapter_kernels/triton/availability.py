@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rmadapter_kernels.backends import BackendStatus, Call
+from rmadapter_kernels.calls import BackendStatus, Call
 from rmadapter_kernels.checks import outside_limits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,7 +29,7 @@ def _constant(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments):
         return cached(*arguments)
 
-    call._dynamo_marked_constant = True
+    call._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as torch marks its own
     return call
 
 

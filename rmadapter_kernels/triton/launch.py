@@ -106,7 +106,7 @@ class Launch:
         if compiled is None or _hooked():
             self._launch_slowly(key, tensors, scratch, scalars)
             return
-        if self.offsets:
+        if scratch is not None:
             base = scratch.data_ptr()
             pointers += [0 if offset is None else base + offset for offset in self.offsets]
         run, function, metadata, _ = compiled
@@ -119,7 +119,7 @@ class Launch:
     def _launch_slowly(
         self, key: Any, tensors: Sequence[Tensor | None], scratch: Tensor | None, scalars: tuple
     ) -> None:
-        parts = [None if part is None else part.view(scratch) for part in self.scratch]
+        parts = [None if part is None or scratch is None else part.view(scratch) for part in self.scratch]
         compiled = self.kernel[self.grid](*tensors, *parts, *self.scalars, *scalars, *self.constants, **self.options)
         # None in the interpreter, and where a hook of Triton's took the compilation over. The kernel itself is kept
         # too: its end would unload the code.
@@ -166,10 +166,10 @@ class TunedLaunch:
             launch(device, tensors, scratch, scalars)
         except OutOfResources:
             # A device with less than the heuristic thought: nothing ran yet.
-            self.config = smaller(self.config)
-            if self.config is None:
+            config = None if self.config is None else smaller(self.config)
+            if config is None:
                 raise
-            self.launch = self.build(self.config)
+            self.config, self.launch = config, self.build(config)
             self(device, tensors, scratch, scalars, repeatable=False)
 
     def _measure(self, device: torch.device, *arguments: Any) -> Callable[[Config], float] | None:

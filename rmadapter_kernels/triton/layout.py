@@ -37,7 +37,7 @@ def collapse(lead: Sequence[int], strides: Sequence[Sequence[int]]) -> Rows | No
         return None
     padding = [0] * (2 - len(sizes))
     inner = sizes[-1] if len(sizes) == 2 else max(1, math.prod(sizes))
-    return Rows(inner, len(sizes) == 2, tuple(tuple(padding + own) for own in merged))
+    return Rows(inner, len(sizes) == 2, tuple((outer, last) for outer, last in (padding + own for own in merged)))
 
 
 def stride_unit(rows: Rows, among: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from rmadapter_kernels.triton.launch import on_device
 from rmadapter_kernels.triton.options import generation
 from rmadapter_kernels.triton.plans import Addresses, BackwardPlan, ForwardPlan, Needs, Shape, precision_of
+
+# The last four are all there, or none.
+Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 # Shapes that vary without end (padded batches) would fill the memory with plans.
 MOST_PLANS = 1024
@@ -87,7 +91,7 @@ def forward_(
 
 def _run_forward(
     out: Tensor, loss: Tensor | None, x: Tensor, residual: Tensor | None, norm: tuple[Tensor | None, Tensor | None],
-    norm_eps: float | None, weights: tuple[Tensor | None, ...], scale: float, activation: str, objective: str,
+    norm_eps: float | None, weights: Weights, scale: float, activation: str, objective: str,
 ) -> None:  # fmt: skip
     w_rec1 = weights[4]
     if w_rec1 is None:
@@ -113,8 +117,8 @@ def _run_forward(
 
 
 def _forward_plan(
-    out: Tensor, x: Tensor, residual: Tensor | None, norm_eps: float | None, weights: tuple[Tensor | None, ...],
-    activation: str, objective: str,
+    out: Tensor, x: Tensor, residual: Tensor | None, norm_eps: float | None, weights: Weights, activation: str,
+    objective: str,
 ) -> ForwardPlan | None:  # fmt: skip
     addresses = Addresses.of([x, out if residual is None else residual, out], [], 1)
     if addresses is None:
@@ -161,9 +165,8 @@ def backward(
     weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
     if w_rec1 is None:
         d_loss = None
-    gradients = [
-        torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip((x, *weights), needs, strict=True)
-    ]
+    tensors: tuple[Any, ...] = (x, *weights)  # an absent one is never needed
+    gradients = [torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip(tensors, needs, strict=True)]
     key = (
         x.shape, x.stride(), x.dtype, x.device, None if d_out is None else (d_out.stride(), d_out.dtype),
         None if d_loss is None else (d_loss.stride(), d_loss.dtype), norm_eps is None, _dtype(norm_weight),
@@ -196,16 +199,16 @@ def backward(
 
 def _backward_plan(
     x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, dx: Tensor, norm_eps: float | None,
-    weights: tuple[Tensor | None, ...], activation: str, objective: str, local: bool, needs: list[bool],
+    weights: Weights, activation: str, objective: str, local: bool, needs: list[bool],
 ) -> BackwardPlan | None:  # fmt: skip
     has_out, has_loss = d_out is not None, d_loss is not None
-    if (has_out and _expanded(d_out)) or (has_loss and d_loss.dtype != torch.float32):
+    if (d_out is not None and _expanded(d_out)) or (d_loss is not None and d_loss.dtype != torch.float32):
         return None
     d, r, h = x.shape[-1], weights[0].shape[1], 0 if weights[4] is None else weights[4].shape[1]
     has_dx = Needs.of(needs, has_out, has_loss, local).x
-    wide = [x, d_out if has_out else x, dx if has_dx else x]
+    wide = [x, x if d_out is None else d_out, dx if has_dx else x]
     # Absent tensors stand for others, so that three wide ones and a loss are addressed in every case.
-    addresses = Addresses.of(wide, [d_loss] if has_loss else [x.select(-1, 0)], max(r, h, 16) * 2)
+    addresses = Addresses.of(wide, [x.select(-1, 0) if d_loss is None else d_loss], max(r, h, 16) * 2)
     if addresses is None:
         return None
     shape = Shape(x.dtype, d, r, h, x.numel() // d, norm_eps is not None, activation, objective if has_loss else "l2")
@@ -214,8 +217,8 @@ def _backward_plan(
 
 def _run_backward(
     plan: BackwardPlan, x: Tensor, d_out: Tensor | None, d_loss: Tensor | None,
-    norm: tuple[Tensor | None, Tensor | None], eps: float, weights: tuple[Tensor | None, ...],
-    gradients: list[Tensor], scale: float, branch_grad_scale: float,
+    norm: tuple[Tensor | None, Tensor | None], eps: float, weights: Sequence[Tensor | None], gradients: list[Tensor],
+    scale: float, branch_grad_scale: float,
 ) -> None:  # fmt: skip
     w_down, b_down, w_up, _, w_rec1, b_rec1, w_rec2, b_rec2 = weights
     device, needs = x.device, plan.needs
@@ -226,17 +229,17 @@ def _run_backward(
         tensors = (x, d_out if plan.use_out else None, loss, *norm, w_down, b_down, w_up, *rec,
                    gradients[0] if needs.x else None)  # fmt: skip
         plan.rows(device, tensors, scratch, (scale, branch_grad_scale, eps))
-    if plan.weights is None:
+    if plan.weights is None or plan.sum is None:
         return
     rec2 = needs.w_rec2 or needs.b_rec2
-    tensors = (x, d_out if needs.w_up or needs.b_up else None, d_loss if rec2 else None, *norm,
-               w_rec2 if rec2 else None, b_rec2 if rec2 else None)  # fmt: skip
-    plan.weights(device, tensors, scratch)
+    inputs = (x, d_out if needs.w_up or needs.b_up else None, d_loss if rec2 else None, *norm,
+              w_rec2 if rec2 else None, b_rec2 if rec2 else None)  # fmt: skip
+    plan.weights(device, inputs, scratch)
     found = [gradient if needed else None for gradient, needed in zip(gradients[1:], needs[1:], strict=True)]
     plan.sum(device, found, scratch, (branch_grad_scale * scale,))
 
 
-def _dense_gradients(gradients: list[Tensor], weights: tuple[Tensor | None, ...]) -> list[Tensor]:
+def _dense_gradients(gradients: list[Tensor], weights: Weights) -> list[Tensor]:
     """``gradients`` with contiguous memory for those of the weights that have other strides, as the kernels write."""
     found = gradients[:1]
     for gradient, weight in zip(gradients[1:], weights, strict=True):

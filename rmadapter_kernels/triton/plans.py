@@ -103,7 +103,9 @@ class Addresses(NamedTuple):
 
     def strides(self, index: int, unit: int | None = None) -> tuple[int, int]:
         """The two strides of one tensor, in units."""
-        return tuple(stride // (unit or self.unit) for stride in self.rows.strides[index])
+        outer, last = self.rows.strides[index]
+        unit = unit or self.unit
+        return outer // unit, last // unit
 
     @property
     def constants(self) -> tuple[int, bool, bool]:

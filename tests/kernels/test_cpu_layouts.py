@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from cpu_cases import judge, with_backend
+from grids import diagonal
 from operator_cases import WEIGHTS, make_case, run
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -104,9 +105,9 @@ def test_autocast_casts_x_and_leaves_fp32_gradients(dtype):
     assert {p.grad.dtype for p in adapter.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("layout", [None, permuted, transposed])
-@pytest.mark.parametrize("reconstruct", [True, False])
-@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(
+    ("layout", "reconstruct", "norm"), diagonal([None, permuted, transposed], [True, False], [True, False])
+)
 def test_opcheck(layout, reconstruct, norm):
     case = make_case((2, 3), 64, 8, 8, reconstruct=reconstruct, norm=norm, dtype=torch.float32)
     x, residual, d_out = (layout(t) if layout else t for t in (case.x, case.residual, case.d_out))

@@ -119,7 +119,8 @@ class Refuse:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Refuse())
 import torch
-from rmadapter_kernels import FusedRMAdapter
+from rmadapter_kernels import FusedRMAdapter, available_backends
+available_backends()
 out, loss = FusedRMAdapter(16, bottleneck=4)(torch.zeros(2, 16))
 assert out.shape == (2, 16) and loss.shape == (2,)
 """

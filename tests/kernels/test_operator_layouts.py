@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from grids import diagonal
 from operator_cases import against_reference, make_case, run
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -80,9 +81,7 @@ def test_vmap_gives_gradients_to_the_weights():
         torch.func.vmap(lambda w: rm_adapter(case.x, w, *case.weights[1:]))(case.weights[0].expand(2, -1, -1))
 
 
-@pytest.mark.parametrize("layout", [None, permuted])
-@pytest.mark.parametrize("reconstruct", [True, False])
-@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(("layout", "reconstruct", "norm"), diagonal([None, permuted], [True, False], [True, False]))
 def test_opcheck(layout, reconstruct, norm):
     case = make_case((2, 3), reconstruct=reconstruct, norm=norm, dtype=torch.float32)
     x, residual, d_out = (layout(t) if layout else t for t in (case.x, case.residual, case.d_out))

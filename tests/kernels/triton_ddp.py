@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 
-import interpreter_scalars  # noqa: F401
+import mended_interpreter  # noqa: F401
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
