@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import typing
 from pathlib import Path
@@ -45,28 +46,20 @@ def parse_arguments(
     """Build the dataclass ``config`` from ``argv``; ``positional`` names its one field that takes the bare words.
 
     ``layout`` says what ``--help`` shows first, where it is not to show everything; ``--help-all`` does.
-    ``taken_before`` are options that the caller has taken out of ``argv``: name -> what the help says of them.
+    ``taken_before`` are options that the caller has taken out of ``argv``: name -> what that help says of them.
 
     Raises:
         InputError: an unknown option or key, a value of the wrong type, a config file that cannot be read.
         SystemExit: after ``--help``, ``--help-all`` and ``--print_config``, with status 0.
     """
-    parser = ArgumentParser(
-        prog=prog, description=docstring_of(config)[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with the same names as the options")
-    parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
-    if positional:
-        parser.add_argument(positional, nargs="*", type=str, help=docstring_of(config)[1][positional])
+    parser = _parser(config, prog, positional)
     options, words = _rewrite(argv, option_fields(config))
     if "--help" in options or HELP_ALL in options:
-        if layout is not None:
+        if layout is None:
+            parser.print_help()
+        else:
             everything = HELP_ALL in options
             print(help_text(config, layout, prog=prog, epilog=EPILOG, everything=everything, others=taken_before))
-        else:
-            for name, says in (taken_before or {}).items():
-                parser.add_argument(f"--{name}", help=says, default=argparse.SUPPRESS)
-            parser.print_help()
         raise SystemExit(0)
     if words and not positional:
         raise InputError(f"argument {words[0]!r} belongs to no option; options start with --")
@@ -76,6 +69,19 @@ def parse_arguments(
         raise InputError(" ".join(str(error).replace("Parser key", "option").split())) from error
     # argparse takes bare words in one run only; here they may stand between the options.
     return _build(config, {**values, positional: words} if positional else values)
+
+
+@functools.cache
+def _parser(config: type, prog: str, positional: str | None) -> ArgumentParser:
+    """The parser of ``config``, made once: that takes tens of milliseconds, and a sweep parses each of its runs."""
+    parser = ArgumentParser(
+        prog=prog, description=docstring_of(config)[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the same names as the options")
+    parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
+    if positional:
+        parser.add_argument(positional, nargs="*", type=str, help=docstring_of(config)[1][positional])
+    return parser
 
 
 def split_options(
