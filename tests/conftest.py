@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which open_clip does
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one
 
 import numpy as np
 import open_clip
@@ -21,6 +23,9 @@ from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
 # The models here are so small that a second thread costs more than it gives, most of all on a busy machine:
 # a step of the small CLIP took 160 to 600 ms with two threads beside another process.
 torch.set_num_threads(1)
+
+# A tokenizer takes 0.15 s to make, a quarter of a training run here, and is the same whoever uses it.
+open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)
 
 # An example may take as long as a busy machine lets it; pytest bounds the whole.
 settings.register_profile("no_deadline", deadline=None)
