@@ -14,21 +14,18 @@ from rmadapter.cli import COMMANDS, main
 from rmadapter.evaluation import predict as prediction
 
 
-@pytest.fixture
-def run(images, clip_folder, tmp_path, capsys):
-    """A finished run on the base half; returns its folder."""
-    folder = tmp_path / "runs" / "a"
+@pytest.fixture(scope="module")
+def run(animals, clip_folder, tmp_path_factory):
+    """A finished run on the base half, to be read alone; returns its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
     options = ["--adapter.layers", "2-3", "--shots", "2", "--epochs", "1", "--workers", "0", "--classes", "base"]
-    assert (
-        main(["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", *options, "--out", str(folder)])
-        == 0
-    )
-    capsys.readouterr()
+    data = ["--data", str(animals), "--model", f"local-dir:{clip_folder}"]
+    assert main(["train", *data, *options, "--out", str(folder)]) == 0
     return folder
 
 
-def test_eval_of_the_adapter_and_of_zero_shot(run, images, clip_folder, tmp_path, capsys):
-    data = ["--data", str(images), "--workers", "0"]
+def test_eval_of_the_adapter_and_of_zero_shot(run, animals, clip_folder, tmp_path, capsys):
+    data = ["--data", str(animals), "--workers", "0"]
     assert main(["eval", "--adapter", str(run / "adapter"), *data, "--classes", "new"]) == 0
     assert "new" in capsys.readouterr().out
     trained = json.loads((run / "results.json").read_text())
@@ -46,8 +43,8 @@ def test_eval_of_the_adapter_and_of_zero_shot(run, images, clip_folder, tmp_path
     assert json.loads((out / "results.json").read_text())["accuracy"] == results["accuracy"]
 
 
-def test_predict(run, images, capsys):
-    pictures = [str(images / "ant" / "00.png"), str(images / "dog" / "01.png")]
+def test_predict(run, animals, capsys):
+    pictures = [str(animals / "ant" / "00.png"), str(animals / "dog" / "01.png")]
     argv = ["predict", "--adapter", str(run / "adapter"), "--classes", "zero,one,a seven", *pictures]
     assert main([*argv, "--top", "2"]) == 0
     text = capsys.readouterr().out
@@ -62,8 +59,8 @@ def test_predict(run, images, capsys):
     assert [p["probability"] for p in ranked] == sorted((p["probability"] for p in ranked), reverse=True)
 
 
-def test_predict_among_the_trained_classes_or_those_of_a_file(run, images, tmp_path, capsys):
-    argv = ["predict", "--adapter", str(run / "adapter"), str(images / "ant" / "00.png"), "--json"]
+def test_predict_among_the_trained_classes_or_those_of_a_file(run, animals, tmp_path, capsys):
+    argv = ["predict", "--adapter", str(run / "adapter"), str(animals / "ant" / "00.png"), "--json"]
     assert main(argv) == 0
     assert {p["class"] for p in json.loads(capsys.readouterr().out)[0]["predictions"]} == {"ant", "bee"}
     (tmp_path / "names.txt").write_text("a cat, or not\n\ncow\n")
@@ -116,9 +113,9 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_predict_reads_images_as_it_needs_them(run, images, monkeypatch):
+def test_predict_reads_images_as_it_needs_them(run, animals, monkeypatch):
     """A batch at a time, whatever the number of images, and with the result of one batch."""
-    pictures = [str(images / name / "00.png") for name in ("ant", "bee", "cat", "dog", "ant")]
+    pictures = [str(animals / name / "00.png") for name in ("ant", "bee", "cat", "dog", "ant")]
     steps = []
     read, encode = prediction.read_image, prediction.CLIPClassifier.image_features
     monkeypatch.setattr(prediction, "read_image", lambda path: (steps.append("read"), read(path))[1])
