@@ -392,7 +392,8 @@ def test_a_copied_step_is_its_own(tokenizer):
     assert_same(run(TrainStep(again), again), expected)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+# Recomputation around compiled parts is in the next test too.
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_it_is_one_graph_a_tower_and_stays_so(tokenizer, recompute):
     """No graph break (fullgraph raises), no compilation after the first step, recomputation around compiled parts."""
     torch._dynamo.reset()
