@@ -81,7 +81,7 @@ def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys,
     # What training saw measures no retention; what was retention is now the accuracy.
     assert other["accuracy"].keys() == {"base", "new", "hm"}
     assert other["accuracy"]["base"] == pytest.approx(results["accuracy"]["retained_base"])
-    across = evaluate("--data", "emoji_food")
+    across = evaluate("--data", "emoji_food", "--no-retention")
     assert (across["data"], across["style"], across["images"]) == ("emoji_food", "fluent", {"all": 880})
 
 
