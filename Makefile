@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 SECONDS ?= 60
+# Processes that run tests.
+WORKERS ?= 2
 # Another torch than that of .venv, for the wheel's test.
 TORCH ?= torch==2.10.*
 
@@ -22,11 +24,15 @@ $(INSTALLED): setup.py pyproject.toml $(wildcard csrc/*)
 demo: $(INSTALLED)
 	$(BIN)/python -m rmadapter.testbed.demo --out demo
 
+# A worker a core, of one thread each: with two threads each on two cores a step of the small models takes up to four
+# times as long. A worker without tests takes some of another's. pytest-benchmark does not run beside pytest-xdist.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(INSTALLED) test-triton
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # The kernels on the oldest Triton that is supported and on the newest, each in a folder in front of the installed one.
 TRITONS ?= ~=3.6.0 >=3.9

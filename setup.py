@@ -99,6 +99,7 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
+        "pytest-xdist>=3.5",
         "scikit-learn>=1.4",  # what the linear probe is compared with
         "setuptools>=77",  # the tests of the build run setup.py
     ],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which open_clip does
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one
 
 import numpy as np
 import open_clip
@@ -17,10 +19,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter.training.adapter_run import train
 
 # The models here are so small that a second thread costs more than it gives, most of all on a busy machine:
 # a step of the small CLIP took 160 to 600 ms with two threads beside another process.
 torch.set_num_threads(1)
+
+# A tokenizer takes 0.15 s to make, a quarter of a training run here, and is the same whoever uses it.
+open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)
 
 # An example may take as long as a busy machine lets it; pytest bounds the whole.
 settings.register_profile("no_deadline", deadline=None)
@@ -80,31 +86,46 @@ def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "animals", ["ant", "bee", "cat", "dog"], 10)
 
 
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``images`` has, for tests that change nothing in it."""
+    return write_images(tmp_path_factory.mktemp("data") / "animals", ["ant", "bee", "cat", "dog"], 10)
+
+
+def run_config(images: Path, clip_folder: Path, out: Path, **changes) -> TrainConfig:
+    """Two epochs of four steps on the base half of four classes."""
+    values = {
+        "data": str(images),
+        "model": f"local-dir:{clip_folder}",
+        "classes": "base",
+        "shots": 4,
+        "batch_size": 2,
+        "epochs": 2,
+        "lr": 0.05,
+        "precision": "fp32",
+        "workers": 0,
+        "log_every": 2,
+        "checkpoint_every": 3,
+        "grad_norm_every": 4,
+        "out": str(out),
+        "adapter": RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.1),
+        "loss": LossConfig(1, 1, 1, 1),
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def base_run(animals, clip_folder, tmp_path_factory) -> Path:
+    """The folder of the finished run of ``run_config``, to be read alone: what others are compared with."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    train(run_config(animals, clip_folder, folder))
+    return folder
+
+
 @pytest.fixture
 def config(images, clip_folder, tmp_path):
-    """Two epochs of four steps on the base half of four classes."""
-
-    def make(**changes) -> TrainConfig:
-        values = {
-            "data": str(images),
-            "model": f"local-dir:{clip_folder}",
-            "classes": "base",
-            "shots": 4,
-            "batch_size": 2,
-            "epochs": 2,
-            "lr": 0.05,
-            "precision": "fp32",
-            "workers": 0,
-            "log_every": 2,
-            "checkpoint_every": 3,
-            "grad_norm_every": 4,
-            "out": str(tmp_path / "run"),
-            "adapter": RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.1),
-            "loss": LossConfig(1, 1, 1, 1),
-        }
-        return TrainConfig(**{**values, **changes})
-
-    return make
+    """``run_config`` on ``images``, into the folder ``run``."""
+    return functools.partial(run_config, images=images, clip_folder=clip_folder, out=tmp_path / "run")
 
 
 @pytest.fixture

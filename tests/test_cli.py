@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import warnings
@@ -12,23 +13,21 @@ from PIL import Image
 
 from rmadapter.cli import COMMANDS, main
 from rmadapter.evaluation import predict as prediction
+from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 
 
-@pytest.fixture
-def run(images, clip_folder, tmp_path, capsys):
-    """A finished run on the base half; returns its folder."""
-    folder = tmp_path / "runs" / "a"
+@pytest.fixture(scope="module")
+def run(animals, clip_folder, tmp_path_factory):
+    """A finished run on the base half, to be read alone; returns its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
     options = ["--adapter.layers", "2-3", "--shots", "2", "--epochs", "1", "--workers", "0", "--classes", "base"]
-    assert (
-        main(["train", "--data", str(images), "--model", f"local-dir:{clip_folder}", *options, "--out", str(folder)])
-        == 0
-    )
-    capsys.readouterr()
+    data = ["--data", str(animals), "--model", f"local-dir:{clip_folder}"]
+    assert main(["train", *data, *options, "--out", str(folder)]) == 0
     return folder
 
 
-def test_eval_of_the_adapter_and_of_zero_shot(run, images, clip_folder, tmp_path, capsys):
-    data = ["--data", str(images), "--workers", "0"]
+def test_eval_of_the_adapter_and_of_zero_shot(run, animals, clip_folder, tmp_path, capsys):
+    data = ["--data", str(animals), "--workers", "0"]
     assert main(["eval", "--adapter", str(run / "adapter"), *data, "--classes", "new"]) == 0
     assert "new" in capsys.readouterr().out
     trained = json.loads((run / "results.json").read_text())
@@ -46,8 +45,8 @@ def test_eval_of_the_adapter_and_of_zero_shot(run, images, clip_folder, tmp_path
     assert json.loads((out / "results.json").read_text())["accuracy"] == results["accuracy"]
 
 
-def test_predict(run, images, capsys):
-    pictures = [str(images / "ant" / "00.png"), str(images / "dog" / "01.png")]
+def test_predict(run, animals, capsys):
+    pictures = [str(animals / "ant" / "00.png"), str(animals / "dog" / "01.png")]
     argv = ["predict", "--adapter", str(run / "adapter"), "--classes", "zero,one,a seven", *pictures]
     assert main([*argv, "--top", "2"]) == 0
     text = capsys.readouterr().out
@@ -62,8 +61,8 @@ def test_predict(run, images, capsys):
     assert [p["probability"] for p in ranked] == sorted((p["probability"] for p in ranked), reverse=True)
 
 
-def test_predict_among_the_trained_classes_or_those_of_a_file(run, images, tmp_path, capsys):
-    argv = ["predict", "--adapter", str(run / "adapter"), str(images / "ant" / "00.png"), "--json"]
+def test_predict_among_the_trained_classes_or_those_of_a_file(run, animals, tmp_path, capsys):
+    argv = ["predict", "--adapter", str(run / "adapter"), str(animals / "ant" / "00.png"), "--json"]
     assert main(argv) == 0
     assert {p["class"] for p in json.loads(capsys.readouterr().out)[0]["predictions"]} == {"ant", "bee"}
     (tmp_path / "names.txt").write_text("a cat, or not\n\ncow\n")
@@ -116,15 +115,13 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_predict_reads_images_as_it_needs_them(run, images, monkeypatch):
+def test_predict_reads_images_as_it_needs_them(run, animals, monkeypatch):
     """A batch at a time, whatever the number of images, and with the result of one batch."""
-    pictures = [str(images / name / "00.png") for name in ("ant", "bee", "cat", "dog", "ant")]
+    pictures = [str(animals / name / "00.png") for name in ("ant", "bee", "cat", "dog", "ant")]
     steps = []
-    read, encode = prediction.read_image, prediction.CLIPClassifier.image_features
+    read, encode = prediction.read_image, AdaptedClassifier.image_features
     monkeypatch.setattr(prediction, "read_image", lambda path: (steps.append("read"), read(path))[1])
-    monkeypatch.setattr(
-        prediction.CLIPClassifier, "image_features", lambda self, x: (steps.append(len(x)), encode(self, x))[1]
-    )
+    monkeypatch.setattr(AdaptedClassifier, "image_features", lambda self, x: (steps.append(len(x)), encode(self, x))[1])
     options = {"images": pictures, "adapter": str(run / "adapter"), "precision": "fp32"}
     parted = prediction.run_predict(prediction.PredictConfig(**options, batch_size=2))
     assert steps == ["read", "read", 2, "read", "read", 2, "read", 1]
@@ -194,14 +191,17 @@ def test_a_diverged_run_exits_with_1(images, clip_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("module", ["rmadapter", "rmadapter.train"])
-def test_the_modules_are_commands(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
-    assert "rmadapter" in done.stdout
+def test_the_modules_are_commands(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module if module == "rmadapter.train" else "rmadapter.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    assert "rmadapter" in capsys.readouterr().out
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly():
-    command = [sys.executable, "-m", "rmadapter", "sweep", "base2new", "--data", "testbed", "--dry-run"]
+def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path):
+    command = [sys.executable, "-m", "rmadapter", "datasets", "check", "--data-root", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""

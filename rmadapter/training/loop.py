@@ -58,6 +58,7 @@ class TrainingLoop:
         self.read = read
         self.device, self.precision, self.text_bytes = device, precision, text_bytes
         self.step_module, self.ranks = step, ranks
+        self.base_hash = backbone.base_hash
         self.batches = self._make_batches()
         self.forward = parallel(step, config.adapter, config.loss) if ranks.world > 1 else step
         self.parameters = model.adapted.adapter_tensors()
@@ -78,7 +79,6 @@ class TrainingLoop:
         self.graphed = self._make_graphed() if config.cuda_graphs else None
         # Losses of the last step from a recording, its epoch and its number there; judged when the next is under way.
         self._unjudged: tuple[Arriving, int, int] | None = None
-        self.base_hash = backbone.base_hash
 
     @property
     def step(self) -> int:

@@ -59,7 +59,7 @@ def test_only_rows_that_occur_are_kept():
     assert 1000 < len(index) < 2000
 
 
-@pytest.mark.parametrize("group", ["food", "animals"])
+@pytest.mark.parametrize("group", ["food", pytest.param("animals", marks=pytest.mark.slow)])
 def test_zero_shot_accuracy_on_a_style_it_has_never_seen(group, monkeypatch):
     monkeypatch.setattr(pretrain, "GROUPS", (group,))
     monkeypatch.setattr(pretrain, "STYLES", (DEFAULT_STYLE, "fluent"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -47,21 +49,43 @@ def test_mma_has_the_published_number_of_parameters_on_vit_b_16():
     assert sum(p.numel() for p in model.adapter_tensors().values()) == 674_560
 
 
+@pytest.fixture(scope="module")
+def options(animals, clip_folder):
+    return ["--data", str(animals), "--model", f"local-dir:{clip_folder}", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def trained(options, tmp_path_factory):
+    """The folder of a finished run of a method, made once and to be read alone; ``copied`` is one to write in."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    @functools.cache
+    def make(name):
+        assert main(["train", "--method", name, *options, *TRAINING, "--out", str(folder / name)]) == 0
+        return folder / name
+
+    return make
+
+
 @pytest.fixture
-def options(images, clip_folder):
-    return ["--data", str(images), "--model", f"local-dir:{clip_folder}", "--workers", "0"]
+def copied(trained, tmp_path, capsys):
+    def make(name):
+        shutil.copytree(trained(name), tmp_path / "run")
+        capsys.readouterr()
+        return tmp_path / "run"
+
+    return make
 
 
 TRAINING = ["--shots", "4", "--epochs", "1", "--adapter.layers", "2-3", "--classes", "base"]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert main(["train", "--method", name, *options, *TRAINING, "--out", str(out)]) == 0
+def test_train_evaluate_and_predict_with_every_method(name, trained, animals, tmp_path, capsys):
+    out = trained(name)
     results = json.loads((out / "results.json").read_text())
     assert results["method"] == name
-    assert results["split_file"] == load_data(str(images)).split_id
+    assert results["split_file"] == load_data(str(animals)).split_id
     assert results["split_file"].startswith("split_rmadapter.json, SHA-256 ")
     parts = {"base"} if name == "linear-probe" else {"base", "new", "hm"}
     assert set(results["accuracy"]) == parts
@@ -70,7 +94,7 @@ def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp
     if name == "zeroshot":
         return
     adapter = ["--adapter", str(out / "adapter")]
-    data = ["--data", str(images), "--workers", "0"]
+    data = ["--data", str(animals), "--workers", "0"]
     assert main(["eval", *adapter, *data, "--classes", "base", "--out", str(tmp_path / "eval")]) == 0
     evaluated = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert evaluated["method"] == name
@@ -78,7 +102,7 @@ def test_train_evaluate_and_predict_with_every_method(name, options, images, tmp
     assert evaluated["accuracy"]["base"] == results["accuracy"]["base"]
     assert evaluated["trained_parameters"] == results["trained_parameters"] > 0
     capsys.readouterr()
-    assert main(["predict", *adapter, str(images / "ant" / "00.png"), "--json"]) == 0
+    assert main(["predict", *adapter, str(animals / "ant" / "00.png"), "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert {p["class"] for p in record["predictions"]} == {"ant", "bee"}
 
@@ -111,9 +135,8 @@ def test_zero_shot_of_an_adapter_s_model_has_the_data_set_s_prompt_too(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["zeroshot", "linear-probe", "rmadapter"])
-def test_a_finished_run_is_gone_on_with_or_written_over_only_when_asked(name, options, tmp_path, capsys):
-    argv = ["train", "--method", name, *options, *TRAINING, "--out", str(tmp_path / "run")]
-    assert main(argv) == 0
+def test_a_finished_run_is_gone_on_with_or_written_over_only_when_asked(name, options, copied, tmp_path, capsys):
+    argv = ["train", "--method", name, *options, *TRAINING, "--out", str(copied(name))]
     file = tmp_path / "run" / "results.json"
     first = file.read_bytes()
     assert main(argv) == 2
@@ -155,9 +178,8 @@ def test_of_three_classes_the_base_half_is_tested_alone(name, clip_folder, tmp_p
 
 
 @pytest.mark.parametrize("name", ["zeroshot", "linear-probe", "rmadapter"])
-def test_an_evaluation_writes_over_no_training_run(name, options, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert main(["train", "--method", name, *options, *TRAINING, "--out", str(out)]) == 0
+def test_an_evaluation_writes_over_no_training_run(name, options, copied, capsys):
+    out = copied(name)
     what = ["--method", "zeroshot"] if name == "zeroshot" else ["--adapter", str(out / "adapter")]
     before = (out / "results.json").read_bytes()
     assert main(["eval", *options, *what, "--classes", "base", "--out", str(out / "results.json")]) == 2
@@ -176,7 +198,7 @@ def test_an_evaluation_writes_over_no_training_run(name, options, tmp_path, caps
     ],
 )
 def test_evaluation_has_the_residual_stream_of_the_training(
-    given, recorded, streams, options, images, tmp_path, monkeypatch
+    given, recorded, streams, options, animals, tmp_path, monkeypatch
 ):
     argv = ["train", *options, *TRAINING, *given, "--precision", "bf16", "--no-evaluate"]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 0
@@ -186,22 +208,20 @@ def test_evaluation_has_the_residual_stream_of_the_training(
     of = Encoders.of
     monkeypatch.setattr(Encoders, "of", lambda model, stream: (found.append(stream), of(model, stream=stream))[1])
     common = ["--adapter", str(adapter), "--precision", "bf16"]
-    assert main(["eval", *common, "--data", str(images), "--workers", "0"]) == 0
-    assert main(["predict", *common, str(images / "ant" / "00.png")]) == 0
+    assert main(["eval", *common, "--data", str(animals), "--workers", "0"]) == 0
+    assert main(["predict", *common, str(animals / "ant" / "00.png")]) == 0
     assert found == 2 * streams
 
 
 class TestLinearProbe:
-    def test_it_learns(self, options, tmp_path):
-        assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
-        results = json.loads((tmp_path / "run" / "results.json").read_text())
+    def test_it_learns(self, trained):
+        results = json.loads((trained("linear-probe") / "results.json").read_text())
         assert results["accuracy"]["base"] >= 90
         assert results["trained_parameters"] == 2 * 33
 
-    def test_it_knows_only_what_it_was_trained_on(self, options, images, tmp_path, capsys):
-        assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
-        adapter = ["--adapter", str(tmp_path / "run" / "adapter")]
-        image = str(images / "ant" / "00.png")
+    def test_it_knows_only_what_it_was_trained_on(self, trained, animals, tmp_path, capsys):
+        adapter = ["--adapter", str(trained("linear-probe") / "adapter")]
+        image = str(animals / "ant" / "00.png")
         others = str(write_images(tmp_path / "others", ["cow", "dog"], 4))
         for argv, message in {
             ("eval", "--classes", "new"): "classes is 'new', but the linear probe knows one half alone; valid: base",
@@ -213,11 +233,12 @@ class TestLinearProbe:
             ("predict", image, "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
             ("predict", image, "--classes", "ant,cow"): "was not trained on class 'cow'",
         }.items():
-            data = ["--data", str(images), "--workers", "0"] if argv[0] == "eval" else []
+            data = ["--data", str(animals), "--workers", "0"] if argv[0] == "eval" else []
             assert main([argv[0], *adapter, *data, *argv[1:]]) == 2
             assert message in capsys.readouterr().err
 
-    def test_it_is_trained_on_the_images_of_the_others_where_some_cannot_be_read(self, options, images, tmp_path):
+    def test_it_is_trained_on_the_images_of_the_others_where_some_cannot_be_read(self, clip_folder, images, tmp_path):
+        options = ["--data", str(images), "--model", f"local-dir:{clip_folder}", "--workers", "0"]
         for number in (1, 4, 6):
             (images / "ant" / f"{number:02}.png").write_bytes(b"no image")
         hashes = set()
@@ -238,9 +259,8 @@ class TestLinearProbe:
         probe.set_classes(["heron", "ant"], "{}")
         assert torch.equal(probe.text_features(), weight[[2, 0]])
 
-    def test_evaluation_needs_a_data_set(self, options, tmp_path, monkeypatch, capsys):
-        assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
-        monkeypatch.chdir(tmp_path)
+    def test_evaluation_needs_a_data_set(self, copied, monkeypatch, capsys):
+        monkeypatch.chdir(copied("linear-probe").parent)
         assert main(["eval", "--adapter", "run/adapter", "--classes", "base"]) == 2
         assert "data is missing, and the adapter was trained on 'animals'" in capsys.readouterr().err
 
@@ -256,11 +276,11 @@ class TestLinearProbe:
             (lambda f: edit(f, base_hash="0"), "belongs to other base weights"),
         ],
     )
-    def test_damaged_files(self, options, images, tmp_path, capsys, spoil, message):
-        assert main(["train", "--method=linear-probe", *options, *TRAINING, "--out", str(tmp_path / "run")]) == 0
-        spoil(tmp_path / "run" / "adapter")
-        adapter = ["--adapter", str(tmp_path / "run" / "adapter")]
-        assert main(["eval", *adapter, "--data", str(images), "--classes", "base", "--workers", "0"]) == 2
+    def test_damaged_files(self, copied, animals, capsys, spoil, message):
+        folder = copied("linear-probe") / "adapter"
+        spoil(folder)
+        adapter = ["--adapter", str(folder)]
+        assert main(["eval", *adapter, "--data", str(animals), "--classes", "base", "--workers", "0"]) == 2
         assert message in capsys.readouterr().err
 
     def test_the_fit_is_scikit_learn_s(self):
@@ -319,13 +339,13 @@ def test_help_lists_every_method(argv, capsys):
     assert "method" not in yaml.safe_load(capsys.readouterr().out)
 
 
-def test_a_method_is_one_entry(options, images, tmp_path, monkeypatch, capsys):
+def test_a_method_is_one_entry(options, animals, tmp_path, monkeypatch, capsys):
     """Even where its options do not tell its name: train, eval, sweep and report call it by its own."""
     monkeypatch.setitem(METHODS, "wide", Method("wide", "a bottleneck of 12", ("--adapter.bottleneck=12",)))
     out = tmp_path / "run"
     assert main(["train", "--method", "wide", *options, *TRAINING, "--adapter.bottleneck", "3", "--out", str(out)]) == 0
     assert json.loads((out / "results.json").read_text())["method"] == "wide"
-    evaluation = ["--adapter", str(out / "adapter"), "--data", str(images), "--workers", "0"]
+    evaluation = ["--adapter", str(out / "adapter"), "--data", str(animals), "--workers", "0"]
     assert main(["eval", *evaluation, "--out", str(tmp_path / "eval")]) == 0
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["method"] == "wide"
     sweep = ["sweep", "base2new", *options, *TRAINING[:-2], "--seeds", "1", "--out", str(tmp_path / "s")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -84,9 +85,16 @@ def assert_close(found: dict, expected: dict, tolerance=1e-6):
         torch.testing.assert_close(found[name], value, rtol=10 * tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
 
 
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
-@pytest.mark.parametrize("kind", ["images", "views", "recomputed chunks", "nothing kept"])
+# Each kind, and each way for images; the other pairs by make test-all.
+KINDS = ("images", "views", "recomputed chunks", "nothing kept")
+WAYS = {"": (False, 0.9), "scaled": (True, 0.9), "no momentum": (False, 0.0), "scaled, no momentum": (True, 0.0)}
+CASES = [
+    pytest.param(kind, *way, id=f"{kind}, {name}", marks=[pytest.mark.slow] * (kind != "images" and name != ""))
+    for kind, (name, way) in product(KINDS, WAYS.items())
+]
+
+
+@pytest.mark.parametrize(("kind", "scaled", "momentum"), CASES)
 def test_it_is_the_ordinary_step(tokenizer, kind, scaled, momentum):
     """Weights after every step with another learning rate each, one of them without a finite loss; sums and norms."""
     settings = {

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
+import forked_ranks
 import pytest
 import torch
-import torch.multiprocessing as mp
-from conftest import small_clip
+from conftest import small_clip, write_images
+from filelock import FileLock
+from forked_ranks import meet, one_group_at_a_time
 from safetensors.torch import load_file
+from small_runs import metrics_of
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
+from rmadapter.cli import main
 from rmadapter.step import distributed
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.train_step import TrainStep
@@ -27,7 +28,8 @@ from rmadapter.training.means import Means
 
 # An odd number of classes and of images, of unlike lengths, so that nothing divides.
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cow", "hen", "a small grey mouse"]
-IMAGES = 5
+# Images of a batch.
+COUNTS = {5: "uneven", 1: "a process without images"}
 
 
 # By name: weights of the loss, further settings of the adapters.
@@ -62,54 +64,83 @@ def gradients_of(module, model, images, labels, share) -> dict[str, torch.Tensor
     return {"loss": losses["total"].detach()} | {n: p.grad for n, p in model.adapted.adapter_tensors().items()}
 
 
-def _process(rank: int, world: int, port: int, count: int, folder: str) -> None:
-    """One process's part of a batch of ``count``, its gradients saved."""
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    ranks = Ranks(rank, world)
-    images, labels = batch(count)
-    start, stop = ranks.part(count)
-    own = slice(start, stop) if stop > start else slice(0, 1)
-    for kind in KINDS:
-        step, model = make_step(ranks, kind)
-        module = distributed.parallel(step, model.config, model.loss)
-        found = gradients_of(module, model, images[own], labels[own], (stop - start) * world / count)
-        found["loss"] = ranks.mean(found["loss"])
-        torch.save(found, Path(folder) / f"{kind} {rank}.pt")
-    means = Means()
-    means.add({"total": torch.tensor(float(rank))}, torch.eye(3), torch.tensor([0, 1, 0]), 3 - rank)
-    assert means.values(ranks) == {"loss": (world - 1) / 2, "accuracy": pytest.approx(100 * 4 / 5)}
-    torch.distributed.destroy_process_group()
-
-
 def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 3, 32, 32, generator=generator), torch.arange(count) % len(NAMES)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def two_processes(rank: int, world: int, folder: Path, train: list[str], cache: Path) -> None:
+    """All that this module has two processes do to its end, so that they are started once."""
+    meet(rank, world, folder / "gradients")
+    ranks = Ranks(rank, world)
+    for count, kind in product(COUNTS, KINDS):
+        images, labels = batch(count)
+        start, stop = ranks.part(count)
+        own = slice(start, stop) if stop > start else slice(0, 1)
+        step, model = make_step(ranks, kind)
+        module = distributed.parallel(step, model.config, model.loss)
+        found = gradients_of(module, model, images[own], labels[own], (stop - start) * world / count)
+        found["loss"] = ranks.mean(found["loss"])
+        torch.save(found, folder / f"{kind} {count} {rank}.pt")
+    means = Means()
+    means.add({"total": torch.tensor(float(rank))}, torch.eye(3), torch.tensor([0, 1, 0]), 3 - rank)
+    assert means.values(ranks) == {"loss": (world - 1) / 2, "accuracy": pytest.approx(100 * 4 / 5)}
+    torch.distributed.destroy_process_group()
+    meet(rank, world, folder / "run")
+    main([*train, "--out", str(folder / "views"), "--views", "2", "--cache-dir", str(cache)])
 
 
-@pytest.mark.parametrize("count", [IMAGES, 1], ids=["uneven", "a process without images"])
-def test_two_processes_have_the_gradients_of_one(tmp_path, count):
+@pytest.fixture(scope="module")
+def lock(tmp_path_factory) -> FileLock:
+    return one_group_at_a_time(tmp_path_factory.getbasetemp().parent)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, clip_folder):
+    """The options of a training run of some epochs, but for its folder."""
+    images = write_images(tmp_path_factory.mktemp("animals") / "animals", ["ant", "bee", "cat", "dog"], 10)
+
+    def make(epochs: int = 3) -> list[str]:
+        options = {
+            "--data": images,
+            "--model": f"local-dir:{clip_folder}",
+            "--precision": "fp32",
+            "--shots": 5,
+            "--batch-size": 3,
+            "--epochs": epochs,
+            "--workers": 0,
+            "--checkpoint-every": 2,
+            "--adapter.layers": "2-3",
+            "--adapter.scale": 0.1,
+            "--grad-norm-every": 3,
+        }
+        return ["train", *(str(word) for option in options.items() for word in option)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory, words, lock) -> tuple[Path, list[str]]:
+    """What two processes have left, and what they have said."""
+    folder = tmp_path_factory.mktemp("two")
+    with lock:
+        return folder, forked_ranks.run(2, folder, two_processes, words(), folder / "cache")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", COUNTS.keys(), ids=COUNTS.values())
+def test_two_processes_have_the_gradients_of_one(of_two, count, kind):
     """Whatever terms the loss has: a reconstruction branch may get no gradient, or one from the frozen stream."""
-    mp.spawn(_process, (2, free_port(), count, str(tmp_path)), nprocs=2)
-    for kind in KINDS:
-        step, model = make_step(kind=kind)
-        expected = gradients_of(step, model, *batch(count), 1.0)
-        assert (None in expected.values()) == (0 in KINDS[kind][0][:2])
-        for rank in range(2):
-            found = torch.load(tmp_path / f"{kind} {rank}.pt")
-            for name, value in expected.items():
-                where = f"{kind}: {name}"
-                if value is None:
-                    assert found[name] is None, where  # else weight decay would shrink it
-                else:
-                    torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-5, msg=where)
+    step, model = make_step(kind=kind)
+    expected = gradients_of(step, model, *batch(count), 1.0)
+    assert (None in expected.values()) == (0 in KINDS[kind][0][:2])
+    for rank in range(2):
+        found = torch.load(of_two[0] / f"{kind} {count} {rank}.pt")
+        for name, value in expected.items():
+            if value is None:
+                assert found[name] is None, name  # else weight decay would shrink it
+            else:
+                torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-5, msg=name)
 
 
 def test_parts_are_all_there_is():
@@ -162,96 +193,71 @@ def test_more_processes_than_classes():
         make_step(Ranks(0, 9))
 
 
-@pytest.fixture
-def command(images, clip_folder, tmp_path):
-    """A training command on ``processes`` processes, into the folder ``out``."""
-
-    def make(out: str, *more: str, processes: int = 1, epochs: int = 3) -> list[str]:
-        options = {
-            "--data": images,
-            "--model": f"local-dir:{clip_folder}",
-            "--precision": "fp32",
-            "--shots": 5,
-            "--batch-size": 3,
-            "--epochs": epochs,
-            "--workers": 0,
-            "--checkpoint-every": 2,
-            "--adapter.layers": "2-3",
-            "--adapter.scale": 0.1,
-            "--grad-norm-every": 3,
-            "--out": tmp_path / out,
-        }
-        words = [str(word) for option in options.items() for word in option]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        launcher += ["--master-port", str(free_port()), "-m"]
-        return [*(launcher if processes > 1 else [sys.executable, "-m"]), "rmadapter.train", *words, *more]
-
-    return make
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(words: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=180, check=True)
-
-
 def adapter_in(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter.safetensors")
 
 
-def test_a_run_of_two_processes_equals_one(command, tmp_path):
-    """Losses, weights and results; then stopped, and gone on with by one process alone."""
-    run(command("one", "--no-evaluate"))
-    done = run(command("two", "--views", "2", "--cache-dir", str(tmp_path / "cache"), processes=2))
-    assert done.stdout.count("epoch 3 of 3") == 1
-    assert "views: 2 an image" in done.stdout
-    lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()][:3]
-        for name in ("one", "two")
-    ]
-    for one, other in zip(*lines, strict=True):
-        for key in set(one) - {"kind", "images_per_second"}:
-            assert other[key] == pytest.approx(one[key], rel=1e-3), key
-    run(command("three", "--no-evaluate", processes=2))
-    expected = adapter_in(tmp_path / "one")
-    for name, tensor in adapter_in(tmp_path / "three").items():
+def trained(words: list[str], out: Path, *more: str) -> Path:
+    """A run in this process alone, without evaluation."""
+    assert main([*words, "--no-evaluate", "--out", str(out), *more]) == 0
+    return out
+
+
+def test_a_run_of_two_processes_equals_one(of_two, words, tmp_path, lock):
+    """Losses, weights and results; once with views kept, and once as users start it, by torchrun."""
+    one = trained(words(), tmp_path / "one")
+    folder, (said, silent) = of_two
+    assert said.count("epoch 3 of 3") == 1
+    assert "views: 2 an image" in said
+    assert "epoch" not in silent
+    assert (folder / "views" / "results.json").exists()
+    # The third epoch begins the views anew.
+    lines = [metrics_of(run)[:3] for run in (one, folder / "views")]
+    for mine, theirs in zip(*lines, strict=True):
+        for key in set(mine) - {"kind", "images_per_second"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-3), key
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "rmadapter.train", *words()[1:], "--no-evaluate", "--out", str(tmp_path / "two")]
+    with lock:
+        subprocess.run(command, capture_output=True, timeout=180, check=True)
+    expected = adapter_in(one)
+    for name, tensor in adapter_in(tmp_path / "two").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
 
 
-def ranks_without_launcher(words: list[str], count: int) -> list[subprocess.Popen]:
-    """The processes that torchrun would start, without torchrun: it ends those that are left and says so itself."""
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return [
-        subprocess.Popen(words, env={**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)
-        for rank in range(count)
-    ]
+def one_of_several(rank: int, world: int, folder: Path, train: list[str]) -> None:
+    meet(rank, world, folder / "met")
+    sys.exit(main([*train, "--no-evaluate"]))
 
 
-def test_a_killed_process_ends_the_others_and_one_or_more_go_on(command, tmp_path):
-    run(command("whole", "--no-evaluate", epochs=6))
-    left, killed = ranks_without_launcher(command("run", "--no-evaluate", epochs=6), 2)
-    with left, killed:
+def test_a_killed_process_ends_the_others_and_one_or_more_go_on(words, tmp_path, lock):
+    whole = trained(words(6), tmp_path / "whole")
+    run, more = tmp_path / "run", tmp_path / "more"
+    with lock:
+        left, killed = forked_ranks.start(2, tmp_path / "two", one_of_several, [*words(6), "--out", str(run)])
         try:
-            state = tmp_path / "run" / "state.safetensors"
+            state = run / "state.safetensors"
             deadline = time.monotonic() + 120
-            while not state.exists() and left.poll() is None and time.monotonic() < deadline:
+            while not state.exists() and left.is_alive() and time.monotonic() < deadline:
                 time.sleep(0.01)
             killed.kill()
-            output, _ = left.communicate(timeout=120)
+            left.join(120)
         finally:
             left.kill()
             killed.kill()
-    assert killed.returncode == -signal.SIGKILL
-    assert left.returncode == 1
-    assert "process 0 of 2 stops, since another one of this run has ended" in output
-    assert "Traceback" not in output
-    assert not (tmp_path / "run" / "adapter").exists()
-    shutil.copytree(tmp_path / "run", tmp_path / "more")
-    expected = adapter_in(tmp_path / "whole")
-    for folder, processes in (("run", 1), ("more", 3)):
-        again = run(command(folder, "--no-evaluate", "--resume", processes=processes, epochs=6))
-        assert "resuming at epoch" in again.stdout
-        for name, tensor in adapter_in(tmp_path / folder).items():
+        killed.join(10)
+        assert killed.exitcode == -signal.SIGKILL
+        assert left.exitcode == 1
+        output = (tmp_path / "two" / "0.log").read_text()
+        assert "process 0 of 2 stops, since another one of this run has ended" in output
+        assert "Traceback" not in output
+        assert not (run / "adapter").exists()
+        shutil.copytree(run, more)
+        again = [*words(6), "--resume", "--out", str(more)]
+        said, *_ = forked_ranks.run(3, tmp_path / "three", one_of_several, again)
+    assert "resuming at epoch" in said
+    trained(words(6), run, "--resume")
+    expected = adapter_in(whole)
+    for folder in (run, more):
+        for name, tensor in adapter_in(folder).items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)

@@ -392,7 +392,8 @@ def test_a_copied_step_is_its_own(tokenizer):
     assert_same(run(TrainStep(again), again), expected)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+# Recomputation around compiled parts is in the next test too.
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_it_is_one_graph_a_tower_and_stays_so(tokenizer, recompute):
     """No graph break (fullgraph raises), no compilation after the first step, recomputation around compiled parts."""
     torch._dynamo.reset()
@@ -452,16 +453,21 @@ def test_compiled_gradient_norms_at_any_step(tokenizer):
         torch.testing.assert_close(norms[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, monkeypatch):
+# Each shape is a compilation, 3 s; dynamo's own limit is 8.
+@pytest.mark.parametrize(("shapes", "limit"), [(4, 2), pytest.param(12, 8, marks=pytest.mark.slow)])
+def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, monkeypatch, shapes, limit):
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr("rmadapter.step.train_step.CHUNK_TOKENS", {"cpu": 0})
-    monkeypatch.setattr(sys.modules[__name__], "NAMES", [" ".join("abcdefghijkl"[:count]) for count in range(1, 13)])
-    model = make(tokenizer)
-    step = TrainStep(model, StepConfig(shared_start=False))
-    assert len(step.chunks) == 12
-    step.compile_parts(backend="aot_eager")
-    run(step, model)
+    monkeypatch.setattr(
+        sys.modules[__name__], "NAMES", [" ".join("abcdefghijkl"[: count + 1]) for count in range(shapes)]
+    )
+    # monkeypatch would leave the setting without a value, and the next compilation in this process without a limit.
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        model = make(tokenizer)
+        step = TrainStep(model, StepConfig(shared_start=False))
+        assert len(step.chunks) == shapes
+        step.compile_parts(backend="aot_eager")
+        run(step, model)
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from rmadapter.cli import main
-from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.methods.options import configure, parse_train
+from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 
 
 def parse(*options):
@@ -60,8 +60,8 @@ def test_the_default_folder_names_the_style():
 
 def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys, monkeypatch):
     encoded = []
-    real = CLIPClassifier.text_features
-    monkeypatch.setattr(CLIPClassifier, "text_features", lambda self: encoded.append(1) or real(self))
+    real = AdaptedClassifier.text_features
+    monkeypatch.setattr(AdaptedClassifier, "text_features", lambda self: encoded.append(1) or real(self))
     out = tmp_path / "b"
     command = ["--data", "emoji_activities", "--style", "fluent", "--epochs", "1", "--shots", "2", "--out", str(out)]
     assert main(["train", *command]) == 0
@@ -81,7 +81,7 @@ def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys,
     # What training saw measures no retention; what was retention is now the accuracy.
     assert other["accuracy"].keys() == {"base", "new", "hm"}
     assert other["accuracy"]["base"] == pytest.approx(results["accuracy"]["retained_base"])
-    across = evaluate("--data", "emoji_food")
+    across = evaluate("--data", "emoji_food", "--no-retention")
     assert (across["data"], across["style"], across["images"]) == ("emoji_food", "fluent", {"all": 880})
 
 
@@ -111,6 +111,8 @@ def test_zero_shot_needs_no_model_name(tmp_path):
         "openmoji",
         "--method",
         "zeroshot",
+        "--classes",
+        "base",
         "--out",
         str(tmp_path),
     ]

@@ -64,13 +64,12 @@ def test_what_a_run_leaves_behind(config, tmp_path, capsys):
     assert "epoch 2 of 2" in out
 
 
-def test_same_seed_same_bits_whatever_the_workers(config, tmp_path):
-    train(config(evaluate=False))
+def test_same_seed_same_bits_whatever_the_workers(config, base_run, tmp_path):
     train(config(evaluate=False, workers=2, out=str(tmp_path / "again")))
     train(config(evaluate=False, seed=2, out=str(tmp_path / "other")))
-    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "again"))
+    assert_equal(adapter_of(base_run), adapter_of(tmp_path / "again"))
     other = adapter_of(tmp_path / "other")
-    assert not torch.equal(other["vision.2.w_down"], adapter_of(tmp_path / "run")["vision.2.w_down"])
+    assert not torch.equal(other["vision.2.w_down"], adapter_of(base_run)["vision.2.w_down"])
 
 
 def test_training_learns(config):
@@ -213,22 +212,20 @@ def test_other_ways_to_run(config, changes):
     assert train(config(**changes))["accuracy"]["base"] >= 0
 
 
-def test_fused_and_eager_give_the_same_training_run(config, tmp_path):
+def test_fused_and_eager_give_the_same_training_run(config, base_run, tmp_path):
     """The whole curve of losses, on whatever backend --fused takes here."""
-    train(config(evaluate=False))
     train(config(evaluate=False, fused=False, out=str(tmp_path / "eager")))
-    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "eager"), strict=True):
+    for one, other in zip(metrics_of(base_run), metrics_of(tmp_path / "eager"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
-def test_with_and_without_shortcuts_it_is_the_same_run(config, tmp_path):
-    train(config(evaluate=False))
+def test_with_and_without_shortcuts_it_is_the_same_run(config, base_run, tmp_path):
     train(config(evaluate=False, shortcuts=False, out=str(tmp_path / "plain")))
-    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "plain"), strict=True):
+    for one, other in zip(metrics_of(base_run), metrics_of(tmp_path / "plain"), strict=True):
         for key in set(one) - {"images_per_second", "kind"}:
             assert one[key] == pytest.approx(other[key], rel=1e-3), key
     plain = adapter_of(tmp_path / "plain")
-    for name, tensor in adapter_of(tmp_path / "run").items():
+    for name, tensor in adapter_of(base_run).items():
         torch.testing.assert_close(tensor, plain[name], rtol=1e-3, atol=1e-4)
 
 
@@ -242,16 +239,15 @@ def test_explain_says_what_is_on_and_trains_nothing(config, tmp_path, capsys):
     assert "expected 1.00 times fewer" in capsys.readouterr().out
 
 
-def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, tmp_path, monkeypatch, capsys):
+def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, base_run, tmp_path, monkeypatch, capsys):
     """Two views in two epochs are what fresh augmentation has; a second run decodes nothing and ends the same."""
     kept = {"views": 2, "cache_dir": str(tmp_path / "cache"), "evaluate": False}
-    train(config(evaluate=False))
     train(config(**kept, out=str(tmp_path / "cold")))
     assert "views: 2 an image" in capsys.readouterr().out
     monkeypatch.setattr("rmadapter.data.loading.TrainImages.__getitem__", stop)
     train(config(**kept, workers=1, out=str(tmp_path / "warm")))
-    assert_equal(adapter_of(tmp_path / "cold"), adapter_of(tmp_path / "run"))
-    assert_equal(adapter_of(tmp_path / "warm"), adapter_of(tmp_path / "run"))
+    assert_equal(adapter_of(tmp_path / "cold"), adapter_of(base_run))
+    assert_equal(adapter_of(tmp_path / "warm"), adapter_of(base_run))
     with pytest.raises(Killed):
         train(config(**{**kept, "workers": 0}, augmentation="crop", out=str(tmp_path / "other")))
 
@@ -270,15 +266,14 @@ def test_waiting_for_images_is_measured_and_said(config, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kept_images_give_the_same_run_and_are_decoded_once(config, tmp_path, monkeypatch, capsys, workers):
+def test_kept_images_give_the_same_run_and_are_decoded_once(config, base_run, tmp_path, monkeypatch, capsys, workers):
     kept = {"image_cache": True, "cache_dir": str(tmp_path / "cache"), "evaluate": False, "workers": workers}
-    train(config(evaluate=False))
     train(config(**kept, out=str(tmp_path / "cold")))
     assert "image cache: 16 of 16 images" in capsys.readouterr().out
     monkeypatch.setattr("rmadapter.data.items.read_image", stop)
     train(config(**kept, out=str(tmp_path / "warm")))
     for name in ("cold", "warm"):
-        assert_equal(adapter_of(tmp_path / name), adapter_of(tmp_path / "run"))
+        assert_equal(adapter_of(tmp_path / name), adapter_of(base_run))
 
 
 def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):

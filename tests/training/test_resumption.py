@@ -10,9 +10,11 @@ import time
 
 import pytest
 import torch
+from conftest import run_config
 from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop, stopped_before_step
 
 from rmadapter import AdaptedCLIP, InputError
+from rmadapter.cli import main
 from rmadapter.clip.backbone import Backbone
 from rmadapter.training import adapter_run as trainings
 from rmadapter.training import loop
@@ -20,9 +22,7 @@ from rmadapter.training.adapter_run import train
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 8])
-def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
-    whole = tmp_path / "whole"
-    train(config(out=str(whole)))
+def test_resumed_after_any_step_it_ends_with_the_same_bits(config, base_run, tmp_path, monkeypatch, at):
     real, steps = loop.TrainingLoop._step, []
 
     def step(self, *arguments):
@@ -38,8 +38,8 @@ def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, mon
         assert not (tmp_path / "run" / "results.json").exists()
     monkeypatch.undo()
     train(config(resume=True))
-    assert_equal(adapter_of(tmp_path / "run"), adapter_of(whole))
-    clean = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(whole)]
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(base_run))
+    clean = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(base_run)]
     again = [{k: v for k, v in m.items() if k != "images_per_second"} for m in metrics_of(tmp_path / "run")]
     assert [m["step"] for m in again] == [m["step"] for m in clean]
     for one, other in zip(clean, again, strict=True):
@@ -48,10 +48,10 @@ def test_resumed_after_any_step_it_ends_with_the_same_bits(config, tmp_path, mon
     assert not (tmp_path / "run" / "state.safetensors").exists()
 
 
-def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
-    """A real process, a real SIGKILL, once its first state is on the disk."""
+def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path, capsys):
+    """A real process, a real SIGKILL, once its first state is on the disk; what is compared runs in this process."""
 
-    def command(out, *more):
+    def words(out):
         options = {
             "--data": images,
             "--model": f"local-dir:{clip_folder}",
@@ -63,14 +63,11 @@ def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
             "--adapter.layers": "2-3",
             "--out": out,
         }
-        words = [str(word) for option in options.items() for word in option]
-        return [sys.executable, "-m", "rmadapter.train", *words, "--no-evaluate", *more]
+        return [*(str(word) for option in options.items() for word in option), "--no-evaluate"]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True, timeout=120)
-    process = subprocess.Popen(
-        command(tmp_path / "run"), env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    assert main(["train", *words(tmp_path / "whole")]) == 0
+    command = [sys.executable, "-m", "rmadapter.train", *words(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     state = tmp_path / "run" / "state.safetensors"
     deadline = time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -79,15 +76,12 @@ def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path):
     process.wait()
     assert state.exists()
     assert not (tmp_path / "run" / "adapter").exists()
-    again = subprocess.run(
-        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert "resuming at epoch" in again.stdout
+    capsys.readouterr()
+    assert main(["train", *words(tmp_path / "run"), "--resume"]) == 0
+    assert "resuming at epoch" in capsys.readouterr().out
     assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
-    done = subprocess.run(
-        command(tmp_path / "run", "--resume"), check=True, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert "is finished" in done.stdout
+    assert main(["train", *words(tmp_path / "run"), "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
 
 
 def test_another_thread_count_is_said_on_resumption(config, monkeypatch, capsys):
@@ -132,16 +126,24 @@ def test_a_resumed_run_keeps_its_chunks_whatever_is_free_now(config, monkeypatch
     assert made == [100_000]
 
 
-@pytest.mark.parametrize("at", [2, 5, 6])
-def test_resumed_with_views_it_ends_with_the_same_bits(config, tmp_path, monkeypatch, at):
-    def views(name):
-        return {"views": 1, "cache_dir": str(tmp_path / name), "evaluate": False}
+def views_in(folder):
+    return {"views": 1, "cache_dir": str(folder), "evaluate": False}
 
-    train(config(**views("a"), out=str(tmp_path / "whole")))
+
+@pytest.fixture(scope="module")
+def run_with_views(animals, clip_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("views")
+    train(run_config(animals, clip_folder, folder / "run", **views_in(folder / "cache")))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("at", [2, 5, 6])
+def test_resumed_with_views_it_ends_with_the_same_bits(config, run_with_views, tmp_path, monkeypatch, at):
+    views = views_in(tmp_path / "cache")
     with stopped_before_step(at, monkeypatch):
-        train(config(**views("b")))
-    train(config(**views("b"), resume=True))
-    assert_equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+        train(config(**views))
+    train(config(**views, resume=True))
+    assert_equal(adapter_of(tmp_path / "run"), adapter_of(run_with_views))
 
 
 @pytest.fixture
