@@ -33,7 +33,7 @@ def test_help_shows_first_what_people_set(capsys, monkeypatch):
     assert (
         text.index("--data STR") < text.index("--shots INT") < text.index("--method METHOD") < text.index("Optimiser:")
     )
-    assert "(default: 0.0015)" in text
+    assert "(default: 0.0015)" in " ".join(text.split())
     assert "momentum, weight-decay" in text
     assert "--momentum" not in text
     assert "rmadapter train --help-all" in text
