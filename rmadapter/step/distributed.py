@@ -9,9 +9,11 @@ number of all: the mean of the processes' means is another number where the part
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,7 @@ from rmadapter.errors import InputError, StoppedError
 from rmadapter.runtime import resolve_device
 
 TIMEOUT = timedelta(minutes=10)
+BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
 
 
 class PeerLostError(StoppedError):
@@ -133,7 +136,10 @@ def parallel(step: nn.Module, config: RMAdapterConfig, loss: LossConfig) -> Dist
     """``step`` with the gradients averaged over all processes."""
     # A reconstruction branch whose weight in the loss is 0 gets no gradient.
     unused = config.reconstruct and not (loss.lambda1 and loss.lambda2)
-    return DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=unused)
+    # Masks and the like are the same in every process and never change. PyTorch 2.14 renamed what leaves them alone.
+    taken = inspect.signature(DistributedDataParallel).parameters
+    buffers: dict[str, Any] = {next(name for name in BUFFERS if name in taken): False}
+    return DistributedDataParallel(step, find_unused_parameters=unused, **buffers)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
