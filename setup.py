@@ -116,7 +116,10 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["rmadapter", "rmadapter.*", "rmadapter_kernels", "rmadapter_kernels.*"]),
-    package_data={"rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"]},
+    package_data={
+        "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
+        "rmadapter.reports": ["page.html.jinja"],
+    },
     install_requires=[
         "torch>=2.10",
         # torch for Linux brings the matching Triton; elsewhere there is none.
@@ -127,6 +130,7 @@ setup(
         "pillow>=10.3",
         "safetensors>=0.4.3",
         "jsonargparse[signatures]>=4.40",
+        "jinja2>=3.1",
         "PyYAML>=6.0",
         "tqdm>=4.66",
         # Claims of a sweep's runs; torch needs it too.
