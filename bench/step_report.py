@@ -85,7 +85,7 @@ class Times:
 def as_table(kept: dict[str, Any]) -> str:
     """All cases in Markdown; ratios are to the plain step of the same precision and number of classes.
 
-    Memory that was not measured is left empty, its columns out where none was; what its columns are stands under the table.
+    Memory that was not measured is left empty, its columns out where none was; what they are stands under the table.
     """
     times, batch = Times(kept["cases"]), kept["group"]["batch"]
     rows = []
