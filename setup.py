@@ -122,6 +122,7 @@ setup(
         "rmadapter": ["py.typed"],
         "rmadapter_kernels": ["py.typed"],
         "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
+        "rmadapter.reports": ["page.html.jinja"],
     },
     install_requires=[
         "torch>=2.10",
@@ -133,6 +134,7 @@ setup(
         "pillow>=10.3",
         "safetensors>=0.4.3",
         "jsonargparse[signatures]>=4.40",
+        "jinja2>=3.1",
         "PyYAML>=6.0",
         "tqdm>=4.66",
         # Claims of a sweep's runs; torch needs it too.

@@ -37,6 +37,7 @@ def main() -> None:
     from bench.cpu_report import FLOP
     from bench.results import processor
     from bench.test_cpu import DTYPES, MATMUL, TOKENS, _function, _step
+    from rmadapter.reports.tables import compact_heading, compact_row
 
     def seconds(call: Callable[..., object], *arguments: object) -> float:
         times = []
@@ -47,8 +48,8 @@ def main() -> None:
         return statistics.median(times)
 
     print(f"{processor()}, {rounds} rounds.\n")
-    print("| dtype | matmul, GFLOP/s | direction | " + " | ".join(f"{tokens:,} tokens" for tokens in TOKENS) + " |")
-    print("|---|--:|---|" + "--:|" * len(TOKENS))
+    headings = ("dtype", "matmul, GFLOP/s", "direction", *(f"{tokens:,} tokens" for tokens in TOKENS))
+    print(compact_heading(headings, words=(0, 2)))
     for dtype, kind in DTYPES.items():
         a, b = torch.randn(2, MATMUL, MATMUL, generator=torch.Generator().manual_seed(0)).to(kind)
         shares: dict[tuple[str, int], list[float]] = {}
@@ -62,8 +63,7 @@ def main() -> None:
                     rates.append(rate)
         for direction in FLOP:
             cells = [f"{statistics.median(shares[direction, tokens]):.0%}" for tokens in TOKENS]
-            row = (dtype, f"{statistics.median(rates) / 1e9:.0f}", direction, *cells)
-            print("| " + " | ".join(row) + " |", flush=True)
+            print(compact_row((dtype, f"{statistics.median(rates) / 1e9:.0f}", direction, *cells)), flush=True)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,11 @@ def main() -> None:
         return
     from bench.results import processor
     from bench.test_cpu import DTYPES, TOKENS
+    from rmadapter.reports.tables import compact_heading, compact_row
 
     print(f"{processor()}.\n")
-    print("| dtype | direction | tokens | " + " | ".join(f"{name}, MB" for name in CONTENDERS) + " | ratio |")
-    print("|---|---|--:|" + "--:|" * (len(CONTENDERS) + 1))
+    headings = ("dtype", "direction", "tokens", *(f"{name}, MB" for name in CONTENDERS), "ratio")
+    print(compact_heading(headings, words=(0, 1)))
     for dtype in DTYPES:
         for direction in ("forward", "both"):
             for tokens in TOKENS:
@@ -67,7 +68,7 @@ def main() -> None:
                     for name in CONTENDERS
                 ]
                 cells = [f"{bytes_ / 1e6:.1f}" for bytes_ in found]
-                print("| " + " | ".join((dtype, direction, f"{tokens:,}", *cells, f"{found[0] / found[1]:.2f}")) + " |")
+                print(compact_row((dtype, direction, f"{tokens:,}", *cells, f"{found[0] / found[1]:.2f}")))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ import json
 import math
 import sys
 
+from rmadapter.reports.document import Document
+from rmadapter.reports.tables import Table
+
 D, R = 768, 32
 FLOP = {"forward": 6 * D * R, "both": 22 * D * R}  # a token
 NAMES = {"eager": "eager", "compile": "compile", "compile-max": "max-autotune"}
@@ -16,8 +19,8 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def table(results: dict) -> list[str]:
-    """Markdown lines: each size and direction, then the means over the sizes."""
+def report(results: dict) -> str:
+    """Markdown: each size and direction, then the means over the sizes."""
     rate, times = {}, {}
     for entry in results["benchmarks"]:
         info, median = entry["extra_info"], entry["stats"]["median"]
@@ -27,14 +30,12 @@ def table(results: dict) -> list[str]:
         else:
             times[info["dtype"], info["direction"], info["tokens"], info["contender"]] = median
     versions = results["machine_info"]
-    lines = [
+    lead = (
         f"{versions['cpu']['brand_raw']}, {machine}, torch {versions['torch']}. Medians of one run; share: of the time "
-        "that the products alone take",
-        f"at the rate of a {2048}^3 matmul, fp32 {rate['fp32'] / 1e9:.0f} and bf16 {rate['bf16'] / 1e9:.0f} GFLOP/s.",
-        "",
-        "| dtype | direction | tokens | cpu, ms | share | " + " | ".join(f"{n}, ms" for n in NAMES.values()) + " |",
-        "|---|---|---|---|---|" + "---|" * len(NAMES),
-    ]
+        "that the products alone take\n"
+        f"at the rate of a 2048^3 matmul, fp32 {rate['fp32'] / 1e9:.0f} and bf16 {rate['bf16'] / 1e9:.0f} GFLOP/s."
+    )
+    sizes = []
     ratios: dict[tuple[str, str, str], list[float]] = {}
     for (dtype, direction, tokens, contender), median in times.items():
         if contender != "cpu":
@@ -45,18 +46,22 @@ def table(results: dict) -> list[str]:
             other = times[dtype, direction, tokens, name]
             others.append(f"{other * 1e3:.2f} ({other / median:.2f}x)")
             ratios.setdefault((dtype, direction, name), []).append(other / median)
-        cells = (dtype, direction, f"{tokens:,}", f"{median * 1e3:.2f}", f"{share:.0%}", *others)
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| geometric mean | forward fp32 | both fp32 | forward bf16 | both bf16 |", "|---|---|---|---|---|"]
+        sizes.append((dtype, direction, f"{tokens:,}", f"{median * 1e3:.2f}", f"{share:.0%}", *others))
+    headings = ("dtype", "direction", "tokens", "cpu, ms", "share", *(f"{name}, ms" for name in NAMES.values()))
     columns = [("fp32", "forward"), ("fp32", "both"), ("bf16", "forward"), ("bf16", "both")]
-    for name, label in NAMES.items():
-        means = (f"{geometric_mean(ratios[(*column, name)]):.2f}x" for column in columns)
-        lines.append(f"| against {label} | " + " | ".join(means) + " |")
+    means = [
+        (f"against {label}", *(f"{geometric_mean(ratios[(*column, name)]):.2f}x" for column in columns))
+        for name, label in NAMES.items()
+    ]
     slowest = min((min(values), key) for key, values in ratios.items())
-    lines += ["", f"The least advantage in any case: {slowest[0]:.2f}x ({', '.join(slowest[1])})."]
-    return lines
+    blocks = (
+        Table("", headings, sizes, words=(0, 1), aligned=False),
+        Table("", ("geometric mean", *(f"{way} {dtype}" for dtype, way in columns)), means, aligned=False),
+        f"The least advantage in any case: {slowest[0]:.2f}x ({', '.join(slowest[1])}).",
+    )
+    return Document("", lead, blocks).markdown()
 
 
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as file:
-        print("\n".join(table(json.load(file))))
+        print(report(json.load(file)), end="")

@@ -17,6 +17,7 @@ import torch
 from rmadapter import RMAdapterCLIP, RMAdapterConfig
 from rmadapter.clip.towers import find_towers
 from rmadapter.config import LossConfig
+from rmadapter.reports.tables import Table
 from rmadapter_kernels import available_backends
 
 VARIANTS = ("without", "cpu", "eager")
@@ -68,13 +69,14 @@ def main() -> None:
                 times[variant].append(seconds)
     base = statistics.median(times["without"])
     threads = torch.get_num_threads()
-    print(f"{options.images} images, {options.classes} classes, {threads} threads, {options.rounds} rounds")
-    print("\n| step | median, s | over the step without adapters (median of the rounds' ratios) |\n|---|---|---|")
-    print(f"| without adapters | {base:.3f} | |")
+    rows = [("without adapters", f"{base:.3f}", "")]
     for variant in VARIANTS[1:]:
         ratios = [one / other for one, other in zip(times[variant], times["without"], strict=True)]
         cost = statistics.median(ratios) - 1
-        print(f"| {variant} | {statistics.median(times[variant]):.3f} | {cost:+.1%} |")
+        rows.append((variant, f"{statistics.median(times[variant]):.3f}", f"{cost:+.1%}"))
+    headings = ("step", "median, s", "over the step without adapters (median of the rounds' ratios)")
+    print(f"{options.images} images, {options.classes} classes, {threads} threads, {options.rounds} rounds\n")
+    print(Table("", headings, rows, aligned=False).markdown())
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from rmadapter.config.arguments import parse_arguments
 from rmadapter.data import DecodedImages, Item, Preprocessing, Read, TrainImages, read_image, train_transform
 from rmadapter.errors import InputError, check_range
 from rmadapter.files import read_json
+from rmadapter.reports.document import Document
+from rmadapter.reports.tables import Table
 from rmadapter.step.batches import TrainBatches
 
 MARGIN = 1.5
@@ -121,13 +123,11 @@ def consumed(path: Path, classes: int) -> tuple[float, str] | None:
 def run(options: Options) -> str:
     """The table."""
     step = consumed(Path(options.step), options.classes)
-    lines = [
+    lead = (
         f"{options.images} JPEG files of {options.width} x {options.height}, {options.workers} workers, batches of "
-        f"{options.batch}",
-        "",
-        "| loader | images/s | times the step's |",
-        "|---|---:|---:|",
-    ]
+        f"{options.batch}"
+    )
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "images"
         folder.mkdir()
@@ -139,15 +139,13 @@ def run(options: Options) -> str:
         for name, read in (("decodes", decode), ("--image-cache", cached)):
             rate = images_per_second(read, items, options)
             against = f"{rate / step[0]:.1f} ({MARGIN} asked for)" if step else ""
-            lines.append(f"| {name} | {rate:.0f} | {against} |")
-    lines.append("")
+            rows.append((name, f"{rate:.0f}", against))
     if step:
-        lines.append(f"the step at {options.classes} classes in {step[1]} consumes {step[0]:.1f} images/s")
+        note = f"the step at {options.classes} classes in {step[1]} consumes {step[0]:.1f} images/s"
     else:
-        lines.append(
-            f"no samples of a step with {options.classes} classes in {options.step}: python -m bench.step first"
-        )
-    return "\n".join(lines) + "\n"
+        note = f"no samples of a step with {options.classes} classes in {options.step}: python -m bench.step first"
+    table = Table("", ("loader", "images/s", "times the step's"), rows, note=note)
+    return Document("", lead, (table,)).markdown()
 
 
 def main(argv: list[str] | None = None) -> int:

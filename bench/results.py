@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from rmadapter import files
 
 COLUMNS = ("tokens", "d", "r", "dtype", "residual", "norm", "direction", "contender", "wall_us", "cold_us", "gb_s",
            "share_of_copy", "peak_bytes", "saved_bytes")  # fmt: skip
@@ -81,13 +82,8 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
-    """Rows under ``columns``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    """Rows under ``columns``, empty where a row lacks one."""
+    files.write_csv(path, columns, ([row.get(name) for name in columns] for row in rows))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -9,12 +9,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.step_contenders import COMPARED, NO_RECONSTRUCTION
+from rmadapter.reports.document import Document
+from rmadapter.reports.tables import Table
 
 # Classes -> times faster than plain that is asked for: all in fp32, with views in fp32, all in the default precision.
 TARGETS = {100: (2.2, 3.5, 6.0), 397: (4.0, 6.0, 12.0), 1000: (6.0, 8.0, 20.0)}
 SHARE_OF_EXPECTED = 0.85
 SLOPE = 10.0
 RECONSTRUCTION_TIME, RECONSTRUCTION_MEMORY = 0.02, 0.01
+HEADINGS = (
+    "classes",
+    "precision",
+    "step",
+    "seconds",
+    "images/s",
+    "held GB",
+    "added GB",
+    "GFLOP",
+    "times plain",
+    "expected",
+    "samples",
+)
 MEMORY = ("held", "allocated")  # a case's ..._bytes, whose sum is its peak
 
 
@@ -70,14 +85,10 @@ class Times:
 def as_table(kept: dict[str, Any]) -> str:
     """All cases in Markdown; ratios are to the plain step of the same precision and number of classes.
 
-    Memory that was not measured is left empty; what its columns are stands under the table.
+    Memory that was not measured is left empty, its columns out where none was; what they are stands under the table.
     """
     times, batch = Times(kept["cases"]), kept["group"]["batch"]
-    lines = [
-        "| classes | precision | step | seconds | images/s | held GB | added GB | GFLOP | times plain | expected | "
-        "samples |",
-        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for (name, precision, classes), case in sorted(times.cases.items(), key=lambda item: (item[0][2], item[0][1])):
         time = times.measured(name, precision, classes)
         if time is None:
@@ -89,18 +100,16 @@ def as_table(kept: dict[str, Any]) -> str:
         counted = f"{case['flop'] / 1e9:.0f}" if whole else ""
         expected = f"{case['plain_flop'] / case['flop']:.2f}" if whole else ""
         held, added = (f"{case[f'{kind}_bytes'] / 1e9:.2f}" if f"{kind}_bytes" in case else "" for kind in MEMORY)
-        lines.append(
-            f"| {classes} | {precision} | {name} | {time} | {batch / time.seconds:.1f} | {held} | {added} | "
-            f"{counted} | {ratio} | {expected} | {len(case['seconds'])} |"
-        )
-    lines += [
-        "",
+        rate, samples = f"{batch / time.seconds:.1f}", str(len(case["seconds"]))
+        rows.append((str(classes), precision, name, str(time), rate, held, added, counted, ratio, expected, samples))
+    blocks: list[Table | str] = [
+        Table("", HEADINGS, rows, words=(1, 2), aligned=False),
         "held: tensors that are kept from step to step: weights, what is kept of the prompts, the batch, momentum; "
         "added: the most that a step has allocated beside them at one time",
     ]
     if any(case.get("disturbed") and not case["seconds"] for case in times.cases.values()):
-        lines += ["", "\\* every sample was taken while others used the machine: the least of them"]
-    return "\n".join(lines) + "\n"
+        blocks.append("\\* every sample was taken while others used the machine: the least of them")
+    return Document("", "", blocks).markdown()
 
 
 class Target(NamedTuple):
@@ -125,9 +134,9 @@ def targets(kept: dict[str, Any]) -> str:
     rows += _reconstruction(times)
     if not rows:
         return ""
-    lines = ["| target | asked for | measured | met |", "|---|---:|---:|---|"]
-    lines += [f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.met else 'no'} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    cells = [(row.what, row.asked, row.measured, "yes" if row.met else "no") for row in rows]
+    headings = ("target", "asked for", "measured", "met")
+    return Table("", headings, cells, words=(0, 3), aligned=False).markdown() + "\n"
 
 
 def _ratios(times: Times, classes: int, default: str) -> list[Target]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Indented JSON, atomically."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Lines of comma-separated values, atomically; None is an empty cell, numbers have full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headings)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def read_json(path: Path, what: str) -> Any:

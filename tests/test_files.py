@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 
 import pytest
 
 from rmadapter.errors import InputError
-from rmadapter.files import read_json, write_atomic, write_json, write_text
+from rmadapter.files import read_json, write_atomic, write_csv, write_json, write_text
 
 
 def test_writes_into_new_folders_and_leaves_no_other_file(tmp_path):
@@ -15,6 +16,15 @@ def test_writes_into_new_folders_and_leaves_no_other_file(tmp_path):
     write_json(path, {"name": "Märchen"})
     assert read_json(path, "file") == {"name": "Märchen"}
     assert [p.name for p in path.parent.iterdir()] == ["values.json"]
+
+
+def test_comma_separated_values_read_back_as_they_are(tmp_path):
+    write_csv(tmp_path / "rows.csv", ("method", "mean", "sd"), [('a, "b"\nc', 1 / 3, None), ("d", 80.0, 0)])
+    assert (tmp_path / "rows.csv").read_bytes().count(b"\r") == 0
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["method"], float(first["mean"]), first["sd"]) == ('a, "b"\nc', 1 / 3, "")
+    assert second == {"method": "d", "mean": "80.0", "sd": "0"}
 
 
 def test_files_have_the_usual_mode_whoever_makes_them(tmp_path):

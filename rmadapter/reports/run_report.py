@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmadapter.files import write_text
+from rmadapter.files import write_csv, write_text
+from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.finished_runs import (
     PARTS,
     RETAINED,
@@ -25,6 +24,7 @@ from rmadapter.reports.finished_runs import (
     one_a_seed,
     short_model,
 )
+from rmadapter.reports.tables import Table, number
 
 __all__ = ["Report", "harmonic_mean", "report"]
 
@@ -40,6 +40,21 @@ MEANS_LEGEND = (
     "HM of means: of mean base and mean new accuracy. Mean of HMs: over the data sets, of each one's means over seeds. "
     "HM per seed: of each seed's means over the data sets. ± is the standard deviation over seeds of a seed's means "
     "over the data sets, for the seeds that all of them have."
+)
+
+_HEADINGS = {"base": "base", "new": "new", "hm": "HM", "all": "all"} | {
+    part: part.replace("_", " ") for part in RETAINED
+}
+_SAID_ONCE = ("style", "model", "classes", "split")
+_PARTS = (*PARTS, *RETAINED)
+CSV_HEADINGS = (
+    *Group._fields,
+    "seeds",
+    *(f"{part}_{what}" for part in _PARTS for what in ("mean", "sd")),
+    "hm_of_means",
+    "trained_parameters",
+    "train_seconds",
+    "eval_seconds",
 )
 
 
@@ -89,101 +104,82 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
             plots, skipped_lines = drawing.draw(rows, means, out)
             if skipped_lines:
                 notes.append(f"Unreadable lines in metrics.jsonl, left out of the curves: {skipped_lines}")
-    text = _markdown(rows, means, notes)
+    document = Document("", "", _blocks(rows, means), notes)
+    text = document.markdown()
     files = list(plots)
     if out is not None:
-        images = "".join(f"\n![{path.stem}]({path.name})\n" for path in plots)
-        write_text(out / "report.md", text + images)
-        write_text(out / "report.csv", _csv(rows))
+        whole = replace(document, pictures=[Picture(path) for path in plots])
+        write_text(out / "report.md", whole.markdown())
+        write_csv(out / "report.csv", CSV_HEADINGS, map(_line, rows))
         files = [out / "report.md", out / "report.csv", *plots]
         text += "\n" + "".join(f"written: {path}\n" for path in files)
     return Report(tuple(rows), tuple(means), tuple(unreadable), text, tuple(files))
 
 
-# A column: its heading, whether numbers stand in it, and the cell of a row, empty where there is nothing to say.
-_Column = tuple[str, bool, Callable[[Any], str]]
-_HEADINGS = {"base": "base", "new": "new", "hm": "HM", "all": "all"} | {
-    part: part.replace("_", " ") for part in RETAINED
-}
+# Heading -> the cell of a row, empty where there is nothing to say.
+_Columns = dict[str, Callable[[Any], str]]
 
 
-def _markdown(rows: Sequence[Row], means: Sequence[DataMeans], notes: Sequence[str]) -> str:
-    columns: list[_Column] = [
-        ("method", False, lambda row: row.group.method),
-        ("data", False, lambda row: row.group.data),
-        ("style", False, lambda row: row.group.style or ""),
-        ("model", False, lambda row: short_model(row.group)),
-        ("classes", False, lambda row: row.group.classes),
-        ("split", False, lambda row: row.group.split),
-        ("shots", True, lambda row: _plain(row.group.shots)),
-        ("seeds", True, lambda row: str(sum(run.seed is not None for run in row.runs) or "")),
-        *((_HEADINGS[part], True, lambda row, part=part: _plain(row.accuracy(part))) for part in (*PARTS, *RETAINED)),
-        ("trained parameters", True, lambda row: _plain(row.trained_parameters, ",")),
-        ("training s", True, lambda row: _seconds(row.seconds("train"))),
-        ("evaluation s", True, lambda row: _seconds(row.seconds("eval"))),
-    ]
-    blocks = [_table(columns, rows, said_once=("style", "model", "classes", "split")), LEGEND]
+def _blocks(rows: Sequence[Row], means: Sequence[DataMeans]) -> list[Table | str]:
+    described: _Columns = {
+        "method": lambda one: one.group.method,
+        "data": lambda one: one.group.data,
+        "style": lambda one: one.group.style or "",
+        "model": lambda one: short_model(one.group),
+        "classes": lambda one: one.group.classes,
+        "split": lambda one: one.group.split,
+    }
+    measured: _Columns = {
+        "shots": lambda row: _plain(row.group.shots),
+        "seeds": lambda row: str(sum(run.seed is not None for run in row.runs) or ""),
+        **{_HEADINGS[part]: lambda row, part=part: _plain(row.accuracy(part)) for part in _PARTS},
+        "trained parameters": lambda row: number(row.trained_parameters, ","),
+        "training s": lambda row: _seconds(row.seconds("train")),
+        "evaluation s": lambda row: _seconds(row.seconds("eval")),
+    }
+    blocks = [*_table(described, measured, rows), LEGEND]
     if any(row.accuracy(part) for row in rows for part in RETAINED):
         blocks.append(RETENTION_LEGEND)
     if means:
-        mean_columns: list[_Column] = [
-            ("method", False, lambda mean: mean.group.method),
-            ("style", False, lambda mean: mean.group.style or ""),
-            ("model", False, lambda mean: short_model(mean.group)),
-            ("classes", False, lambda mean: mean.group.classes),
-            ("split", False, lambda mean: mean.group.split),
-            ("shots", True, lambda mean: _plain(mean.group.shots)),
-            ("data sets", True, lambda mean: str(len(mean.data))),
-            ("seeds", True, lambda mean: _plain(mean.seeds)),
-            ("base", True, lambda mean: mean.text("base")),
-            ("new", True, lambda mean: mean.text("new")),
-            ("HM of means", True, lambda mean: _plain(mean.hm_of_means, ".2f")),
-            ("mean of HMs", True, lambda mean: _plain(mean.mean_of_hms, ".2f")),
-            ("HM per seed", True, lambda mean: _plain(mean.per_seed.get("hm"))),
-            *((_HEADINGS[part], True, lambda mean, part=part: mean.text(part)) for part in RETAINED),
-        ]
-        blocks += [_table(mean_columns, means, said_once=("style", "model", "classes", "split")), MEANS_LEGEND]
+        described = {heading: cell for heading, cell in described.items() if heading != "data"}
+        measured = {
+            "shots": lambda mean: _plain(mean.group.shots),
+            "data sets": lambda mean: str(len(mean.data)),
+            "seeds": lambda mean: _plain(mean.seeds),
+            "base": lambda mean: mean.text("base"),
+            "new": lambda mean: mean.text("new"),
+            "HM of means": lambda mean: number(mean.hm_of_means),
+            "mean of HMs": lambda mean: number(mean.mean_of_hms),
+            "HM per seed": lambda mean: _plain(mean.per_seed.get("hm")),
+            **{_HEADINGS[part]: lambda mean, part=part: mean.text(part) for part in RETAINED},
+        }
+        blocks += [*_table(described, measured, means), MEANS_LEGEND]
         if len({mean.data for mean in means}) > 1:
             blocks.append("These methods were not run on the same data sets: their means do not compare.")
-    if notes:
-        blocks.append("\n".join(f"- {note}" for note in notes))
-    return "\n\n".join(blocks) + "\n"
+    return blocks
 
 
-def _plain(value: Any, form: str = "") -> str:
-    return "" if value is None else format(value, form) if form else str(value)
+def _table(words: _Columns, numbers: _Columns, items: Sequence[Any]) -> Iterator[Table | str]:
+    """A line an item; the columns of ``_SAID_ONCE`` with one value stand in a sentence before the table."""
+    columns = {heading: [cell(item) for item in items] for heading, cell in (words | numbers).items()}
+    once = [heading for heading in _SAID_ONCE if columns[heading][0] and len(set(columns[heading])) == 1]
+    if once:
+        yield "; ".join(f"{heading}: {columns.pop(heading)[0]}" for heading in once)
+    lines = tuple(zip(*columns.values(), strict=True))
+    yield Table("", tuple(columns), lines, words=range(len(words) - len(once)))
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _seconds(value: Stat | None) -> str:
     return "" if value is None else f"{value.mean:.1f}"
 
 
-def _table(columns: Sequence[_Column], items: Sequence[Any], said_once: Sequence[str]) -> str:
-    """An aligned Markdown table without empty columns; those of ``said_once`` with one value stand above it."""
-    above, shown = [], []
-    for heading, is_number, cell in columns:
-        cells = [cell(item) for item in items]
-        if heading in said_once and len(set(cells)) == 1 and cells[0]:
-            above.append(f"{heading}: {cells[0]}")
-        elif any(cells):
-            width = max(map(len, [heading, *cells, "--:"]))
-            align = str.rjust if is_number else str.ljust
-            rule = "-" * (width - 1) + ":" if is_number else "-" * width
-            shown.append([align(heading, width), rule, *(align(text, width) for text in cells)])
-    lines = ["| " + " | ".join(parts) + " |" for parts in zip(*shown, strict=True)]
-    return ("; ".join(above) + "\n\n" if above else "") + "\n".join(lines)
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    """One line a row, full precision, empty where unknown; ``hm_mean`` is the mean of the seeds' harmonic means."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    statistics_of = [f"{part}_{what}" for part in (*PARTS, *RETAINED) for what in ("mean", "sd")]
-    others = ("hm_of_means", "trained_parameters", "train_seconds", "eval_seconds")
-    writer.writerow([*Group._fields, "seeds", *statistics_of, *others])
-    for row in rows:
-        found = [row.accuracy(part) for part in (*PARTS, *RETAINED)]
-        numbers = [value for stat in found for value in ((stat.mean, stat.sd) if stat else (None, None))]
-        seconds = [stat and stat.mean for stat in (row.seconds("train"), row.seconds("eval"))]
-        writer.writerow([*row.group, len(row.runs), *numbers, row.hm_of_means, row.trained_parameters, *seconds])
-    return text.getvalue()
+def _line(row: Row) -> tuple[object, ...]:
+    """A line of report.csv, None where unknown; ``hm_mean`` is the mean of the seeds' harmonic means."""
+    found = [row.accuracy(part) for part in _PARTS]
+    numbers = [value for stat in found for value in ((stat.mean, stat.sd) if stat else (None, None))]
+    seconds = [stat and stat.mean for stat in (row.seconds("train"), row.seconds("eval"))]
+    return (*row.group, len(row.runs), *numbers, row.hm_of_means, row.trained_parameters, *seconds)

@@ -1,56 +1,74 @@
-"""A table as text cells, written as Markdown or HTML."""
+"""A table as text cells, written as Markdown, and how a number is written in one."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headings; the first ``words`` columns hold words, the others numbers.
+    """Rows of cells under headings. Columns that are empty throughout are left out when it is written.
 
-    Columns that are empty throughout are left out when it is written.
+    Args:
+        title: stands above; empty for none
+        headings: one a column
+        rows: as many cells each
+        words: numbers of the columns that hold words, which are set to the left; numbers are set to the right
+        note: stands below; empty for none
+        aligned: whether Markdown pads the cells, so that it reads as a table where it is not rendered; unpadded, a
+            row that changes changes no other, which is what results that are kept under version control want
     """
 
     title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 1
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Container[int] = (0,)
     note: str = ""
+    aligned: bool = True
 
-    def _shown(self) -> list[int]:
+    @property
+    def shown(self) -> list[int]:
+        """The numbers of the columns that are not empty throughout."""
         return [n for n in range(len(self.headings)) if any(row[n] for row in self.rows)]
 
     def markdown(self) -> str:
-        """With aligned columns, title above, note below."""
-        columns = []
-        for n in self._shown():
-            cells = [row[n] for row in self.rows]
-            width = max(map(len, [self.headings[n], *cells, "--:"]))
-            align = str.ljust if n < self.words else str.rjust
-            rule = "-" * width if n < self.words else "-" * (width - 1) + ":"
-            columns.append([align(self.headings[n], width), rule, *(align(cell, width) for cell in cells)])
-        lines = ["| " + " | ".join(parts) + " |" for parts in zip(*columns, strict=True)]
-        return "\n\n".join([f"## {self.title}", "\n".join(lines), *([self.note] if self.note else [])])
+        """Title, table and note, as far as there are any."""
+        shown = self.shown
+        lines = [[_cell(line[n]) for n in shown] for line in (self.headings, *self.rows)]
+        words = [place for place, n in enumerate(shown) if n in self.words]
+        if self.aligned:
+            found = _aligned(lines, words)
+        else:
+            found = [compact_heading(lines[0], words), *map(compact_row, lines[1:])]
+        parts = [f"## {self.title}" if self.title else "", "\n".join(found) if shown else "", self.note]
+        return "\n\n".join(part for part in parts if part)
 
-    def html(self) -> str:
-        """A ``section`` with the title, the table in a scrolling box, and the note."""
-        shown = self._shown()
-        head = "".join(f"<th{self._kind(n)}>{html.escape(self.headings[n])}</th>" for n in shown)
-        body = "".join(
-            "<tr>" + "".join(f"<td{self._kind(n)}>{html.escape(row[n])}</td>" for n in shown) + "</tr>\n"
-            for row in self.rows
-        )
-        note = f"<p>{html.escape(self.note)}</p>\n" if self.note else ""
-        return (
-            f"<section>\n<h2>{html.escape(self.title)}</h2>\n<div class='scroll'><table>\n"
-            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{note}</section>\n"
-        )
 
-    def _kind(self, column: int) -> str:
-        return "" if column < self.words else " class='number'"
+def compact_heading(headings: Sequence[str], words: Container[int]) -> str:
+    """The first two lines of an unpadded table, of which the columns ``words`` hold words."""
+    return compact_row(headings) + "\n|" + "".join("---|" if n in words else "--:|" for n in range(len(headings)))
+
+
+def compact_row(cells: Sequence[str]) -> str:
+    """A line of an unpadded table; for tables that are printed while they are measured."""
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def _aligned(lines: Sequence[Sequence[str]], words: Container[int]) -> list[str]:
+    """Headings, rule and rows with the cells of a column padded to one width."""
+    columns = []
+    for n, (heading, *cells) in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, [heading, *cells, "--:"]))
+        align = str.ljust if n in words else str.rjust
+        rule = "-" * width if n in words else "-" * (width - 1) + ":"
+        columns.append([align(heading, width), rule, *(align(cell, width) for cell in cells)])
+    return ["| " + " | ".join(parts) + " |" for parts in zip(*columns, strict=True)]
+
+
+def _cell(text: str) -> str:
+    """``text`` such that it ends neither its cell nor its line."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def number(value: float | None, form: str = ".2f") -> str:

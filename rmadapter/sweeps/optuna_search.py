@@ -7,9 +7,7 @@ other half, as pseudo-new classes, over validation images. Needs optuna (pip ins
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import shutil
 import statistics
@@ -24,7 +22,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.files import read_json, shown_names, write_json, write_text
+from rmadapter.files import read_json, shown_names, write_csv, write_json, write_text
 from rmadapter.locks import ProcessLock
 from rmadapter.sweeps.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
 from rmadapter.sweeps.settings import RESERVED
@@ -331,15 +329,13 @@ def _finish(study: Any, out: Path) -> dict[str, Any]:
         group, _, key = name.rpartition(".")
         (options.setdefault(group, {}) if group else options)[key] = value
     write_text(out / "best.yaml", yaml.safe_dump(options, sort_keys=False))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = list(dict.fromkeys(name for trial in study.trials for name in trial.params))
-    writer.writerow(["trial", "state", "hm", *names, "accuracies"])
+    rows = []
     for trial in study.trials:
         values = [trial.params.get(name, "") for name in names]
         accuracies = {name: value for name, value in trial.user_attrs.items() if name.startswith("seed")}
-        writer.writerow([trial.number, trial.state.name.lower(), trial.value, *values, json.dumps(accuracies)])
-    write_text(out / "trials.csv", text.getvalue())
+        rows.append((trial.number, trial.state.name.lower(), trial.value, *values, json.dumps(accuracies)))
+    write_csv(out / "trials.csv", ("trial", "state", "hm", *names, "accuracies"), rows)
     print(f"best: trial {best.number}, HM {best.value:.2f} on validation images of base and pseudo-new classes")
     print(f"options: rmadapter train --config {out / 'best.yaml'} ...; all trials: {out / 'trials.csv'}")
     return options

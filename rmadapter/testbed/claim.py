@@ -22,7 +22,9 @@ from typing import Any
 
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
+from rmadapter.reports.document import Document
 from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
+from rmadapter.reports.tables import Table
 from rmadapter.testbed.runs import COMPARED, TestbedRun, run_planned
 
 DATA = ("emoji_animals", "emoji_food", "emoji_objects", "emoji_travel")
@@ -65,29 +67,29 @@ def complete(results: Sequence[dict[str, Any]]) -> Found:
 def summary(results: Sequence[dict[str, Any]]) -> str:
     """Tables in Markdown: accuracies by method, and paired differences, over both styles and for each."""
     paired = complete(results)
-    blocks = ["# Single branch against RMAdapter on the test bed"]
+    title = "Single branch against RMAdapter on the test bed"
     if not paired:
-        return blocks[0] + "\n\nNo seed is complete yet.\n"
+        return Document(title, "No seed is complete yet.", ()).markdown()
     zeroshot = {Key(r["data"], r["style"], None): r["accuracy"] for r in results if r["seed"] is None}
     data, styles, seeds = (sorted(set(names)) for names in zip(*paired, strict=True))
-    blocks.append(
+    lead = (
         f"{len(paired)} pairs of runs of {len(DATA) * len(STYLES) * len(SEEDS)}: seeds {seeds[0]} to {seeds[-1]}, "
         f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups, of "
         "means over seeds and styles."
     )
+    blocks: list[Table | str] = []
     for style in (None, *STYLES):
         pairs = {key: methods for key, methods in paired.items() if style in (None, key[1])}
         if pairs:
             untrained = {key: accuracy for key, accuracy in zeroshot.items() if style in (None, key[1])}
-            title = f"Drawn by {style}" if style else "Both styles"
-            table = _table(pairs, tuple(COMPARED), (("rmadapter", "single"),), untrained)
-            blocks += [f"## {title}, {len(pairs)} pairs", table]
+            drawn = f"Drawn by {style}" if style else "Both styles"
+            contrasts = (("rmadapter", "single"),)
+            blocks.append(_table(f"{drawn}, {len(pairs)} pairs", pairs, tuple(COMPARED), contrasts, untrained))
     controlled = {key: methods for key, methods in paired.items() if CONTROL in methods}
     if controlled:
-        blocks += [
-            f"## What of it is consistency and what reconstruction, {len(controlled)} triples, both styles",
-            _table(controlled, tuple(CONTROLLED), ((CONTROL, "single"), ("rmadapter", CONTROL))),
-        ]
+        what = f"What of it is consistency and what reconstruction, {len(controlled)} triples, both styles"
+        contrasts = ((CONTROL, "single"), ("rmadapter", CONTROL))
+        blocks.append(_table(what, controlled, tuple(CONTROLLED), contrasts))
     norms = [
         r["second_half"]
         for r in results
@@ -101,15 +103,16 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
             f"Norm of the gradient to `w_down`, mean over the second half of RMAdapter's {len(norms)} runs: "
             f"{means[0]:.3g} from cross-entropy, {means[1]:.3g} from reconstruction with its weights."
         )
-    return "\n\n".join(blocks) + "\n"
+    return Document(title, lead, blocks).markdown()
 
 
 def _table(
+    title: str,
     pairs: Found,
     methods: Sequence[str],
     contrasts: Sequence[tuple[str, str]],
     zeroshot: dict[Key, dict[str, float]] | None = None,
-) -> str:
+) -> Table:
     """A row for zero-shot and each method, then for each contrast the paired difference and its sign by group."""
     rows: dict[str, list[str]] = {}
     if zeroshot:
@@ -121,8 +124,8 @@ def _table(
         differences = [_over_groups(subtract(_values(found[one], part), _values(found[other], part))) for part in PARTS]
         rows[f"{one} - {other}"] = [estimate.text("+") for estimate in differences]
         rows[f"groups in which {one} is higher"] = [f"{d.higher} of {d.units}" for d in differences]
-    lines = ["| | " + " | ".join(PARTS.values()) + " |", "|---|" + "--:|" * len(PARTS)]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
+    lines = [(name, *cells) for name, cells in rows.items()]
+    return Table(title, ("", *PARTS.values()), lines, aligned=False)
 
 
 def _values(accuracies: dict[Key, dict[str, float]], part: str) -> dict[Key, float]:

@@ -37,6 +37,7 @@ from rmadapter.data.emoji.rendering import Variations, compose
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation.accuracy import Loading, accuracy
 from rmadapter.files import read_json, write_atomic, write_bytes, write_json
+from rmadapter.reports.tables import Table
 from rmadapter.testbed.build import write_manifest
 
 TEMPLATES = (
@@ -305,12 +306,10 @@ def zero_shot(folder: Path) -> dict[str, dict[str, float]]:
 
 def describe(found: dict[str, dict[str, float]]) -> str:
     """``zero_shot``'s accuracies as a Markdown table."""
-    lines = ["| group | classes | " + " | ".join(STYLES) + " |", "|---|--:|" + "--:|" * len(STYLES)]
-    for group, row in found.items():
-        lines.append(
-            f"| {group} | {len(classes(group))} | " + " | ".join(f"{row[style]:.1f}" for style in STYLES) + " |"
-        )
-    return "\n".join(lines)
+    rows = [
+        (group, str(len(classes(group))), *(f"{row[style]:.1f}" for style in STYLES)) for group, row in found.items()
+    ]
+    return Table("", ("group", "classes", *STYLES), rows, aligned=False).markdown()
 
 
 def bundle(folder: Path) -> None:

@@ -23,6 +23,8 @@ from rmadapter.data import ImageData, base_new_split
 from rmadapter.data.emoji.emoji_data import load_emoji
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
+from rmadapter.reports.document import Document
+from rmadapter.reports.tables import Table
 from rmadapter.testbed.runs import COMPARED, TestbedRun, run_planned
 
 DATA = ("emoji_activities", "emoji_symbols")
@@ -96,14 +98,14 @@ def ranking(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted((row for row in rows if row["runs"] == most), key=lambda row: -row["hm"])
 
 
-def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
-    """Markdown: the settings ``names`` and the accuracies in percent."""
+def table(title: str, rows: list[dict[str, Any]], names: tuple[str, ...]) -> Table:
+    """The settings ``names`` and the accuracies in percent."""
     parts = ("base", "new", "hm", "retained_base", "retained_new")
-    lines = ["| " + " | ".join((*names, *parts, "runs")) + " |", "|" + "--:|" * (len(names) + len(parts) + 1)]
-    for row in rows:
-        cells = [f"{row[name]:g}" for name in names] + [f"{row[part]:.2f}" for part in parts] + [str(row["runs"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [
+        (*(f"{row[name]:g}" for name in names), *(f"{row[part]:.2f}" for part in parts), str(row["runs"]))
+        for row in rows
+    ]
+    return Table(title, (*names, *parts, "runs"), cells, words=(), aligned=False)
 
 
 def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
@@ -122,16 +124,19 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
     mma = ranking(run_planned(plan_training("mma", MMA), out, data=data, budget=budget, worker=worker))
     plan = [run for best in slower(single) for run in plan_losses(best, SLOWER_CONSISTENCY)]
     slow = ranking(run_planned(plan, out, data=data, budget=budget, worker=worker))
-    weights = ("lr", "scale", "lambda1", "lambda3")
-    text = (
-        "# Search of the test bed's training configuration\n\n"
+    training, weights = ("epochs", "lr", "scale"), ("lr", "scale", "lambda1", "lambda3")
+    lead = (
         f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new; accuracies in percent, hm is the "
-        "mean of the runs' harmonic means, by which rows are sorted.\n\n"
-        f"## Single branch\n\n{table(single, ('epochs', 'lr', 'scale'))}\n\n"
-        f"## RMAdapter, lambda2 = lambda1, lambda4 = 2.5 lambda3\n\n{table(losses, weights)}\n\n"
-        f"At slower rates:\n\n{table(slow, weights)}\n\n"
-        f"## MMA\n\n{table(mma, ('epochs', 'lr', 'scale'))}\n"
+        "mean of the runs' harmonic means, by which rows are sorted."
     )
+    blocks = (
+        table("Single branch", single, training),
+        table("RMAdapter, lambda2 = lambda1, lambda4 = 2.5 lambda3", losses, weights),
+        "At slower rates:",
+        table("", slow, weights),
+        table("MMA", mma, training),
+    )
+    text = Document("Search of the test bed's training configuration", lead, blocks).markdown()
     write_text(out / "tables.md", text)
     return text
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from rmadapter.sweeps.protocols import data_and_style
 
 REFERENCE = "rmadapter"
 HEADINGS = {"hm": "HM", "retained_base": "retained base", "retained_new": "retained new"}
+DIFFERENCE_HEADINGS = ("method", "minus", "style", "part", "pairs", "data_sets", "mean", "standard_error", "higher_in")
 HOME, OTHERS = "trained on", "mean of the others"
 Values = dict[str, dict[str, dict[Key, float]]]  # method -> part -> run -> percent
 
@@ -148,13 +147,9 @@ def _note(found: SweepResults, several_styles: bool) -> str:
     )
 
 
-def differences_csv(found: SweepResults, reference: str | None = None) -> str:
-    """One line a pair of methods, style and part, in full precision; an empty style means all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "minus", "style", "part", "pairs", "data_sets", "mean", "standard_error", "higher_in"])
+def difference_lines(found: SweepResults, reference: str | None = None) -> Iterator[tuple[object, ...]]:
+    """The lines of differences.csv: one a pair of methods, style and part; a style of None means all."""
     for one in differences(found, reference):
         for part, estimate in one.parts.items():
             numbers = (one.pairs, estimate.units, estimate.mean, estimate.error, estimate.higher)
-            writer.writerow([one.one, one.other, one.style, part, *numbers])
-    return text.getvalue()
+            yield (one.one, one.other, one.style, part, *numbers)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from rmadapter.reports import published
@@ -20,9 +19,8 @@ HM_NOTE = (
     "its means over the data sets. ± is the standard deviation over seeds of a seed's means over the data sets, for "
     "the seeds that all of them have."
 )
-
-
 HM_HEADINGS = {published.HM_OF_MEANS: "HM of means", published.MEAN_OF_HMS: "mean of HMs"}
+RESULT_HEADINGS = ("method", "trained_on", "data", "part", "seeds", "mean", "sd", "published")
 _RETAINED_HEADINGS = tuple(part.replace("_", " ") for part in RETAINED)
 
 
@@ -70,7 +68,7 @@ def _mean_tables(found: SweepResults) -> list[Table]:
     headings = ("method", "style", "data sets", "seeds", "base", "new", *HM_HEADINGS.values(), "HM per seed")
     headings += _RETAINED_HEADINGS
     headings += ("published base / new / HM", "base", "new", *HM_HEADINGS.values())
-    return [Table("Mean over the data sets", _differences(headings), tuple(rows), words=2, note=HM_NOTE)]
+    return [Table("Mean over the data sets", _differences(headings), tuple(rows), words=range(2), note=HM_NOTE)]
 
 
 def _published_mean(found: SweepResults, mean: DataMeans) -> published.BaseNew | None:
@@ -226,34 +224,24 @@ def _reference(protocol: str) -> Table:
     return Table("Published: mean over the eleven data sets", headings, rows, note=note)
 
 
-def to_csv(found: SweepResults) -> str:
-    """One line a method, data set and part, in full precision; "mean of N" in the place of a data set for means.
+def result_lines(found: SweepResults) -> Iterator[tuple[object, ...]]:
+    """The lines of report.csv: one a method, data set and part; "mean of N" in the place of a data set for means.
 
-    ``seeds`` is empty for a method without; in a line of means it counts those that all of the data sets have, whose
+    ``seeds`` is None for a method without; in a line of means it counts those that all of the data sets have, whose
     standard deviation ``sd`` is.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "trained_on", "data", "part", "seeds", "mean", "sd", "published"])
-
-    def line(
-        method: str,
-        source: str,
-        data: str,
-        part: str,
-        stat: Stat | None,
-        paper: float | None = None,
-        seeded: bool = True,
-    ) -> None:
+    for *names, stat, paper, seeded in _stats(found):
         if stat is not None:
-            seeds = stat.count if seeded else None
-            writer.writerow([method, source, data, part, seeds, stat.mean, stat.sd, paper])
+            yield (*names, stat.count if seeded else None, stat.mean, stat.sd, paper)
 
+
+def _stats(found: SweepResults) -> Iterator[tuple[str, str, str, str, Stat | None, float | None, bool]]:
+    """Method, source, data set and part; what was measured and what is published; whether the method has seeds."""
     for row in found.rows:
         values = dict(zip(("base", "new"), _published(found, row) or (), strict=False))
         seeded, name = any(run.seed is not None for run in row.runs), data_name(row)
         for part in ("base", "new", "hm", *RETAINED):
-            line(row.group.method, name, name, part, row.accuracy(part), values.get(part), seeded)
+            yield row.group.method, name, name, part, row.accuracy(part), values.get(part), seeded
     for mean in found.means:
         paper = _published_mean(found, mean)
         name = f"mean of {len(mean.data)}" + (f"@{mean.group.style}" if mean.group.style else "")
@@ -264,15 +252,14 @@ def to_csv(found: SweepResults) -> str:
             *((part, value, None) for part, value in mean.retained.items()),
         ):
             stat = None if value is None else Stat(value, mean.spread(part), mean.seeds or 0)
-            line(mean.group.method, "", name, part, stat, other, mean.seeds is not None)
-        line(mean.group.method, "", name, "hm_per_seed", mean.per_seed.get("hm"), None, mean.seeds is not None)
+            yield mean.group.method, "", name, part, stat, other, mean.seeds is not None
+        yield mean.group.method, "", name, "hm_per_seed", mean.per_seed.get("hm"), None, mean.seeds is not None
     for transfer in found.transfers:
         seeded = None not in transfer.runs
         for data, stat in transfer.by_data.items():
-            line(transfer.method, transfer.source, data, "all", stat, None, seeded)
+            yield transfer.method, transfer.source, data, "all", stat, None, seeded
         paper, name = _published_transfer(found, transfer), f"mean of {len(transfer.targets)}"
-        line(transfer.method, transfer.source, name, "all", transfer.mean, paper, seeded)
-    return text.getvalue()
+        yield transfer.method, transfer.source, name, "all", transfer.mean, paper, seeded
 
 
 def differs_from_setting(settings: dict[str, Any]) -> str:
