@@ -97,7 +97,7 @@ def test_the_search_sees_base_classes_of_groups_that_demo_and_claim_do_not_show(
 
 def test_the_search_covers_its_grids_within_method_md():
     training = [
-        *search.plan_training("single", search.METHODS["single"]),
+        *search.plan_training("single", search.COMPARED["single"]),
         *(mma := search.plan_training("mma", search.MMA)),
     ]
     assert len({run.name for run in training}) == len(training)
@@ -126,7 +126,7 @@ def test_ranking_is_by_the_mean_harmonic_mean():
 
 def test_every_prefix_of_the_claim_is_balanced():
     plan = claim.plan()
-    methods = len(claim.COMPARED)
+    methods = len(claim.CONTROLLED)
     controlled = 8 + 8 * methods * claim.CONTROL_SEEDS
     assert len(plan) == controlled + 8 * (methods - 1) * (10 - claim.CONTROL_SEEDS)
     assert len({run.name for run in plan}) == len(plan)
@@ -139,7 +139,7 @@ def test_every_prefix_of_the_claim_is_balanced():
 
 
 def test_the_control_is_rmadapter_without_reconstruction():
-    config = runs.train_config("emoji_food", "fluent", 1, **claim.COMPARED[claim.CONTROL])
+    config = runs.train_config("emoji_food", "fluent", 1, **claim.CONTROLLED[claim.CONTROL])
     whole = runs.train_config("emoji_food", "fluent", 1)
     assert config.method == claim.CONTROL
     assert (config.loss.lambda3, config.loss.lambda4) == (whole.loss.lambda3, whole.loss.lambda4)
