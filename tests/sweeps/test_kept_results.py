@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from rmadapter.evaluation import results_file
 from rmadapter.reports.run_report import report
 from rmadapter.reports.sweep.page import sweep_report
 from rmadapter.sweeps import progress
+from rmadapter.sweeps.dry_run import _seconds
 from rmadapter.sweeps.manifest import read_manifest
 from rmadapter.sweeps.progress import claim, is_done, keep_results_alone
 from rmadapter.sweeps.settings import Sweep, parse_sweep
@@ -78,15 +81,17 @@ def planned_of(folder):
 
 
 @pytest.mark.parametrize(("protocol", "source"), [("base2new", None), ("cross", "dtd")])
-def test_reports_say_what_they_said_of_the_folders(protocol, source, tmp_path):
+def test_reports_and_estimates_say_what_they_said_of_the_folders(protocol, source, tmp_path):
     folder = fake(tmp_path / "s", protocol, ["dtd", "eurosat"], ["zeroshot", "mma", "rmadapter"], source=source)
     planned = planned_of(folder)
 
     def said():
         rows = report([folder]).rows
-        return sweep_report(folder), [(row.group, [(run.seed, run.accuracy) for run in row.runs]) for row in rows]
+        accuracies = [(row.group, [(run.seed, run.accuracy) for run in row.runs]) for row in rows]
+        return sweep_report(folder), accuracies, _seconds(planned, planned.runs())
 
     before = said()
+    assert before[-1]["mma", "dtd"] == (63 if source is None else 126)
     for run in planned.runs()[:3]:
         keep_results_alone(planned, run)
     assert said() == before  # of both
@@ -96,7 +101,7 @@ def test_reports_say_what_they_said_of_the_folders(protocol, source, tmp_path):
     assert said() == before
     table = folder / "results.jsonl"
     table.write_text(re.sub(r'("accuracy": {"\w+": )', r"\g<1>1", table.read_text(), count=1))  # 80 % is 180 %
-    text, _ = said()
+    text, *_ = said()
     assert f"Unreadable, left out: results table {table}, line 1 (zeroshot/dtd): accuracy of" in text
 
 
@@ -116,6 +121,28 @@ def test_workers_that_claim_and_delete_at_once_are_not_in_each_others_way(tmp_pa
     assert len((folder / "results.jsonl").read_text().splitlines()) == 34
     assert files_of(folder) == {"sweep.json", "results.jsonl"}
     assert not (folder / "runs").exists()
+
+
+def test_a_claim_waits_for_the_end_of_a_deletion(tmp_path, monkeypatch):
+    """Else the folder might go between its making and the lock in it."""
+    folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot"])
+    (run,) = planned_of(folder).runs()
+    claims = []
+
+    def claimed():
+        with claim(planned_of(folder), run) as mine:
+            return mine
+
+    def rmtree(path):
+        claims.append(other.submit(claimed))
+        time.sleep(0.3)
+        assert not claims[0].done()
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(progress, "shutil", SimpleNamespace(rmtree=rmtree))
+    with ThreadPoolExecutor(1) as other:
+        keep_results_alone(planned_of(folder), run)
+        assert claims[0].result()
 
 
 def test_what_was_not_kept_is_made_again_for_new_targets(sweep_words, tmp_path):

@@ -51,11 +51,14 @@ def test_no_run_begins_after_the_budget(tmp_path, capsys):
     assert "the same command goes on with the other 1 runs" in capsys.readouterr().out
 
 
-def test_workers_share_the_runs(tmp_path, monkeypatch):
+def test_workers_share_the_runs(tmp_path, monkeypatch, capsys):
     plan = [runs.TestbedRun(str(number), "emoji_food", "fluent", 1, {}) for number in range(5)]
     monkeypatch.setattr(runs, "_run", lambda run, data: {"accuracy": {}, "made": run.name})
     assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="2/2")] == ["1", "3"]
     assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="1/2")] == list("01234")
+    capsys.readouterr()
+    assert len(runs.run_planned(plan, tmp_path)) == 5
+    assert capsys.readouterr().out == "0 of 5 runs to make\n"
     for wrong in ("0/2", "3/2", "2", "a/b"):
         with pytest.raises(InputError, match="worker is"):
             runs.run_planned(plan, tmp_path, worker=wrong)
