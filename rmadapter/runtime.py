@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "git": _git_revision(Path(__file__).parent),
+        "git": git_revision(),
     }
 
 
-def _git_revision(folder: Path) -> str | None:
-    """Commit of the checkout that ``folder`` is in, with "+changes" where it is not clean; None outside one."""
+@cache  # the code that a process runs is what was there when it began
+def git_revision() -> str | None:
+    """Commit of the checkout that this code is in, with "+changes" where it is not clean; None outside one."""
     try:
         described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
+            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             timeout=10,

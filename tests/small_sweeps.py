@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: the command, and the results in a sweep's folder."""
+"""What the tests of sweeps share: the command, and the results in a sweep's folder and in its table."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ def sweep(*argv):
 
 
 def results_of(folder):
+    files = sorted((folder / "runs").rglob("results.json"))
+    return {str(file.relative_to(folder)): _compared(json.loads(file.read_text())) for file in files}
+
+
+def kept_of(folder):
+    """What is in the table, under the names that ``results_of`` gives the files that it took the place of."""
     found = {}
-    for file in sorted((folder / "runs").rglob("results.json")):
-        values = json.loads(file.read_text())
-        found[str(file.relative_to(folder))] = (values["accuracy"], values["images"], values.get("few_shot_hash"))
+    for text in (folder / "results.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        place = "run" if line["on"] is None else f"on/{line['on']}"
+        found[f"runs/{line['run']}/{place}/results.json"] = _compared(line)
     return found
+
+
+def _compared(values):
+    return values["accuracy"], values["images"], values.get("few_shot_hash")

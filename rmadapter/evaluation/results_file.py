@@ -7,6 +7,7 @@ from typing import Any
 
 from rmadapter.data import ImageData
 from rmadapter.files import write_json
+from rmadapter.runtime import git_revision
 
 FORMAT = 1
 
@@ -33,7 +34,7 @@ def results_of(
     device: str,
     **others: Any,
 ) -> dict[str, Any]:
-    """What results.json holds.
+    """What results.json holds; ``commit`` is the code's that finds it, see ``runtime.git_revision``.
 
     Args:
         method: its name in tables.
@@ -50,6 +51,7 @@ def results_of(
     """
     return {
         "format": FORMAT,
+        "commit": git_revision(),
         "method": method,
         "data": data.name,
         "style": data.style,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from rmadapter.clip.names import brings_weights
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_file import FORMAT, harmonic_mean
+from rmadapter.evaluation.results_table import RESULTS_TABLE, KeptResult, ResultsTable
 from rmadapter.files import read_json
 
 PARTS = ("base", "new", "hm", "all")
@@ -42,10 +43,12 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One results.json.
+    """One results.json, or the line of a results.jsonl that took its place.
 
     Args:
-        folder: where it is, and metrics.jsonl beside it
+        place: what it is called in sentences: its folder, or the table's line
+        folder: where it is, and metrics.jsonl beside it; None for a table's line
+        written: a sort key, of when
         group: the row that the run belongs to
         seed: None where none is recorded (zero-shot)
         accuracy: percent, by ``base``, ``new``, ``hm`` (always from the two before), ``all`` and ``RETAINED``; what
@@ -57,7 +60,9 @@ class FinishedRun:
         settings: what else determines the accuracy, as recorded: by dotted option name, with the precision
     """
 
-    folder: Path
+    place: str
+    folder: Path | None
+    written: tuple[int, int]
     group: Group
     seed: int | None
     accuracy: dict[str, float]
@@ -147,45 +152,60 @@ class DataMeans:
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[tuple[Path, str]]]:
-    """The runs in ``folders`` and below, and the results.json files that cannot be read, with the reason."""
+    """The runs in ``folders`` and below, in results.json files and in tables, and those that cannot be read, with why.
+
+    Raises:
+        InputError: a folder that is not there, a table with a damaged line, no run that can be read.
+    """
     files: dict[Path, None] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"run folder {folder} is missing")
-        files |= dict.fromkeys(path.resolve() for path in sorted(folder.rglob("results.json")))
-    runs, unreadable = [], []
+        found = sorted(path for name in ("results.json", RESULTS_TABLE) for path in folder.rglob(name))
+        files |= dict.fromkeys(path.resolve() for path in found)
+    sources: list[Path | KeptResult] = []
     for file in files:
+        sources += ResultsTable(file).lines() if file.name == RESULTS_TABLE else [file]
+    runs, unreadable = [], []
+    for source in sources:
         try:
-            runs.append(read_run(file))
+            runs.append(read_run(source))
         except InputError as error:
-            unreadable.append((file, str(error)))
+            unreadable.append((source if isinstance(source, Path) else source.table, str(error)))
     if not runs:
         if unreadable:
             raise InputError("; ".join(reason for _, reason in unreadable))
-        raise InputError(f"no results.json in {', '.join(map(str, folders))}; a run writes it when it ends")
+        raise InputError(
+            f"no results.json or {RESULTS_TABLE} in {', '.join(map(str, folders))}; a run writes it when it ends"
+        )
     return runs, unreadable
 
 
-def read_run(file: Path) -> FinishedRun:
-    """One results.json.
+def read_run(source: Path | KeptResult) -> FinishedRun:
+    """One results.json, or a table's line.
 
     Raises:
         InputError: not readable, of a newer format, or a field that is missing or of the wrong kind.
     """
-    values = read_json(file, "results file")
+    if isinstance(source, KeptResult):
+        values, what, place, folder = source.results, f"results table {source.place}", source.place, None
+        written = (source.table.stat().st_mtime_ns, source.line)
+    else:
+        values, what, folder = read_json(source, "results file"), f"results file {source}", source.parent
+        place, written = str(folder), (source.stat().st_mtime_ns, 0)
     if not isinstance(values, dict):
-        raise InputError(f"results file {file} holds no JSON object")
+        raise InputError(f"{what} holds no JSON object")
     if values.get("format") != FORMAT:
-        raise InputError(f"results file {file} has format {values.get('format')!r}; this version reads {FORMAT}")
+        raise InputError(f"{what} has format {values.get('format')!r}; this version reads {FORMAT}")
 
     def field(name: str, kinds: type | tuple[type, ...], default: Any = None) -> Any:
         value = values.get(name, default)
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise InputError(f"results file {file}: {name} is {value!r}")
+            raise InputError(f"{what}: {name} is {value!r}")
         return value
 
     optional_int, optional_str = (int, type(None)), (str, type(None))
-    accuracy = _numbers(field("accuracy", dict), file, "accuracy", 100)
+    accuracy = _numbers(field("accuracy", dict), what, "accuracy", 100)
     accuracy.pop("hm", None)
     if "base" in accuracy and "new" in accuracy:
         accuracy["hm"] = harmonic_mean(accuracy["base"], accuracy["new"])
@@ -199,15 +219,15 @@ def read_run(file: Path) -> FinishedRun:
         shots=field("shots", optional_int),
         style=field("style", optional_str),
     )
-    seconds = _numbers(field("seconds", dict, {}), file, "seconds", math.inf)
+    seconds = _numbers(field("seconds", dict, {}), what, "seconds", math.inf)
     parameters = field("trained_parameters", optional_int)
-    images = _numbers(field("images", dict, {}), file, "images", math.inf)
+    images = _numbers(field("images", dict, {}), what, "images", math.inf)
     split_file = field("split_file", optional_str)
     settings = dict(_dotted(field("settings", dict, {})))
     if (precision := field("precision", optional_str)) is not None:
         settings["precision"] = precision
     seed = field("seed", optional_int)
-    return FinishedRun(file.parent, group, seed, accuracy, parameters, seconds, split_file, images, settings)
+    return FinishedRun(place, folder, written, group, seed, accuracy, parameters, seconds, split_file, images, settings)
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -241,23 +261,23 @@ def differing_settings(runs: Iterable[FinishedRun]) -> list[str]:
     return sentences
 
 
-def _numbers(values: dict[str, Any], file: Path, name: str, high: float) -> dict[str, float]:
+def _numbers(values: dict[str, Any], what: str, name: str, high: float) -> dict[str, float]:
     """The entries of ``values`` that are not null, all of which must be numbers from 0 to ``high``."""
     numbers = {key: value for key, value in values.items() if value is not None}
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-            raise InputError(f"results file {file}: {name} of {key} is {value!r}; valid: a number from 0 to {high}")
+            raise InputError(f"{what}: {name} of {key} is {value!r}; valid: a number from 0 to {high}")
     return numbers
 
 
-def one_a_seed(runs: list[FinishedRun]) -> tuple[list[FinishedRun], list[Path]]:
-    """The newest run of each group and seed, since a seed counted twice would narrow the deviation; and the others."""
+def one_a_seed(runs: list[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+    """The newest run of each group and seed, as one counted twice would narrow the deviation; the others' places."""
     newest: dict[tuple[Group, int | None], FinishedRun] = {}
     repeated = []
-    for run in sorted(runs, key=lambda run: (run.folder / "results.json").stat().st_mtime_ns):
+    for run in sorted(runs, key=lambda run: run.written):
         earlier = newest.get((run.group, run.seed))
         if earlier:
-            repeated.append(earlier.folder)
+            repeated.append(earlier.place)
         newest[run.group, run.seed] = run
     return list(newest.values()), sorted(repeated)
 

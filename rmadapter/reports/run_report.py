@@ -65,7 +65,7 @@ class Report:
     Args:
         rows: in the order of the table
         means: over the data sets, one a method with base accuracy on two or more; else empty
-        unreadable: damaged results.json files and what is wrong with them
+        unreadable: files of results that are left out and what is wrong with them, a table once a result
         text: the tables and notes in Markdown
         files: what was written
     """
@@ -81,17 +81,17 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     """Tables of all runs in ``folders`` and below; with ``out`` also report.md, report.csv and the plots there.
 
     base_new.png is made where a run has an accuracy, curves.png where one has a metrics.jsonl. Without matplotlib
-    there are tables and a sentence that says how to install it. A damaged results.json is listed and left out.
+    there are tables and a sentence that says how to install it. A damaged results.json is listed and left out,
+    and so is a table's line whose values are none.
 
     Raises:
-        InputError: a folder that is not there, no results.json in any, none that can be read, or ``out`` cannot be
-            written.
+        InputError: what ``find_runs`` raises, or ``out`` cannot be written.
     """
     runs, unreadable = find_runs(folders)
     runs, repeated = one_a_seed(runs)
     rows = make_rows(runs)
     means = means_over_data(rows)
-    notes = [f"Left out, a newer run has its seed: {folder}" for folder in repeated]
+    notes = [f"Left out, a newer run has its seed: {place}" for place in repeated]
     notes += [f"Unreadable, left out: {reason}" for _, reason in unreadable]
     notes += differing_settings(runs)
     plots: list[Path] = []

@@ -7,10 +7,9 @@ import statistics
 
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_split, few_shot_sample
-from rmadapter.files import read_json
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import ADAPTERS
-from rmadapter.sweeps.progress import result_files, state
+from rmadapter.sweeps.progress import read_result, results_there, state
 from rmadapter.sweeps.protocols import PlannedRun, load_planned
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.training.adapter_run import own_parts
@@ -87,8 +86,8 @@ def _seconds(sweep: Sweep, done: list[PlannedRun]) -> dict[tuple[str, str | None
     for run in done:
         seconds = [
             value
-            for file in result_files(sweep, run)
-            for value in read_json(file, "results file")["seconds"].values()
+            for on in results_there(sweep, run)
+            for value in read_result(sweep, run, on)["seconds"].values()
             if value is not None
         ]
         for key in ((run.method, run.data), (run.method, None)):

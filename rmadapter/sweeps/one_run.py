@@ -12,10 +12,9 @@ from rmadapter.evaluation.evaluate import EvalConfig, load_model, run_eval
 from rmadapter.evaluation.results_file import write_results
 from rmadapter.evaluation.stored import holds_probe
 from rmadapter.evaluation.stored_probe import evaluate_probe
-from rmadapter.files import read_json
 from rmadapter.methods import METHODS
 from rmadapter.sweeps.manifest import settle_precision
-from rmadapter.sweeps.progress import is_done, target_folder
+from rmadapter.sweeps.progress import read_result, result_file, results_there
 from rmadapter.sweeps.protocols import PlannedRun, placed, short_name
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.training.by_method import train_method
@@ -29,23 +28,25 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
     """
     folder = sweep.folder(run)
     config = dataclasses.replace(sweep.config(run), precision=settle_precision(sweep))
-    results_file = folder / "run" / "results.json"
     adapter = folder / "run" / "adapter"
-    if run.seed is not None and results_file.is_file() and not is_done(sweep, run) and not adapter.is_dir():
+    there = results_there(sweep, run)
+    left = [target for target in run.targets if short_name(target) not in there]
+    # Beside a line in the table an adapter is one whose deletion was stopped.
+    kept = adapter.is_dir() and not sweep.table.of(run.key)
+    if run.seed is not None and None in there and left and not kept:
         print(f"new targets, and the adapter in {folder} was not kept: it is trained and tested again")
-        shutil.rmtree(folder / "run")
-        shutil.rmtree(folder / "on", ignore_errors=True)
+        for name in ("on", "run"):  # a stop in between is seen by what is left of the second
+            shutil.rmtree(folder / name, ignore_errors=True)
+        sweep.table.drop(run.key)
+        there, left = [], list(run.targets)
     method = METHODS[run.method]
-    results = read_json(results_file, "results file") if results_file.is_file() else train_method(method, config)
+    results = read_result(sweep, run, None) if None in there else train_method(method, config)
     loaded = None
-    for target in run.targets:
-        file = target_folder(folder, target) / "results.json"
-        if file.is_file():
-            continue
+    for target in left:
+        file = result_file(folder, short_name(target))
         where = placed(target, sweep.data_root)
         if run.seed is None:
-            there = dataclasses.replace(config, **where, out=str(file.parent / "run"))
-            found = train_method(method, there)
+            found = train_method(method, dataclasses.replace(config, **where, out=str(file.parent / "run")))
         elif holds_probe(adapter):
             found = evaluate_probe(_test_on(where, config, adapter))
         else:

@@ -1,13 +1,23 @@
-"""How far the runs of a sweep are: where each one's results lie, who is at it, what failed."""
+"""How far the runs of a sweep are: where each one's results lie, who is at it, what failed.
+
+The results of a run lie in its folder, a results.json for the training and for each target, or as lines of the
+sweep's table, ``results.jsonl``. What is in the table counts: the folder of such a run is on its way out.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rmadapter.errors import InputError
+from rmadapter.evaluation.results_table import KeptResult
+from rmadapter.files import read_json
 from rmadapter.locks import ProcessLock
+from rmadapter.sweeps.manifest import SWEEP_LOCK
 from rmadapter.sweeps.protocols import PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
 
@@ -17,27 +27,74 @@ LOCK = ".lock"
 
 def is_done(sweep: Sweep, run: PlannedRun) -> bool:
     """Whether every result of ``run`` is there."""
-    return all(file.is_file() for file in result_files(sweep, run))
+    return len(results_there(sweep, run)) == 1 + len(run.targets)
 
 
-def result_files(sweep: Sweep, run: PlannedRun) -> list[Path]:
-    """The results.json of the training run and of each target."""
-    folder = sweep.folder(run)
-    return [folder / "run" / "results.json", *(target_folder(folder, t) / "results.json" for t in run.targets)]
+def results_there(sweep: Sweep, run: PlannedRun) -> list[str | None]:
+    """Which of its results ``run`` has: None stands for the training's, a short name for that on a target."""
+    return [on for on in (None, *map(short_name, run.targets)) if find_result(sweep, run, on) is not None]
 
 
-def target_folder(folder: Path, target: str) -> Path:
-    """Where the result of the run in ``folder`` on data set ``target`` lies."""
-    return folder / "on" / short_name(target)
+def find_result(sweep: Sweep, run: PlannedRun, on: str | None) -> KeptResult | Path | None:
+    """The result of ``run`` on ``on`` (see ``results_there``): its line in the table, its file, or None for neither."""
+    if (kept := sweep.table.of(run.key).get(on)) is not None:
+        return kept
+    file = result_file(sweep.folder(run), on)
+    return file if file.is_file() else None
+
+
+def read_result(sweep: Sweep, run: PlannedRun, on: str | None) -> dict[str, Any]:
+    """What the results.json of a result that is there holds, or held before it went into the table.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    found = find_result(sweep, run, on)
+    return found.results if isinstance(found, KeptResult) else read_json(found, "results file")
+
+
+def result_file(folder: Path, on: str | None) -> Path:
+    """Where the result of the run in ``folder`` on the data set of the short name ``on``, or of its training, lies."""
+    return (folder / "run" if on is None else folder / "on" / on) / "results.json"
 
 
 @contextlib.contextmanager
 def claim(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
     """Inside, whether this process has ``run`` for itself."""
     folder = sweep.folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ProcessLock(folder / LOCK).attempt() as mine:
+    with contextlib.ExitStack() as stack:
+        with ProcessLock(sweep.out / SWEEP_LOCK).wait():  # else another might delete the folder in between
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = stack.enter_context(ProcessLock(folder / LOCK).attempt())
         yield mine
+
+
+def keep_results_alone(sweep: Sweep, run: PlannedRun) -> None:
+    """Of a finished run put the results into the table and delete its folder, where no other worker is at it.
+
+    One with a results.json that cannot be read stays as it is: the report names it.
+    """
+    folder = sweep.folder(run)
+    if not folder.is_dir() or not is_done(sweep, run):
+        return
+    with ProcessLock(sweep.out / SWEEP_LOCK).wait():  # nobody claims the run while this is held
+        if not folder.is_dir():
+            return
+        with ProcessLock(folder / LOCK).attempt() as mine:
+            if not mine or not is_done(sweep, run):
+                return
+            # All that are there: a command may name fewer targets than the sweep has.
+            files = {None: result_file(folder, None)}
+            files |= {file.parent.name: file for file in sorted((folder / "on").glob("*/results.json"))}
+            try:
+                found = {on: read_json(file, "results file") for on, file in files.items() if file.is_file()}
+            except InputError:
+                return
+            sweep.table.add(run.key, found)
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # the first that holds other runs stays, and those above it
+            for parent in folder.relative_to(sweep.out).parents[:-1]:
+                (sweep.out / parent).rmdir()
 
 
 @dataclass(frozen=True)

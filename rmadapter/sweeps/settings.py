@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.data.emoji import DATA, DEFAULT_STYLE, is_testbed
 from rmadapter.data.emoji.atlas import STYLES
 from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
 from rmadapter.sweeps.protocols import (
     PROTOCOLS,
     PlannedRun,
@@ -67,7 +69,8 @@ class SweepConfig:
             first style of each bundled one; 'each' for every one
         out: folder of the sweep
         jobs: processes on this machine; GPUs are dealt out among them
-        keep: of a finished run everything, or its results alone, 2 KB a run, without adapter, metrics and log
+        keep: of a finished run everything, or its results alone, lines of results.jsonl (2 KB a run) in place
+            of its folder with adapter, metrics and log
         dry_run: list the runs and what they cost, run nothing
     """
 
@@ -151,6 +154,11 @@ class Sweep:
     def folder(self, run: PlannedRun) -> Path:
         """Where ``run`` and everything about it lies."""
         return self.out / "runs" / run.key
+
+    @cached_property
+    def table(self) -> ResultsTable:
+        """The results of runs whose folders were not kept."""
+        return ResultsTable(self.out / RESULTS_TABLE)
 
     def config(self, run: PlannedRun) -> TrainConfig:
         """The training configuration of ``run``."""

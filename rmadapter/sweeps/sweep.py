@@ -6,7 +6,8 @@
     OUT/runs/METHOD/DATA/seedN/on/TARGET/     results.json on another data set, for cross and domain
     OUT/runs/METHOD/DATA/seedN/log.txt, failed.json
 
-``--keep results`` leaves of a finished run its results.json files alone.
+``--keep results`` leaves of a finished run its results alone, as lines of OUT/results.jsonl (``ResultsTable``), one for
+the training and one for each target; its folder is deleted.
 
 A run is claimed by a lock that the operating system drops with the process, so that a killed worker leaves none. What
 is finished is never made again; a run that was stopped goes on from its last state; one that failed is tried again
@@ -25,7 +26,7 @@ from rmadapter.sweeps.dry_run import describe_cost
 from rmadapter.sweeps.jobs import run_jobs
 from rmadapter.sweeps.manifest import begin, check_folder, enter
 from rmadapter.sweeps.one_run import make_run
-from rmadapter.sweeps.progress import FAILURE, LOCK, claim, is_done, result_files, state
+from rmadapter.sweeps.progress import FAILURE, claim, is_done, keep_results_alone, state
 from rmadapter.sweeps.protocols import PlannedRun, load_planned
 from rmadapter.sweeps.settings import Sweep, parse_sweep
 
@@ -78,7 +79,7 @@ def _work_once(sweep: Sweep, began: float, tried: set[PlannedRun]) -> bool:
                     print(f"[{number}/{len(runs)}] {run.key}", flush=True)
                     print(f"[{number}/{len(runs)}] {run.key}: {_attempt(sweep, run)}", flush=True)
         if sweep.keep == "results":
-            _keep_results(sweep, run)
+            keep_results_alone(sweep, run)
     return len(tried) > before
 
 
@@ -87,23 +88,6 @@ def _failed_after(began: float, sweep: Sweep, run: PlannedRun) -> bool:
         return (sweep.folder(run) / FAILURE).stat().st_mtime > began
     except FileNotFoundError:
         return False
-
-
-def _keep_results(sweep: Sweep, run: PlannedRun) -> None:
-    """Delete everything of a finished run but its results, where no other worker is at it."""
-    folder, kept = sweep.folder(run), set(result_files(sweep, run))
-    if not is_done(sweep, run) or all(path in kept for path in folder.rglob("*") if path.is_file()):
-        return
-    with claim(sweep, run) as mine:
-        for path in sorted(folder.rglob("*"), reverse=True) if mine else ():  # what is in a folder before the folder
-            if path.is_dir():
-                with contextlib.suppress(OSError):  # one with results in it stays
-                    path.rmdir()
-            elif path not in kept and path.name != LOCK:
-                path.unlink()
-    if mine:
-        # Whoever makes the lock anew meanwhile finds the run done.
-        (folder / LOCK).unlink(missing_ok=True)
 
 
 def _attempt(sweep: Sweep, run: PlannedRun) -> str:

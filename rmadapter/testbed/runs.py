@@ -1,4 +1,4 @@
-"""Many short training runs in one process, each kept as one small results.json; what the search and the claim use.
+"""Many short training runs in one process, each kept as a line of results.jsonl; what the search and the claim use.
 
 Renderings are made once a process and kept, and a run whose result is there is not made again: a stopped command goes
 on where it was.
@@ -23,7 +23,8 @@ from rmadapter.data import ImageData
 from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
-from rmadapter.files import write_json
+from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
+from rmadapter.runtime import git_revision
 from rmadapter.training.adapter_run import train
 from rmadapter.training.loop import DivergedError
 
@@ -56,9 +57,9 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TestbedRun:
-    """One run: ``folder`` its result goes to, below the experiment's; ``config`` None for zero-shot."""
+    """One run: its ``name`` in the experiment's table, ``seed`` None for zero-shot."""
 
-    folder: str
+    name: str
     data: str
     style: str
     seed: int | None
@@ -73,7 +74,9 @@ def run_planned(
     budget: float | None = None,
     worker: str = "1/1",
 ) -> list[dict[str, Any]]:
-    """Make the runs of ``plan`` that are not in ``out`` yet, in order; returns all results that are there.
+    """Make the runs of ``plan`` that are not in the table in ``out`` yet, in order; returns all results that are there.
+
+    Several processes may do so at once.
 
     Args:
         data: data sets by name and style, in place of those the names mean.
@@ -84,23 +87,19 @@ def run_planned(
     number, _, count = worker.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise InputError(f"worker is {worker!r}; valid: I/N with I from 1 to N")
-    missing = [run for run in plan[int(number) - 1 :: int(count)] if not (out / run.folder / "results.json").exists()]
+    table = ResultsTable(out / RESULTS_TABLE)
+    missing = [run for run in plan[int(number) - 1 :: int(count)] if not table.of(run.name)]
     print(f"{len(missing)} of {len(plan)} runs to make", flush=True)
     for number, run in enumerate(missing, 1):
         elapsed = time.perf_counter() - began
         if budget is not None and elapsed > budget:
             print(f"{elapsed:.0f} s are over; the same command goes on with the other {len(missing) - number + 1} runs")
             break
-        file = out / run.folder / "results.json"
         results = _run(run, (data or {}).get((run.data, run.style)))
-        write_json(file, results)
+        table.add(run.name, {None: results})
         percent = ", ".join(f"{part} {value:.1f}" for part, value in results["accuracy"].items())
-        print(f"{number} of {len(missing)}: {run.folder}: {percent} ({time.perf_counter() - began:.0f} s)", flush=True)
-    return [
-        json.loads((out / run.folder / "results.json").read_text())
-        for run in plan
-        if (out / run.folder / "results.json").exists()
-    ]
+        print(f"{number} of {len(missing)}: {run.name}: {percent} ({time.perf_counter() - began:.0f} s)", flush=True)
+    return [kept.results for run in plan for kept in table.of(run.name).values()]
 
 
 def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:
@@ -117,6 +116,7 @@ def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:
                 results = train(config, data=data)
             except DivergedError as error:
                 results = {
+                    "commit": git_revision(),
                     "diverged": str(error),
                     "accuracy": {},
                     "data": run.data,

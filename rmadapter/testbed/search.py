@@ -67,10 +67,10 @@ def plan_losses(best: dict[str, Any], consistency: tuple[float, ...] = CONSISTEN
     """RMAdapter: lambda1 = lambda2 x lambda3, lambda4 = 2.5 lambda3, with the single-branch adapter's ``best``."""
     training = {name: best[name] for name in ("epochs", "lr", "scale")}
     return [
-        TestbedRun(f"{folder}-consistency{third:g}/{data}-seed{seed}", data, STYLE, seed, changes)
+        TestbedRun(f"{name}-consistency{third:g}/{data}-seed{seed}", data, STYLE, seed, changes)
         for seed in SEEDS
         for first, third in itertools.product(RECONSTRUCTION, consistency)
-        for folder in [f"rmadapter/lr{best['lr']}-scale{best['scale']}-reconstruction{first:g}"]
+        for name in [f"rmadapter/lr{best['lr']}-scale{best['scale']}-reconstruction{first:g}"]
         for changes in [{**training, "lambda1": first, "lambda2": first, "lambda3": third, "lambda4": 2.5 * third}]
         for data in DATA
     ]

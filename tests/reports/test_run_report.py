@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.errors import InputError
+from rmadapter.evaluation.results_table import ResultsTable
 from rmadapter.reports import run_plots as plots
 from rmadapter.reports.finished_runs import find_runs, make_rows, method_order
 from rmadapter.reports.run_report import harmonic_mean, report
@@ -200,6 +201,47 @@ def test_a_seed_counts_once_and_the_newest_run_is_taken(runs):
     assert str(newer) not in found.text
 
 
+def test_a_table_is_read_as_the_folders_that_it_took_the_place_of(runs, tmp_path):
+    out = tmp_path / "out"
+    whole = report([runs], out).text
+    csv_before = (out / "report.csv").read_bytes()
+    for name in ("a/seed1", "b"):
+        file = runs / name / "results.json"
+        ResultsTable(runs / "some" / "results.jsonl").add(name, {None: json.loads(file.read_text())})
+        file.unlink()
+    found = report([runs], out)
+    assert found.text == whole
+    assert (out / "report.csv").read_bytes() == csv_before
+    assert [run.place for row in found.rows for run in row.runs if run.folder is None] == [
+        f"{runs / 'some' / 'results.jsonl'}, line {number} ({name})" for number, name in ((2, "b"), (1, "a/seed1"))
+    ]
+
+
+def test_of_a_seed_that_a_table_has_twice_the_later_line_is_taken(tmp_path):
+    for number in range(11):
+        file = write_run(tmp_path / "r" / str(number), {"base": 80.0 + number, "new": 70}) / "results.json"
+        ResultsTable(tmp_path / "t" / "results.jsonl").add(f"run{number}", {None: json.loads(file.read_text())})
+    found = report([tmp_path / "t"])
+    assert [run.accuracy["base"] for run in found.rows[0].runs] == [90]
+    assert f"newer run has its seed: {tmp_path / 't' / 'results.jsonl'}, line 10 (run9)" in found.text
+    os.utime(tmp_path / "t" / "results.jsonl", (1, 1))
+    assert report([tmp_path / "r" / "3", tmp_path / "t"]).rows[0].runs[0].accuracy["base"] == 83
+
+
+def test_a_damaged_line_of_a_table_is_named(runs, tmp_path):
+    table = tmp_path / "t" / "results.jsonl"
+    for number, accuracy in enumerate(({"base": 80, "new": 101}, {"base": 80, "new": 70})):
+        file = write_run(tmp_path / "r" / str(number), accuracy, seed=5 + number) / "results.json"
+        ResultsTable(table).add(f"run{number}", {None: json.loads(file.read_text())})
+    found = report([runs, table.parent])
+    assert f"Unreadable, left out: results table {table}, line 1 (run0): accuracy of new is 101" in found.text
+    assert [file for file, _ in found.unreadable] == [table]
+    assert 6 in [run.seed for row in found.rows for run in row.runs]
+    table.write_text(table.read_text()[:-5])
+    with pytest.raises(InputError, match=r"results\.jsonl, line 2, is damaged"):
+        report([runs, table.parent])
+
+
 def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
     write_run(tmp_path / "r" / "a", {"base": 80, "new": 70}, settings={"lr": 0.1})
     write_run(tmp_path / "r" / "b", {"base": 81, "new": 71}, settings={"lr": 0.2}, seed=2)
@@ -235,7 +277,7 @@ def test_damaged_results_are_named_and_do_not_stop_the_others(runs, tmp_path, co
 
 
 def test_no_runs_and_no_folder_are_input_errors(tmp_path):
-    with pytest.raises(InputError, match=r"no results\.json in"):
+    with pytest.raises(InputError, match=r"no results\.json or results\.jsonl in"):
         report([tmp_path])
     with pytest.raises(InputError, match=r"run folder .*nowhere is missing"):
         report([tmp_path / "nowhere"])

@@ -19,6 +19,7 @@ from small_sweeps import results_of, sweep
 from rmadapter import runtime
 from rmadapter.errors import InputError
 from rmadapter.sweeps import jobs as sweep_jobs
+from rmadapter.sweeps import manifest
 from rmadapter.sweeps import sweep as sweeps
 from rmadapter.sweeps.manifest import enter
 from rmadapter.sweeps.progress import claim, is_done
@@ -89,7 +90,7 @@ def test_a_worker_whose_device_lacks_the_precision_leaves_the_runs_to_others(
             raise InputError("precision is 'bf16', which this old GPU lacks")
         return "fp32"
 
-    monkeypatch.setattr(sweeps, "resolve_precision", resolve)
+    monkeypatch.setattr(manifest, "resolve_precision", resolve)
     assert sweep(*sweep_words(data="animals")) == 2
     error = capsys.readouterr().err
     assert "which this old GPU lacks; the sweep in" in error

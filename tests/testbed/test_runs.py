@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rmadapter.data import base_new_names
 from rmadapter.data.emoji.emoji_data import load_emoji
 from rmadapter.errors import InputError
 from rmadapter.reports.run_report import report
+from rmadapter.runtime import git_revision
 from rmadapter.testbed import claim, demo, runs, search
 
 BRIEF = {"epochs": 1, "shots": 1}
@@ -31,6 +34,11 @@ def test_a_run_is_kept_with_its_settings_and_not_made_again(tmp_path, monkeypatc
     assert trained["second_half"]["grad_norm_reconstruction"] > 0
     monkeypatch.setattr(runs, "_run", None)
     assert runs.run_planned(plan, tmp_path) == [zeroshot, trained]
+    assert {path.name for path in tmp_path.iterdir()} - {".results.jsonl.lock"} == {"results.jsonl"}
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(line.pop("run"), line.pop("on")) for line in lines] == [("zeroshot/a", None), ("rmadapter/a", None)]
+    assert lines == [zeroshot, trained]
+    assert zeroshot["commit"] == trained["commit"] == git_revision()
     text = report([tmp_path], tmp_path / "report").text
     assert "retained base" in text
     assert "fluent" in text
@@ -43,20 +51,39 @@ def test_no_run_begins_after_the_budget(tmp_path, capsys):
     assert "the same command goes on with the other 1 runs" in capsys.readouterr().out
 
 
-def test_workers_share_the_runs(tmp_path, monkeypatch):
+def test_workers_share_the_runs(tmp_path, monkeypatch, capsys):
     plan = [runs.TestbedRun(str(number), "emoji_food", "fluent", 1, {}) for number in range(5)]
-    monkeypatch.setattr(runs, "_run", lambda run, data: {"accuracy": {}, "made": run.folder})
+    monkeypatch.setattr(runs, "_run", lambda run, data: {"accuracy": {}, "made": run.name})
     assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="2/2")] == ["1", "3"]
     assert [result["made"] for result in runs.run_planned(plan, tmp_path, worker="1/2")] == list("01234")
+    capsys.readouterr()
+    assert len(runs.run_planned(plan, tmp_path)) == 5
+    assert capsys.readouterr().out == "0 of 5 runs to make\n"
     for wrong in ("0/2", "3/2", "2", "a/b"):
         with pytest.raises(InputError, match="worker is"):
             runs.run_planned(plan, tmp_path, worker=wrong)
+
+
+def test_a_run_that_another_process_has_made_meanwhile_is_kept_once(tmp_path, monkeypatch):
+    plan = [runs.TestbedRun(name, "emoji_food", "fluent", 1, {}) for name in "ab"]
+
+    def run(planned, data):
+        if planned.name == "a":
+            with monkeypatch.context() as patch:
+                patch.setattr(runs, "_run", lambda planned, data: {"accuracy": {}, "by": "the other"})
+                runs.run_planned(plan[1:], tmp_path)
+        return {"accuracy": {}, "by": "this one"}
+
+    monkeypatch.setattr(runs, "_run", run)
+    assert [result["by"] for result in runs.run_planned(plan, tmp_path)] == ["this one", "the other"]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_diverged_run_is_kept_as_such_and_left_out_of_the_ranking(tmp_path):
     plan = [runs.TestbedRun("rmadapter/a", "emoji_activities", "fluent", 1, {**BRIEF, "lr": 1e9, "lambda1": 100.0})]
     (found,) = runs.run_planned(plan, tmp_path)
     assert "not finite" in found["diverged"]
+    assert found["commit"] == git_revision()
     assert search.ranking([found]) == []
 
 
@@ -73,16 +100,16 @@ def test_the_search_sees_base_classes_of_groups_that_demo_and_claim_do_not_show(
 
 def test_the_search_covers_its_grids_within_method_md():
     training = [
-        *search.plan_training("single", search.METHODS["single"]),
+        *search.plan_training("single", search.COMPARED["single"]),
         *(mma := search.plan_training("mma", search.MMA)),
     ]
-    assert len({run.folder for run in training}) == len(training)
+    assert len({run.name for run in training}) == len(training)
     assert all(run.changes["reconstruct"] is False for run in training)
     assert all(run.changes["shared_layer"] and run.changes["activation"] == "relu" for run in mma)
     rows = [{"lr": rate, "scale": scale} for scale in (0.1, 0.3) for rate in search.LEARNING_RATES]
     assert search.slower(rows) == [{"lr": rate, "scale": 0.1} for rate in search.SLOWER]
     losses = search.plan_losses({"epochs": 3, "lr": 0.1, "scale": 0.2, "hm": 1})
-    assert len({run.folder for run in losses}) == len(losses)
+    assert len({run.name for run in losses}) == len(losses)
     assert len(losses) == len(search.RECONSTRUCTION) * len(search.CONSISTENCY) * len(search.DATA) * len(search.SEEDS)
     for run in losses:
         changes = run.changes
@@ -102,10 +129,10 @@ def test_ranking_is_by_the_mean_harmonic_mean():
 
 def test_every_prefix_of_the_claim_is_balanced():
     plan = claim.plan()
-    methods = len(claim.COMPARED)
+    methods = len(claim.CONTROLLED)
     controlled = 8 + 8 * methods * claim.CONTROL_SEEDS
     assert len(plan) == controlled + 8 * (methods - 1) * (10 - claim.CONTROL_SEEDS)
-    assert len({run.folder for run in plan}) == len(plan)
+    assert len({run.name for run in plan}) == len(plan)
     first_seed = plan[8 : 8 + 8 * methods]
     assert {run.seed for run in first_seed} == {1}
     for pair in range(8, controlled, methods):
@@ -115,7 +142,7 @@ def test_every_prefix_of_the_claim_is_balanced():
 
 
 def test_the_control_is_rmadapter_without_reconstruction():
-    config = runs.train_config("emoji_food", "fluent", 1, **claim.COMPARED[claim.CONTROL])
+    config = runs.train_config("emoji_food", "fluent", 1, **claim.CONTROLLED[claim.CONTROL])
     whole = runs.train_config("emoji_food", "fluent", 1)
     assert config.method == claim.CONTROL
     assert (config.loss.lambda3, config.loss.lambda4) == (whole.loss.lambda3, whole.loss.lambda4)

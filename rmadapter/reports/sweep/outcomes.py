@@ -23,7 +23,7 @@ from rmadapter.reports.finished_runs import (
     read_run,
 )
 from rmadapter.sweeps.manifest import read_manifest
-from rmadapter.sweeps.progress import state, target_folder
+from rmadapter.sweeps.progress import find_result, results_there, state
 from rmadapter.sweeps.protocols import TRANSFERS, PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
 
@@ -111,8 +111,7 @@ def read_sweep(out: Path) -> SweepResults:
         transfers = _transfers(read)
         by_data = [one for results in read.values() for one in results.items()]
     else:
-        files = [sweep.folder(run) / "run" / "results.json" for run in found.done]
-        results = [run for file in files if (run := _read(file, notes)) is not None]
+        results = [read for run in found.done if (read := _read(sweep, run, None, notes)) is not None]
         rows = make_rows(results)
         by_data = [(run.group.data, run) for run in results]
     if not rows and not transfers:
@@ -154,10 +153,10 @@ def _several_splits(by_data: Sequence[tuple[str, FinishedRun]]) -> list[str]:
     ]
 
 
-def _read(file: Path, notes: list[str]) -> FinishedRun | None:
-    """The results in ``file``; None, and a note, where they cannot be read."""
+def _read(sweep: Sweep, run: PlannedRun, on: str | None, notes: list[str]) -> FinishedRun | None:
+    """A result of ``run`` that is there; None, and a note, where it cannot be read."""
     try:
-        return read_run(file)
+        return read_run(find_result(sweep, run, on))
     except InputError as error:
         notes.append(f"Unreadable, left out: {error}")
         return None
@@ -192,8 +191,5 @@ def _transfers(read: dict[PlannedRun, dict[str, FinishedRun]]) -> list[TransferR
 
 def _transfer_run(sweep: Sweep, run: PlannedRun, notes: list[str]) -> dict[str, FinishedRun]:
     """The results that are there, by short name of the data set."""
-    folder = sweep.folder(run)
-    files = {short_name(run.data): folder / "run" / "results.json"}
-    files |= {short_name(target): target_folder(folder, target) / "results.json" for target in run.targets}
-    read = {name: _read(file, notes) for name, file in files.items() if file.is_file()}
+    read = {on or short_name(run.data): _read(sweep, run, on, notes) for on in results_there(sweep, run)}
     return {name: found for name, found in read.items() if found is not None and "all" in found.accuracy}
