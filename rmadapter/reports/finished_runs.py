@@ -104,6 +104,12 @@ class Row:
         """Over the seeds that have it; percent."""
         return Stat.of(run.accuracy[part] for run in self.runs if part in run.accuracy)
 
+    def mean(self, part: str) -> float:
+        """The mean of an accuracy that the row has; percent."""
+        stat = self.accuracy(part)
+        assert stat is not None, f"no run of {self.group} has {part}"
+        return stat.mean
+
     def seconds(self, stage: str) -> Stat | None:
         """Of ``train`` or ``eval``."""
         return Stat.of(run.seconds[stage] for run in self.runs if stage in run.seconds)
@@ -221,7 +227,8 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
     )
     seconds = _numbers(field("seconds", dict, {}), what, "seconds", math.inf)
     parameters = field("trained_parameters", optional_int)
-    images = _numbers(field("images", dict, {}), what, "images", math.inf)
+    counts = _numbers(field("images", dict, {}), what, "images", math.inf)
+    images = {part: int(count) for part, count in counts.items()}
     split_file = field("split_file", optional_str)
     settings = dict(_dotted(field("settings", dict, {})))
     if (precision := field("precision", optional_str)) is not None:
@@ -319,7 +326,7 @@ def means_over_data(rows: Sequence[Row]) -> list[DataMeans]:
 
 def _means(group: Group, members: Sequence[Row]) -> DataMeans:
     parts = [part for part in ("base", "new", *RETAINED) if all(row.accuracy(part) for row in members)]
-    means = {part: statistics.fmean(row.accuracy(part).mean for row in members) for part in parts}
+    means = {part: statistics.fmean(row.mean(part) for row in members) for part in parts}
     seed_means = {part: _seed_means(members, part) for part in parts}
     seeds = seed_means["base"].keys()
     known = "new" in means
@@ -335,7 +342,7 @@ def _means(group: Group, members: Sequence[Row]) -> DataMeans:
         means["base"],
         means.get("new"),
         harmonic_mean(means["base"], means["new"]) if known else None,
-        statistics.fmean(row.hm_of_means for row in members) if known else None,
+        statistics.fmean(harmonic_mean(row.mean("base"), row.mean("new")) for row in members) if known else None,
         {part: means[part] for part in RETAINED if part in means},
         {part: stat for part, values in seed_means.items() if (stat := Stat.of(values.values())) is not None},
         None if None in seeds else len(seeds),

@@ -267,7 +267,9 @@ class _Curve:
 def _read_curves(rows: Sequence[Row]) -> tuple[list[_Curve], int]:
     """One a run that has step lines; lines that are no JSON objects with a kind and a step are counted and left out."""
     curves, unreadable = [], 0
-    for run in (run for row in rows for run in row.runs if run.folder is not None):
+    for run in (run for row in rows for run in row.runs):
+        if run.folder is None:
+            continue
         file = run.folder / "metrics.jsonl"
         lines = []
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:

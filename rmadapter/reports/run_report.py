@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _blocks(rows: Sequence[Row], means: Sequence[DataMeans]) -> list[Table | str
     measured: _Columns = {
         "shots": lambda row: _plain(row.group.shots),
         "seeds": lambda row: str(sum(run.seed is not None for run in row.runs) or ""),
-        **{_HEADINGS[part]: lambda row, part=part: _plain(row.accuracy(part)) for part in _PARTS},
+        **{_HEADINGS[part]: partial(_accuracy, part) for part in _PARTS},
         "trained parameters": lambda row: number(row.trained_parameters, ","),
         "training s": lambda row: _seconds(row.seconds("train")),
         "evaluation s": lambda row: _seconds(row.seconds("eval")),
@@ -151,7 +152,7 @@ def _blocks(rows: Sequence[Row], means: Sequence[DataMeans]) -> list[Table | str
             "HM of means": lambda mean: number(mean.hm_of_means),
             "mean of HMs": lambda mean: number(mean.mean_of_hms),
             "HM per seed": lambda mean: _plain(mean.per_seed.get("hm")),
-            **{_HEADINGS[part]: lambda mean, part=part: mean.text(part) for part in RETAINED},
+            **{_HEADINGS[part]: partial(_retained, part) for part in RETAINED},
         }
         blocks += [*_table(described, measured, means), MEANS_LEGEND]
         if len({mean.data for mean in means}) > 1:
@@ -167,6 +168,14 @@ def _table(words: _Columns, numbers: _Columns, items: Sequence[Any]) -> Iterator
         yield "; ".join(f"{heading}: {columns.pop(heading)[0]}" for heading in once)
     lines = tuple(zip(*columns.values(), strict=True))
     yield Table("", tuple(columns), lines, words=range(len(words) - len(once)))
+
+
+def _accuracy(part: str, row: Row) -> str:
+    return _plain(row.accuracy(part))
+
+
+def _retained(part: str, mean: DataMeans) -> str:
+    return mean.text(part)
 
 
 def _plain(value: object) -> str:

@@ -59,6 +59,7 @@ def describe_cost(sweep: Sweep) -> str:
 def _tested(run: PlannedRun, config: TrainConfig, loaded: dict[str, ImageData]) -> int:
     """How many images ``run`` is tested on, those of the style that measures retention among them."""
     home = loaded[run.data]
+    parts: tuple[str, ...]
     if run.seed is None:
         parts = ("all",)  # or both halves, which are as many
     elif METHODS[run.method].open_vocabulary:

@@ -50,7 +50,9 @@ def read_result(sweep: Sweep, run: PlannedRun, on: str | None) -> dict[str, Any]
         InputError: it cannot be read.
     """
     found = find_result(sweep, run, on)
-    return found.results if isinstance(found, KeptResult) else read_json(found, "results file")
+    if isinstance(found, KeptResult):
+        return found.results
+    return read_json(found or result_file(sweep.folder(run), on), "results file")
 
 
 def result_file(folder: Path, on: str | None) -> Path:
@@ -84,7 +86,7 @@ def keep_results_alone(sweep: Sweep, run: PlannedRun) -> None:
             if not mine or not is_done(sweep, run):
                 return
             # All that are there: a command may name fewer targets than the sweep has.
-            files = {None: result_file(folder, None)}
+            files: dict[str | None, Path] = {None: result_file(folder, None)}
             files |= {file.parent.name: file for file in sorted((folder / "on").glob("*/results.json"))}
             try:
                 found = {on: read_json(file, "results file") for on, file in files.items() if file.is_file()}

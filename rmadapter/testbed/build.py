@@ -49,7 +49,7 @@ QUALITY = 90  # of lossy WebP; the atlases together are then under half of what 
 
 def make_catalogue(names: list[dict[str, str]], styles: dict[str, Datasource | Iconify]) -> list[dict[str, Any]]:
     """The emoji that both pretraining styles draw, by group and lower-case name; without those left out."""
-    kept = []
+    kept: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for entry in names:
         group = UNICODE_GROUPS.get(entry["group"])

@@ -83,8 +83,8 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
         if pairs:
             untrained = {key: accuracy for key, accuracy in zeroshot.items() if style in (None, key[1])}
             drawn = f"Drawn by {style}" if style else "Both styles"
-            contrasts = (("rmadapter", "single"),)
-            blocks.append(_table(f"{drawn}, {len(pairs)} pairs", pairs, tuple(COMPARED), contrasts, untrained))
+            single = (("rmadapter", "single"),)
+            blocks.append(_table(f"{drawn}, {len(pairs)} pairs", pairs, tuple(COMPARED), single, untrained))
     controlled = {key: methods for key, methods in paired.items() if CONTROL in methods}
     if controlled:
         what = f"What of it is consistency and what reconstruction, {len(controlled)} triples, both styles"

@@ -90,15 +90,15 @@ def run_planned(
     table = ResultsTable(out / RESULTS_TABLE)
     missing = [run for run in plan[int(number) - 1 :: int(count)] if not table.of(run.name)]
     print(f"{len(missing)} of {len(plan)} runs to make", flush=True)
-    for number, run in enumerate(missing, 1):
+    for place, run in enumerate(missing, 1):
         elapsed = time.perf_counter() - began
         if budget is not None and elapsed > budget:
-            print(f"{elapsed:.0f} s are over; the same command goes on with the other {len(missing) - number + 1} runs")
+            print(f"{elapsed:.0f} s are over; the same command goes on with the other {len(missing) - place + 1} runs")
             break
         results = _run(run, (data or {}).get((run.data, run.style)))
         table.add(run.name, {None: results})
         percent = ", ".join(f"{part} {value:.1f}" for part, value in results["accuracy"].items())
-        print(f"{number} of {len(missing)}: {run.name}: {percent} ({time.perf_counter() - began:.0f} s)", flush=True)
+        print(f"{place} of {len(missing)}: {run.name}: {percent} ({time.perf_counter() - began:.0f} s)", flush=True)
     return [kept.results for run in plan for kept in table.of(run.name).values()]
 
 

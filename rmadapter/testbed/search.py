@@ -42,7 +42,7 @@ SLOWER, SLOWER_CONSISTENCY = (0.05, 0.015), (0.0, 1.0, 3.0)
 
 def base_only(data: ImageData) -> ImageData:
     """The base classes as a data set of their own, whose base and new classes are its halves."""
-    parts = {part: base_new_split(getattr(data, part), "base") for part in ("train", "val", "test")}
+    parts: dict[str, Any] = {part: base_new_split(getattr(data, part), "base") for part in ("train", "val", "test")}
     return dataclasses.replace(
         data, name=f"{data.name} base classes", retention=data.retention and base_only(data.retention), **parts
     )

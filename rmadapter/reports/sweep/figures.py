@@ -104,9 +104,7 @@ def _ablation(rows: Sequence[Row]) -> Figure | None:
     axes = figure.subplots()
     marks = {"base": ("s", "#D55E00"), "new": ("D", "#0072B2"), "hm": ("o", "#000000")}
     for place, method in enumerate(methods):
-        values = {
-            part: sum(by_method[method][name].accuracy(part).mean for name in shared) / len(shared) for part in marks
-        }
+        values = {part: sum(by_method[method][name].mean(part) for name in shared) / len(shared) for part in marks}
         axes.plot([values["base"], values["new"]], [place, place], color="#cccccc", linewidth=3, zorder=1)
         for part, (marker, colour) in marks.items():
             axes.scatter(values[part], place, s=46, marker=marker, color=colour, zorder=2)
@@ -150,7 +148,7 @@ def _costs(found: SweepResults) -> list[_Point]:
             by_method.setdefault(row.group.method, []).append(row)
     for method, rows in by_method.items():
         seconds = [stat.mean for row in rows if (stat := row.seconds("train"))]
-        percent = sum(row.accuracy("hm").mean for row in rows) / len(rows)
+        percent = sum(row.mean("hm") for row in rows) / len(rows)
         mean_seconds = sum(seconds) / len(seconds) if seconds else None
         points.append(_Point(method, rows[0].trained_parameters or 0, mean_seconds, percent))
     transfers: dict[str, list[TransferRow]] = {}
@@ -159,7 +157,7 @@ def _costs(found: SweepResults) -> list[_Point]:
             transfers.setdefault(transfer.method, []).append(transfer)
     for method, members in transfers.items():
         known = [transfer.seconds for transfer in members if transfer.seconds is not None]
-        percent = sum(transfer.mean.mean for transfer in members) / len(members)
+        percent = sum(transfer.mean.mean for transfer in members if transfer.mean) / len(members)
         points.append(_Point(method, members[0].parameters or 0, sum(known) / len(known) if known else None, percent))
     return points
 

@@ -50,7 +50,8 @@ class TransferRow:
     def by_data(self) -> dict[str, Stat]:
         """Accuracy by data set, over seeds."""
         names = dict.fromkeys(name for found in self.runs.values() for name in found)
-        return {name: Stat.of(found[name] for found in self.runs.values() if name in found) for name in names}
+        stats = {name: Stat.of(found[name] for found in self.runs.values() if name in found) for name in names}
+        return {name: stat for name, stat in stats.items() if stat is not None}
 
     @property
     def seed_means(self) -> dict[int | None, float]:
@@ -95,7 +96,7 @@ def read_sweep(out: Path) -> SweepResults:
         InputError: no sweep there, one of another version, or none of its runs has a result.
     """
     manifest = read_manifest(out)
-    lists = {name: tuple(manifest[name]) for name in ("data", "methods", "seeds", "sources")}
+    lists: dict[str, Any] = {name: tuple(manifest[name]) for name in ("data", "methods", "seeds", "sources")}
     sweep = Sweep(manifest["protocol"], **lists, options=(), data_root=None, out=out)
     found, notes = state(sweep), []
     for run in found.failed:
@@ -107,13 +108,14 @@ def read_sweep(out: Path) -> SweepResults:
     rows: list[Row] = []
     transfers: list[TransferRow] = []
     if sweep.protocol in TRANSFERS:
-        read = {run: _transfer_run(sweep, run, notes) for run in sweep.runs()}
-        transfers = _transfers(read)
-        by_data = [one for results in read.values() for one in results.items()]
+        transfer_runs = {run: _transfer_run(sweep, run, notes) for run in sweep.runs()}
+        transfers = _transfers(transfer_runs)
+        by_data = [one for results in transfer_runs.values() for one in results.items()]
     else:
-        results = [read for run in found.done if (read := _read(sweep, run, None, notes)) is not None]
-        rows = make_rows(results)
-        by_data = [(run.group.data, run) for run in results]
+        read = [_read(sweep, run, None, notes) for run in found.done]
+        finished = [run for run in read if run is not None]
+        rows = make_rows(finished)
+        by_data = [(run.group.data, run) for run in finished]
     if not rows and not transfers:
         raise InputError(f"no run of the sweep in {out} has a result yet" + "".join(f"; {note}" for note in notes))
     means = means_over_data(rows)
@@ -155,8 +157,11 @@ def _several_splits(by_data: Sequence[tuple[str, FinishedRun]]) -> list[str]:
 
 def _read(sweep: Sweep, run: PlannedRun, on: str | None, notes: list[str]) -> FinishedRun | None:
     """A result of ``run`` that is there; None, and a note, where it cannot be read."""
+    found = find_result(sweep, run, on)
+    if found is None:
+        return None
     try:
-        return read_run(find_result(sweep, run, on))
+        return read_run(found)
     except InputError as error:
         notes.append(f"Unreadable, left out: {error}")
         return None

@@ -112,10 +112,10 @@ def _data_tables(found: SweepResults) -> list[Table]:
                     number(row.hm_of_means),
                     *(str(row.accuracy(part) or "") for part in RETAINED),
                     number(row.trained_parameters, ","),
-                    number(row.seconds("train") and row.seconds("train").mean, ".1f"),
+                    number(_mean(row.seconds("train")), ".1f"),
                     joined(paper) if paper else "",
-                    difference(base and base.mean, paper and paper[0]),
-                    difference(new and new.mean, paper and paper[1]),
+                    difference(_mean(base), paper and paper[0]),
+                    difference(_mean(new), paper and paper[1]),
                 )
             )
         headings = ("method", "seeds", "base", "new", "HM", "HM of means", *_RETAINED_HEADINGS)
@@ -123,6 +123,10 @@ def _data_tables(found: SweepResults) -> list[Table]:
         headings += ("published base / new", "base", "new")
         made.append(Table(data, _differences(headings), tuple(rows)))
     return made
+
+
+def _mean(stat: Stat | None) -> float | None:
+    return None if stat is None else stat.mean
 
 
 def _differences(headings: tuple[str, ...]) -> tuple[str, ...]:
@@ -193,7 +197,7 @@ def _transfer_tables(found: SweepResults) -> list[Table]:
                     *(str(row.by_data.get(name, "")) for name in names),
                     str(row.mean or ""),
                     number(paper),
-                    difference(row.mean and row.mean.mean, paper),
+                    difference(_mean(row.mean), paper),
                 )
             )
         headings = (
@@ -213,9 +217,9 @@ def _reference(protocol: str) -> Table:
     """The published means, so that they stand beside whatever was run."""
     note = f"{published.SETTING}; these numbers are the papers', not measured here."
     if protocol in TRANSFERS:
-        rows = tuple((name, number(value)) for name, value in published.TRANSFER_MEAN[protocol].items())
+        transfers = tuple((name, number(value)) for name, value in published.TRANSFER_MEAN[protocol].items())
         what = "the ten data sets" if protocol == "cross" else "ImageNet's four variants"
-        return Table(f"Published: mean over {what}", ("method", "accuracy"), rows, note=note)
+        return Table(f"Published: mean over {what}", ("method", "accuracy"), transfers, note=note)
     rows = tuple(
         (name, number(paper.base), number(paper.new), *(number(_published_hm(paper, kind)) for kind in HM_HEADINGS))
         for name, paper in published.BASE_NEW_MEAN.items()
@@ -258,8 +262,8 @@ def _stats(found: SweepResults) -> Iterator[tuple[str, str, str, str, Stat | Non
         seeded = None not in transfer.runs
         for data, stat in transfer.by_data.items():
             yield transfer.method, transfer.source, data, "all", stat, None, seeded
-        paper, name = _published_transfer(found, transfer), f"mean of {len(transfer.targets)}"
-        yield transfer.method, transfer.source, name, "all", transfer.mean, paper, seeded
+        whole, name = _published_transfer(found, transfer), f"mean of {len(transfer.targets)}"
+        yield transfer.method, transfer.source, name, "all", transfer.mean, whole, seeded
 
 
 def differs_from_setting(settings: dict[str, Any]) -> str:
