@@ -27,6 +27,8 @@ def parse_train(
     silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
     asked = parse_arguments(TrainConfig, silent, prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
     own = ["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else []
+    if not own and silent == argv:
+        return asked
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
 
 

@@ -330,15 +330,20 @@ def test_a_recorded_step_that_differs_is_found(tokenizer, monkeypatch):
         check(4, *small_contenders(tokenizer), graphs=True)
 
 
+# One of each kind, and those whose memory is compared.
+FEW = ["plain", "all", "all, views", NO_RECONSTRUCTION, "only trim", "floor", GRAPHS]
+
+
 @pytest.mark.parametrize(
     ("precision", "names"),
     [
-        ("fp32", CONTENDERS),
+        ("fp32", FEW),
+        pytest.param("fp32", CONTENDERS, marks=pytest.mark.slow),
         ("bf16", ["plain", "all"]),
         pytest.param("bf16", CONTENDERS, marks=pytest.mark.slow),
         ("autocast", ["plain"]),
     ],
-    ids=["fp32", "bf16, two", "bf16", "autocast"],
+    ids=["fp32, few", "fp32", "bf16, two", "bf16", "autocast"],
 )
 def test_every_contender_runs(tokenizer, precision, names, monkeypatch):
     """On a small model: one step of each, two samples, of which the first warms up; its memory hangs on no other."""

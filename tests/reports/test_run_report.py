@@ -283,6 +283,7 @@ def test_no_runs_and_no_folder_are_input_errors(tmp_path):
         report([tmp_path / "nowhere"])
 
 
+@pytest.mark.drawn
 def test_files_are_written_whole_and_listed(runs, tmp_path):
     for seed in (1, 2):
         write_metrics(runs / "a" / f"seed{seed}", '{"kind": "st')

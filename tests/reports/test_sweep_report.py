@@ -182,6 +182,7 @@ PLOTS = {
 }
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("protocol", CASES)
 def test_files(tmp_path, protocol, capsys):
     data, methods, source = CASES[protocol]

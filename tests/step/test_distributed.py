@@ -86,8 +86,9 @@ def two_processes(rank: int, world: int, folder: Path, train: list[str], cache: 
     means.add({"total": torch.tensor(float(rank))}, torch.eye(3), torch.tensor([0, 1, 0]), 3 - rank)
     assert means.values(ranks) == {"loss": (world - 1) / 2, "accuracy": pytest.approx(100 * 4 / 5)}
     torch.distributed.destroy_process_group()
-    meet(rank, world, folder / "run")
-    main([*train, "--out", str(folder / "views"), "--views", "2", "--cache-dir", str(cache)])
+    for name, more in {"plain": ["--no-evaluate"], "views": ["--views", "2", "--cache-dir", str(cache)]}.items():
+        meet(rank, world, folder / f"{name} meets")
+        main([*train, "--out", str(folder / name), *more])
 
 
 @pytest.fixture(scope="module")
@@ -203,26 +204,40 @@ def trained(words: list[str], out: Path, *more: str) -> Path:
     return out
 
 
-def test_a_run_of_two_processes_equals_one(of_two, words, tmp_path, lock):
-    """Losses, weights and results; once with views kept, and once as users start it, by torchrun."""
-    one = trained(words(), tmp_path / "one")
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory, words) -> Path:
+    """The run that those of several processes are compared with."""
+    return trained(words(), tmp_path_factory.mktemp("one") / "run")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    expected = adapter_in(one)
+    for name, tensor in adapter_in(other).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_of_two_processes_equals_one(of_two, of_one):
+    """Losses, weights and results; once more with views kept."""
     folder, (said, silent) = of_two
-    assert said.count("epoch 3 of 3") == 1
+    assert said.count("epoch 3 of 3") == 2
     assert "views: 2 an image" in said
     assert "epoch" not in silent
     assert (folder / "views" / "results.json").exists()
     # The third epoch begins the views anew.
-    lines = [metrics_of(run)[:3] for run in (one, folder / "views")]
+    lines = [metrics_of(run)[:3] for run in (of_one, folder / "views")]
     for mine, theirs in zip(*lines, strict=True):
         for key in set(mine) - {"kind", "images_per_second"}:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3), key
+    assert_same_weights(of_one, folder / "plain")
+
+
+@pytest.mark.slow  # torchrun and its two processes each import PyTorch: 22 s
+def test_a_run_started_by_torchrun_equals_one(of_one, words, tmp_path, lock):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "rmadapter.train", *words()[1:], "--no-evaluate", "--out", str(tmp_path / "two")]
     with lock:
         subprocess.run(command, capture_output=True, timeout=180, check=True)
-    expected = adapter_in(one)
-    for name, tensor in adapter_in(tmp_path / "two").items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+    assert_same_weights(of_one, tmp_path / "two")
 
 
 def one_of_several(rank: int, world: int, folder: Path, train: list[str]) -> None:
