@@ -99,12 +99,12 @@ def test_a_worker_whose_device_lacks_the_precision_leaves_the_runs_to_others(
     assert sweep(*sweep_words(data="animals", methods="zeroshot")) == 0  # where nothing is left to make
 
 
-def test_two_workers_share_a_sweep(sweep_words, tmp_path):
-    command = [sys.executable, "-m", "rmadapter", "sweep", *sweep_words(seeds="1,2"), "--jobs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    keys = [key for key in (line.rpartition("] ")[2] for line in done.stdout.splitlines()) if key.endswith(" s)")]
+def test_two_workers_share_a_sweep(sweep_words, tmp_path, capfd):
+    assert sweep(*sweep_words(seeds="1,2"), "--jobs", "2") == 0
+    out = capfd.readouterr().out  # the workers' too
+    keys = [key for key in (line.rpartition("] ")[2] for line in out.splitlines()) if key.endswith(" s)")]
     assert len(keys) == len(set(keys)) == 6
-    assert done.stdout.count("6 runs in") == done.stdout.count("6 done, 0 failed") == 1
+    assert out.count("6 runs in") == out.count("6 done, 0 failed") == 1
     assert len(results_of(tmp_path / "s")) == 6
 
 
