@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,23 @@ def test_the_wheel_is_for_every_python_and_holds_the_extension(tmp_path):
 
 
 @pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
-def test_the_environment_chooses_the_instruction_set():
+def test_the_environment_chooses_the_instruction_set(monkeypatch):
+    """What the module does at its import, done again in this process."""
+    before = cpu.instruction_set()
+    try:
+        monkeypatch.setenv("RMADAPTER_CPU", "portable")
+        assert runpy.run_path(cpu.__file__)["instruction_set"]() == "portable"
+        monkeypatch.setenv("RMADAPTER_CPU", "sse9")
+        valid = ", ".join(cpu.instruction_sets())
+        with pytest.raises(ValueError, match="RMADAPTER_CPU: .* is 'sse9'; valid on this processor: " + valid):
+            runpy.run_path(cpu.__file__)
+    finally:
+        cpu.use_instruction_set(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+def test_the_environment_chooses_the_instruction_set_of_a_process():
     ask = "from rmadapter_kernels import cpu; print(cpu.instruction_set())"
     environment = {"PYTHONPATH": str(cpu.LIBRARY.parents[1])}
     assert python("-c", ask, cwd=Path.home(), RMADAPTER_CPU="portable", **environment).stdout.strip() == "portable"

@@ -16,7 +16,7 @@ from rmadapter_kernels import available_backends, explain
 
 pytest.importorskip("triton", reason="Triton is for Linux alone")
 HERE = Path(__file__).parent
-SHARDS = ["1/4", "2/4", "3/4", "4/4"]
+SHARDS = ["1/2", "2/2"]
 SLOW_SHARDS = ["1/3", "2/3", "3/3"]
 
 
@@ -34,7 +34,8 @@ def run_under_the_interpreter(shard: str, marks: str) -> None:
     command += ["-p", "interpreter_shards", "--shard", shard, "--confcutdir", str(HERE), "--durations", "10"]
     done = subprocess.run(
         [*command, *map(str, sorted(HERE.glob("triton_interpreter*.py")))],
-        env=environment(TRITON_INTERPRET="1"), cwd=HERE.parents[1], capture_output=True, text=True, check=False,
+        env=environment(TRITON_INTERPRET="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"), cwd=HERE.parents[1],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     result = done.stdout.splitlines()[-1]
@@ -64,21 +65,12 @@ def test_every_test_is_in_one_shard(shards):
 @pytest.mark.timeout(600)
 def test_data_parallel_under_the_interpreter(tmp_path):
     """Two processes over gloo: weights stay those of one process, also those that a loss leaves unused."""
-    command = [sys.executable, str(HERE / "triton_ddp.py")]
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting")],
-            env=environment(TRITON_INTERPRET="1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        printed = [process.communicate(timeout=500)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for rank, text in enumerate(printed):
-        assert f"rank {rank} done" in text, text[-4000:]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "triton_ddp.py"), str(tmp_path / "meeting")],
+        env=environment(TRITON_INTERPRET="1"), capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert sorted(done.stdout.splitlines()) == ["rank 0 done", "rank 1 done"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is so without a CUDA device")

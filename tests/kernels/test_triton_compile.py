@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -131,8 +132,12 @@ def test_every_configuration_compiles_without_spills():
         check_row(row)
 
 
-def test_what_does_not_compile_is_named_after_the_rest(monkeypatch, tmp_path):
+@pytest.mark.parametrize("pool", [slow("processes"), "threads"])
+def test_what_does_not_compile_is_named_after_the_rest(pool, monkeypatch, tmp_path):
+    """A thread starts at once; test_report_command has a process."""
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    if pool == "threads":
+        monkeypatch.setattr(report, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     (good,) = report.cases(["sm_80"], ["bf16"], [16], ["weights"])
     broken = dataclasses.replace(good, config=Config(16, 1 << 21, 4, 2))
     rows = []

@@ -185,7 +185,7 @@ def loads_of_x(objective: str, norm: bool, local: bool, need_x: bool) -> int:
         slow(torch.float32, "l2", False, True),
         (torch.float16, "l2", False, True),
         slow(torch.float32, "l2", True, True),
-        (torch.float16, "l1", True, False),
+        slow(torch.float16, "l1", True, False),
         (torch.float32, "l2", False, False),
         slow(torch.float16, "cosine", False, True),
         (torch.float32, "cosine", True, False),
