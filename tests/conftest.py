@@ -150,3 +150,23 @@ def sweep_words(tmp_path, clip_folder):
         return [protocol, *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """In tests of reports a figure is made but saved as one pixel (a second less for each), unless ``drawn``.
+
+    Here, since a second conftest would be found by tests that import from this one.
+    """
+    if "reports" not in request.path.parts or request.node.get_closest_marker("drawn"):
+        return
+    from rmadapter.reports import run_plots
+    from rmadapter.reports.sweep import figures
+
+    def save(figure, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (1, 1)).save(path)
+        return path
+
+    for module in (run_plots, figures):
+        monkeypatch.setattr(module, "save_figure", save)

@@ -10,58 +10,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from run_folders import three_methods, write_metrics, write_run
 
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_table import ResultsTable
-from rmadapter.reports import run_plots as plots
-from rmadapter.reports.finished_runs import find_runs, make_rows, method_order
 from rmadapter.reports.run_report import harmonic_mean, report
 
 
-def write_run(folder: Path, accuracy: dict[str, float], **changes) -> Path:
-    values = {
-        "format": 1,
-        "method": "rmadapter",
-        "data": "digits",
-        "model": "local-dir:models/tiny",
-        "pretrained": None,
-        "shots": 16,
-        "seed": 1,
-        "classes": "base",
-        "split": "test",
-        "accuracy": accuracy,
-        "images": {"base": 450, "new": 449},
-        "trained_parameters": 123456,
-        "seconds": {"train": 12.0, "eval": 1.5},
-        "backend": "eager",
-        "precision": "fp32",
-        "device": "cpu",
-    }
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(values | changes))
-    return folder
-
-
-def write_metrics(folder: Path, *extra: str) -> None:
-    lines = [
-        {
-            "kind": "step",
-            "epoch": 1,
-            "step": step,
-            "lr": 0.001,
-            "loss": 2 / step,
-            "cross_entropy": 1 / step,
-            "reconstruction_vision": 0.5 / step,
-            "reconstruction_text": 0.25 / step,
-            "consistency_image": 0.0,
-            "consistency_text": 0.0,
-            "accuracy": 50.0 + step,
-            "images_per_second": 50.0,
-        }
-        for step in (10, 20, 30)
-    ]
-    texts = [*map(json.dumps, lines), json.dumps({"kind": "epoch", "epoch": 1, "loss": 1.0}), *extra]
-    (folder / "metrics.jsonl").write_text("\n".join(texts) + "\n")
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return three_methods(tmp_path / "runs")
 
 
 def table(text: str, number: int = 0) -> list[dict[str, str]]:
@@ -74,18 +32,6 @@ def table(text: str, number: int = 0) -> list[dict[str, str]]:
             tables.append([])
     heading, _, *rows = tables[number]
     return [dict(zip(heading, row, strict=True)) for row in rows]
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Two seeds of rmadapter, one of single, zero-shot; as training writes them, one level apart."""
-    root = tmp_path / "runs"
-    write_run(root / "a" / "seed1", {"base": 90.0, "new": 60.0, "hm": 72.0}, seed=1)
-    write_run(root / "a" / "seed2", {"base": 92.0, "new": 66.0, "hm": 76.9}, seed=2, seconds={"train": 14.0})
-    write_run(root / "b", {"base": 95.0, "new": 50.0}, method="single")
-    zeroshot = {"method": "zeroshot", "shots": None, "seed": None, "trained_parameters": 0, "seconds": {"eval": 1.5}}
-    write_run(root / "z", {"base": 75.0, "new": 62.0}, **zeroshot)
-    return root
 
 
 def test_harmonic_mean():
@@ -316,72 +262,6 @@ def test_without_matplotlib_there_are_tables_and_a_sentence(runs, tmp_path, monk
     assert "pip install 'rmadapter[plot]'" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_scatter_bars_and_contours_show_the_numbers(runs):
-    rows = make_rows(find_runs([runs])[0])
-    figure = plots._base_new(rows, (), plots.method_colours({row.group.method for row in rows}))
-    scatter, bars = figure.axes
-    assert "base classes, %" in scatter.get_xlabel()
-    assert "new classes, %" in scatter.get_ylabel()
-    heights = sorted(patch.get_height() for patch in bars.patches)
-    assert heights == pytest.approx(
-        sorted([75, 62, harmonic_mean(75, 62), 95, 50, harmonic_mean(95, 50), 91, 63, (72 + harmonic_mean(92, 66)) / 2])
-    )
-    assert [label.get_text() for label in bars.get_xticklabels()] == ["base", "new", "HM"]
-    offsets = [tuple(point) for marks in scatter.collections for point in marks.get_offsets().tolist()]
-    assert {(75.0, 62.0), (95.0, 50.0), (91.0, 63.0), (90.0, 60.0), (92.0, 66.0)} <= set(offsets)
-    assert bars.get_ylim()[0] == 0
-
-
-def test_curves_show_each_run_and_no_empty_panel(runs):
-    for folder in (runs / "a" / "seed1", runs / "b"):
-        write_metrics(folder)
-    rows = make_rows(find_runs([runs])[0])
-    curves, unreadable = plots._read_curves(rows)
-    assert (len(curves), unreadable) == (2, 0)
-    figure = plots._curves(curves, plots.COLOURS)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
-    assert titles == [
-        "whole loss",
-        "cross-entropy",
-        "reconstruction, summed over layers",
-        "accuracy on training batches",
-    ]
-    whole, _, reconstruction, accuracy = (axes for axes in figure.axes if axes.get_visible())
-    assert [line.get_color() for line in whole.lines] == [plots.COLOURS["single"], plots.COLOURS["rmadapter"]]
-    assert len(reconstruction.lines) == 4
-    assert reconstruction.get_yscale() == "log"
-    assert accuracy.lines[0].get_xydata().tolist() == [[10, 60], [20, 70], [30, 80]]
-    assert accuracy.get_ylabel() == "top-1, %"
-    assert all(axes.get_xlabel() == "optimiser step" for axes in (whole, reconstruction, accuracy))
-
-
-def test_colours_and_order_do_not_depend_on_what_else_is_shown():
-    alone = plots.method_colours({"rmadapter"})
-    together = plots.method_colours({"zeroshot", "single", "rmadapter", "rmadapter-l1"})
-    assert alone["rmadapter"] == together["rmadapter"] == plots.COLOURS["rmadapter"]
-    assert len(set(together.values())) == len(together)
-    assert sorted(["rmadapter-l1", "rmadapter", "x", "single", "zeroshot"], key=method_order) == [
-        "zeroshot",
-        "single",
-        "rmadapter",
-        "rmadapter-l1",
-        "x",
-    ]
-
-
-def test_several_shots_and_data_sets_are_told_apart_in_the_plot(runs):
-    write_run(runs / "four", {"base": 80.0, "new": 60.0}, shots=4)
-    write_run(runs / "dtd", {"base": 60.0, "new": 50.0}, data="dtd")
-    found = report([runs])
-    series = plots._all_series(found.rows, found.means, plots.method_colours(set()))
-    assert list(series) == ["mean of 2 data sets, tiny", "digits, tiny", "dtd, tiny"]
-    labels = {one.label: one for one in series["digits, tiny"]}
-    assert list(labels) == ["zeroshot", "single, 16 shots", "rmadapter, 4 shots", "rmadapter, 16 shots"]
-    four, sixteen = labels["rmadapter, 4 shots"], labels["rmadapter, 16 shots"]
-    assert four.marker != sixteen.marker
-    assert four.colour != sixteen.colour
-
-
 def test_retention_has_its_columns_and_styles_their_rows(tmp_path):
     kept = {"retained_base": 30.0, "retained_new": 20.0}
     write_run(tmp_path / "a1", {"base": 60, "new": 50, **kept}, data="emoji_food", style="fluent")
@@ -413,12 +293,3 @@ def test_without_retention_there_is_neither_column_nor_legend(runs):
     text = report([runs]).text
     assert "etained" not in text
     assert "style" not in text
-
-
-def test_bars_show_retention(tmp_path):
-    write_run(tmp_path / "a", {"base": 60, "new": 50, "retained_base": 30.0, "retained_new": 20.0}, style="fluent")
-    found = report([tmp_path], tmp_path / "out")
-    figure = plots._base_new(found.rows, found.means, plots.method_colours({"rmadapter"}))
-    labels = [tick.get_text() for axes in figure.axes for tick in axes.get_xticklabels()]
-    assert {"retained\nbase", "retained\nnew"} <= set(labels)
-    assert any("drawn by fluent" in sub.get_suptitle() for sub in figure.subfigs)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
-from dataclasses import fields
 
 import pytest
 import torch
-from conftest import SMALL_CONFIG, small_clip
-from open_clip import CLIPVisionCfg
+from conftest import small_clip
+from step_cases import COUNTED, SHORTCUTS, TOWERS, assert_same, batch, fast, make, plain, run, scarce, some
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,101 +15,10 @@ from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, To
 from rmadapter.clip.obstacles import blocks_obstacle, last_block_obstacle
 from rmadapter.clip.storage import store_weights
 from rmadapter.config.shortcuts import StepConfig
-from rmadapter.objectives.losses import gradient_norms
-from rmadapter.step import train_step
 from rmadapter.step.costs import tower_shape
 from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep
-from rmadapter.tuners import encoders
 from rmadapter.tuners.encoders import Encoders
-
-NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cat"]
-COUNTED = StepConfig(packed_weights=False)  # PyTorch counts the operations of its own products, not of oneDNN's
-SHORTCUTS = [field.name for field in fields(StepConfig)]
-
-
-def text_config(**changes):
-    return {"text_cfg": {**SMALL_CONFIG["text_cfg"], **changes}}
-
-
-def vision_config(**changes):
-    return {"vision_cfg": {**SMALL_CONFIG["vision_cfg"], **changes}}
-
-
-# Towers where this or that shortcut does not apply, besides CLIP's own.
-TOWERS = {
-    "clip": {},
-    "bidirectional": text_config(no_causal_mask=True),
-    "last token": text_config(pool_type="last"),
-    "first token": text_config(pool_type="first", no_causal_mask=True),
-    "mean of patches": vision_config(pool_type="avg", final_ln_after_pool=True),
-    "attention pooling": vision_config(attentional_pool=True, attn_pooler_heads=4),
-    "layer scale": {
-        "vision_cfg": {**SMALL_CONFIG["vision_cfg"], "ls_init_value": 0.5},
-        "text_cfg": {**SMALL_CONFIG["text_cfg"], "ls_init_value": 0.5},
-    },
-    "quick gelu, projection with bias": {**text_config(proj_bias=True), "quick_gelu": True},
-}
-if "block_type" in {field.name for field in fields(CLIPVisionCfg)}:  # open_clip has them by name from 3.0 on
-    TOWERS["custom blocks"] = {
-        "vision_cfg": {**SMALL_CONFIG["vision_cfg"], "block_type": "custom", "ls_init_value": 0.3},
-        "text_cfg": {**SMALL_CONFIG["text_cfg"], "scale_fc": True, "scale_attn": True, "qk_norm": True},
-    }
-
-
-def some(*names):
-    """Those of the towers that this version of open_clip has."""
-    return [name for name in names if name in TOWERS]
-
-
-def make(tokenizer, towers=None, loss=None, *, trim=True, **config) -> RMAdapterCLIP:
-    clip = small_clip(**(towers or {}))
-    torch.manual_seed(0)
-    config = RMAdapterConfig(**{"layers": "2-3", "bottleneck": 8, "scale": 0.5, **config})
-    loss = loss or LossConfig(2, 3, 4, 5)
-    return RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=loss, trim=trim, keep_targets=trim).train()
-
-
-def scarce(model: RMAdapterCLIP) -> int:
-    """Bytes that hold less than all prompts and more than two classes."""
-    step = TrainStep(model)
-    shape = tower_shape(model.adapted, "text", stream=4)
-    return int(0.8 * sum(map(shape.saved_bytes, step.chunks)))
-
-
-def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % len(NAMES)
-
-
-def run(step, model) -> dict[str, torch.Tensor]:
-    """Logits, losses and gradients of one step."""
-    model.zero_grad()
-    logits, losses = step(*batch())
-    losses["total"].backward()
-    found = {"logits": logits.detach(), **{name: value.detach() for name, value in losses.items()}}
-    return found | {f"d {n}": p.grad for n, p in model.adapted.adapter_tensors().items() if p.grad is not None}
-
-
-def assert_same(found, expected, tolerance=1e-5):
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        error = (found[name] - value).norm() / value.norm().clamp_min(1e-6)
-        assert error < tolerance, f"{name}: {error:.1e}"
-
-
-def plain(tokenizer, towers=None, loss=None, **config):
-    """Everything computed anew, prompts at 77 tokens, through open_clip's own forward passes and hooks."""
-    model = make(tokenizer, towers, loss, trim=False, **config)
-    return run(model, model)
-
-
-def fast(tokenizer, towers=None, loss=None, shortcuts=None, *, chunks=None, recompute=False, **config):
-    shortcuts = shortcuts or StepConfig()
-    model = make(tokenizer, towers, loss, trim=shortcuts.trim, **config)
-    step = TrainStep(model, shortcuts, text_bytes=chunks, recompute=recompute)
-    run(step, model)  # what is kept is used by a second step
-    return run(step, model)
 
 
 @pytest.mark.parametrize("towers", TOWERS.values(), ids=TOWERS)
@@ -393,87 +300,3 @@ def test_a_copied_step_is_its_own(tokenizer):
 
 
 # Recomputation around compiled parts is in the next test too.
-@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_compiled_it_is_one_graph_a_tower_and_stays_so(tokenizer, recompute):
-    """No graph break (fullgraph raises), no compilation after the first step, recomputation around compiled parts."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = make(tokenizer)
-    step = TrainStep(model, text_bytes=scarce(model) if recompute else None)
-    assert any(chunk.recompute for chunk in step.chunks) == recompute
-    step.compile_parts(backend="aot_eager")
-    run(step, model)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert graphs == 1 + len({(chunk.stop - chunk.start, chunk.length) for chunk in step.chunks})
-    for _ in range(3):
-        found = run(step, model)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
-    assert not torch._dynamo.utils.counters["graph_break"]
-    assert_same(found, plain(tokenizer), 1e-4)
-
-
-def test_compiled_with_gradient_checkpointing_recomputation_is_around_each_block(tokenizer, monkeypatch):
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = make(tokenizer)
-    step = TrainStep(model, recompute=True)
-    step.compile_parts(backend="aot_eager")
-    around = []
-    for module in (train_step, encoders):
-        real = module.checkpoint
-
-        def outside(*arguments, real=real, **settings):
-            assert not torch.compiler.is_compiling()
-            around.append(arguments[0])
-            return real(*arguments, **settings)
-
-        monkeypatch.setattr(module, "checkpoint", outside)
-    run(step, model)
-    found = run(step, model)
-    blocks = step.image.depth - 1 - step.image.first
-    assert len(around) == 2 * (blocks + len(step.chunks))
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert graphs == blocks + len({(chunk.stop - chunk.start, chunk.length) for chunk in step.chunks})
-    assert_same(found, plain(tokenizer), 1e-4)
-
-
-def test_compiled_gradient_norms_at_any_step(tokenizer):
-    """A backward pass that was compiled for a step without them must leave the graph to a step with them."""
-    torch._dynamo.reset()
-    model = make(tokenizer)
-    step = TrainStep(model)
-    step.compile_parts(backend="aot_eager")
-    run(step, model)
-    w_down = [p for name, p in model.adapted.adapter_tensors().items() if name.endswith("w_down")]
-    _, losses = step(*batch())
-    norms = gradient_norms(losses, model.loss, w_down)
-    losses["total"].backward()
-    _, losses = model(*batch())
-    for name, value in gradient_norms(losses, model.loss, w_down).items():
-        torch.testing.assert_close(norms[name], value, rtol=1e-3, atol=1e-5)
-
-
-# Each shape is a compilation, 3 s; dynamo's own limit is 8.
-@pytest.mark.parametrize(("shapes", "limit"), [(4, 2), pytest.param(12, 8, marks=pytest.mark.slow)])
-def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, monkeypatch, shapes, limit):
-    torch._dynamo.reset()
-    monkeypatch.setattr("rmadapter.step.train_step.CHUNK_TOKENS", {"cpu": 0})
-    monkeypatch.setattr(
-        sys.modules[__name__], "NAMES", [" ".join("abcdefghijkl"[: count + 1]) for count in range(shapes)]
-    )
-    # monkeypatch would leave the setting without a value, and the next compilation in this process without a limit.
-    with torch._dynamo.config.patch(recompile_limit=limit):
-        model = make(tokenizer)
-        step = TrainStep(model, StepConfig(shared_start=False))
-        assert len(step.chunks) == shapes
-        step.compile_parts(backend="aot_eager")
-        run(step, model)
-
-
-@pytest.mark.slow
-def test_compiled_to_machine_code(tokenizer):
-    torch._dynamo.reset()
-    model = make(tokenizer)
-    step = TrainStep(model)
-    step.compile_parts()
-    assert_same(run(step, model), plain(tokenizer), 1e-4)
