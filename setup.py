@@ -90,6 +90,8 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", platform
 
 
+# The documentation as a site, and the tests that build it.
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "test": [
@@ -102,12 +104,13 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "scikit-learn>=1.4",  # what the linear probe is compared with
         "setuptools>=77",  # the tests of the build run setup.py
+        *DOCS,
     ],
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
     "dev": ["mypy>=1.14", "ruff>=0.6"],
-    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+    "docs": DOCS,
 }
 
 setup(

@@ -57,16 +57,16 @@ def _train(argv: list[str]) -> None:
 
 def _eval(argv: list[str]) -> None:
     from rmadapter.evaluation.evaluate import EvalConfig
-    from rmadapter.evaluation.stored import evaluate
+    from rmadapter.evaluation.stored import evaluate_stored
 
-    evaluate(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
+    evaluate_stored(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
 
 
 def _predict(argv: list[str]) -> None:
     from rmadapter.evaluation.predict import PredictConfig
-    from rmadapter.evaluation.stored import predict
+    from rmadapter.evaluation.stored import predict_with_stored
 
-    predict(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
+    predict_with_stored(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
 
 
 def _report(argv: list[str]) -> None:
@@ -88,7 +88,7 @@ def _report(argv: list[str]) -> None:
 
 
 def _sweep(argv: list[str]) -> int:
-    from rmadapter.sweeps.sweep import run_sweep
+    from rmadapter.sweeps.run_sweep import run_sweep
 
     return run_sweep(argv)
 

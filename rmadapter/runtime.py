@@ -102,16 +102,19 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache  # the code that a process runs is what was there when it began
 def git_revision() -> str | None:
-    """Commit of the checkout that this code is in, with "+changes" where it is not clean; None outside one."""
+    """Commit of the checkout that this code is in, with "+changes" where it is not clean; None outside one.
+
+    An environment inside the checkout of another project is outside: git does not track the code there.
+    """
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import torch
 
-from rmadapter import InputError
+from rmadapter import InputError, runtime
 from rmadapter.runtime import (
     environment,
     residual_dtype,
@@ -57,3 +59,19 @@ def test_environment_names_versions_and_revision():
     found = environment(CPU)
     assert found["torch"] == torch.__version__
     assert {"python", "open_clip", "threads", "git", "command"} <= set(found)
+
+
+def test_the_revision_is_not_that_of_a_checkout_around_the_environment(tmp_path, monkeypatch):
+    """As where the package is installed in the environment of another project, which its git ignores."""
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("commit", "-qm", "of the other project", "--allow-empty")
+    (tmp_path / "runtime.py").touch()
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
+    assert runtime.git_revision.__wrapped__() is None
+    git("add", "runtime.py")
+    git("commit", "-qm", "of this one")
+    assert len(runtime.git_revision.__wrapped__()) == 40

@@ -26,8 +26,8 @@ from rmadapter.errors import InputError, check_choice, nearest
 RANDOM_WEIGHTS_SEED = 0
 
 # What a local-dir: folder holds.
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
         check_choice("scheme of model", scheme, ("local-dir", "hf-hub"))
         if pretrained is not None:
             raise InputError(f"pretrained is {pretrained!r}, but model {name!r} brings its own weights")
-        for file in (CONFIG_FILE, WEIGHTS_FILE) if scheme == "local-dir" else ():
+        for file in (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS) if scheme == "local-dir" else ():
             if not (Path(name.partition(":")[2]) / file).is_file():
                 raise InputError(f"model is {name!r}, where there is no {file}")
     try:
@@ -127,7 +127,7 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
 
     The folder's architecture is entered into open_clip's registry under a name of its own, which all versions have.
     """
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
     architecture = config["model_cfg"]
     if architecture["text_cfg"].get("hf_tokenizer_name"):
         architecture["text_cfg"]["hf_tokenizer_name"] = str(folder)  # its files lie beside the weights
@@ -137,7 +137,7 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
         (Path(registered) / f"{name}.json").write_text(text)
         open_clip.add_model_config(registered)
     clip = open_clip.create_model(
-        name, pretrained=str(folder / WEIGHTS_FILE), force_preprocess_cfg=config.get("preprocess_cfg")
+        name, pretrained=str(folder / OPEN_CLIP_WEIGHTS), force_preprocess_cfg=config.get("preprocess_cfg")
     )
     return clip, open_clip.get_tokenizer(name)
 

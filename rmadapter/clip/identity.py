@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rmadapter.clip.names import brings_weights
 from rmadapter.clip.towers import CHILD
 from rmadapter.clip.types import ClipModel
 
@@ -19,8 +20,7 @@ class ModelSource:
     pretrained: str | None = None
 
     def __str__(self) -> str:
-        # A name with a scheme, such as local-dir:, brings its own weights.
-        return self.name if ":" in self.name else f"{self.name} ({self.pretrained or 'random weights'})"
+        return self.name if brings_weights(self.name) else f"{self.name} ({self.pretrained or 'random weights'})"
 
 
 def base_hash(clip: ClipModel) -> str:

@@ -7,9 +7,9 @@ from rmadapter.config.adapter import TOWERS, RMAdapterConfig, TowerOverrides, la
 from rmadapter.config.loss import LossConfig
 from rmadapter.config.run import (
     AUGMENTATIONS,
-    CONFIG_FILE,
     PARTS,
     PRECISIONS,
+    RUN_CONFIG_FILE,
     STREAMS,
     TRAIN_HELP,
     TrainConfig,
@@ -19,9 +19,9 @@ from rmadapter.config.shortcuts import StepConfig
 
 __all__ = [
     "AUGMENTATIONS",
-    "CONFIG_FILE",
     "PARTS",
     "PRECISIONS",
+    "RUN_CONFIG_FILE",
     "STREAMS",
     "TOWERS",
     "TRAIN_HELP",

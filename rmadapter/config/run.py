@@ -20,7 +20,7 @@ STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
-CONFIG_FILE = "config.yaml"
+RUN_CONFIG_FILE = "config.yaml"
 # What ``rmadapter train --help`` shows first, and where each of the other options stands.
 TRAIN_HELP = HelpLayout(
     first=(

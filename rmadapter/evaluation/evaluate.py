@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.clip.names import MODEL
-from rmadapter.config import CONFIG_FILE, PRECISIONS, check_template
+from rmadapter.config import PRECISIONS, RUN_CONFIG_FILE, check_template
 from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
@@ -97,7 +97,7 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
     """
     if config.out and Path(config.out).is_file():
         raise InputError(f"out is {config.out!r}, which is a file; valid: a folder")
-    if config.out and (Path(config.out) / CONFIG_FILE).is_file():
+    if config.out and (Path(config.out) / RUN_CONFIG_FILE).is_file():
         raise InputError(
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
         )

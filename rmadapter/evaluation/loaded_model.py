@@ -92,6 +92,7 @@ def load_stored(
     adapted = None
     if adapter is not None and with_adapter:
         adapted = load(backbone.clip, adapter, source=backbone.source)
+    # After loading, which compares the weights with those that the adapter was trained on.
     backbone = store_backbone(backbone, DTYPES[precision])
     chosen, sentence = (None, None) if adapted is None else choose_backend(adapted, fused, backend)
     return LoadedModel(backbone, adapted, info, chosen, sentence, precision, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class ResultsTable:
             kept = [text for text, line in zip(self._texts(), self.lines(), strict=True) if line.run != run]
             write_text(self.path, "".join(kept))
 
-    def _alone(self) -> Any:
+    def _alone(self) -> AbstractContextManager[None]:
         return ProcessLock(self.path.with_name(f".{self.path.name}.lock")).wait()
 
     def _texts(self) -> list[str]:

@@ -8,19 +8,19 @@ from typing import Any
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.evaluation.predict import PredictConfig, run_predict
 from rmadapter.evaluation.stored_probe import evaluate_probe, predict_with_probe
-from rmadapter.tuners import probe
+from rmadapter.tuners.probe import PROBE_CONFIG
 
 
 def holds_probe(folder: str | Path | None) -> bool:
     """Whether what is stored in ``folder`` is a linear probe; the base model alone (None) is none."""
-    return folder is not None and (Path(folder) / probe.CONFIG_FILE).is_file()
+    return folder is not None and (Path(folder) / PROBE_CONFIG).is_file()
 
 
-def evaluate(config: EvalConfig) -> dict[str, Any]:
+def evaluate_stored(config: EvalConfig) -> dict[str, Any]:
     """``rmadapter eval``; see ``evaluate.run_eval``."""
     return evaluate_probe(config) if holds_probe(config.adapter) else run_eval(config)
 
 
-def predict(config: PredictConfig) -> list[dict[str, Any]]:
+def predict_with_stored(config: PredictConfig) -> list[dict[str, Any]]:
     """``rmadapter predict``; see ``predict.run_predict``."""
     return predict_with_probe(config) if holds_probe(config.adapter) else run_predict(config)

@@ -61,7 +61,7 @@ def result_file(folder: Path, on: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def claim(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
+def hold(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
     """Inside, whether this process has ``run`` for itself."""
     folder = sweep.folder(run)
     with contextlib.ExitStack() as stack:
@@ -118,7 +118,7 @@ def state(sweep: Sweep) -> Progress:
             continue
         taken = False
         if (sweep.folder(run) / LOCK).exists():
-            with claim(sweep, run) as mine:
+            with hold(sweep, run) as mine:
                 taken = not mine
         if taken:
             found.running.append(run)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 from rmadapter.commands import guarded
+from rmadapter.sweeps.run_sweep import work
 from rmadapter.sweeps.settings import parse_sweep
-from rmadapter.sweeps.sweep import work
 
 if __name__ == "__main__":
     sys.exit(guarded(lambda words: work(parse_sweep(words[1:])[1], float(words[0])), sys.argv[1:]))

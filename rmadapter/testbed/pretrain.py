@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rmadapter.clip import emoji_clip as small_clip
+from rmadapter.clip import emoji_clip
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.prompts import encode_prompts
 from rmadapter.data import Preprocessing
@@ -91,7 +91,7 @@ class Captions:
     """All captions as tokens of a small vocabulary: the tokens that occur, numbered in their order."""
 
     def __init__(self) -> None:
-        tokenize = small_clip.tokenizer()
+        tokenize = emoji_clip.tokenizer()
         names = [emoji.name for emoji in catalogue()]
         tokens = torch.stack([tokenize([template.format(name) for name in names]) for template in TEMPLATES])
         self.used, numbered = tokens.unique(return_inverse=True)  # used [n]; zero, the padding, is one of them
@@ -171,7 +171,7 @@ def new_model(vocabulary: int, seed: int) -> nn.Module:
     """Random weights from ``seed``; the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = small_clip.new_model(vocabulary)
+        model = emoji_clip.new_model(vocabulary)
     nn.init.constant_(model.logit_scale, math.log(LOGIT_SCALE[0]))
     return model
 
@@ -195,7 +195,7 @@ class Trainer:
             betas=(0.9, 0.98),
         )
         self.step = 0
-        mean, std = (torch.tensor(small_clip.PREPROCESS[key])[:, None, None] for key in ("mean", "std"))
+        mean, std = (torch.tensor(emoji_clip.PREPROCESS[key])[:, None, None] for key in ("mean", "std"))
         self.normalize = lambda pictures: (pictures - mean) / std
 
     def train_step(self) -> tuple[float, float]:
@@ -251,8 +251,8 @@ def pretrain(settings: Pretraining, out: Path, *, save_every: int = 500) -> Path
     Raises:
         InputError: ``out`` holds a pretraining with other settings, or cannot be written.
     """
-    plain = {**vars(settings), "model": small_clip.ARCHITECTURE, "templates": list(TEMPLATES)}
-    weights, description = out / small_clip.WEIGHTS, out / "pretraining.json"
+    plain = {**vars(settings), "model": emoji_clip.ARCHITECTURE, "templates": list(TEMPLATES)}
+    weights, description = out / emoji_clip.WEIGHTS, out / "pretraining.json"
     if description.exists() and read_json(description, "pretraining") != plain:
         raise InputError(f"{out} holds a pretraining with other settings; valid: the same, or another --out")
     if weights.exists():
@@ -281,21 +281,21 @@ def pretrain(settings: Pretraining, out: Path, *, save_every: int = 500) -> Path
                 losses, matched = [], []
             if trainer.step % save_every == 0:
                 trainer.save(out)
-    packed = small_clip.pack(trainer.model.state_dict(), trainer.captions.used)
+    packed = emoji_clip.pack(trainer.model.state_dict(), trainer.captions.used)
     write_atomic(weights, lambda path: save_file(packed, path))
-    write_json(out / small_clip.CONFIG, {"model_cfg": small_clip.ARCHITECTURE, "preprocess_cfg": small_clip.PREPROCESS})
+    write_json(out / emoji_clip.CONFIG, {"model_cfg": emoji_clip.ARCHITECTURE, "preprocess_cfg": emoji_clip.PREPROCESS})
     return weights
 
 
 def zero_shot(folder: Path) -> dict[str, dict[str, float]]:
     """Top-1 in percent by group and style of the weights in ``folder``, among all classes of the group."""
-    clip = small_clip.build(read_json(folder / small_clip.CONFIG, "model"), load_file(folder / small_clip.WEIGHTS))
+    clip = emoji_clip.build(read_json(folder / emoji_clip.CONFIG, "model"), load_file(folder / emoji_clip.WEIGHTS))
     loading = Loading(Preprocessing.of(clip), workers=0)
     found: dict[str, dict[str, float]] = {}
     for group in GROUPS:
         sets = {style: load_emoji(f"{PREFIX}{group}", style, retention=False) for style in STYLES}
         names = sets[DEFAULT_STYLE].class_names
-        model = CLIPClassifier(clip.eval(), small_clip.tokenizer(), names)
+        model = CLIPClassifier(clip.eval(), emoji_clip.tokenizer(), names)
         with torch.no_grad():
             text = model.text_features()
         found[group] = {
@@ -314,7 +314,7 @@ def describe(found: dict[str, dict[str, float]]) -> str:
 
 def bundle(folder: Path) -> None:
     """Put the weights in ``folder`` where the package has them."""
-    for name in (small_clip.WEIGHTS, small_clip.CONFIG):
+    for name in (emoji_clip.WEIGHTS, emoji_clip.CONFIG):
         write_bytes(FILES / name, (folder / name).read_bytes())
     write_manifest()
 

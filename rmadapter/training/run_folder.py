@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rmadapter.config import CONFIG_FILE, TrainConfig
+from rmadapter.config import RUN_CONFIG_FILE, TrainConfig
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_file import describe
 from rmadapter.files import read_json, shown_names, write_atomic, write_text
@@ -78,7 +78,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config_file = path / CONFIG_FILE
+        self.config_file = path / RUN_CONFIG_FILE
         self.environment_file = path / "environment.json"
         self.sample_file = path / "few_shot.json"
         self.metrics_file = path / "metrics.jsonl"

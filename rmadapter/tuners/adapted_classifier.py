@@ -22,6 +22,8 @@ class AdaptedClassifier(CLIPClassifier):
             the last block at the pooled token alone, the residual stream in a dtype of its own. They may be set later.
     """
 
+    model: AdaptedCLIP
+
     def __init__(
         self,
         model: AdaptedCLIP,

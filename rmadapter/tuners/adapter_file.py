@@ -25,8 +25,8 @@ from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_json
 
 FORMAT = 1
-WEIGHTS_FILE = "adapter.safetensors"
-CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], info: AdapterInfo
     for name, tensor in kept.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"the adapter is not saved: {name} holds values that are not finite")
-    weights = folder / WEIGHTS_FILE
+    weights = folder / ADAPTER_WEIGHTS
     write_atomic(weights, lambda path: _save(kept, path))
     source = info.source
     values = {
@@ -80,7 +80,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], info: AdapterInfo
         "training": info.training,
         "weights_sha256": _sha256(weights),
     }
-    write_json(folder / CONFIG_FILE, values)
+    write_json(folder / ADAPTER_CONFIG, values)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -102,14 +102,14 @@ def read_info(folder: Path) -> AdapterInfo:
     """
     if not folder.is_dir():
         raise InputError(f"adapter folder {folder} does not exist")
-    if not (folder / CONFIG_FILE).is_file() and (folder / "adapter").is_dir():
+    if not (folder / ADAPTER_CONFIG).is_file() and (folder / "adapter").is_dir():
         raise InputError(f"adapter is {str(folder)!r}, a run folder; its adapter is '{folder / 'adapter'}'")
-    values: Any = read_json(folder / CONFIG_FILE, "adapter file")
+    values: Any = read_json(folder / ADAPTER_CONFIG, "adapter file")
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
-        raise InputError(f"{folder / CONFIG_FILE} is no adapter configuration: it has no format number")
+        raise InputError(f"{folder / ADAPTER_CONFIG} is no adapter configuration: it has no format number")
     if values["format"] > FORMAT:
         raise InputError(
-            f"{folder / CONFIG_FILE} has format {values['format']}, newer than {FORMAT}, the newest this version "
+            f"{folder / ADAPTER_CONFIG} has format {values['format']}, newer than {FORMAT}, the newest this version "
             "reads; update rmadapter"
         )
     try:
@@ -126,7 +126,7 @@ def read_info(folder: Path) -> AdapterInfo:
             weights_sha256=values["weights_sha256"],
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} is damaged: field {error} is missing or malformed") from error
+        raise InputError(f"{folder / ADAPTER_CONFIG} is damaged: field {error} is missing or malformed") from error
 
 
 def check_base(clip: ClipModel, info: AdapterInfo, folder: Path, base_hash: str) -> None:
@@ -150,7 +150,7 @@ def read_tensors(folder: Path, info: AdapterInfo, shapes: Mapping[str, tuple[int
     Raises:
         InputError: tensors that are missing, too many, wrongly shaped or not finite, a truncated file, another file.
     """
-    path = folder / WEIGHTS_FILE
+    path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise InputError(f"adapter file {path} is missing")
     try:
@@ -169,5 +169,5 @@ def read_tensors(folder: Path, info: AdapterInfo, shapes: Mapping[str, tuple[int
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     if _sha256(path) != info.weights_sha256:
-        raise InputError(f"{path} is not the file that {CONFIG_FILE} was written with; save the adapter again")
+        raise InputError(f"{path} is not the file that {ADAPTER_CONFIG} was written with; save the adapter again")
     return tensors

@@ -250,6 +250,10 @@ class AdaptedCLIP(nn.Module):
                 f"the adapter in {folder} has adapter.{name} = {theirs[name]!r}, the model has {ours[name]!r}; "
                 "inject with the adapter's configuration, or use rmadapter.load"
             )
+        self._take_weights(folder, info)
+
+    def _take_weights(self, folder: Path, info: AdapterInfo) -> None:
+        """Read the weights in ``folder``, whose base and configuration are those of this model."""
         parameters = self.adapter_tensors()
         tensors = read_tensors(folder, info, {name: tuple(p.shape) for name, p in parameters.items()})
         with torch.no_grad():
@@ -340,19 +344,22 @@ def _make_branch(
     )
 
 
-def load(clip: ClipModel, folder: str | Path, *, source: ModelSource | None = None) -> AdaptedCLIP:
+def load(
+    clip: ClipModel, folder: str | Path, *, source: ModelSource | None = None, weights_hash: str | None = None
+) -> AdaptedCLIP:
     """Put the adapter in ``folder`` into ``clip``: ``inject`` with its configuration, then ``load_adapter``.
+
+    ``source`` and ``weights_hash`` are as in ``inject``; the source is the adapter's where it is not given.
 
     Raises:
         InputError: as ``load_adapter``; ``clip`` is then without adapters, as it came.
     """
     folder = Path(folder)
     info = read_info(folder)
-    found = base_hash(clip)
-    check_base(clip, info, folder, found)
-    model = inject(clip, info.config, source=source or info.source, weights_hash=found)
+    check_base(clip, info, folder, weights_hash or base_hash(clip))
+    model = inject(clip, info.config, source=source or info.source, weights_hash=weights_hash)
     try:
-        model.load_adapter(folder)
+        model._take_weights(folder, info)
     except InputError:
         model.remove()
         raise

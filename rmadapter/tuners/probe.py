@@ -22,7 +22,7 @@ from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_atomic, write_json
 
-CONFIG_FILE, WEIGHTS_FILE = "linear_probe.json", "linear_probe.safetensors"
+PROBE_CONFIG, PROBE_WEIGHTS = "linear_probe.json", "linear_probe.safetensors"
 FILE_FORMAT = 1
 FIELDS = {
     "model": dict,
@@ -94,7 +94,7 @@ def rows_of(class_names: list[str], trained: list[str]) -> list[int]:
 def save_probe(folder: Path, probe: LinearProbe, backbone: Backbone, training: dict[str, Any]) -> None:
     """``linear_probe.safetensors`` (weight, bias) and ``linear_probe.json`` (names, base model, how it was trained)."""
     tensors = {"weight": probe.weight.cpu(), "bias": probe.bias.cpu()}
-    write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
+    write_atomic(folder / PROBE_WEIGHTS, lambda path: save_file(tensors, path))
     values = {
         "format": FILE_FORMAT,
         "model": {"name": backbone.source.name, "pretrained": backbone.source.pretrained},
@@ -102,9 +102,9 @@ def save_probe(folder: Path, probe: LinearProbe, backbone: Backbone, training: d
         "class_names": probe.trained,
         "template": probe.template,
         "training": training,
-        "weights_sha256": hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        "weights_sha256": hashlib.sha256((folder / PROBE_WEIGHTS).read_bytes()).hexdigest(),
     }
-    write_json(folder / CONFIG_FILE, values)
+    write_json(folder / PROBE_CONFIG, values)
 
 
 def read_probe(folder: Path) -> dict[str, Any]:
@@ -113,9 +113,9 @@ def read_probe(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: a damaged file or one of another format.
     """
-    values = read_json(folder / CONFIG_FILE, "linear probe file")
+    values = read_json(folder / PROBE_CONFIG, "linear probe file")
     if not isinstance(values, dict) or values.get("format") != FILE_FORMAT:
-        raise InputError(f"{folder / CONFIG_FILE} is no linear probe of format {FILE_FORMAT}")
+        raise InputError(f"{folder / PROBE_CONFIG} is no linear probe of format {FILE_FORMAT}")
     for name, kind in FIELDS.items():
         if not isinstance(values.get(name), kind):
             raise InputError(f"the linear probe in {folder} is damaged: field {name} is missing or malformed")
@@ -131,14 +131,14 @@ def load_probe(
         InputError: damaged weights or those of another file, another base model.
     """
     try:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = load_file(folder / PROBE_WEIGHTS)
         weight, bias = tensors["weight"], tensors["bias"]
-        fits = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest() == values["weights_sha256"]
+        fits = hashlib.sha256((folder / PROBE_WEIGHTS).read_bytes()).hexdigest() == values["weights_sha256"]
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"the linear probe in {folder} is damaged: {error}") from error
     names, source = values["class_names"], values["model"]
     if not fits or weight.shape[0] != len(names):
-        raise InputError(f"{folder / WEIGHTS_FILE} is not the file that {CONFIG_FILE} was written with")
+        raise InputError(f"{folder / PROBE_WEIGHTS} is not the file that {PROBE_CONFIG} was written with")
     name, tag = (model, pretrained) if model else (source["name"], pretrained or source["pretrained"])
     backbone = load_backbone(name, tag, device)
     if backbone.base_hash != values["base_hash"]:

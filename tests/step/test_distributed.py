@@ -245,7 +245,7 @@ def one_of_several(rank: int, world: int, folder: Path, train: list[str]) -> Non
     sys.exit(main([*train, "--no-evaluate"]))
 
 
-def test_a_killed_process_ends_the_others_and_one_or_more_go_on(words, tmp_path, lock):
+def test_a_killed_process_ends_the_others_and_one_or_more_go_on(words, tmp_path, lock, capsys):
     whole = trained(words(6), tmp_path / "whole")
     run, more = tmp_path / "run", tmp_path / "more"
     with lock:
@@ -271,7 +271,9 @@ def test_a_killed_process_ends_the_others_and_one_or_more_go_on(words, tmp_path,
         again = [*words(6), "--resume", "--out", str(more)]
         said, *_ = forked_ranks.run(3, tmp_path / "three", one_of_several, again)
     assert "resuming at epoch" in said
+    capsys.readouterr()
     trained(words(6), run, "--resume")
+    assert "resuming at epoch" in capsys.readouterr().out
     expected = adapter_in(whole)
     for folder in (run, more):
         for name, tensor in adapter_in(folder).items():

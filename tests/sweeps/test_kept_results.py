@@ -22,7 +22,7 @@ from rmadapter.reports.sweep.page import sweep_report
 from rmadapter.sweeps import progress
 from rmadapter.sweeps.dry_run import _seconds
 from rmadapter.sweeps.manifest import read_manifest
-from rmadapter.sweeps.progress import claim, is_done, keep_results_alone
+from rmadapter.sweeps.progress import hold, is_done, keep_results_alone
 from rmadapter.sweeps.settings import Sweep, parse_sweep
 
 KEEP = ("--keep", "results")
@@ -112,7 +112,7 @@ def test_workers_that_claim_and_delete_at_once_are_not_in_each_others_way(tmp_pa
     def go_through(_):
         planned = planned_of(folder)
         for run in planned.runs():
-            with claim(planned, run):
+            with hold(planned, run):
                 pass
             keep_results_alone(planned, run)
 
@@ -130,7 +130,7 @@ def test_a_claim_waits_for_the_end_of_a_deletion(tmp_path, monkeypatch):
     claims = []
 
     def claimed():
-        with claim(planned_of(folder), run) as mine:
+        with hold(planned_of(folder), run) as mine:
             return mine
 
     def rmtree(path):
@@ -220,7 +220,7 @@ def test_the_folder_of_a_run_that_another_has_stays(sweep_words, tmp_path):
     assert sweep(*words) == 0
     _, planned = parse_sweep(words)
     (run,) = planned.runs()
-    with claim(planned, run):
+    with hold(planned, run):
         assert sweep(*words, *KEEP) == 0
         assert (planned.folder(run) / "run" / "adapter").is_dir()
         assert not (tmp_path / "s" / "results.jsonl").exists()

@@ -20,11 +20,11 @@ from rmadapter import runtime
 from rmadapter.errors import InputError
 from rmadapter.sweeps import jobs as sweep_jobs
 from rmadapter.sweeps import manifest
-from rmadapter.sweeps import sweep as sweeps
+from rmadapter.sweeps import run_sweep as sweeps
 from rmadapter.sweeps.manifest import enter
-from rmadapter.sweeps.progress import claim, is_done
+from rmadapter.sweeps.progress import hold, is_done
+from rmadapter.sweeps.run_sweep import work
 from rmadapter.sweeps.settings import parse_sweep
-from rmadapter.sweeps.sweep import work
 
 
 def test_killed_and_continued_equals_one_that_was_not(sweep_words, tmp_path):
@@ -112,7 +112,7 @@ def test_a_run_that_another_has_is_left_to_it(sweep_words, tmp_path, capsys):
     _, planned = parse_sweep(sweep_words(data="animals"))
     (single,) = [run for run in planned.runs() if run.method == "single"]
     enter(planned)
-    with claim(planned, single) as mine:
+    with hold(planned, single) as mine:
         assert mine
         # As another process: the lock of this one would be taken again by the same object alone.
         assert sweep(*sweep_words(data="animals")) == 0
@@ -126,7 +126,7 @@ def test_a_run_whose_worker_is_killed_is_made_by_one_that_lives(sweep_words, tmp
     began, real = enter(planned), sweeps.make_run
     first, second = planned.runs()
     with contextlib.ExitStack() as other:
-        assert other.enter_context(claim(planned, first))
+        assert other.enter_context(hold(planned, first))
         made = []
 
         def make_run(planned, run):

@@ -11,6 +11,10 @@ from conftest import SMALL_CONFIG, small_clip
 from safetensors.torch import load_file, save_file
 
 from rmadapter import InputError, ModelSource, RMAdapterConfig, inject, load
+from rmadapter.clip.backbone import Backbone
+from rmadapter.clip.identity import base_hash
+from rmadapter.clip.storage import store_backbone
+from rmadapter.data import Preprocessing
 from rmadapter.tuners import adapter_file
 from rmadapter.tuners.adapter_file import read_info
 
@@ -214,3 +218,39 @@ def test_a_full_disk_keeps_the_adapter_that_was_there(model, folder, monkeypatch
     loaded = load(small_clip(), folder)
     assert torch.equal(loaded.adapter_tensors()["text.3.b_up"], before["text.3.b_up"])
     assert sorted(p.name for p in folder.iterdir()) == ["adapter.safetensors", "adapter_config.json"]
+
+
+def test_a_base_that_has_changed_since_is_noticed(folder, tmp_path):
+    """The hash is that of the weights now, not of those at some earlier call."""
+    clip = small_clip()
+    model = load(clip, folder)
+    with torch.no_grad():
+        clip.visual.proj.add_(1)
+    with pytest.raises(InputError, match="other base weights"):
+        model.load_adapter(folder)
+    model.save_adapter(tmp_path / "changed")
+    with pytest.raises(InputError, match="other base weights"):
+        load(small_clip(), tmp_path / "changed")
+    assert load(clip_like(clip), tmp_path / "changed").weights_hash is None
+
+
+def clip_like(clip):
+    """Another small CLIP with the weights of ``clip``, adapters left out."""
+    other = small_clip()
+    other.load_state_dict({name: tensor for name, tensor in clip.state_dict().items() if ".rm_adapter." not in name})
+    return other
+
+
+def test_a_base_stored_in_16_bits_is_known_by_the_weights_that_were_loaded(model, folder, tmp_path):
+    backbone = Backbone(small_clip(), None, Preprocessing.of(small_clip()), ModelSource("ViT-B-32", "openai"))
+    stored = store_backbone(backbone, torch.bfloat16)
+    assert stored.weights_hash == base_hash(small_clip()) != base_hash(stored.clip)
+    loaded = load(stored.clip, folder, weights_hash=stored.weights_hash)
+    assert torch.equal(loaded.adapter_tensors()["text.3.w_up"], weights(model)["text.3.w_up"])
+    loaded.load_adapter(folder)
+    loaded.save_adapter(tmp_path / "again")
+    assert load(small_clip(), tmp_path / "again").config == CONFIG
+    with pytest.raises(InputError, match="other base weights"):
+        load(loaded.remove(), folder)
+    injected = inject(stored.clip, CONFIG, weights_hash=stored.weights_hash)
+    injected.load_adapter(folder)

@@ -48,11 +48,11 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
     plots: list[Path] = []
     if out is not None:
         try:
-            from rmadapter.reports.sweep import figures as sweep_plots
+            from rmadapter.reports.sweep import figures
         except ImportError:
             notes.append("There are no plots: matplotlib is missing; pip install 'rmadapter[plot]'")
         else:
-            plots = sweep_plots.draw(found, out)
+            plots = figures.draw(found, out)
     document = Document(TITLES[found.protocol], _lead(found), (*made, _legend(found)), notes)
     text = document.markdown()
     if out is None:

@@ -18,7 +18,7 @@ from rmadapter.cli import main
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.errors import InputError
 from rmadapter.methods import ABLATION_TABLE
-from rmadapter.reports.sweep import figures as sweep_plots
+from rmadapter.reports.sweep import figures
 from rmadapter.reports.sweep.outcomes import read_sweep
 from rmadapter.reports.sweep.page import sweep_report
 from rmadapter.sweeps.manifest import FORMAT
@@ -215,15 +215,15 @@ def test_a_method_without_new_classes(tmp_path):
     base = [statistics.fmean(accuracy("linear-probe", name, s)[0] for name in ("dtd", "eurosat")) for s in (1, 2, 3)]
     assert row["base"] == f"{statistics.fmean(base):.2f} ± {statistics.stdev(base):.2f}"
     assert (row["seeds"], row["new"], row["HM of means"], row["HM per seed"]) == ("3", "", "", "")
-    title, bars = sweep_plots._bars_of(read_sweep(folder))
+    title, bars = figures._bars_of(read_sweep(folder))
     assert title == "harmonic mean of base and new"
     assert {bar.method for bar in bars} == {"zeroshot"}
     base_alone(folder, "zeroshot")
     found = read_sweep(folder)
-    title, bars = sweep_plots._bars_of(found)
+    title, bars = figures._bars_of(found)
     assert title == "accuracy on base classes"
     assert len(bars) == 4
-    assert len(sweep_plots.draw(found, tmp_path / "out")) == 2
+    assert len(figures.draw(found, tmp_path / "out")) == 2
 
 
 def test_a_sweep_has_its_report_in_its_folder(tmp_path, monkeypatch):

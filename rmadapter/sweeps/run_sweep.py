@@ -26,7 +26,7 @@ from rmadapter.sweeps.dry_run import describe_cost
 from rmadapter.sweeps.jobs import run_jobs
 from rmadapter.sweeps.manifest import begin, check_folder, enter
 from rmadapter.sweeps.one_run import make_run
-from rmadapter.sweeps.progress import FAILURE, claim, is_done, keep_results_alone, state
+from rmadapter.sweeps.progress import FAILURE, hold, is_done, keep_results_alone, state
 from rmadapter.sweeps.protocols import PlannedRun, load_planned
 from rmadapter.sweeps.settings import Sweep, parse_sweep
 
@@ -70,7 +70,7 @@ def _work_once(sweep: Sweep, began: float, tried: set[PlannedRun]) -> bool:
     runs, before = sweep.runs(), len(tried)
     for number, run in enumerate(runs, start=1):
         if is_left(run):
-            with claim(sweep, run) as mine:
+            with hold(sweep, run) as mine:
                 # Another worker may have made it between the look and the claim.
                 if mine and is_left(run):
                     if not tried:
