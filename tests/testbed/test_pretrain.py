@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rmadapter.clip import emoji_clip
 from rmadapter.data.emoji import atlas
 from rmadapter.errors import InputError
 from rmadapter.testbed import pretrain
@@ -52,7 +53,7 @@ def test_captions_are_the_tokenizers_in_a_smaller_vocabulary():
     captions = Captions()
     names = [emoji.name for emoji in atlas.catalogue()]
     text = pretrain.TEMPLATES[3].format(names[10])
-    assert torch.equal(captions.used[captions.tokens[3, 10]], pretrain.small_clip.tokenizer()([text])[0])
+    assert torch.equal(captions.used[captions.tokens[3, 10]], emoji_clip.tokenizer()([text])[0])
     drawn = captions.draw(np.array([10, 700]), np.random.default_rng(0))
     assert drawn.shape[0] == 2
     assert (drawn == len(captions.used) - 1).any(1).all()
