@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,19 @@ class ImageData:
         if self.split_file is None:
             return OWN_LISTS if self.own_lists else None
         return f"{self.split_file.name}, SHA-256 {hashlib.sha256(self.split_file.read_bytes()).hexdigest()[:12]}"
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of what it holds: style, and part, path, label and class name of every image; not the pixels.
+
+        It tells a data set from another of its name, wherever either lies: a copy has the hash of the original.
+        """
+        digest = hashlib.sha256(f"{self.style}\n".encode())
+        for part in ("train", "val", "test"):
+            for item in getattr(self, part):
+                fields = "\0".join((part, item.path, str(item.label), item.name))
+                digest.update(fields.encode("utf-8", "surrogateescape") + b"\n")
+        return digest.hexdigest()
 
     @property
     def class_names(self) -> list[str]:

@@ -56,6 +56,7 @@ def results_of(
         "data": data.name,
         "style": data.style,
         "split_file": data.split_id,
+        "data_hash": data.content_hash,
         "model": model,
         "pretrained": pretrained,
         "shots": shots,

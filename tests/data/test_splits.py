@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -113,3 +114,13 @@ def test_shares_of_a_class(count, parts):
     assert tuple(map(len, split)) == parts
     assert sorted(i for part in split for i in part) == sorted(items)
     assert make_split([items]) == split
+
+
+def test_a_data_set_is_told_by_what_it_holds(folder, tmp_path_factory):
+    write(folder, GOOD)
+    first = load_data(str(folder)).content_hash
+    copied = tmp_path_factory.mktemp("copy") / folder.name
+    shutil.copytree(folder, copied)
+    assert load_data(str(copied)).content_hash == first
+    write(copied, {**GOOD, "test": GOOD["test"][::-1], "val": GOOD["test"][:1]})
+    assert load_data(str(copied)).content_hash != first
