@@ -1,7 +1,8 @@
 """Attention of a frozen block for the fast step: of all tokens, of prompts with a common beginning, of one token.
 
 In all of them ``u`` is what the attention reads, laid out as ``layout`` says, ``mask`` is the additive mask [tokens,
-tokens] of one row or None, and ``linear`` computes products with frozen matrices as ``F.linear`` does.
+tokens] of one row or None, ``linear`` computes products with frozen matrices as ``F.linear`` does, and ``update`` has
+what is learned beside these matrices, or is None.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rmadapter.clip.layout import Layout
+from rmadapter.clip.low_rank import LowRank, Update, added
 from rmadapter.clip.types import Block
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -44,21 +46,39 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causa
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal)
 
 
-def attend(block: Block, u: Tensor, layout: Layout, mask: Tensor | None, causal: bool, linear: Linear) -> Tensor:
+def attend(
+    block: Block,
+    u: Tensor,
+    layout: Layout,
+    mask: Tensor | None,
+    causal: bool,
+    linear: Linear,
+    update: Update | None = None,
+) -> Tensor:
     """The attention's output for every token of ``u``; ``causal`` says that ``mask`` is the causal one."""
     if not is_plain(block):
+        assert update is None  # whoever makes updates has looked
         if type(block) is CustomResidualAttentionBlock:
             return block.ln_attn(block.attn(u, attn_mask=mask))
         return block.attention(u, attn_mask=mask)
     attn = block.attn
     qkv = linear(u, attn.in_proj_weight, attn.in_proj_bias)
+    if update is not None:
+        parts = zip((update.q, update.k, update.v), qkv.chunk(3, -1), strict=True)
+        qkv = torch.cat([added(low, u, part) for low, part in parts], -1)
     mask = None if mask is None else mask.to(qkv.dtype)
     if layout.shared:
         assert mask is not None  # only prompts of a causal tower begin alike
         found = _with_shared_start(qkv, layout, attn.num_heads, mask)
     else:
         found = _joined(scaled_attention(*_heads(qkv, attn.num_heads), mask, causal))
-    return linear(found, attn.out_proj.weight, attn.out_proj.bias)
+    return _projected(block, found, linear, update)
+
+
+def _projected(block: Block, found: Tensor, linear: Linear, update: Update | None) -> Tensor:
+    """The output projection of what the heads have found."""
+    product = linear(found, block.attn.out_proj.weight, block.attn.out_proj.bias)
+    return product if update is None else added(update.out, found, product)
 
 
 def _heads(qkv: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,16 +93,18 @@ def _joined(found: Tensor) -> Tensor:
 
 
 def _with_shared_start(qkv: Tensor, layout: Layout, heads: int, mask: Tensor) -> Tensor:
-    """Causal attention where the rows' own tokens look at the shared ones too: [1, shared + rows * own, D]."""
+    """Causal attention where the rows' own tokens look at their group's shared ones too, laid out as ``qkv``."""
     first = _heads(layout.start(qkv), heads)
     q, *own = _heads(layout.own(qkv), heads)
-    k, v = (torch.cat([x.expand(layout.rows, -1, -1, -1), y], 2) for x, y in zip(first[1:], own, strict=True))
+    k, v = (torch.cat([layout.of_rows(x), y], 2) for x, y in zip(first[1:], own, strict=True))
     start = scaled_attention(*first, mask[: layout.shared, : layout.shared], causal=True)
     found = scaled_attention(q, k, v, mask[layout.shared :], causal=False)
-    return torch.cat([_joined(start), _joined(found).flatten(0, 1)[None]], 1)
+    return layout.joined(_joined(start), _joined(found))
 
 
-def attend_at(block: Block, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
+def attend_at(
+    block: Block, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear, update: Update | None = None
+) -> Tensor:
     """The attention's output at the pooled token of each row, [rows, 1, D], without keys and values of the others.
 
     One query is less than all keys: with ``k_t = w_k u_t + b_k`` and softmax weights ``a_t`` of the tokens,
@@ -94,22 +116,34 @@ def attend_at(block: Block, u: Tensor, layout: Layout, mask: Tensor | None, line
     cores: 7 to 8 ms for 44 in bf16, 11 for 87 in fp32, with the same errors against fp64.
     """
     attn = block.attn
-    w_q, w_k, w_v = attn.in_proj_weight.chunk(3)
+    w_q, w_k, w_v = _with_updates(attn.in_proj_weight.chunk(3), update)
     b_q, _, b_v = (None,) * 3 if attn.in_proj_bias is None else attn.in_proj_bias.chunk(3)
     q = F.linear(layout.take(u).squeeze(1), w_q, b_q) * attn.head_dim**-0.5
     q = q.unflatten(-1, (attn.num_heads, -1)).transpose(0, 1)  # [heads, rows, D / heads]
     looked_for = (q @ w_k.unflatten(0, (attn.num_heads, -1))).transpose(0, 1)
     parts = [layout.own(u)]
     if layout.shared:
-        parts.insert(0, layout.start(u).squeeze(0))
+        parts.insert(0, _start_of_rows(u, layout))
     # In fp32, as fused attention has them: rounded to bf16 they double the output's error and save a tenth of the time.
     scores = torch.cat([looked_for.float() @ part.float().mT for part in parts], -1)  # [rows, heads, tokens]
     if mask is not None:
         # The row of each query: [tokens] for all, or [rows, 1, tokens].
         assert layout.token is not None  # the caller asks for this one alone
         row = mask[layout.shared + layout.token]
-        scores = scores + (row if isinstance(layout.token, int) else row[:, None])
+        scores = scores + (row if isinstance(layout.token, int) else layout.of_groups(row)[:, None])
     weights = scores.softmax(-1).to(q.dtype).split([part.shape[-2] for part in parts], -1)
     mixed = sum(weight @ part for weight, part in zip(weights, parts, strict=True)).transpose(0, 1)  # [heads, rows, D]
     found = (mixed @ w_v.unflatten(0, (attn.num_heads, -1)).mT).transpose(0, 1).flatten(1)
-    return linear(found if b_v is None else found + b_v, attn.out_proj.weight, attn.out_proj.bias)[:, None]
+    return _projected(block, found if b_v is None else found + b_v, linear, update)[:, None]
+
+
+def _with_updates(matrices: tuple[Tensor, ...], update: Update | None) -> list[Tensor]:
+    """Those of queries, keys and values with what is learned beside them."""
+    lows: tuple[LowRank | None, ...] = (None,) * 3 if update is None else update[:3]
+    return [matrix if low is None else low.added_to(matrix) for matrix, low in zip(matrices, lows, strict=True)]
+
+
+def _start_of_rows(u: Tensor, layout: Layout) -> Tensor:
+    """The shared tokens of each row: [shared, D] for all, or [groups * rows, shared, D]."""
+    start = layout.start(u)
+    return start.squeeze(0) if layout.groups == 1 else layout.of_rows(start)

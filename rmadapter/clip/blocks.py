@@ -1,7 +1,7 @@
 """Transformer blocks as functions of their submodules, for the fast step: values in, values out, no hooks.
 
     u  = ln_1(x)                        in the compute dtype, that of the block's weights
-    x' = x + attn(u)
+    x' = x + attn(u)                    with low-rank updates of its matrices, where there are any
     block(x) = x' + mlp(ln_2(x'))       in the dtype of x, which may be fp32 over 16-bit weights
 
 The last block of a tower that is pooled at one token needs its output there alone: the query is u at that token, which
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rmadapter.clip.attention import Linear, attend, attend_at, is_plain
 from rmadapter.clip.layout import Layout
+from rmadapter.clip.low_rank import Update
 from rmadapter.clip.types import Block
 
 
@@ -34,7 +35,7 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def frozen_matrices(block: Block, at_token: bool) -> Iterator[Tensor]:
-    """Those that ``frozen_part`` multiplies with by ``linear``, or with ``at_token`` ``frozen_part_at``."""
+    """Those that ``block_output`` multiplies with by ``linear``, or with ``at_token`` ``block_output_at``."""
     if is_plain(block):
         yield from (() if at_token else (block.attn.in_proj_weight,))
         yield block.attn.out_proj.weight
@@ -47,7 +48,7 @@ def _mlp(block: Block, x: Tensor, linear: Linear) -> Tensor:
     return x
 
 
-def frozen_part(
+def block_output(
     block: Block,
     x: Tensor,
     u: Tensor,
@@ -55,13 +56,22 @@ def frozen_part(
     mask: Tensor | None,
     causal: bool,
     linear: Linear,
+    update: Update | None = None,
 ) -> Tensor:
-    """The block's output without its adapter, shape and dtype of ``x``; ``u`` is its ``ln_1(x)``."""
-    x = x + block.ls_1(attend(block, u, layout, mask, causal, linear))
+    """The block's output without what stands beside it, shape and dtype of ``x``; ``u`` is its ``ln_1(x)``."""
+    x = x + block.ls_1(attend(block, u, layout, mask, causal, linear, update))
     return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))
 
 
-def frozen_part_at(block: Block, x: Tensor, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
-    """``frozen_part`` at the pooled token of each row, [rows, 1, D]; for blocks whose attention ``is_plain``."""
-    x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask, linear))
+def block_output_at(
+    block: Block,
+    x: Tensor,
+    u: Tensor,
+    layout: Layout,
+    mask: Tensor | None,
+    linear: Linear,
+    update: Update | None = None,
+) -> Tensor:
+    """``block_output`` at the pooled token of each row, [rows, 1, D]; for blocks whose attention ``is_plain``."""
+    x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask, linear, update))
     return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))

@@ -11,48 +11,67 @@ Token = Tensor | int | None
 
 
 class Layout(NamedTuple):
-    """The tokens of ``rows`` sequences that may begin alike.
+    """The tokens of ``groups`` times ``rows`` sequences; those of a group may begin alike.
 
     In a causal tower a token depends on those before it alone. What all prompts begin with ("a photo of a") is then the
-    same for all of them, and stands once: [1, shared + rows * own, D], first the shared tokens, then each row's own.
-    With ``shared`` 0 the tensor is [rows, tokens, D].
+    same for all of them, and stands once a group: [groups, shared + rows * own, D], first the shared tokens, then each
+    row's own. With ``shared`` 0 the tensor is [groups * rows, tokens, D]. Several groups are the same prompts once for
+    each image, where what is learned at their beginning depends on the image.
 
     Attributes:
         token: where the tower is pooled, counted from the first own token: int64 [rows], one number for all rows, or
             None where it is not pooled at one token.
-        shared: tokens that all rows begin with.
-        rows: number of rows; not needed with ``shared`` 0.
+        shared: tokens that all rows of a group begin with.
+        rows: number of rows of a group; not needed with ``shared`` 0.
+        groups: number of groups.
     """
 
     token: Token = None
     shared: int = 0
     rows: int = 0
+    groups: int = 1
 
     def pack(self, x: Tensor) -> Tensor:
-        """[rows, tokens, D] as this layout has it."""
+        """[rows, tokens, D] as this layout has it, in one group."""
         if not self.shared:
             return x
         return torch.cat([x[0, : self.shared], x[:, self.shared :].flatten(0, 1)])[None]
 
+    def repeated(self, x: Tensor) -> Tensor:
+        """What ``pack`` gave, once for each group."""
+        return x if self.groups == 1 else x.repeat(self.groups, 1, 1)
+
     def start(self, x: Tensor) -> Tensor:
-        """The shared tokens [1, shared, D]; only with ``shared``."""
+        """The shared tokens [groups, shared, D]; only with ``shared``."""
         return x[:, : self.shared]
 
     def own(self, x: Tensor) -> Tensor:
-        """The rows' own tokens [rows, own, D]."""
-        return x[0, self.shared :].unflatten(0, (self.rows, -1)) if self.shared else x
+        """The rows' own tokens [groups * rows, own, D]."""
+        return x[:, self.shared :].unflatten(1, (self.rows, -1)).flatten(0, 1) if self.shared else x
+
+    def joined(self, start: Tensor, own: Tensor) -> Tensor:
+        """The inverse of ``start`` and ``own``."""
+        return torch.cat([start, own.unflatten(0, (self.groups, self.rows)).flatten(1, 2)], 1)
 
     def length(self, x: Tensor) -> int:
         """Tokens of one row, the shared ones counted."""
         return self.shared + (x.shape[1] - self.shared) // self.rows if self.shared else x.shape[1]
 
+    def of_rows(self, x: Tensor) -> Tensor:
+        """[groups, ...] for each row: [groups * rows, ...], a row's as its group's."""
+        return x.repeat_interleave(self.rows, 0) if self.groups > 1 else x.expand(self.rows, *x.shape[1:])
+
+    def of_groups(self, x: Tensor) -> Tensor:
+        """[rows, ...] for each group: [groups * rows, ...]."""
+        return x if self.groups == 1 else x.repeat(self.groups, *[1] * (x.dim() - 1))
+
     def take(self, x: Tensor) -> Tensor:
-        """The token at which each row is pooled: [rows, 1, D]."""
+        """The token at which each row is pooled: [groups * rows, 1, D]."""
         own = self.own(x)
         if isinstance(self.token, int):
             return own[:, self.token : self.token + 1]
         assert self.token is not None  # only towers that are pooled at one token are asked for it
-        return own.gather(1, self.token[:, None, None].expand(-1, 1, x.shape[-1]))
+        return own.gather(1, self.of_groups(self.token)[:, None, None].expand(-1, 1, x.shape[-1]))
 
 
 def shared_start(tokens: Tensor, lengths: Tensor) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from rmadapter.clip.blocks import frozen_matrices, frozen_part, frozen_part_at, normed
+from rmadapter.clip.blocks import block_output, block_output_at, frozen_matrices, normed
 from rmadapter.clip.frozen_linear import frozen_linear, packed_matrix, packing_obstacle
 from rmadapter.clip.layout import Layout
 from rmadapter.clip.obstacles import blocks_obstacle, is_causal, last_block_obstacle
@@ -158,8 +158,8 @@ class Encoder:
         adapter_input = x.to(self.dtype) if self.pre_ln else u
         mask = None if self.mask is None else self.mask[: layout.length(x), : layout.length(x)]
         if self._at_token(number):
-            return frozen_part_at(block, x, u, layout, mask, self.linear), adapter_input
-        return frozen_part(block, x, u, layout, mask, self.causal, self.linear), adapter_input
+            return block_output_at(block, x, u, layout, mask, self.linear), adapter_input
+        return block_output(block, x, u, layout, mask, self.causal, self.linear), adapter_input
 
     def _adapted_block(self, number: int, x: Tensor, layout: Layout, reconstruct: bool) -> tuple[Tensor, Tensor]:
         output, adapter_input = self._frozen_block(number, x, layout)
