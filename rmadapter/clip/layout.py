@@ -24,12 +24,17 @@ class Layout(NamedTuple):
         shared: tokens that all rows of a group begin with.
         rows: number of rows of a group; not needed with ``shared`` 0.
         groups: number of groups.
+        slots: int64 [rows, learned], at which tokens of each row learned ones stand, from the sequence's first; None
+            where there are none.
+        led: how many of them, from the first, are among the shared tokens.
     """
 
     token: Token = None
     shared: int = 0
     rows: int = 0
     groups: int = 1
+    slots: Tensor | None = None
+    led: int = 0
 
     def pack(self, x: Tensor) -> Tensor:
         """[rows, tokens, D] as this layout has it, in one group."""
@@ -64,6 +69,33 @@ class Layout(NamedTuple):
     def of_groups(self, x: Tensor) -> Tensor:
         """[rows, ...] for each group: [groups * rows, ...]."""
         return x if self.groups == 1 else x.repeat(self.groups, *[1] * (x.dim() - 1))
+
+    def with_learned(self, x: Tensor, values: Tensor, added: Tensor | None = None) -> Tensor:
+        """``x`` with ``values`` at the learned tokens; ``added`` [tokens, D] are the positions' embeddings, if any.
+
+        Args:
+            values: [learned, D] of all rows, [rows, learned, D] of each, or with several groups [groups, learned, D].
+        """
+        assert self.slots is not None  # or there were no values
+        values = values.to(x.dtype)
+        led = self.led
+        if led:
+            start = values[..., :led, :]
+            start = start if added is None else start + added[1 : 1 + led].to(x.dtype)
+            # Those among the shared tokens stand behind the first one.
+            x = torch.cat([x[:, :1], start.expand(len(x), -1, -1), x[:, 1 + led :]], 1)
+        if led == self.slots.shape[1]:
+            return x
+        rows = len(self.slots)
+        own = values[..., led:, :]
+        if own.dim() == 2:
+            own = own.expand(self.groups * rows, -1, -1)
+        else:
+            own = own.repeat_interleave(rows, 0) if self.groups > 1 else own
+        slots = self.of_groups(self.slots[:, led:])
+        own = own if added is None else own + added[slots].to(x.dtype)
+        found = self.own(x).scatter(1, (slots - self.shared)[:, :, None].expand_as(own), own)
+        return self.joined(self.start(x), found) if self.shared else found
 
     def take(self, x: Tensor) -> Tensor:
         """The token at which each row is pooled: [groups * rows, 1, D]."""

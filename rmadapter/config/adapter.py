@@ -15,7 +15,7 @@ TOWERS = ("vision", "text")
 LAYER_FORMS = "'all', 'none', 'last:N', 'A-B', 'A,B,C' or a list of numbers, counted from 1"
 
 
-def _check_layers(field_name: str, layers: Any) -> str | list[int]:
+def check_layers(field_name: str, layers: Any) -> str | list[int]:
     """A layer specification in one of its written forms, or a list of ints from any other iterable of ints."""
     if isinstance(layers, str):
         text = layers.replace(" ", "")
@@ -137,11 +137,11 @@ class RMAdapterConfig:
     text: TowerOverrides = field(default_factory=TowerOverrides)
 
     def __post_init__(self) -> None:
-        self.layers = _check_layers("adapter.layers", self.layers)
+        self.layers = check_layers("adapter.layers", self.layers)
         for name in TOWERS:
             tower = getattr(self, name)
             if tower.layers is not None:
-                tower.layers = _check_layers(f"adapter.{name}.layers", tower.layers)
+                tower.layers = check_layers(f"adapter.{name}.layers", tower.layers)
             if tower.bottleneck is not None:
                 check_range(f"adapter.{name}.bottleneck", tower.bottleneck, 1, 128)
             if tower.scale is not None:

@@ -1,10 +1,11 @@
 """The two towers split where training begins: what is frozen up to there, and what runs at every step.
 
-A tower's blocks below the first adapted one never change, nor does the frozen part of that one, whose adapter stands
-beside it. ``enter`` computes both once, without a graph; ``adapted`` and ``frozen`` go on from there, and share it:
+A tower's blocks below the first place that something is trained at never change, nor does the frozen part of a block
+whose adapter stands beside it. ``enter`` computes both once, without a graph; ``tuned`` and ``frozen`` go on from
+there, and share it:
 
-    embed -> enter -> Entry -> adapted -> finish -> features, reconstruction losses
-                            -> frozen  -> finish -> features of the untouched model
+    embed -> enter -> Entry -> tuned  -> finish -> features, reconstruction losses
+                            -> frozen -> finish -> features of the untouched model
 """
 
 from __future__ import annotations
@@ -19,20 +20,26 @@ from torch.utils.checkpoint import checkpoint
 from rmadapter.clip.blocks import block_output, block_output_at, frozen_matrices, normed
 from rmadapter.clip.frozen_linear import frozen_linear, packed_matrix, packing_obstacle
 from rmadapter.clip.layout import Layout
+from rmadapter.clip.low_rank import Update
 from rmadapter.clip.obstacles import blocks_obstacle, is_causal, last_block_obstacle
-from rmadapter.clip.prompts import embed_prompts, end_of_text, pool_text, project_text
+from rmadapter.clip.prompts import Prompts, embed_prompts, end_of_text, pool_text, project_text
 from rmadapter.clip.towers import find_towers, pooled_token
 from rmadapter.tuners.branch import adapter_of, adapter_term
 from rmadapter.tuners.injection import AdaptedCLIP
+from rmadapter.tuners.installed import edited
+from rmadapter.tuners.sites import TokenEdit
+from rmadapter.tuners.tuner import Values
 
 
 class Entry(NamedTuple):
     """Where a tower's trained part begins.
 
     Attributes:
-        adapter_input: what the first adapter reads, in the compute dtype, its tokens as the ``Layout`` has them.
+        adapter_input: what the first adapter reads, in the compute dtype, its tokens as the ``Layout`` has them; empty
+            where the trained part does not begin with an adapter.
         output: the frozen output of that adapter's block, of the same shape, or [rows, 1, D] where the block is the
-            last one and the tower is pooled at one token.
+            last one and the tower is pooled at one token; where something else comes first, the tokens that it meets;
+            of a tower that nothing is trained in, its features [rows, embed].
     """
 
     adapter_input: Tensor
@@ -72,9 +79,14 @@ class Encoder:
         packed = packed and packing_obstacle(model.clip.logit_scale.device, self.dtype) is None
         self.linear = frozen_linear if packed else F.linear
         self.matrices: list[Tensor] = []
-        adapted = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
-        self.first: int | None = adapted[0] if adapted else None
-        self.by_token = by_token and last_block_obstacle(model.clip, modality) is None
+        self.sites = model.sites(modality)
+        self.update = model.update
+        beside = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
+        inside = self.sites.first
+        self.first: int | None = min([*beside, *([] if inside is None else [inside])], default=None)
+        self.begins_beside = self.first is not None and self.first != inside
+        # Dropout draws for each token's keys and values, which one query alone does not make.
+        self.by_token = by_token and not self.sites.random and last_block_obstacle(model.clip, modality) is None
         mask = getattr(model.clip, self.kind.causal_mask) if self.kind.causal_mask else None
         self.mask: Tensor | None = mask
         self.causal = is_causal(mask)
@@ -92,7 +104,7 @@ class Encoder:
     def prepare(self) -> None:
         """Lay out now what products with frozen matrices need, those of the gradient too, and not in the first step."""
         if self.linear is frozen_linear:
-            above = self.depth if self.first is None else self.first
+            above = self.depth if self.first is None else self.first - (not self.begins_beside)
             self.matrices = [
                 packed_matrix(weight, transposed)
                 for number, block in enumerate(self.blocks)
@@ -101,49 +113,67 @@ class Encoder:
             ]
 
     def compile_blocks(self, **options) -> None:
-        """Run each adapted block above the first through ``torch.compile``, for recomputation around each of them."""
-        self._adapted_block = torch.compile(self._adapted_block, **options)  # type: ignore[method-assign]
+        """Run each tuned block above the first through ``torch.compile``, for recomputation around each of them."""
+        self._tuned_block = torch.compile(self._tuned_block, **options)  # type: ignore[method-assign]
 
     def enter(self, x: Tensor, layout: Layout) -> Entry:
         """The tower's frozen beginning on embedded tokens in ``layout``; call it under ``torch.no_grad()``.
 
-        A tower without adapters goes through whole.
+        A tower that nothing is trained in goes through whole.
         """
         for number in range(self.depth if self.first is None else self.first):
             x, _ = self._frozen_block(number, x, layout)
-        if self.first is None:
-            return Entry(x.new_empty(len(x), 0), x.to(self.stream))
         x = x.to(self.stream)
+        if self.first is None or not self.begins_beside:
+            return Entry(x.new_empty(len(x), 0), x)
         output, adapter_input = self._frozen_block(self.first, x, layout)
         return Entry(adapter_input, output)
 
-    def adapted(self, entry: Entry, layout: Layout, reconstruct: bool) -> tuple[Tensor, list[Tensor]]:
-        """The last block's output and, with ``reconstruct``, each adapter's loss of each token, in ``layout``."""
+    def tuned(
+        self, entry: Entry, layout: Layout, reconstruct: bool, values: Values | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The last block's output and, with ``reconstruct``, each adapter's loss of each token, in ``layout``.
+
+        ``values`` are what enters this tower, as ``Tuner.values`` has them, of the classes in ``layout``.
+        """
         losses: list[Tensor] = []
         x = entry.output
         if self.first is None:
             return x, losses
-        x, loss = self._add(self.first, entry.adapter_input, x, layout, reconstruct)
-        losses.append(loss)
-        for number in range(self.first + 1, self.depth):
+        start = self.first
+        if self.begins_beside:
+            x, loss = self._add(self.first, entry.adapter_input, x, layout, reconstruct)
+            losses.append(loss)
+            start += 1
+        else:
+            x = layout.repeated(x)
+        for number in range(start, self.depth):
+            value = None if values is None else values.get(number)
             if self.recompute:
                 x, loss = checkpoint(
-                    self._adapted_block, number, x, layout, reconstruct, use_reentrant=False, preserve_rng_state=False
+                    self._tuned_block,
+                    number,
+                    x,
+                    layout,
+                    reconstruct,
+                    value,
+                    use_reentrant=False,
+                    preserve_rng_state=self.sites.random,
                 )
             else:
-                x, loss = self._adapted_block(number, x, layout, reconstruct)
+                x, loss = self._tuned_block(number, x, layout, reconstruct, value)
             losses.append(loss)
         return x, [loss for loss in losses if loss.numel()]
 
     def frozen(self, entry: Entry, layout: Layout, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """The same without the adapters' terms; with ``reconstruct`` the losses are those of the frozen tokens.
+        """The same without anything that is trained; with ``reconstruct`` the losses are those of the frozen tokens.
 
         The frozen model leaves no graph; the losses have one to the adapters' weights.
         """
         losses: list[Tensor] = []
         x, adapter_input = entry.output, entry.adapter_input
         for number in range(self.depth if self.first is None else self.first, self.depth):
-            if number != self.first:
+            if number != self.first or not self.begins_beside:
                 with torch.no_grad():
                     x, adapter_input = self._frozen_block(number, x, layout)
             branch = adapter_of(self.blocks[number])
@@ -151,21 +181,34 @@ class Encoder:
                 losses.append(adapter_term(branch, adapter_input, None, True)[1])
         return x, losses
 
-    def _frozen_block(self, number: int, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The block's frozen output, and what an adapter beside it reads."""
+    def _frozen_block(
+        self, number: int, x: Tensor, layout: Layout, update: Update | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The block's output, without an adapter's term, and what an adapter beside it reads."""
         block = self.blocks[number]
         u = normed(getattr(block, self.kind.norm), x, self.dtype)
         adapter_input = x.to(self.dtype) if self.pre_ln else u
         mask = None if self.mask is None else self.mask[: layout.length(x), : layout.length(x)]
         if self._at_token(number):
-            return block_output_at(block, x, u, layout, mask, self.linear), adapter_input
-        return block_output(block, x, u, layout, mask, self.causal, self.linear), adapter_input
+            return block_output_at(block, x, u, layout, mask, self.linear, update), adapter_input
+        return block_output(block, x, u, layout, mask, self.causal, self.linear, update), adapter_input
 
-    def _adapted_block(self, number: int, x: Tensor, layout: Layout, reconstruct: bool) -> tuple[Tensor, Tensor]:
-        output, adapter_input = self._frozen_block(number, x, layout)
+    def _tuned_block(
+        self, number: int, x: Tensor, layout: Layout, reconstruct: bool, value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if value is not None:
+            edit = self.sites.before(number)
+            assert edit is not None  # values are those of the sites
+            x = self._edited(edit, x, layout, value)
+        update = self.update(self.modality, number) if number in self.sites.updates else None
+        output, adapter_input = self._frozen_block(number, x, layout, update)
         if adapter_of(self.blocks[number]) is None:
             return output, x.new_empty(0)
         return self._add(number, adapter_input, output, layout, reconstruct)
+
+    def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
+        """``x`` with learned tokens before a block."""
+        raise NotImplementedError
 
     def _add(
         self, number: int, adapter_input: Tensor, output: Tensor, layout: Layout, reconstruct: bool
@@ -191,10 +234,14 @@ class ImageEncoder(Encoder):
 
     def begin(self, images: Tensor) -> Entry:
         """``enter`` on images [n, 3, size, size] of any floating dtype."""
-        return self.enter(self.clip.visual._embeds(images.to(self.dtype)), self.layout)
+        entry = self.enter(self.clip.visual._embeds(images.to(self.dtype)), self.layout)
+        return entry if self.first is not None else Entry(entry.adapter_input, self._features(entry.output))
 
     def finish(self, x: Tensor) -> Tensor:
-        """Features [n, embed], not normalised, of the last block's output."""
+        """Features [n, embed], not normalised, of what ``tuned`` or ``frozen`` gives."""
+        return x if self.first is None else self._features(x)
+
+    def _features(self, x: Tensor) -> Tensor:
         visual = self.clip.visual
         if self.by_token:
             pooled = normed(visual.ln_post, x.squeeze(1), self.dtype)
@@ -202,11 +249,16 @@ class ImageEncoder(Encoder):
             pooled, _ = visual._pool(x.to(self.dtype))
         return pooled if visual.proj is None else pooled @ visual.proj
 
-    def features(self, images: Tensor) -> Tensor:
-        """Adapted features [n, embed] of images, for evaluation."""
+    def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
+        if edit.block == 0:  # the norm in front of the blocks, which the other tokens have behind them
+            value = normed(self.clip.visual.ln_pre, value.to(self.dtype), self.dtype)
+        return edited(edit, x, value)
+
+    def features(self, images: Tensor, values: Values | None = None) -> Tensor:
+        """Tuned features [n, embed] of images, for evaluation."""
         with torch.no_grad():
             entry = self.begin(images)
-        return self.finish(self.adapted(entry, self.layout, False)[0])
+        return self.finish(self.tuned(entry, self.layout, False, values)[0])
 
 
 class TextEncoder(Encoder):
@@ -215,32 +267,43 @@ class TextEncoder(Encoder):
     def __init__(self, model: AdaptedCLIP, **settings):
         super().__init__(model, "text", **settings)
 
-    def layout(self, tokens: Tensor, shared: int = 0) -> Layout:
-        """That of prompts [classes, length] (int64) of which all begin with the same ``shared`` tokens."""
-        token = None
+    def layout(self, prompts: Prompts, shared: int = 0) -> Layout:
+        """That of ``prompts``, all of which begin with the same ``shared`` tokens."""
+        token, tokens, slots = None, prompts.tokens, prompts.slots
         if self.by_token:
             place = pooled_token(self.clip, "text")
             token = end_of_text(self.clip, tokens) if place is None else place % tokens.shape[1]
             token = token - shared
-        return Layout(token, shared, len(tokens) if shared else 0)
+        led = 0 if slots is None else int((slots < shared).all(0).sum())
+        return Layout(token, shared, len(tokens) if shared else 0, slots=slots, led=led)
 
     def begin(self, tokens: Tensor, layout: Layout) -> Entry:
         """``enter`` on tokens [classes, length] (int64)."""
-        return self.enter(layout.pack(embed_prompts(self.clip, tokens)), layout)
+        entry = self.enter(layout.pack(embed_prompts(self.clip, tokens)), layout)
+        if self.first is not None:
+            return entry
+        return Entry(entry.adapter_input, self._features(entry.output, tokens, layout))
 
     def finish(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
-        """Features [classes, embed], not normalised, of the last block's output."""
+        """Features [groups * classes, embed], not normalised, of what ``tuned`` or ``frozen`` gives."""
+        return x if self.first is None else self._features(x, tokens, layout)
+
+    def _features(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
         if self.by_token:
             return project_text(self.clip, normed(self.clip.ln_final, x.squeeze(1), self.dtype))
         x = normed(self.clip.ln_final, layout.own(x), self.dtype)
-        return project_text(self.clip, pool_text(self.clip, x, tokens[:, layout.shared :]))
+        own = layout.of_groups(tokens[:, layout.shared :])
+        return project_text(self.clip, pool_text(self.clip, x, own))
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """Adapted features [classes, embed] of tokens [classes, length], for evaluation."""
-        layout = self.layout(tokens)
+    def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
+        return layout.with_learned(x, value, self.clip.positional_embedding if edit.block == 0 else None)
+
+    def features(self, prompts: Prompts, values: Values | None = None, groups: int = 1) -> Tensor:
+        """Tuned features [groups * classes, embed] of prompts, for evaluation."""
+        layout = self.layout(prompts)._replace(groups=groups)
         with torch.no_grad():
-            entry = self.begin(tokens, layout)
-        return self.finish(self.adapted(entry, layout, False)[0], tokens, layout)
+            entry = self.begin(prompts.tokens, layout)
+        return self.finish(self.tuned(entry, layout, False, values)[0], prompts.tokens, layout)
 
 
 class Encoders(NamedTuple):

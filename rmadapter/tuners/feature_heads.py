@@ -1,0 +1,130 @@
+"""What is trained on the towers' features: adapters after them, an offset a class, a cache of training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rmadapter.clip.types import ClipModel
+from rmadapter.config.head import HeadConfig
+from rmadapter.errors import InputError
+from rmadapter.tuners.prompt_tokens import draw_linear, towers_embed
+from rmadapter.tuners.tuner import Features, Tuner
+
+
+class FeatureAdapters(Tuner):
+    """CLIP-Adapter (Gao et al., IJCV 2024), after one tower or both: f -> ratio A(f) + (1 - ratio) f.
+
+    ``A`` is two linear maps without bias, each with a ReLU behind it, through ``embed / reduction`` values.
+    """
+
+    def __init__(self, clip: ClipModel, config: HeadConfig):
+        super().__init__()
+        embed = towers_embed(clip)
+        self.ratios = {"image": config.image_ratio, "text": config.text_ratio}
+        self.adapters = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.Linear(embed, embed // config.reduction, bias=False),
+                    nn.ReLU(),
+                    nn.Linear(embed // config.reduction, embed, bias=False),
+                    nn.ReLU(),
+                )
+                for name, ratio in self.ratios.items()
+                if ratio
+            }
+        )
+
+    def head(self, features: Features) -> Features:
+        """Both features, each with its adapter where there is one, in fp32."""
+        found = features._asdict()
+        for name, adapter in self.adapters.items():
+            x = found[name].float()
+            found[name] = self.ratios[name] * adapter(x) + (1 - self.ratios[name]) * x
+        return Features(**found)
+
+    def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """``head.image.0.weight`` [hidden, embed], ``head.image.2.weight`` [embed, hidden], and of ``text``."""
+        for name, adapter in self.adapters.items():
+            for key, parameter in adapter.named_parameters():
+                yield f"head.{name}.{key}", parameter
+
+    def reset(self, generator_of: Callable[..., torch.Generator]) -> None:
+        """As ``nn.Linear`` begins."""
+        for name, adapter in self.adapters.items():
+            for place in (0, 2):
+                draw_linear(adapter[place], lambda key, name=name, at=place: generator_of("head", name, at, key))
+
+
+class ClassOffsets(Tuner):
+    """TaskRes (Yu et al., CVPR 2023): t_c -> t_c + factor * x_c, with one vector ``x_c`` [embed] a class, from zero."""
+
+    def __init__(self, clip: ClipModel, config: HeadConfig, class_names: list[str]):
+        super().__init__()
+        self.factor = config.offset
+        self.classes = list(class_names)
+        self.offsets = nn.Parameter(torch.empty(len(class_names), towers_embed(clip)))
+        self.rows: list[int] | None = None
+
+    def set_rows(self, rows: list[int]) -> None:
+        """Which classes' offsets are meant from now on."""
+        self.rows = rows
+
+    def head(self, features: Features) -> Features:
+        """The text features with their offsets."""
+        offsets = self.offsets if self.rows is None else self.offsets[self.rows]
+        return features._replace(text=features.text.float() + self.factor * offsets)
+
+    def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """``head.offsets`` [classes, embed]."""
+        yield "head.offsets", self.offsets
+
+    def reset(self, generator_of: Callable[..., torch.Generator]) -> None:
+        """Zero."""
+        nn.init.zeros_(self.offsets)
+
+
+class ImageCache(Tuner):
+    """Tip-Adapter (Zhang et al., ECCV 2022): logits + alpha exp(-beta (1 - z K^T)) V, without training or with.
+
+    The keys ``K`` [images, embed] are features of the training images, put in by ``fill``; training changes them and
+    does not bring them to length 1 again. The values ``V`` [images, classes] are ones at the images' labels.
+    """
+
+    labels: Tensor
+
+    def __init__(self, clip: ClipModel, config: HeadConfig, class_names: list[str], images: int):
+        super().__init__()
+        if images < 1:
+            raise InputError("head.cache has no images to keep; valid: shots of 1 or more")
+        self.classes = list(class_names)
+        self.weight, self.sharpness = config.cache_weight, config.cache_sharpness
+        self.keys = nn.Parameter(torch.zeros(images, towers_embed(clip)), requires_grad=config.cache == "trained")
+        self.register_buffer("labels", torch.zeros(images, dtype=torch.int64))
+        self.rows: list[int] | None = None
+
+    def fill(self, features: Tensor, labels: Tensor) -> None:
+        """Keep ``features`` [images, embed] (not normalised, averaged over views) and ``labels`` (int64 [images])."""
+        with torch.no_grad():
+            self.keys.copy_(F.normalize(features.float(), dim=-1))
+            self.labels.copy_(labels)
+
+    def set_rows(self, rows: list[int]) -> None:
+        """Among which of its classes it is asked from now on."""
+        self.rows = rows
+
+    def add_to_logits(self, logits: Tensor, image_features: Tensor) -> Tensor:
+        """The cache's votes added."""
+        nearness = F.normalize(image_features.float(), dim=-1) @ self.keys.T
+        votes = F.one_hot(self.labels, len(self.classes or ())).to(nearness.dtype)
+        if self.rows is not None:
+            votes = votes[:, self.rows]
+        return logits + self.weight * torch.exp(-self.sharpness * (1 - nearness)) @ votes
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """``cache.keys`` [images, embed] and ``cache.labels`` [images]."""
+        yield "cache.keys", self.keys
+        yield "cache.labels", self.labels

@@ -1,0 +1,159 @@
+"""Tuners in open_clip's own forward passes, by hooks: the plain way, which the fast step is tested against.
+
+A hook is a bound method of ``Installed``, which is a child of the model, so that a deep copy's hooks are the copy's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rmadapter.clip.attention import scaled_attention
+from rmadapter.clip.low_rank import added
+from rmadapter.clip.towers import find_towers
+from rmadapter.clip.types import Block, ClipModel
+from rmadapter.tuners.sites import APPEND, INSERT, Sites, TokenEdit
+from rmadapter.tuners.tuner import Tuner, Values
+
+
+class Installed(nn.Module):
+    """The tuners of a model, and the switches that the hooks read.
+
+    Attributes:
+        tuners: in the order in which their heads apply.
+        active: whether they are switched on; ``frozen_pass``: off for one pass of the untouched model.
+        places: int64 [classes, text_tokens], where the learned tokens of each prompt stand; set with the classes.
+        image_features: [1, embed], the frozen features of the image that the classes are encoded for, where what enters
+            depends on the image.
+    """
+
+    def __init__(self, tuners: list[Tuner]):
+        super().__init__()
+        self.tuners = nn.ModuleList(tuners)
+        self.active, self.frozen_pass = True, False
+        self.places: Tensor | None = None
+        self.image_features: Tensor | None = None
+        self._values: dict[str, Values] = {}
+
+    def sites(self, tower: str) -> Sites:
+        """Those of all tuners."""
+        return Sites.joined([tuner.sites(tower) for tuner in self._all])
+
+    @property
+    def _all(self) -> list[Any]:
+        return list(self.tuners)
+
+    def values(self, image_features: Tensor | None = None) -> dict[str, Values]:
+        """What enters both towers, of all tuners."""
+        found: dict[str, dict[int, Tensor]] = {"vision": {}, "text": {}}
+        for tuner in self._all:
+            for tower, values in tuner.values(image_features).items():
+                found[tower].update(values)
+        return dict(found)
+
+    def update(self, tower: str, block: int) -> Any:
+        """The low-rank updates of a block; at most one tuner has some."""
+        return next((u for tuner in self._all if (u := tuner.update(tower, block)) is not None), None)
+
+    @property
+    def running(self) -> bool:
+        """Whether a pass now is one of the tuned model."""
+        return self.active and not self.frozen_pass
+
+    def install(self, clip: ClipModel) -> list[Any]:
+        """Put the hooks into ``clip``; returns their handles."""
+        handles = []
+        for name, tower in find_towers(clip).items():
+            sites = self.sites(name)
+            first = sites.before(0)
+            if first is not None and name == "text":
+                handles.append(clip.token_embedding.register_forward_hook(self._after_embedding))
+            if first is not None and name == "vision":
+                handles.append(clip.visual.ln_pre.register_forward_pre_hook(self._before_norm))
+            elif name == "vision" and sites.edits:
+                handles.append(clip.visual.ln_pre.register_forward_pre_hook(self._make_values))
+            for edit in sites.edits:
+                if edit.block:
+                    hook = partial(before_block, self, name, edit)
+                    handles.append(tower.blocks[edit.block].register_forward_pre_hook(hook))
+            for block in sites.updates:
+                hook = partial(after_attention, self, name, block)
+                handles.append(tower.blocks[block].attn.register_forward_hook(hook, with_kwargs=True))
+        return handles
+
+    def _make_values(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.running:
+            self._values["vision"] = self.values()["vision"]
+
+    def _before_norm(self, norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.running:
+            return args
+        self._values["vision"] = self.values()["vision"]
+        edit = self.sites("vision").before(0)
+        assert edit is not None  # or this hook were not there
+        return (edited(edit, args[0], self._values["vision"][0]), *args[1:])
+
+    def _after_embedding(self, embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not self.running:
+            return output
+        values = self._values["text"] = self.values(self.image_features)["text"]
+        assert self.places is not None  # set with the classes
+        tokens = values[0].to(output.dtype).expand(len(output), -1, -1)
+        return output.scatter(1, self.places[:, :, None].expand_as(tokens), tokens)
+
+    @contextlib.contextmanager
+    def of_image(self, features: Tensor) -> Iterator[None]:
+        """Inside, classes are encoded for the image of ``features`` [1, embed]."""
+        self.image_features = features
+        try:
+            yield
+        finally:
+            self.image_features = None
+
+
+def before_block(installed: Installed, tower: str, edit: TokenEdit, block: Block, args: tuple[Any, ...]) -> Any:
+    """Forward pre-hook of a block: its input with the learned tokens."""
+    if not installed.running:
+        return args
+    return (edited(edit, args[0], installed._values[tower][edit.block]), *args[1:])
+
+
+def edited(edit: TokenEdit, x: Tensor, values: Tensor) -> Tensor:
+    """``x`` [rows, tokens, D] with ``values`` [count, D] where ``edit`` says."""
+    values = values.to(x.dtype).expand(len(x), -1, -1)
+    if edit.place == APPEND:
+        return torch.cat([x, values], 1)
+    if edit.place == INSERT:
+        return torch.cat([x[:, :1], values, x[:, 1:]], 1)
+    if edit.last:
+        return torch.cat([x[:, : -edit.count], values], 1)
+    return torch.cat([x[:, :1], values, x[:, 1 + edit.count :]], 1)
+
+
+def after_attention(
+    installed: Installed,
+    tower: str,
+    block: int,
+    attn: Any,
+    args: tuple[Tensor, ...],
+    names: dict[str, Any],
+    output: tuple[Tensor, Any],
+) -> tuple[Tensor, Any]:
+    """Forward hook of a block's attention: what it gives with low-rank updates of its matrices."""
+    update = installed.update(tower, block) if installed.running else None
+    if update is None:
+        return output
+    x, mask = args[0], names.get("attn_mask")
+    parts = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
+    q, k, v = (
+        added(low, x, part).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+        for low, part in zip(update[:3], parts, strict=True)
+    )
+    found = scaled_attention(q, k, v, mask, causal=False).transpose(1, 2).flatten(2)
+    return added(update.out, found, F.linear(found, attn.out_proj.weight, attn.out_proj.bias)), output[1]

@@ -1,0 +1,68 @@
+"""What a tuner is: trained weights, where they enter the towers, and what enters there.
+
+The adapters beside blocks are not among these: they are children of their blocks (``block_adapter``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from rmadapter.clip.low_rank import Update
+from rmadapter.tuners.sites import Sites
+
+# What enters before each block: [count, D] for all, [classes, count, D] or [images, count, D].
+Values: TypeAlias = Mapping[int, Tensor]
+
+
+class Features(NamedTuple):
+    """What the towers make of images [n, embed] and of the classes [classes, embed], or [n, classes, embed]."""
+
+    image: Tensor
+    text: Tensor
+
+
+class Tuner(nn.Module):
+    """Something trained in a CLIP model. What a kind does not have is left as it is here.
+
+    Attributes:
+        classes: names that it is bound to and cannot leave, or None where it is open to any.
+    """
+
+    classes: list[str] | None = None
+
+    def sites(self, tower: str) -> Sites:
+        """Where it enters the tower "vision" or "text"."""
+        return Sites()
+
+    def values(self, image_features: Tensor | None) -> dict[str, Values]:
+        """Tower -> what enters there, with a graph; made once a step.
+
+        ``image_features`` [n, embed] are the frozen model's, not normalised, for those that depend on the image.
+        """
+        return {}
+
+    def update(self, tower: str, block: int) -> Update | None:
+        """The low-rank updates of a block, counted from 0."""
+        return None
+
+    def head(self, features: Features) -> Features:
+        """What is trained after the towers."""
+        return features
+
+    def add_to_logits(self, logits: Tensor, image_features: Tensor) -> Tensor:
+        """``logits`` [n, classes] with what it adds for ``image_features`` [n, embed]."""
+        return logits
+
+    def set_rows(self, rows: list[int]) -> None:
+        """Classify among these of its ``classes`` from now on."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Its weights, and what is stored with them, by their names in an adapter file; blocks count from 1."""
+        return iter(())
+
+    def reset(self, generator_of: Callable[..., torch.Generator]) -> None:
+        """Draw its weights anew, each from the CPU generator that ``generator_of`` gives for its name."""
