@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.clip.prompts import encode_prompts, make_prompts
+from rmadapter.clip.prompts import Prompts, encode_prompts, make_prompts
 from rmadapter.clip.storage import image_dtype
 from rmadapter.clip.types import ClipModel
+from rmadapter.config import PromptConfig
 
 
 class Output(NamedTuple):
@@ -55,9 +57,12 @@ class CLIPClassifier(nn.Module):
         """Classify among these names from now on; the weights stay."""
         self.class_names = list(class_names)
         self.template = template
-        device = self.clip.logit_scale.device
-        prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim)
-        self.prompts = prompts.to(device)
+        self.prompts = self.prompts_of(template)
+
+    def prompts_of(self, template: str, learned: PromptConfig | None = None) -> Prompts:
+        """The classes' prompts by ``template``, with the learned tokens in them, on the model's device."""
+        prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim, learned=learned)
+        return prompts.to(self.clip.logit_scale.device)
 
     def text_features(self) -> Tensor:
         """Features [classes, embed] of the prompts, not normalised."""
@@ -69,10 +74,16 @@ class CLIPClassifier(nn.Module):
         return self.clip.encode_image(images.to(image_dtype(self.clip) or images.dtype))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed]."""
+        """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed].
+
+        Text features of each image, [batch, classes, embed], are compared with that image's alone.
+        """
         scale = self.clip.logit_scale.exp().float()
-        images = F.normalize(image_features.float(), dim=-1)
-        logits = scale * images @ F.normalize(text_features.float(), dim=-1).T
+        images, texts = (F.normalize(features.float(), dim=-1) for features in (image_features, text_features))
+        if texts.dim() == 3:
+            logits = scale * torch.einsum("be,bce->bc", images, texts)
+        else:
+            logits = scale * images @ texts.T
         return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
 
     def forward(self, images: Tensor) -> Output:

@@ -15,7 +15,6 @@ from rmadapter.config import check_template
 from rmadapter.config.prompt import PromptConfig
 from rmadapter.errors import InputError
 
-
 PLACEHOLDER = "X"  # a word of one token, which a learned token stands in the place of
 
 
@@ -120,7 +119,7 @@ def _placed(learned: PromptConfig, tokens: Tensor, names: Tensor) -> tuple[Tenso
 
 
 def first_words(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str, count: int) -> Tensor:
-    """The first ``count`` tokens of ``template``, which have to be whole words in front of the class name: int64 [count].
+    """The first ``count`` tokens of ``template``, whole words in front of the class name: int64 [count].
 
     Raises:
         InputError: fewer tokens there, or the last one would be a part of a word.

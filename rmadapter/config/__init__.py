@@ -4,7 +4,10 @@ Nothing here loads a model or reads an image; what an option does stands in the 
 """
 
 from rmadapter.config.adapter import TOWERS, RMAdapterConfig, TowerOverrides, layer_numbers
+from rmadapter.config.head import HeadConfig
+from rmadapter.config.lora import LoraConfig
 from rmadapter.config.loss import LossConfig
+from rmadapter.config.prompt import PromptConfig
 from rmadapter.config.run import (
     AUGMENTATIONS,
     PARTS,
@@ -16,6 +19,7 @@ from rmadapter.config.run import (
     check_template,
 )
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.tuner import TunerConfig
 
 __all__ = [
     "AUGMENTATIONS",
@@ -25,11 +29,15 @@ __all__ = [
     "STREAMS",
     "TOWERS",
     "TRAIN_HELP",
+    "HeadConfig",
+    "LoraConfig",
     "LossConfig",
+    "PromptConfig",
     "RMAdapterConfig",
     "StepConfig",
     "TowerOverrides",
     "TrainConfig",
+    "TunerConfig",
     "check_template",
     "layer_numbers",
 ]

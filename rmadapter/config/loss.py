@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmadapter.errors import check_range
+from rmadapter.errors import InputError, check_choice, check_range
+
+DISTANCES = ("l1", "cosine")
+TARGETS = ("prompt", "published", "templates", "sentences")
 
 
 @dataclass
@@ -17,15 +20,50 @@ class LossConfig:
     Args:
         lambda1: reconstruction in the image tower
         lambda2: reconstruction in the text tower
-        lambda3: L1 distance of adapted to frozen image features
-        lambda4: L1 distance of adapted to frozen text features
+        lambda3: distance of tuned to frozen image features
+        lambda4: distance of tuned to frozen text features
+        distance: what both distances are: l1 (mean absolute difference) or cosine (one minus it)
+        distillation: divergence of the tuned model's class probabilities from the frozen model's (PromptSRC)
+        target: prompts of the frozen text features: prompt (the run's own), published (the data set's),
+            templates (the mean over 60 of CLIP's) or sentences (of a file, one drawn at each step)
+        sentences: JSON file of sentences for each class, for target sentences
+        projected: keep the part of cross-entropy's gradient that does not raise the divergence from the frozen model's
+            class probabilities (ProGrad)
     """
 
     lambda1: float = 10.0
     lambda2: float = 10.0
     lambda3: float = 10.0
     lambda4: float = 25.0
+    distance: str = "l1"
+    distillation: float = 0.0
+    target: str = "prompt"
+    sentences: str | None = None
+    projected: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("lambda1", "lambda2", "lambda3", "lambda4"):
+        for name in ("lambda1", "lambda2", "lambda3", "lambda4", "distillation"):
             check_range(f"loss.{name}", getattr(self, name), 0)
+        check_choice("loss.distance", self.distance, DISTANCES)
+        check_choice("loss.target", self.target, TARGETS)
+        check_range("loss.projected", self.projected, 0, 1)
+        if (self.target == "sentences") != (self.sentences is not None):
+            raise InputError(
+                f"loss.target is {self.target!r} and loss.sentences {self.sentences!r}; valid: target sentences with a "
+                "file, or neither"
+            )
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a term needs the frozen image features."""
+        return self.lambda3 > 0 or self.needs_probabilities
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a term needs the frozen text features."""
+        return self.lambda4 > 0 or self.needs_probabilities
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether a term needs the frozen model's class probabilities."""
+        return self.distillation > 0 or self.projected > 0

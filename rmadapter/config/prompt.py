@@ -69,7 +69,7 @@ class PromptConfig:
             raise InputError(f"prompt.place is {self.place!r}, which words in front of the name are not; valid: end")
         if self.coupled and (self.vision_tokens, self.vision_depth) != (self.text_tokens, self.text_depth):
             raise InputError(
-                "prompt.coupled maps each learned token of the text tower into the image tower; valid: vision_tokens and "
+                "prompt.coupled maps each token of the text tower into the image tower; valid: vision_tokens and "
                 "vision_depth as text_tokens and text_depth"
             )
 

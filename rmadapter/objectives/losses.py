@@ -1,6 +1,7 @@
 """The loss: cross-entropy, reconstruction in each tower, consistency with the frozen model, and their sum.
 
 L = L_ce + lambda1 * L_rec_vision + lambda2 * L_rec_text + lambda3 * |x_a - x|_1 + lambda4 * |w_a - w|_1
+         + distillation * KL(p || p_a) / (images * classes)
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from rmadapter.config import LossConfig
 
 WEIGHTS = {
     "reconstruction_vision": "lambda1",
-    "reconstruction_text": "lambda2",
     "consistency_image": "lambda3",
+    "reconstruction_text": "lambda2",
     "consistency_text": "lambda4",
+    "distillation": "distillation",
 }
 
 
@@ -43,21 +45,33 @@ def reconstruction_sum(per_token: list[Tensor], objective: str, width: int, coun
     return reduce(torch.add, (loss.sum() for loss in per_token)) / divisor
 
 
-def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
-    """Mean absolute difference of L2-normalised features [n, embed] of the adapted and the frozen model, fp32."""
-    return consistency_sum(adapted, frozen) / len(adapted)
+def consistency(tuned: Tensor, frozen: Tensor, distance: str = "l1") -> Tensor:
+    """Mean distance of L2-normalised features [n, embed] of the tuned and the frozen model, fp32.
+
+    ``distance`` is "l1", the mean absolute difference, or "cosine", one minus the cosine.
+    """
+    return consistency_sum(tuned, frozen, distance) / len(tuned)
 
 
-def consistency_sum(adapted: Tensor, frozen: Tensor) -> Tensor:
+def consistency_sum(tuned: Tensor, frozen: Tensor, distance: str = "l1") -> Tensor:
     """``consistency`` summed over the n rows instead of averaged."""
-    difference = F.normalize(adapted.float(), dim=-1) - F.normalize(frozen.float(), dim=-1)
-    return difference.abs().sum() / adapted.shape[-1]
+    tuned, frozen = F.normalize(tuned.float(), dim=-1), F.normalize(frozen.float(), dim=-1)
+    if distance == "cosine":
+        return (1 - (tuned * frozen).sum(-1)).sum()
+    return (tuned - frozen).abs().sum() / tuned.shape[-1]
 
 
-def total(terms: Mapping[str, Tensor], weights: LossConfig) -> Tensor:
-    """Cross-entropy and the other terms that are there, each times its lambda; a scalar in fp32."""
-    extra = (getattr(weights, WEIGHTS[name]) * term for name, term in terms.items() if name in WEIGHTS)
-    return terms["cross_entropy"] + sum(extra)
+def distillation(logits: Tensor, frozen: Tensor) -> Tensor:
+    """KL divergence of the softmax of ``logits`` [n, classes] from that of the ``frozen`` model's, over n * classes."""
+    found, target = F.log_softmax(logits, -1), F.log_softmax(frozen, -1)
+    return (target.exp() * (target - found)).sum() / logits.numel()
+
+
+def with_total(terms: Mapping[str, Tensor], weights: LossConfig) -> dict[str, Tensor]:
+    """``terms`` in their fixed order, and ``total``: cross-entropy and the others, each times its weight, in fp32."""
+    found = {name: terms[name] for name in ("cross_entropy", *WEIGHTS) if name in terms}
+    extra = (getattr(weights, WEIGHTS[name]) * term for name, term in found.items() if name in WEIGHTS)
+    return {**found, "total": found["cross_entropy"] + sum(extra)}
 
 
 def gradient_norms(

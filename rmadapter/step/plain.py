@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rmadapter.clip.classifier import Output
-from rmadapter.clip.prompts import end_of_text
+from rmadapter.clip.classifier import CLIPClassifier, Output
+from rmadapter.clip.prompts import encode_prompts, end_of_text
 from rmadapter.clip.towers import find_towers, pooled_token
 from rmadapter.clip.types import ClipModel
-from rmadapter.config import LossConfig, RMAdapterConfig
+from rmadapter.config import LossConfig, RMAdapterConfig, TunerConfig
 from rmadapter.errors import InputError
 from rmadapter.objectives import losses
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.injection import AdaptedCLIP, inject
+from rmadapter.tuners.tuner import Features
 
 
 class RMAdapterCLIP(AdaptedClassifier):
@@ -35,6 +37,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         template: the prompt, with ``{}`` where a class name goes.
         trim: leave out what stands behind the longest prompt's end, where that changes no feature.
         keep_targets: compute the frozen text features once for a set of classes, not at every call.
+        target_templates: prompts whose frozen features, their mean, the losses compare the text features with; default:
+            the template.
     """
 
     def __init__(
@@ -43,13 +47,16 @@ class RMAdapterCLIP(AdaptedClassifier):
         tokenizer: Callable[..., Tensor],
         class_names: Sequence[str],
         template: str = "a photo of a {}.",
-        config: RMAdapterConfig | None = None,
+        config: RMAdapterConfig | TunerConfig | None = None,
         *,
         loss: LossConfig | None = None,
         trim: bool = True,
         keep_targets: bool = True,
+        target_templates: Sequence[str] = (),
     ):
-        adapted = model if isinstance(model, AdaptedCLIP) else inject(model, config)
+        settings: dict[str, Any] = {"tokenizer": tokenizer, "template": template, "class_names": class_names}
+        adapted = model if isinstance(model, AdaptedCLIP) else inject(model, config, **settings)
+        self.target_templates = list(target_templates)
         # Where padding counts it has to be there.
         super().__init__(adapted, tokenizer, class_names, template, trim=trim and adapted.config.rec_tokens != "all")
         self.keep_targets = keep_targets
@@ -69,6 +76,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         if self.config.rec_tokens == "all":
             self.prompts = replace(self.prompts, valid=torch.ones_like(self.prompts.valid))
         self.counted = {tower: self._counted(tower) for tower in ("vision", "text")}
+        templates = self.target_templates or ([template] if self.prompts.slots is not None else [])
+        self.targets = [self.prompts_of(one) for one in templates]
         self._frozen_text: Tensor | None = None
 
     @property
@@ -84,7 +93,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         if self.config.rec_tokens != "pooled":
             return valid
         tokens = self.prompts.tokens
-        length = tokens.shape[1] if tower == "text" else self.clip.visual.positional_embedding.shape[0]
+        patches = self.clip.visual.positional_embedding.shape[0] + self.adapted.sites("vision").added
+        length = tokens.shape[1] if tower == "text" else patches
         token: Tensor | int | None = pooled_token(self.clip, tower)
         if token is None and tower == "text" and self.clip.text_pool_type in ("argmax", "eos"):
             token = end_of_text(self.clip, tokens)[:, None]
@@ -96,10 +106,14 @@ class RMAdapterCLIP(AdaptedClassifier):
         return counted.expand_as(tokens) if tower == "text" else counted
 
     def frozen_text_features(self) -> Tensor:
-        """Features [classes, embed] of the prompts from the frozen model, computed once for a set of classes."""
+        """Features [classes, embed] of the target prompts from the frozen model, computed once for a set of classes."""
         if self._frozen_text is None or not self.keep_targets:
             with torch.no_grad(), self.adapted.frozen_pass():
-                self._frozen_text = self.text_features()
+                if self.targets:
+                    each = [encode_prompts(self.clip, prompts.tokens) for prompts in self.targets]
+                    self._frozen_text = torch.stack(each).mean(0)
+                else:
+                    self._frozen_text = self.text_features()
         return self._frozen_text
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
@@ -109,45 +123,61 @@ class RMAdapterCLIP(AdaptedClassifier):
         """
         if labels is None:
             return super().forward(images)
-        terms: dict[str, Tensor] = {}
-        text = self._adapted_text(terms)
-        image = self._adapted_image(images, terms)
-        logits = self.logits(image, text)
-        terms = {"cross_entropy": F.cross_entropy(logits, labels), **terms}
-        terms["total"] = losses.total(terms, self.loss)
-        return Output(logits, terms)
+        of_images: dict[str, Tensor] = {}
+        of_text: dict[str, Tensor] = {}
+        image, frozen = self._image_side(images, of_images)
+        text = self._text_side(of_text, frozen)
+        features = self.headed(image, text)
+        logits = self.logits_of(features)
+        terms = {"cross_entropy": F.cross_entropy(logits, labels), **of_images, **of_text}
+        if self.training:
+            terms |= self.consistency_terms(features, frozen, logits)
+        return Output(logits, losses.with_total(terms, self.loss))
 
-    def _adapted_image(self, images: Tensor, terms: dict[str, Tensor]) -> Tensor:
-        """Adapted image features; adds the image tower's terms."""
+    def consistency_terms(self, features: Features, frozen: Tensor | None, logits: Tensor) -> dict[str, Tensor]:
+        """What compares ``features``, those after the heads, and ``logits`` with the frozen model."""
+        loss, terms = self.loss, {}
+        text = self.frozen_text_features() if loss.needs_text else None
+        if loss.lambda3:
+            assert frozen is not None  # the image side has made it
+            terms["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
+        if loss.lambda4:
+            assert text is not None
+            terms["consistency_text"] = losses.consistency(features.text, text, loss.distance)
+        if loss.distillation:
+            assert frozen is not None
+            assert text is not None
+            terms["distillation"] = losses.distillation(logits, CLIPClassifier.logits(self, frozen, text))
+        return terms
 
+    def _image_side(self, images: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Tuned image features, and the frozen ones where a term needs them; adds the reconstruction's term."""
         with self.adapted.collect("vision") as per_token:
             features = self.image_features(images)
-        needs_frozen = self.training and self.loss.lambda3 > 0
+        needs_frozen = self.training and (self.loss.needs_image or self.per_image)
+        frozen = None
         if self.rebuilds_frozen("vision"):
-            target, per_token = self._record("vision", lambda: self.image_features(images))
+            frozen, per_token = self._record("vision", lambda: self.image_features(images))
         elif needs_frozen:
             with torch.no_grad(), self.adapted.frozen_pass():
-                target = self.image_features(images)
+                frozen = self.image_features(images)
         if per_token:
             terms["reconstruction_vision"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["vision"], self.counted["vision"]
             )
-        if needs_frozen:
-            terms["consistency_image"] = losses.consistency(features, target.detach())
-        return features
+        return features, frozen if needs_frozen else None
 
-    def _adapted_text(self, terms: dict[str, Tensor]) -> Tensor:
-        """Adapted text features; adds the text tower's terms."""
+    def _text_side(self, terms: dict[str, Tensor], frozen_images: Tensor | None) -> Tensor:
+        """Tuned text features; adds the reconstruction's term."""
         with self.adapted.collect("text") as per_token:
-            features = self.text_features()
+            features = self.text_features(frozen_images)
         if self.rebuilds_frozen("text"):
-            self._frozen_text, per_token = self._record("text", self.text_features)
+            frozen, per_token = self._record("text", self.text_features)
+            self._frozen_text = None if self.targets else frozen
         if per_token:
             terms["reconstruction_text"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["text"], self.counted["text"]
             )
-        if self.training and self.loss.lambda4 > 0:
-            terms["consistency_text"] = losses.consistency(features, self.frozen_text_features())
         return features
 
     def rebuilds_frozen(self, tower: str) -> bool:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from rmadapter.clip.classifier import Output
+from rmadapter.clip.classifier import CLIPClassifier, Output
 from rmadapter.clip.layout import Layout, shared_start
 from rmadapter.clip.obstacles import shared_start_obstacle
+from rmadapter.clip.prompts import Prompts
 from rmadapter.clip.towers import text_is_trimmable
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.errors import InputError
@@ -27,6 +28,8 @@ from rmadapter.step.costs import tower_shape
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.tuners.encoders import Entry, ImageEncoder, TextEncoder
+from rmadapter.tuners.sites import CLASS
+from rmadapter.tuners.tuner import Features, Tuner, Values
 
 
 class Views(NamedTuple):
@@ -41,12 +44,15 @@ class _Classes:
     """The prompts of one chunk, and what of the frozen model is kept of them.
 
     Attributes:
-        tokens: int64 [classes, length]; ``counted``: bool, by the reconstruction; ``layout``: how activations lie.
-        recompute: compute the adapted pass again in the backward pass.
+        rows: int64 [classes], which of the own classes they are.
+        prompts: cut to the chunk's length; ``counted``: bool [classes, length], by the reconstruction; ``layout``: how
+            activations lie.
+        recompute: compute the tuned pass again in the backward pass.
         entry, target: where training begins, and frozen features; None where they are computed at every step.
     """
 
-    tokens: Tensor
+    rows: Tensor
+    prompts: Prompts
     counted: Tensor
     layout: Layout
     recompute: bool
@@ -64,6 +70,7 @@ class TrainStep(nn.Module):
         stream: dtype of the residual stream from the first adapted block on; None: that of the weights.
         recompute: recompute each adapted block of the image tower, and every chunk of classes, in backward.
         ranks: this process among those that share the classes and the images of a batch.
+        images: of a batch, which the classes are computed for one by one where their features depend on the image.
 
     Raises:
         InputError: ``text_bytes`` is less than one class takes, or there are more processes than classes.
@@ -78,9 +85,11 @@ class TrainStep(nn.Module):
         stream: torch.dtype | None = None,
         recompute: bool = False,
         ranks: Ranks | None = None,
+        images: int = 1,
     ):
         super().__init__()
         self.ranks = ranks or Ranks()
+        self.images = images
         shortcuts = shortcuts or StepConfig()
         self.model, self.shortcuts = model, shortcuts
         settings = {"by_token": shortcuts.last_token, "stream": stream, "packed": shortcuts.packed_weights}
@@ -96,21 +105,28 @@ class TrainStep(nn.Module):
             raise InputError(
                 f"{self.ranks.world} processes share {len(self.model.class_names)} classes; valid: at most one a class"
             )
-        own = slice(*self.ranks.part(len(self.model.prompts.valid)))
-        self.tokens, valid = self.model.prompts.tokens[own], self.model.prompts.valid[own]
-        self.counted = self.model.counted_text[own]
+        # Where classes are computed for each image the images alone are shared.
+        count = len(self.model.prompts.valid)
+        self.own = torch.arange(*((0, count) if self.model.per_image else self.ranks.part(count)))
+        self.prompts = self.model.prompts.rows(self.own)
+        self.counted = self.model.counted_text[self.own]
+        valid = self.prompts.valid
         count, length = valid.shape
         lengths = valid.sum(1)
         trimmed = self.shortcuts.trim and self.shortcuts.class_chunks and text_is_trimmable(self.model.clip)
         self.order = lengths.argsort(stable=True) if trimmed else torch.arange(count, device=valid.device)
         shares = self.shortcuts.shared_start and shared_start_obstacle(self.model.clip) is None
-        shared = shared_start(self.tokens, lengths) if shares else 0
+        # Dropout draws for every row.
+        shared = shared_start(self.prompts.fixed, lengths) if shares and not self.text.sites.random else 0
+        if any(edit.per == CLASS for edit in self.text.sites.edits):
+            shared = min(shared, 1)
         chunks = [Chunk(0, count, length, shared)]
         if trimmed:
             chunks = by_length(lengths[self.order].tolist(), CHUNK_TOKENS.get(valid.device.type, 0), shared)
         if self.shortcuts.class_chunks and text_bytes is not None:
             shape = tower_shape(self.model.adapted, "text", stream=self.text.stream.itemsize)
-            chunks = by_memory(chunks, shape.saved_bytes, text_bytes)
+            times = self.images if self.model.per_image else 1
+            chunks = by_memory(chunks, lambda chunk: times * shape.saved_bytes(chunk), text_bytes)
         self.inverse = self.order.argsort()
         return [replace(chunk, recompute=chunk.recompute or recompute) for chunk in chunks]
 
@@ -139,14 +155,14 @@ class TrainStep(nn.Module):
     def reconstructs(self, tower: str) -> bool:
         """Whether the loss has a reconstruction term of this tower."""
         weight = self.model.loss.lambda1 if tower == "vision" else self.model.loss.lambda2
-        return self.model.config.reconstruct and weight > 0
+        encoder = self.image if tower == "vision" else self.text
+        return self.model.config.reconstruct and weight > 0 and bool(encoder.branches)
 
     @property
     def keeps_target(self) -> bool:
-        """Whether ``views`` have the images' frozen features: where they are wanted and no other pass gives them."""
-        return self.model.loss.lambda3 > 0 and not (
-            self.image.first is not None and self.model.rebuilds_frozen("vision")
-        )
+        """Whether ``views`` have the images' frozen features: where they are wanted and nothing else gives them."""
+        wanted = self.model.loss.needs_image or self.model.per_image
+        return wanted and self.image.first is not None and not self.model.rebuilds_frozen("vision")
 
     def forward(self, images: Tensor | None, labels: Tensor, views: Views | None = None, share: float = 1.0) -> Output:
         """Logits [batch, classes] and losses of ``images`` [batch, 3, size, size] with ``labels`` [batch] (int64).
@@ -154,20 +170,59 @@ class TrainStep(nn.Module):
         ``views`` are those of the images where they are at hand; the images are then not read. ``share`` is the own
         number of images times that of processes, divided by the number of all images: the factor on means over images.
         """
-        terms: dict[str, Tensor] = {}
-        text = self._text_features(terms)
+        model = self.model
+        if not model.per_image:  # before the images, so that memory is asked for in one order
+            of_text: dict[str, Tensor] = {}
+            values = model.adapted.values(None)
+            text = self._text_features(of_text, values.get("text"))
         of_images: dict[str, Tensor] = {}
         if views is None:
             assert images is not None  # one of the two is at hand
             views = self.views(images)
-        image = self._image_features(views, of_images)
-        logits = self.model.logits(image, text)
-        of_images = {"cross_entropy": F.cross_entropy(logits, labels), **of_images}
+        frozen = views.entry.output if self.image.first is None else views.target
+        if model.per_image:
+            assert frozen is not None  # ``keeps_target`` has seen to it
+            of_text, values = {}, model.adapted.values(frozen)
+            text = self._text_features(of_text, values["text"], len(frozen))
+        image, frozen = self._image_features(views, of_images, values.get("vision"))
+        features = model.headed(image, text)
+        logits = model.logits_of(features)
+        of_images["cross_entropy"] = F.cross_entropy(logits, labels)
+        self._compare(features, frozen, logits, of_images, of_text)
         if share != 1:
             of_images = {name: share * value for name, value in of_images.items()}
-        terms = {**of_images, **terms}
-        terms["total"] = losses.total(terms, self.model.loss)
-        return Output(logits, terms)
+        return Output(logits, losses.with_total({**of_images, **of_text}, model.loss))
+
+    def _compare(
+        self,
+        features: Features,
+        frozen: Tensor | None,
+        logits: Tensor,
+        of_images: dict[str, Tensor],
+        of_text: dict[str, Tensor],
+    ) -> None:
+        """Add the terms that compare with the frozen model's features ``frozen`` [n, embed] of the images."""
+        loss = self.model.loss
+        if loss.lambda3:
+            assert frozen is not None  # the views have them
+            of_images["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
+        if not self._compares_chunks and loss.lambda4:
+            of_text["consistency_text"] = losses.consistency(features.text, self._all_targets(), loss.distance)
+        if loss.distillation:
+            assert frozen is not None
+            zeroshot = CLIPClassifier.logits(self.model, frozen, self._all_targets())
+            of_images["distillation"] = losses.distillation(logits, zeroshot)
+
+    @property
+    def _compares_chunks(self) -> bool:
+        """Whether text features are compared as the tower gives them, and not behind a head."""
+        return not any(type(tuner).head is not Tuner.head for tuner in self.model.adapted.tuners)
+
+    def _all_targets(self) -> Tensor:
+        """Frozen text features of all classes, those of the other processes too."""
+        assert self._classes is not None  # the text side has been computed
+        own = torch.cat([self._target(classes) for classes in self._classes])[self.inverse]
+        return self.ranks.gather_rows(own, len(self.model.class_names)).detach()
 
     @torch.no_grad()
     def views(self, images: Tensor) -> Views:
@@ -182,8 +237,7 @@ class TrainStep(nn.Module):
         )
 
     def _images_at_once(self, count: int) -> int:
-        tokens = self.model.clip.visual.positional_embedding.shape[0]
-        return in_cache(count, tokens * self.image.hidden * self.image.dtype.itemsize, self.model.prompts.tokens.device)
+        return in_cache(count, self.image.tokens * self.image.hidden * self.image.dtype.itemsize, self.model.prompts.tokens.device)
 
     def pieces(self, entry: Entry) -> list[Entry]:
         """The images of ``entry`` in as many parts as go through the tower one after the other."""
@@ -197,34 +251,48 @@ class TrainStep(nn.Module):
         shared = entry if self.shortcuts.image_prefix else self.image.begin(images)
         return Views(entry, self.image.finish(self.image.frozen(shared, self.image.layout)[0]))
 
-    def _image_features(self, views: Views, terms: dict[str, Tensor]) -> Tensor:
-        """Adapted image features; adds the image tower's terms."""
-        reconstruct = self.reconstructs("vision") and self.image.first is not None
-        found = [self._image_part(*piece, reconstruct and not self.frozen_stream) for piece in self.pieces(views.entry)]
+    def _image_features(
+        self, views: Views, terms: dict[str, Tensor], values: Values | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tuned image features, and frozen ones where they are wanted; adds the reconstruction's term."""
+        if self.image.first is None:
+            return views.entry.output, views.entry.output
+        reconstruct = self.reconstructs("vision")
+        found = [
+            self._image_part(*piece, reconstruct and not self.frozen_stream, values)
+            for piece in self.pieces(views.entry)
+        ]
         features, rec = torch.cat([piece[0] for piece in found]), reduce(torch.add, (piece[1] for piece in found))
         target = views.target
         if reconstruct and self.frozen_stream:
             x, per_token = self.image.frozen(views.entry, self.image.layout, True)
             rec = self._reconstruction_sum("vision", per_token)
-            target = self.image.finish(x) if self.model.loss.lambda3 else None
+            target = self.image.finish(x) if self.model.loss.needs_image else None
         if reconstruct:
-            images, tokens, _ = views.entry.adapter_input.shape
             counted = self.model.counted["vision"]
-            terms["reconstruction_vision"] = rec / (images * (tokens if counted is None else counted.sum()))
-        if target is not None:
-            terms["consistency_image"] = losses.consistency(features, target)
-        return features
+            tokens = self.image.tokens if counted is None else counted.sum()
+            terms["reconstruction_vision"] = rec / (len(features) * tokens)
+        return features, target
 
-    def _image_part(self, adapter_input: Tensor, output: Tensor, reconstruct: bool) -> tuple[Tensor, Tensor]:
-        """Adapted features [n, embed], and the sum of the reconstruction's losses over tokens and adapters."""
-        x, per_token = self.image.adapted(Entry(adapter_input, output), self.image.layout, reconstruct)
+    def _image_part(
+        self, adapter_input: Tensor, output: Tensor, reconstruct: bool, values: Values | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tuned features [n, embed], and the sum of the reconstruction's losses over tokens and adapters."""
+        x, per_token = self.image.tuned(Entry(adapter_input, output), self.image.layout, reconstruct, values)
         return self.image.finish(x), self._reconstruction_sum("vision", per_token)
 
     def _text_part(
-        self, adapter_input: Tensor, output: Tensor, layout: Layout, tokens: Tensor, counted: Tensor, reconstruct: bool
+        self,
+        adapter_input: Tensor,
+        output: Tensor,
+        layout: Layout,
+        tokens: Tensor,
+        counted: Tensor,
+        reconstruct: bool,
+        values: Values | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The same for some prompts."""
-        x, per_token = self.text.adapted(Entry(adapter_input, output), layout, reconstruct)
+        x, per_token = self.text.tuned(Entry(adapter_input, output), layout, reconstruct, values)
         return self.text.finish(x, tokens, layout), self._reconstruction_sum("text", per_token, layout, counted)
 
     def _reconstruction_sum(
@@ -250,19 +318,26 @@ class TrainStep(nn.Module):
                 encoder.prepare()
             self._classes = self._begin_classes()
 
-    def _text_features(self, terms: dict[str, Tensor]) -> Tensor:
-        """Adapted text features [classes, embed] in the order of the labels; adds the text tower's terms."""
+    def _text_features(self, terms: dict[str, Tensor], values: Values | None, images: int = 1) -> Tensor:
+        """Tuned text features [classes, embed] in the order of the labels; adds the text tower's terms.
+
+        Where they depend on the image they are [images, classes, embed].
+        """
         self.prepare()
         assert self._classes is not None
-        found = [self._chunk(classes) for classes in self._classes]
-        features = torch.cat([chunk[0] for chunk in found])
+        found = [self._chunk(classes, values, images) for classes in self._classes]
         count, world = len(self.model.class_names), self.ranks.world
-        if self.reconstructs("text") and self.text.first is not None:
+        if self.model.per_image:
+            each = [chunk[0].unflatten(0, (images, -1)) for chunk in found]
+            return torch.cat(each, 1)[:, self.inverse]
+        features = torch.cat([chunk[0] for chunk in found])
+        if self.reconstructs("text"):
             tokens = self.model.counted_text.sum()
             terms["reconstruction_text"] = world * reduce(torch.add, (chunk[1] for chunk in found)) / tokens
-        if self.model.loss.lambda4:
+        if self.model.loss.lambda4 and self._compares_chunks:
             target = torch.cat([self._target(classes) for classes in self._classes])
-            terms["consistency_text"] = world * losses.consistency_sum(features, target) / count
+            distance = self.model.loss.distance
+            terms["consistency_text"] = world * losses.consistency_sum(features, target, distance) / count
         return self.ranks.gather_rows(features[self.inverse], count)
 
     @torch.no_grad()
@@ -271,25 +346,32 @@ class TrainStep(nn.Module):
         classes = []
         for chunk in self.chunks:
             rows = self.order[chunk.start : chunk.stop]
-            tokens, counted = self.tokens[rows, : chunk.length], self.counted[rows, : chunk.length]
-            made = _Classes(tokens, counted, self.text.layout(tokens, chunk.shared), chunk.recompute)
-            if self.shortcuts.frozen_targets and self.model.loss.lambda4:
+            prompts, counted = self.prompts.rows(rows, chunk.length), self.counted[rows, : chunk.length]
+            made = _Classes(rows, prompts, counted, self.text.layout(prompts, chunk.shared), chunk.recompute)
+            if self.shortcuts.frozen_targets and self.model.loss.needs_text:
                 made.target = self._target(made)
             if self.shortcuts.text_prefix:
-                made.entry = self.text.begin(tokens, made.layout)
+                made.entry = self.text.begin(prompts.tokens, made.layout)
             classes.append(made)
         return classes
 
-    def _chunk(self, classes: _Classes) -> tuple[Tensor, Tensor]:
+    def _chunk(self, classes: _Classes, values: Values | None, images: int) -> tuple[Tensor, Tensor]:
+        if values:
+            # Of what each class has of its own, that of the classes here.
+            rows = self.own[classes.rows]
+            per = {edit.block: edit.per for edit in self.text.sites.edits}
+            values = {block: value[rows] if per[block] == CLASS else value for block, value in values.items()}
         if classes.recompute:
-            return checkpoint(self._adapted, classes, use_reentrant=False, preserve_rng_state=False)
-        return self._adapted(classes)
+            drops = self.text.sites.random
+            return checkpoint(self._tuned, classes, values, images, use_reentrant=False, preserve_rng_state=drops)
+        return self._tuned(classes, values, images)
 
-    def _adapted(self, classes: _Classes) -> tuple[Tensor, Tensor]:
-        """Adapted features [classes, embed], and the sum of the reconstruction's losses over tokens and adapters."""
+    def _tuned(self, classes: _Classes, values: Values | None, images: int) -> tuple[Tensor, Tensor]:
+        """Tuned features [images * classes, embed], and the sum of the reconstruction's losses."""
         reconstruct, entry = self.reconstructs("text"), self._entry(classes)
+        layout = classes.layout if images == 1 else classes.layout._replace(groups=images)
         features, rec = self._text_part(
-            *entry, classes.layout, classes.tokens, classes.counted, reconstruct and not self.frozen_stream
+            *entry, layout, classes.prompts.tokens, classes.counted, reconstruct and not self.frozen_stream, values
         )
         if reconstruct and self.frozen_stream:
             per_token = self.text.frozen(entry, classes.layout, True)[1]
@@ -300,12 +382,23 @@ class TrainStep(nn.Module):
         if classes.entry is not None:
             return classes.entry
         with torch.no_grad():
-            return self.text.begin(classes.tokens, classes.layout)
+            return self.text.begin(classes.prompts.tokens, classes.layout)
 
     @torch.no_grad()
     def _target(self, classes: _Classes) -> Tensor:
         """Frozen features [classes, embed], kept or computed."""
         if classes.target is not None:
             return classes.target
-        x, _ = self.text.frozen(self._entry(classes), classes.layout)
-        return self.text.finish(x, classes.tokens, classes.layout)
+        if not self.model.targets:
+            return self._frozen(self._entry(classes), classes.prompts, classes.layout)
+        rows = self.own[classes.rows]
+        each = [self._frozen_of(prompts.rows(rows)) for prompts in self.model.targets]
+        return torch.stack(each).mean(0)
+
+    def _frozen_of(self, prompts: Prompts) -> Tensor:
+        layout = self.text.layout(prompts)
+        return self._frozen(self.text.begin(prompts.tokens, layout), prompts, layout)
+
+    def _frozen(self, entry: Entry, prompts: Prompts, layout: Layout) -> Tensor:
+        x, _ = self.text.frozen(entry, layout)
+        return self.text.finish(x, prompts.tokens, layout)

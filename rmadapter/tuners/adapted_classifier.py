@@ -1,25 +1,32 @@
-"""A classifier from class names and a CLIP model with adapters in it."""
+"""A classifier from class names and a CLIP model with something trained in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.prompts import encode_prompts
 from rmadapter.clip.types import ClipModel
+from rmadapter.errors import InputError, nearest
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import AdaptedCLIP
+from rmadapter.tuners.tuner import Features
 
 
 class AdaptedClassifier(CLIPClassifier):
     """A ``CLIPClassifier`` whose model is an ``AdaptedCLIP``.
 
     Args:
-        model: the model with its adapters.
+        model: the model with what is trained in it.
         tokenizer, class_names, template, trim: as in ``CLIPClassifier``.
         encoders: where given they run the model in eval mode in place of open_clip's own forward passes and hooks:
             the last block at the pooled token alone, the residual stream in a dtype of its own. They may be set later.
+
+    Raises:
+        InputError: a class that a tuner is bound away from.
     """
 
     model: AdaptedCLIP
@@ -47,16 +54,99 @@ class AdaptedClassifier(CLIPClassifier):
         """The model with its adapters' switches."""
         return self.model
 
-    def text_features(self) -> Tensor:
-        """Features [classes, embed] of the prompts, not normalised."""
+    @property
+    def per_image(self) -> bool:
+        """Whether the classes' features depend on the image."""
+        return self.adapted.sites("text").per_image and self.adapted.installed.running
+
+    def set_classes(self, class_names: Sequence[str], template: str) -> None:
+        """Classify among these names from now on; what is trained stays.
+
+        Raises:
+            InputError: a name that a tuner has nothing of.
+        """
+        bound = self.adapted.classes
+        if bound is not None:
+            rows = rows_of(list(class_names), bound)
+            for tuner in self.adapted.tuners:
+                tuner.set_rows(rows)
+        super().set_classes(class_names, template)
+        learned = self.adapted.tuned.prompt
+        if learned.text_tokens:
+            self.prompts = self.prompts_of(template, learned)
+            self.adapted.installed.places = self.prompts.slots
+
+    def text_features(self, image_features: Tensor | None = None) -> Tensor:
+        """Features [classes, embed] of the prompts, not normalised.
+
+        Where they depend on the image they are [n, classes, embed] of its frozen ``image_features`` [n, embed], and
+        empty without: ``logits`` then asks for them.
+        """
         encoders = self._running_encoders
-        return super().text_features() if encoders is None else encoders.text.features(self.prompts.tokens)
+        if not self.per_image:
+            if encoders is None:
+                return super().text_features()
+            return encoders.text.features(self.prompts, self.adapted.values(None).get("text"))
+        if image_features is None:
+            return self.prompts.tokens.new_empty(0, dtype=torch.float32)
+        if encoders is not None:
+            values = self.adapted.values(image_features)["text"]
+            found = encoders.text.features(self.prompts, values, len(image_features))
+            return found.unflatten(0, (len(image_features), -1))
+        each = []
+        for features in image_features.split(1):
+            with self.adapted.installed.of_image(features):
+                each.append(encode_prompts(self.clip, self.prompts.tokens))
+        return torch.stack(each)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
         encoders = self._running_encoders
-        return super().image_features(images) if encoders is None else encoders.image.features(images)
+        if encoders is None:
+            return super().image_features(images)
+        return encoders.image.features(images, self.adapted.values(None).get("vision"))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Logits [batch, classes] in fp32 of the towers' features, with what is trained after the towers."""
+        if self.per_image and not text_features.numel():
+            text_features = self.text_features(image_features)
+        features = self.headed(image_features, text_features)
+        return self.logits_of(features)
+
+    def headed(self, image_features: Tensor, text_features: Tensor) -> Features:
+        """The towers' features as the trained heads change them."""
+        features = Features(image_features, text_features)
+        if self.adapted.installed.running:
+            for tuner in self.adapted.tuners:
+                features = tuner.head(features)
+        return features
+
+    def logits_of(self, features: Features) -> Tensor:
+        """Logits of what ``headed`` gives."""
+        logits = super().logits(*features)
+        if self.adapted.installed.running:
+            for tuner in self.adapted.tuners:
+                logits = tuner.add_to_logits(logits, features.image)
+        return logits
 
     @property
     def _running_encoders(self) -> Encoders | None:
         return self.encoders if not self.training and self.adapted.enabled else None
+
+
+def rows_of(class_names: list[str], bound: list[str]) -> list[int]:
+    """For each name its place in ``bound``; of a half of them in its order, which tells equal names apart.
+
+    Raises:
+        InputError: a name that is not in it.
+    """
+    count = len(class_names)
+    for first in range(len(bound) - count + 1):
+        if bound[first : first + count] == class_names:
+            return list(range(first, first + count))
+    if unknown := [name for name in class_names if name not in bound]:
+        raise InputError(
+            f"what was trained has something of each of its classes, and nothing of {unknown[0]!r}"
+            f"{nearest(unknown[0], bound)}; valid: the {len(bound)} classes that it was trained on, or some of them"
+        )
+    return [bound.index(name) for name in class_names]

@@ -80,10 +80,10 @@ class Encoder:
         self.linear = frozen_linear if packed else F.linear
         self.matrices: list[Tensor] = []
         self.sites = model.sites(modality)
-        self.update = model.update
-        beside = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
+        self.update, self.installed = model.update, model.installed
+        self.branches = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
         inside = self.sites.first
-        self.first: int | None = min([*beside, *([] if inside is None else [inside])], default=None)
+        self.first: int | None = min([*self.branches, *([] if inside is None else [inside])], default=None)
         self.begins_beside = self.first is not None and self.first != inside
         # Dropout draws for each token's keys and values, which one query alone does not make.
         self.by_token = by_token and not self.sites.random and last_block_obstacle(model.clip, modality) is None
@@ -231,10 +231,13 @@ class ImageEncoder(Encoder):
     def __init__(self, model: AdaptedCLIP, **settings):
         super().__init__(model, "vision", **settings)
         self.layout = Layout(pooled_token(self.clip, "vision") if self.by_token else None)
+        self.tokens = self.clip.visual.positional_embedding.shape[0] + self.sites.added
 
     def begin(self, images: Tensor) -> Entry:
         """``enter`` on images [n, 3, size, size] of any floating dtype."""
-        entry = self.enter(self.clip.visual._embeds(images.to(self.dtype)), self.layout)
+        with self.installed.bypassed():  # open_clip's modules run the hooks of the plain step
+            embedded = self.clip.visual._embeds(images.to(self.dtype))
+        entry = self.enter(embedded, self.layout)
         return entry if self.first is not None else Entry(entry.adapter_input, self._features(entry.output))
 
     def finish(self, x: Tensor) -> Tensor:
@@ -279,7 +282,9 @@ class TextEncoder(Encoder):
 
     def begin(self, tokens: Tensor, layout: Layout) -> Entry:
         """``enter`` on tokens [classes, length] (int64)."""
-        entry = self.enter(layout.pack(embed_prompts(self.clip, tokens)), layout)
+        with self.installed.bypassed():
+            embedded = embed_prompts(self.clip, tokens)
+        entry = self.enter(layout.pack(embedded), layout)
         if self.first is not None:
             return entry
         return Entry(entry.adapter_input, self._features(entry.output, tokens, layout))

@@ -1,16 +1,17 @@
-"""Adapters inside a frozen open_clip model: put in, switched, taken out.
+"""What is trained inside a frozen open_clip model: put in, switched, taken out.
 
 An adapter is a child module of its transformer block and one forward hook on the block adds its term:
 
     block(x) -> output          becomes          output + scale * base(ln_1(x))
 
-``tuners.block_adapter`` has the module and the hook; here they are put in, switched together, saved and taken out.
+``tuners.block_adapter`` has the module and the hook. Everything else that is trained is a ``Tuner``, and enters by the
+hooks of ``tuners.installed``. Here they are put in, switched together, saved and taken out.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.clip.identity import ModelSource, base_hash, uses_quick_gelu
+from rmadapter.clip.low_rank import Update
+from rmadapter.clip.prompts import first_words
 from rmadapter.clip.towers import CHILD, Tower, find_towers
 from rmadapter.clip.types import ClipModel
-from rmadapter.config import TOWERS, RMAdapterConfig, layer_numbers
+from rmadapter.config import TOWERS, RMAdapterConfig, TunerConfig, layer_numbers
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
 from rmadapter.tuners.adapter_file import AdapterInfo, check_base, read_info, read_tensors, write_adapter
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
+from rmadapter.tuners.feature_heads import make_heads
+from rmadapter.tuners.installed import Installed
+from rmadapter.tuners.lora import LowRankUpdates
+from rmadapter.tuners.prompt_tokens import PromptTokens
+from rmadapter.tuners.sites import Sites
+from rmadapter.tuners.tuner import Tuner, Values
 from rmadapter.tuners.variants import SharedLayer, VariantAdapter
 from rmadapter.tuners.weight_draws import weight_generator
 from rmadapter_kernels import FusedRMAdapter, draw_weight
@@ -43,8 +52,10 @@ class AdaptedCLIP(nn.Module):
     """An open_clip model with adapters in its blocks; made by ``inject``.
 
     Attributes:
-        clip: the model itself, frozen; its own calls (``clip.encode_image`` ...) run the adapters too.
+        clip: the model itself, frozen; its own calls (``clip.encode_image`` ...) run what enters the towers too.
         config: the adapters' configuration.
+        tuned: that of everything that is trained, the adapters' included.
+        installed: the tuners beside the adapters, which may be none.
         source: where the model came from, or None where the caller did not say.
         weights_hash: the hash of its weights as loaded, where they are stored otherwise by now; else None.
     """
@@ -52,21 +63,51 @@ class AdaptedCLIP(nn.Module):
     def __init__(
         self,
         clip: ClipModel,
-        config: RMAdapterConfig,
+        config: TunerConfig,
+        tuners: Sequence[Tuner],
         source: ModelSource | None,
         weights_hash: str | None = None,
     ):
         super().__init__()
         self.clip = clip
-        self.config = config
+        self.tuned = config
+        self.installed = Installed(list(tuners))
         self.source = source
         self.weights_hash = weights_hash
         self.train(False)
+
+    @property
+    def config(self) -> RMAdapterConfig:
+        """The adapters' configuration."""
+        return self.tuned.adapter
+
+    def sites(self, tower: str) -> Sites:
+        """Where ``tower`` is entered, beside the adapters' branches."""
+        return self.installed.sites(tower)
+
+    def values(self, image_features: Tensor | None) -> dict[str, Values]:
+        """What enters the towers in one step; ``image_features`` as in ``Tuner.values``."""
+        return self.installed.values(image_features)
+
+    def update(self, tower: str, block: int) -> Update | None:
+        """The low-rank updates of a block, counted from 0."""
+        return self.installed.update(tower, block)
+
+    @property
+    def tuners(self) -> list[Tuner]:
+        """Those beside the adapters, in the order in which their heads apply."""
+        return [tuner for tuner in self.installed.tuners if isinstance(tuner, Tuner)]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names that a tuner is bound to, or None."""
+        return next((tuner.classes for tuner in self.tuners if tuner.classes is not None), None)
 
     def train(self, mode: bool = True) -> AdaptedCLIP:
         """Adapters follow ``mode``; the frozen model stays in eval mode, so that it drops no patches."""
         self.training = mode
         self.clip.eval()
+        self.installed.train(mode)
         for _, _, adapter in self.adapters():
             adapter.train(mode)
         return self
@@ -91,18 +132,27 @@ class AdaptedCLIP(nn.Module):
                     if hasattr(block, CHILD):
                         yield Injected(name, layer, getattr(block, CHILD))
 
-    def adapter_tensors(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by their name in an adapter file: ``vision.5.w_down``, ``shared.1.weight``."""
-        named: dict[str, nn.Parameter] = {}
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """What an adapter file holds, by name: ``vision.5.w_down``, ``shared.1.weight``, ``text.1.tokens``."""
+        named: dict[str, Tensor] = {}
         for tower in TOWERS:
             for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=1):
                 for key, parameter in adapter.branch.named_parameters():
                     name = f"shared.{number}.{key[7:]}" if key.startswith("shared.") else f"{tower}.{layer}.{key}"
                     named[name] = parameter
+        for tuner in self.tuners:
+            named.update(tuner.weights())
         return named
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Those of ``adapter_tensors`` that training changes."""
+        named = self.adapter_tensors().items()
+        return {name: tensor for name, tensor in named if isinstance(tensor, nn.Parameter) and tensor.requires_grad}
 
     def reset_adapters(self, seed: int) -> None:
         """Draw every trained weight anew, each from a generator keyed by ``seed``, tower, block and name."""
+        for tuner in self.tuners:
+            tuner.reset(partial(weight_generator, seed))
         for tower in TOWERS:
             for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=1):
                 branch = adapter.branch
@@ -120,7 +170,7 @@ class AdaptedCLIP(nn.Module):
     @property
     def enabled(self) -> bool:
         """Whether the adapters are switched on."""
-        return all(adapter.active for _, _, adapter in self.adapters())
+        return self.installed.active and all(adapter.active for _, _, adapter in self.adapters())
 
     def set_enabled(self, enabled: bool) -> None:
         """Switch all adapters on or off.
@@ -133,13 +183,15 @@ class AdaptedCLIP(nn.Module):
                 "adapters cannot be switched while a graph through them is alive: "
                 "run backward() first, or drop the outputs of the forward pass"
             )
+        self.installed.active = enabled
         for _, _, adapter in self.adapters():
             adapter.active = enabled
 
     @contextlib.contextmanager
     def adapters_disabled(self) -> Iterator[None]:
         """Inside, the model is the untouched CLIP; raises as ``set_enabled`` does."""
-        before = [(adapter, adapter.active) for _, _, adapter in self.adapters()]
+        before: list[tuple[Any, bool]] = [(adapter, adapter.active) for _, _, adapter in self.adapters()]
+        before.append((self.installed, self.installed.active))
         self.set_enabled(False)
         try:
             yield
@@ -154,7 +206,7 @@ class AdaptedCLIP(nn.Module):
         Nothing is recomputed for it: the frozen model leaves no graph, and a recomputation would come when the
         adapters are switched on again.
         """
-        adapters = [adapter for _, _, adapter in self.adapters()]
+        adapters: list[Any] = [*(adapter for _, _, adapter in self.adapters()), self.installed]
         transformers = [tower.transformer for tower in find_towers(self.clip).values()]
         checkpointing = [transformer.grad_checkpointing for transformer in transformers]
         for adapter in adapters:
@@ -204,8 +256,10 @@ class AdaptedCLIP(nn.Module):
                 lines.append("  each: " + ", ".join(f"{k} {list(s)}" for k, s in shapes.items()))
                 count = sum(p.numel() for _, _, a in found for p in a.branch.parameters())
                 lines.append(f"  parameters: {count:,}")
-        trained = sum(p.numel() for p in self.adapter_tensors().values())
-        total = sum(p.numel() for p in self.clip.parameters())
+        for tuner in self.tuners:
+            lines.append(f"{type(tuner).__name__}: " + ", ".join(f"{k} {list(t.shape)}" for k, t in tuner.weights()))
+        trained = sum(p.numel() for p in self.trained().values())
+        total = sum(p.numel() for p in self.clip.parameters()) + sum(p.numel() for p in self.installed.parameters())
         lines.append(f"trained: {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)")
         return "\n".join(lines)
 
@@ -281,32 +335,66 @@ class AdaptedCLIP(nn.Module):
                     hooks = block._forward_hooks
                     for key in [key for key, hook in hooks.items() if hook is adapter_hook]:
                         del hooks[key]
+        self.installed.uninstall(self.clip)
         return self.clip
 
 
 def inject(
     clip: ClipModel,
-    config: RMAdapterConfig | None = None,
+    config: RMAdapterConfig | TunerConfig | None = None,
     *,
     source: ModelSource | None = None,
     weights_hash: str | None = None,
     seed: int | None = None,
+    tokenizer: Callable[..., Tensor] | None = None,
+    template: str | None = None,
+    class_names: Sequence[str] | None = None,
+    cached_images: int = 0,
 ) -> AdaptedCLIP:
-    """Freeze ``clip`` and put adapters into its blocks, in place.
+    """Freeze ``clip`` and put into it what is to be trained, in place.
 
     Args:
         clip: an open_clip CLIP model with two transformer towers, any device and floating dtype.
-        config: the adapters; default ``RMAdapterConfig()``.
+        config: the adapters, or all that is trained; default ``RMAdapterConfig()``.
         source: name and pretrained tag of ``clip``, kept in adapter files so that they can be loaded by name.
         weights_hash: ``Backbone.base_hash``, where ``clip`` was stored in another dtype than it was loaded in.
-        seed: of the adapters' weights, see ``AdaptedCLIP.reset_adapters``; None: one from torch's global generator.
+        seed: of the trained weights, see ``AdaptedCLIP.reset_adapters``; None: one from torch's global generator.
+        tokenizer, template: for learned tokens that begin as the first words of the template.
+        class_names: for what each class has of its own.
+        cached_images: how many images a cache is to keep.
 
-    Adapter weights are fp32 on the model's device.
+    Trained weights are fp32 on the model's device.
 
     Raises:
-        InputError: a tower that is no transformer, a layer outside its tower, adapters there already.
+        InputError: a tower that is no transformer, a layer outside its tower, adapters there already, nothing to train,
+            what a tuner says of the model, or something that a tuner needs is not given.
     """
-    config = config or RMAdapterConfig()
+    tuned = config if isinstance(config, TunerConfig) else TunerConfig(adapter=config or RMAdapterConfig())
+    words = None
+    if tuned.prompt.text_tokens and tuned.prompt.init == "words":
+        if tokenizer is None or template is None:
+            raise InputError(
+                "prompt.init is 'words', which needs tokenizer and template; valid: with both, or prompt.init random"
+            )
+        ids = first_words(clip, tokenizer, template, tuned.prompt.text_tokens)
+        words = clip.token_embedding.weight.detach()[ids.to(clip.token_embedding.weight.device)]
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    model = _put_in(clip, tuned, source, weights_hash, words, class_names, cached_images)
+    model.reset_adapters(seed)
+    return model
+
+
+def _put_in(
+    clip: ClipModel,
+    tuned: TunerConfig,
+    source: ModelSource | None,
+    weights_hash: str | None,
+    words: Tensor | None = None,
+    class_names: Sequence[str] | None = None,
+    cached_images: int = 0,
+) -> AdaptedCLIP:
+    """``inject`` before the weights are drawn."""
+    config = tuned.adapter
     towers = find_towers(clip)
     if any(hasattr(block, CHILD) for tower in towers.values() for block in tower.blocks):
         raise InputError("this model has adapters already; take them out with remove() first")
@@ -314,17 +402,17 @@ def inject(
         name: layer_numbers(config.tower(name).layers, tower.depth, f"adapter layers of the {name} tower")
         for name, tower in towers.items()
     }
-    if not any(layers.values()):
+    if not any(layers.values()) and not tuned.others:
         raise InputError("adapter.layers leaves both towers without an adapter; valid: layers in at least one tower")
+    tuners = make_tuners(clip, tuned, words, None if class_names is None else list(class_names), cached_images)
     if config.shared_layer and len(layers["vision"]) != len(layers["text"]):
         raise InputError(
             f"adapter.shared_layer pairs the towers' adapted blocks, but there are {len(layers['vision'])} in "
             f"vision and {len(layers['text'])} in text; valid: as many in each"
         )
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
     clip.requires_grad_(False)
     device = next(clip.parameters()).device
-    with torch.random.fork_rng(devices=[]):  # what the modules draw when they are made is drawn anew below
+    with torch.random.fork_rng(devices=[]):  # what the modules draw when they are made is drawn anew
         shared = [SharedLayer(config.tower("vision").bottleneck) for _ in layers["vision"] if config.shared_layer]
         for name in TOWERS:
             for index, layer in enumerate(layers[name]):
@@ -333,9 +421,27 @@ def inject(
                 block = towers[name].blocks[layer - 1]
                 setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device))
                 block.register_forward_hook(adapter_hook)
-    model = AdaptedCLIP(clip, config, source, weights_hash)
-    model.reset_adapters(seed)
+    model = AdaptedCLIP(clip, tuned, [tuner.to(device) for tuner in tuners], source, weights_hash)
+    model.installed.install(clip)
     return model
+
+
+def make_tuners(
+    clip: ClipModel,
+    config: TunerConfig,
+    words: Tensor | None,
+    class_names: list[str] | None,
+    cached_images: int,
+) -> list[Tuner]:
+    """The tuners beside the adapters that ``config`` asks for."""
+    found: list[Tuner] = []
+    with torch.random.fork_rng(devices=[]):
+        if config.prompt.any:
+            found.append(PromptTokens(clip, config.prompt, words=words, class_names=class_names))
+        if config.lora.any:
+            found.append(LowRankUpdates(clip, config.lora))
+        found += make_heads(clip, config.head, class_names, cached_images)
+    return found
 
 
 def _make_branch(

@@ -66,46 +66,57 @@ class Installed(nn.Module):
         """Whether a pass now is one of the tuned model."""
         return self.active and not self.frozen_pass
 
-    def install(self, clip: ClipModel) -> list[Any]:
-        """Put the hooks into ``clip``; returns their handles."""
-        handles = []
+    def install(self, clip: ClipModel) -> None:
+        """Put the hooks into ``clip``."""
         for name, tower in find_towers(clip).items():
             sites = self.sites(name)
-            first = sites.before(0)
-            if first is not None and name == "text":
-                handles.append(clip.token_embedding.register_forward_hook(self._after_embedding))
-            if first is not None and name == "vision":
-                handles.append(clip.visual.ln_pre.register_forward_pre_hook(self._before_norm))
-            elif name == "vision" and sites.edits:
-                handles.append(clip.visual.ln_pre.register_forward_pre_hook(self._make_values))
+            if sites.edits and name == "text":
+                clip.token_embedding.register_forward_hook(self._after_embedding)
+            if sites.edits and name == "vision":
+                clip.visual.ln_pre.register_forward_pre_hook(self._before_norm)
             for edit in sites.edits:
                 if edit.block:
                     hook = partial(before_block, self, name, edit)
-                    handles.append(tower.blocks[edit.block].register_forward_pre_hook(hook))
+                    tower.blocks[edit.block].register_forward_pre_hook(hook)
             for block in sites.updates:
                 hook = partial(after_attention, self, name, block)
-                handles.append(tower.blocks[block].attn.register_forward_hook(hook, with_kwargs=True))
-        return handles
+                tower.blocks[block].attn.register_forward_hook(hook, with_kwargs=True)
 
-    def _make_values(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.running:
-            self._values["vision"] = self.values()["vision"]
+    def uninstall(self, clip: ClipModel) -> None:
+        """Take the hooks out of ``clip`` again."""
+        for module in clip.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for key, hook in list(hooks.items()):
+                    owner = hook.args[0] if isinstance(hook, partial) else getattr(hook, "__self__", None)
+                    if owner is self:
+                        del hooks[key]
+                        module._forward_hooks_with_kwargs.pop(key, None)
 
     def _before_norm(self, norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not self.running:
             return args
-        self._values["vision"] = self.values()["vision"]
+        values = self._values["vision"] = self.values()["vision"]
         edit = self.sites("vision").before(0)
-        assert edit is not None  # or this hook were not there
-        return (edited(edit, args[0], self._values["vision"][0]), *args[1:])
+        return args if edit is None else (edited(edit, args[0], values[0]), *args[1:])
 
     def _after_embedding(self, embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not self.running:
             return output
         values = self._values["text"] = self.values(self.image_features)["text"]
+        if 0 not in values:
+            return output
         assert self.places is not None  # set with the classes
         tokens = values[0].to(output.dtype).expand(len(output), -1, -1)
         return output.scatter(1, self.places[:, :, None].expand_as(tokens), tokens)
+
+    @contextlib.contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Inside, the model's own modules are those of the untouched model."""
+        before, self.frozen_pass = self.frozen_pass, True
+        try:
+            yield
+        finally:
+            self.frozen_pass = before
 
     @contextlib.contextmanager
     def of_image(self, features: Tensor) -> Iterator[None]:

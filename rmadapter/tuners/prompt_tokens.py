@@ -105,7 +105,8 @@ class PromptTokens(Tuner):
         if self.classes is not None and self.rows is not None:
             text[0] = text[0][self.rows]
         if self.network is not None:
-            assert image_features is not None  # the step has looked at the sites
+            if image_features is None:  # asked for the other tower
+                return {}
             shift = self.network(F.normalize(image_features.float(), dim=-1))
             text[0] = text[0] + shift[:, None]
         if self.config.coupled:

@@ -121,9 +121,9 @@ def test_images_in_pieces_are_the_batch(tokenizer, monkeypatch, config):
     model = make(tokenizer, **config)
     step = TrainStep(model)
     sizes = []
-    real = step.image.adapted
+    real = step.image.tuned
     monkeypatch.setattr(
-        step.image, "adapted", lambda entry, *rest: sizes.append(len(entry.output)) or real(entry, *rest)
+        step.image, "tuned", lambda entry, *rest: sizes.append(len(entry.output)) or real(entry, *rest)
     )
     tokens = 5 * step.image.hidden * 4
     monkeypatch.setattr("rmadapter.step.chunks.PIECE_BYTES", 3 * tokens)

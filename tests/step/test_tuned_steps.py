@@ -1,0 +1,62 @@
+"""The fast step against the plain one for everything that may be trained, shortcut by shortcut."""
+
+from __future__ import annotations
+
+import pytest
+from step_cases import SHORTCUTS, TOWERS, assert_same, run, some
+from tuned_cases import CASES, make_tuned
+
+from rmadapter.config.shortcuts import StepConfig
+from rmadapter.step.costs import tower_shape
+from rmadapter.step.train_step import TrainStep
+
+
+def plain(tokenizer, case, **changes):
+    model = make_tuned(tokenizer, case, trim=False, **changes)
+    return run(model, model)
+
+
+def fast(tokenizer, case, shortcuts=None, **changes):
+    shortcuts = shortcuts or StepConfig()
+    model = make_tuned(tokenizer, case, trim=shortcuts.trim, **changes)
+    step = TrainStep(model, shortcuts, images=4)
+    run(step, model)
+    return run(step, model)
+
+
+# One minus a cosine near 1 has lost the digits that the two have in common.
+TOLERANCE = 5e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_shortcuts_together(tokenizer, case):
+    expected = plain(tokenizer, case)
+    assert any(name.startswith("d ") for name in expected)
+    assert_same(fast(tokenizer, case), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+@pytest.mark.parametrize("case", ["both towers", "per image", "middle", "adapters and low rank"])
+def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
+    expected = plain(tokenizer, case)
+    alone = StepConfig(**{other: other == name for other in SHORTCUTS})
+    for shortcuts in (alone, StepConfig(**{name: False})):
+        assert_same(fast(tokenizer, case, shortcuts), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["class specific words", "per image", "coupled", "low rank", "middle"])
+@pytest.mark.parametrize("towers", some("bidirectional", "last token", "quick gelu, projection with bias"))
+def test_other_towers(tokenizer, case, towers):
+    changed = {"towers": TOWERS[towers]}
+    assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["class specific words", "per image", "both towers", "adapters and low rank"])
+def test_chunks_and_recomputation(tokenizer, case):
+    model = make_tuned(tokenizer, case)
+    shape = tower_shape(model.adapted, "text", stream=4)
+    images = 4 if model.per_image else 1
+    whole = sum(shape.saved_bytes(chunk) for chunk in TrainStep(model).chunks)
+    step = TrainStep(model, text_bytes=int(0.8 * images * whole), images=4, recompute=True)
+    assert len(step.chunks) > 1
+    assert_same(run(step, model), plain(tokenizer, case), TOLERANCE)
