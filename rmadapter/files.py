@@ -155,14 +155,25 @@ def read_text(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> str:
     """The text in ``path`` as editors write it: UTF-8, or UTF-16 with a byte order mark; lines end in ``\\n`` alone.
 
     Raises:
-        InputError: as ``read_bytes``; another encoding.
+        InputError: as ``read_bytes``; another encoding (the first line that is in it is named), or no text.
     """
     content = read_bytes(path, what, limit=limit)
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} {path} cannot be read: {error}; valid: text in UTF-8") from error
+        before, byte = error.object[: error.start], error.object[error.start]
+        line = before.decode(encoding, errors="ignore").count("\n") + 1
+        asked = encoding.removesuffix("-sig").upper()
+        raise InputError(
+            f"{what} {path} cannot be read: byte 0x{byte:02x} in line {line} is not {asked}; it may be in Latin-1, "
+            "Windows-1252 or another older encoding; valid: text in UTF-8, or in UTF-16 with a byte order mark"
+        ) from error
+    if "\0" in text:
+        raise InputError(
+            f"{what} {path} cannot be read: it holds NUL bytes, as no text does but UTF-16 without a byte order mark; "
+            "valid: text in UTF-8, or in UTF-16 with the mark"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -70,7 +70,7 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     images = folder / record.images
     split_file = split_file_of(folder, record)
     if split_file is not None:
-        data = read_split(images, split_file, whole=False)
+        data = read_split(images, split_file)
         notes = () if split_file.name != OWN_FILE else (f"{_no_public_split(folder, record)}; it is {split_file}",)
         return dataclasses.replace(data, name=record.name, notes=(*notes, *data.notes))
     split = READERS[record.reader](folder, record)

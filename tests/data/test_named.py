@@ -188,7 +188,7 @@ def test_the_public_split_file_makes_up_for_another_layout(tmp_path):
         (
             "imagenet",
             ["train/a", "val/a"],
-            r"has train/ but no test/.*; the field's imagenet lies in imagenet/images of",
+            r"has train/ and val/ but no test/.*; the field's imagenet lies in imagenet/images of",
         ),
         (
             "oxford_pets",
