@@ -40,7 +40,14 @@ TRAIN_HELP = HelpLayout(
         "resume",
     ),
     groups={
-        "Images and prompts": ("template", "augmentation", "min_crop", "skip_bad_images", "workers"),
+        "Images and prompts": (
+            "template",
+            "augmentation",
+            "min_crop",
+            "skip_bad_images",
+            "allow_test_overlap",
+            "workers",
+        ),
         "Optimiser": ("momentum", "weight_decay", "max_bad_steps"),
         "Device, precision and backend": ("device", "precision", "residual", "backend"),
         "Speed and memory": (
@@ -114,6 +121,7 @@ class TrainConfig:
         resume: go on with the run in out
         overwrite: delete what is in out first
         skip_bad_images: leave unreadable images out and count them, instead of stopping
+        allow_test_overlap: train although test images are among the training images, and count them
         checkpoint_every: steps between resumable states, besides the one at the end of each epoch; 0 for none
         log_every: steps between lines in metrics.jsonl
         grad_norm_every: steps between measurements of the gradients that reconstruction and cross-entropy
@@ -163,6 +171,7 @@ class TrainConfig:
     resume: bool = False
     overwrite: bool = False
     skip_bad_images: bool = False
+    allow_test_overlap: bool = False
     checkpoint_every: int = 100
     log_every: int = 10
     grad_norm_every: int = 50

@@ -77,7 +77,11 @@ def test_folders_with_blanks_and_accents_and_numbers(tmp_path):
             "n01 ha\xefr\nn02 cat".encode("latin-1"),
             r"byte 0xef in line 1 is not UTF-8; .*Latin-1.*; valid: .*UTF-8",
         ),
-        ("n01 n02", "n01 hair\nn02 cat\xe9\n".encode("latin-1"), r"classnames\.txt cannot be read: byte 0xe9 in line 2"),
+        (
+            "n01 n02",
+            "n01 hair\nn02 cat\xe9\n".encode("latin-1"),
+            r"classnames\.txt cannot be read: byte 0xe9 in line 2",
+        ),
         ("n01 n02", TEXT.encode("utf-16-le"), "NUL bytes, as no text does but UTF-16 without a byte order mark"),
         ("n01 n02", codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le")[:-1], r"byte 0x0a in line 2 is not UTF-16"),
     ],
