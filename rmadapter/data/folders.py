@@ -10,7 +10,7 @@ from rmadapter.data.class_folders import ClassFolders, find_classes
 from rmadapter.data.class_names import CLASS_NAMES_FILE, by_number, class_names, some
 from rmadapter.data.emoji import DATA, is_testbed
 from rmadapter.data.items import ImageData, Item
-from rmadapter.data.named import find_named, from_home, load_named
+from rmadapter.data.named import find_named, from_home, load_named, say_unlike_published
 from rmadapter.data.part_folders import Parts, find_parts
 from rmadapter.data.splits import OWN_FILE, find_split_file, make_split, read_split, repeated_names, save_split
 from rmadapter.errors import InputError, nearest
@@ -59,7 +59,8 @@ def _load_without_layout(root: Path, record: DataSet) -> ImageData:
             f"rmadapter datasets download {record.name} --data-root DIR gets it or says how"
         ) from error
     if data.split_file is not None and data.split_file.name == record.split_file:
-        return data  # The public split names images, classes and parts, wherever the class folders lie.
+        # The public split names images, classes and parts, wherever the class folders lie.
+        return say_unlike_published(record, data)
     note = (
         f"{root} is read as a plain folder of images: it has not the layout of the field's {record.name} "
         f"({record.folder}/{record.layout_marker}), so that class names and split are not the published ones"

@@ -9,6 +9,7 @@ from typing import overload
 
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData, Item
+from rmadapter.data.published_counts import unlike_published
 from rmadapter.data.readers import READERS
 from rmadapter.data.splits import (
     OWN_FILE,
@@ -71,27 +72,40 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     split_file = split_file_of(folder, record)
     if split_file is not None:
         data = read_split(images, split_file)
-        notes = () if split_file.name != OWN_FILE else (f"{_no_public_split(folder, record)}; it is {split_file}",)
-        return dataclasses.replace(data, name=record.name, notes=(*notes, *data.notes))
+        data = dataclasses.replace(data, name=record.name)
+        if split_file.name != OWN_FILE:
+            return say_unlike_published(record, data)
+        note = f"{_no_public_split(folder, record)}; it is {split_file}"
+        return dataclasses.replace(data, notes=(note, *data.notes))
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
     if not split.listed:
         _check_there(ImageData(record.name, images, split.train, split.val, split.test, None), items, folder)
-    notes, file = (), None
+    note, file = None, None
     if split.made is not None:
-        file, note = save_split(folder, split.train, split.val, split.test, split.made)
-        notes = (f"{_no_public_split(folder, record)}; {note}",)
-    return ImageData(
+        file, made = save_split(folder, split.train, split.val, split.test, split.made)
+        note = f"{_no_public_split(folder, record)}; {made}"
+    data = ImageData(
         record.name,
         images,
         split.train,
         split.val,
         split.test,
         file,
-        (*notes, *repeated_names(names)),
+        repeated_names(names),
         own_lists=split.made is None,
     )
+    return say_unlike_published(record, data) if note is None else dataclasses.replace(data, notes=(note, *data.notes))
+
+
+def say_unlike_published(record: DataSet, data: ImageData) -> ImageData:
+    """``data``, with a note where it passes for the published ``record`` by its split file or lists, and is not."""
+    why = unlike_published(record, data)
+    if why is None:
+        return data
+    note = f"{record.name} is not as published: {why}; accuracies on it do not compare with published ones"
+    return dataclasses.replace(data, notes=(note, *data.notes))
 
 
 def _no_public_split(folder: Path, record: DataSet) -> str:
