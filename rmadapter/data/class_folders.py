@@ -48,7 +48,7 @@ def find_classes(root: Path) -> ClassFolders:
     called_images = [entry for entry in scan(root) if is_image_name(entry.name)]
     loose = [entry.name for entry in called_images if not is_folder(entry)]
     for name in found:
-        _check_text(root / name)
+        check_text("class folder", root / name)
     if found and not any(listing.own for listing in found.values()):
         _refuse_nested(root, found)
     if len(found) < 2:
@@ -69,12 +69,12 @@ def find_classes(root: Path) -> ClassFolders:
     return ClassFolders({name: listing.images for name, listing in found.items()}, tuple(notes))
 
 
-def _check_text(folder: Path) -> None:
-    """Raise InputError where the name of a class folder, which becomes the name of the class, is no text."""
+def check_text(what: str, folder: Path) -> None:
+    """Raise InputError where the name of ``folder``, which results and reports will show, is no text."""
     try:
         folder.name.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the name of class folder {str(folder)!r} is not UTF-8; valid: another name") from error
+        raise InputError(f"the name of {what} {str(folder)!r} is not UTF-8; valid: another name") from error
 
 
 def _refuse_nested(root: Path, found: dict[str, Listing]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rmadapter.data.catalog import CATALOG, DataSet, record_of
-from rmadapter.data.class_folders import ClassFolders, find_classes
+from rmadapter.data.class_folders import ClassFolders, check_text, find_classes
 from rmadapter.data.class_names import CLASS_NAMES_FILE, by_number, class_names, some
 from rmadapter.data.emoji import DATA, is_testbed
 from rmadapter.data.items import ImageData, Item
@@ -45,6 +45,7 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
     if (found := find_named(data, data_root)) is not None:
         return load_named(*found)
     root = _find(data, data_root)
+    check_text("data folder", root)
     record = record_of(data) or record_of(root.name)
     return _load_folder(root) if record is None else _load_without_layout(root, record)
 

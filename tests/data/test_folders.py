@@ -196,7 +196,9 @@ def test_names_that_are_no_text(tmp_path):
     sample = FewShotSample([Item(odd, 0, "a")], [], 1, 1, "data")
     sample.save(tmp_path / "few_shot.json")
     assert FewShotSample.load(tmp_path / "few_shot.json") == sample
-    fill(tmp_path, [os.fsdecode(b"gr\xfcn")])
+    folder = fill(tmp_path / os.fsdecode(b"gr\xfcn"), ["a", "b"])
+    with pytest.raises(InputError, match=r"the name of data folder .*gr\\+udcfcn' is not UTF-8; valid: another"):
+        load_data(str(folder))
     with pytest.raises(InputError, match=r"the name of class folder .*gr\\+udcfcn' is not UTF-8; valid: another"):
         load_data(str(tmp_path))
 
