@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from rmadapter.config.arguments import parse_arguments
+from rmadapter.config.paths import PathText
 from rmadapter.data.emoji import DATA
 from rmadapter.data.emoji.atlas import STYLES
 from rmadapter.errors import InputError, check_choice, check_range
@@ -42,7 +43,7 @@ class DemoConfig:
         shortcuts: take the training step's shortcuts; --no-shortcuts computes everything anew at every step
     """
 
-    out: str = "demo"
+    out: PathText = "demo"
     data: str = "emoji_food"
     style: str = "fluent"
     seeds: int = 3
