@@ -21,9 +21,9 @@ class Terminated(KeyboardInterrupt):
 def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str = "") -> int:
     """The exit status of ``function(options)``, whose errors and warnings are told to a user.
 
-    0 or what the function returns; 2 for what has to be mended: an InputError, or what the operating system refuses;
-    1 for a run that could not go on; 130 after Ctrl-C and 143 after SIGTERM (``hint`` then says how to go on); 141
-    where nobody reads the output any more. What the function prints may hold any name: see ``printable``.
+    0, or the number that the function returns; 2 for what has to be mended: an InputError, or what the operating
+    system refuses; 1 for a run that could not go on; 130 after Ctrl-C and 143 after SIGTERM (``hint`` then says how to
+    go on); 141 where nobody reads the output any more. What it prints may hold any name: see ``printable``.
 
     Raises:
         SystemExit: what ``function`` ends with, such as after --help.
@@ -34,7 +34,8 @@ def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str 
         try:
             with contextlib.redirect_stdout(output):  # type: ignore[type-var]  # all that print and others ask of it
                 try:
-                    return function(options) or 0
+                    status = function(options)
+                    return status if isinstance(status, int) else 0
                 finally:
                     output.flush()
         except (Exception, KeyboardInterrupt) as error:

@@ -17,12 +17,14 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from rmadapter.commands import guarded
 from rmadapter.config.config_file import read_config_file
 from rmadapter.config.help import HelpLayout, docstring_of, help_text
 from rmadapter.config.paths import expand, expanded, path_fields
@@ -82,6 +84,17 @@ def parse_arguments(
         _print_config(config, values)
         raise SystemExit(0)
     return _build(config, values)
+
+
+def run_module(
+    config: type[Config], run: Callable[[Config], Any], argv: list[str] | None, *, prog: str, hint: str = ""
+) -> int:
+    """``python -m MODULE``: ``run`` with the options that ``argv`` has, by default this process's; the exit status.
+
+    See ``guarded`` for that and for ``hint``.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return guarded(lambda words: run(parse_arguments(config, words, prog=prog)), words, hint)
 
 
 @functools.cache
