@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, reason
 
 # One of no other process, on this machine or on another that shares the folder; as long for any file, since names
 # have a longest length.
@@ -57,7 +57,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be written: {reason(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -143,7 +143,7 @@ def read_bytes(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> bytes:
     except FileNotFoundError as error:
         raise InputError(f"{what} {path} is missing") from error
     except OSError as error:
-        raise InputError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{what} {path} cannot be read: {reason(error)}") from error
     if len(content) > limit:
         raise InputError(
             f"{what} {path} is larger than {limit >> 20} MB; valid: a {what} of a size that such files have"

@@ -17,6 +17,7 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.emoji_clip import untrained_words
 from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, check_template
+from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import Preprocessing, eval_transform, read_image
 from rmadapter.data.catalog import PHOTO
 from rmadapter.data.class_names import read_lines
@@ -47,15 +48,15 @@ class PredictConfig:
         batch_size: images a step
     """
 
-    images: list[str] = field(default_factory=list)
-    adapter: str | None = None
+    images: list[PathText] = field(default_factory=list)
+    adapter: PathText | None = None
     classes: str | None = None
-    classes_file: str | None = None
+    classes_file: PathText | None = None
     template: str | None = None
     top: int = 5
     json: bool = False
-    model: str | None = None
-    pretrained: str | None = None
+    model: ModelText | None = None
+    pretrained: PathText | None = None
     precision: str = "auto"
     device: str = "auto"
     fused: bool = True
