@@ -133,7 +133,7 @@ class DecodedImages:
         except (InputError, OSError) as error:
             if self._keeps:
                 self._keeps = False
-                warnings.warn(f"image cache: {error}; what is decoded is not kept any more", stacklevel=2)
+                warnings.warn(f"image cache: what is decoded is not kept any more: {error}", stacklevel=2)
         if taken:
             room.give_back(size)
 

@@ -10,7 +10,7 @@ from rmadapter.data.class_folders import ClassFolders, check_text, find_classes
 from rmadapter.data.class_names import CLASS_NAMES_FILE, by_number, class_names, some
 from rmadapter.data.emoji import DATA, is_testbed
 from rmadapter.data.items import ImageData, Item
-from rmadapter.data.named import find_named, from_home, load_named, say_unlike_published
+from rmadapter.data.named import find_named, load_named, say_unlike_published
 from rmadapter.data.part_folders import Parts, find_parts
 from rmadapter.data.splits import OWN_FILE, find_split_file, make_split, read_split, repeated_names, save_split
 from rmadapter.errors import InputError, nearest
@@ -40,8 +40,6 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
         raise InputError(
             f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(DATA)}"
         )
-    data = from_home(data)
-    data_root = None if data_root is None else from_home(data_root)
     if (found := find_named(data, data_root)) is not None:
         return load_named(*found)
     root = _find(data, data_root)

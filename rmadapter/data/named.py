@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
-from typing import overload
 
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData, Item
@@ -28,8 +26,6 @@ def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
     ``data`` is a name of the catalog, in ``data_root``, or the data set's folder itself. A folder that is a link stays
     where the link is: what belongs beside a data set is beside it there.
     """
-    data = from_home(data)
-    data_root = None if data_root is None else from_home(data_root)
     if data in CATALOG and data_root is not None and has_layout(Path(data_root), CATALOG[data]):
         return (Path(data_root) / CATALOG[data].folder).absolute(), CATALOG[data]
     for path in (Path(data), Path(data_root) / data if data_root else None):
@@ -39,15 +35,6 @@ def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
                     if folder.name == record.folder and has_layout(folder.parent, record):
                         return folder, record
     return None
-
-
-@overload
-def from_home(path: str) -> str: ...
-@overload
-def from_home(path: None) -> None: ...
-def from_home(path: str | None) -> str | None:
-    """``path`` with the home folder in place of a leading ``~``, as a shell writes it before a bare word alone."""
-    return path and os.path.expanduser(path)
 
 
 def has_layout(data_root: Path, record: DataSet) -> bool:

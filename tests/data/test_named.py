@@ -16,7 +16,7 @@ from rmadapter.data import Item, base_new_names, base_new_split, few_shot_sample
 from rmadapter.data.catalog import CATALOG, FIELD, VARIANTS, record_of, zeroshot_template
 from rmadapter.data.checking import check
 from rmadapter.data.items import OWN_LISTS
-from rmadapter.data.named import find_named, load_named
+from rmadapter.data.named import load_named
 from rmadapter.data.readers import READERS
 from rmadapter.errors import InputError
 
@@ -273,17 +273,6 @@ def test_links_to_data_sets(tmp_path, monkeypatch):
     assert load_data("textures", str(root)).name == "dtd"
     monkeypatch.chdir(elsewhere / "dtd" / "images")
     assert load_data("..").name == "dtd"
-
-
-def test_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    build(tmp_path / "data", "dtd")
-    assert load_data("dtd", "~/data").name == load_data("~/data/dtd").name == "dtd"
-    assert find_named("~/data/dtd", None)[1].name == "dtd"
-    (tmp_path / "data" / "dtd" / "images").rename(tmp_path / "textures")
-    assert load_data("~/textures").name == "textures"
-    with pytest.raises(InputError, match="did you mean 'textures'"):
-        load_data("texture", "~")
 
 
 @pytest.mark.parametrize("name", CATALOG)
