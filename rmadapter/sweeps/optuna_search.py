@@ -20,6 +20,8 @@ import yaml
 
 from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
+from rmadapter.config.paths import PathText
+from rmadapter.config.seeds import seed_list
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import read_json, shown_names, write_csv, write_json, write_text
@@ -59,8 +61,8 @@ class SearchConfig:
         out: folder of the search
     """
 
-    data: str = ""
-    data_root: str | None = None
+    data: PathText = ""
+    data_root: PathText | None = None
     parameters: str = "lr,scale,layers,lambdas"
     trials: int = 40
     seeds: str = "1"
@@ -68,7 +70,7 @@ class SearchConfig:
     scale_range: str | None = None
     images_a_class: int = 64
     sampler_seed: int = 0
-    out: str = "search"
+    out: PathText = "search"
 
     def __post_init__(self) -> None:
         self.options: list[str] = []  # of the trials' training; no option itself
@@ -87,9 +89,7 @@ class SearchConfig:
         check_range("trials", self.trials, 1)
         check_range("images_a_class", self.images_a_class, 1)
         check_range("sampler_seed", self.sampler_seed, 0)
-        words = [word.strip() for word in self.seeds.split(",")]
-        if not all(word.isdecimal() for word in words):
-            raise InputError(f"seeds is {self.seeds!r}; valid: numbers from 0, such as 1,2,3")
+        seed_list(self.seeds)
         self.range("lr_range")
         self.range("scale_range")
 
@@ -186,7 +186,7 @@ def _search(config: SearchConfig, folder: Path, out: Path) -> dict[str, Any]:
     def objective(trial: Any) -> float:
         values = _suggest(trial, config, depth)
         hms = []
-        for seed in _seeds(config):
+        for seed in seed_list(config.seeds):
             place = out / "trials" / f"{trial.number}" / f"seed{seed}"
             found = _train(trial_config(config, folder, seed, values, place), optuna)
             hms.append(found["accuracy"]["hm"])
@@ -244,10 +244,6 @@ def _study(config: SearchConfig, out: Path) -> Any:
     # A sampler does not know what it drew before: one that began with the same seed again would draw it again.
     study.sampler = optuna.samplers.TPESampler(seed=config.sampler_seed + len(study.trials))
     return study
-
-
-def _seeds(config: SearchConfig) -> list[int]:
-    return [int(word) for word in config.seeds.split(",")]
 
 
 def _depth(config: TrainConfig) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 from rmadapter.clip.names import brings_weights
 from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
+from rmadapter.config.paths import PathList, PathText
+from rmadapter.config.seeds import seed_list
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.data.emoji import DATA, DEFAULT_STYLE, is_testbed
 from rmadapter.data.emoji.atlas import STYLES
@@ -75,12 +77,12 @@ class SweepConfig:
     """
 
     words: list[str] = field(default_factory=list)
-    data: str | None = None
-    data_root: str | None = None
+    data: PathList | None = None
+    data_root: PathText | None = None
     methods: str | None = None
     seeds: str = "1,2,3"
-    source: str | None = None
-    out: str | None = None
+    source: PathList | None = None
+    out: PathText | None = None
     jobs: int = 1
     keep: str = KEEP[0]
     dry_run: bool = False
@@ -91,9 +93,7 @@ class SweepConfig:
         check_choice("protocol", self.words[0], PROTOCOLS)
         check_range("jobs", self.jobs, 1)
         check_choice("keep", self.keep, KEEP)
-        for word in split_list(self.seeds):
-            if not word.isdecimal():
-                raise InputError(f"seeds has {word!r}; valid: numbers from 0, such as 1,2,3")
+        seed_list(self.seeds)
 
 
 def testbed_data(protocol: str, style: str | None) -> tuple[str, ...]:
@@ -188,8 +188,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     methods = tuple(split_list(config.methods or "") or default_methods(protocol))
     # The default depends on the data sets, which a later command may add to: what it means now stands in the manifest.
     sources = data if config.source == "each" else sources_of(protocol, data, split_list(config.source or ""))
-    seeds = tuple(int(seed) for seed in split_list(config.seeds))
     out = Path(config.out or f"sweeps/{protocol}")
+    seeds = tuple(seed_list(config.seeds))
     sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep)
     for run in sweep.runs():
         _check_weights(sweep.config(run))

@@ -11,7 +11,7 @@ from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
-from rmadapter.data import DecodedImages, ImageData, Read, load_data
+from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.results_file import describe, results_of, write_results
 from rmadapter.files import cache_folder, write_json
@@ -69,7 +69,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
     for note in data.notes:
         print(note)
     read = _reader(config, data, ranks)
-    sample, items, names = few_shot(config, data, read)
+    sample, items, names, findings = few_shot(config, data, read)
     backbone = store_backbone(load_backbone(config.model, config.pretrained, device), DTYPES[precision])
     model, backend = _make_model(config, backbone, names, precision)
     state = folder.load_state() if config.resume and not config.explain else None
@@ -110,7 +110,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         "residual": None if model.encoders is None else config.residual,
     }
     model.adapted.save_adapter(folder.adapter, class_names=names, template=config.template, training=training)
-    results = _results(config, run, backend, _evaluate(config, run) if config.evaluate else None)
+    results = _results(config, run, backend, findings, _evaluate(config, run) if config.evaluate else None)
     write_results(folder.results_file, results)
     folder.remove_state()
     if config.evaluate:
@@ -174,7 +174,9 @@ def _evaluate(config: TrainConfig, run: TrainingLoop) -> dict[str, Any]:
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[str, Any] | None) -> dict[str, Any]:
+def _results(
+    config: TrainConfig, run: TrainingLoop, backend: str, findings: SampleFindings, found: dict[str, Any] | None
+) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
     return results_of(
         method=config.method,
@@ -193,6 +195,7 @@ def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[s
         settings=settings_of(config),
         retention_style=run.data.retention.style if run.data.retention else None,
         bad_steps=run.bad_steps,
+        data_findings=findings.to_dict(),
         backend=backend,
         few_shot_hash=json.loads((config.run_folder / "few_shot.json").read_text())["hash"],
     )

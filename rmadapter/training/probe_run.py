@@ -43,7 +43,7 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
     data = load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
-    sample, items, names = few_shot(config, data, data.read)
+    sample, items, names, findings = few_shot(config, data, data.read)
     val_items = base_new_split(sample.val, config.classes, len(data.class_names))
     backbone = load_backbone(config.model, config.pretrained, device)
     folder.prepare(config)
@@ -90,6 +90,7 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
         precision="fp32",
         device=str(device),
         settings={"C": DEFAULT_C if validated is None else list(GRID)},
+        data_findings=findings.to_dict(),
         few_shot_hash=sample.hash,
     )
     write_results(folder.results_file, results)

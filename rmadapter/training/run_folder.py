@@ -42,6 +42,7 @@ FREE_ON_RESUME = {
     "image_cache",
     "explain",
     "max_bad_steps",
+    "allow_test_overlap",
 }
 # No settings of a result: what results.json says beside them, and what is only written down or done afterwards.
 _SAID_BESIDE = {

@@ -268,7 +268,7 @@ def test_layers():
             "parameters is 'depth'; valid: 'lr', 'scale'",
         ),
         (["--data", "x", "--trials", "0"], "trials is 0"),
-        (["--data", "x", "--seeds", "a"], "seeds is 'a'"),
+        (["--data", "x", "--seeds", "a"], "seeds has 'a'"),
         (["--data", "x", "--lr_range", "1"], "lr_range is '1'; valid: low,high"),
         (["--data", "x", "--scale_range", "2,1"], "scale_range is '2,1'; valid"),
         (["--data", "x", "--classes", "all"], "option '--classes' is decided by this command"),
