@@ -61,8 +61,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Indented JSON, atomically."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """Indented JSON, atomically; ValueError for a number that JSON does not have (NaN, infinity)."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -74,15 +74,20 @@ def write_csv(path: Path, headings: Sequence[str], rows: Iterable[Sequence[objec
     write_text(path, text.getvalue())
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str, most_bytes: int | None = None) -> Any:
     """The JSON in ``path``; ``what`` names the file's role in messages.
 
     Raises:
-        InputError: no such file, unreadable, or not JSON.
+        InputError: no such file, unreadable, larger than ``most_bytes``, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if most_bytes is None or size <= most_bytes:
+            return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{what} {path} is missing") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # of the text's encoding, of JSON, of a number with thousands of digits
         raise InputError(f"{what} {path} cannot be read: {error}") from error
+    except RecursionError:
+        raise InputError(f"{what} {path} cannot be read: it is nested too deeply") from None
+    raise InputError(f"{what} {path} has {size:,} bytes; valid: at most {most_bytes:,}")
