@@ -65,6 +65,7 @@ def _test_on(where: dict[str, str | None], config: TrainConfig, adapter: Path) -
     return EvalConfig(
         **shared,
         adapter=str(adapter),
+        trust_base=True,  # it was chosen for the run that has made the adapter, on this machine or another
         classes="all",
         retention=False,
         batch_size=config.eval_batch_size,

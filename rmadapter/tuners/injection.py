@@ -10,7 +10,8 @@ An adapter is a child module of its transformer block and one forward hook on th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rmadapter.clip.identity import ModelSource, base_hash, uses_quick_gelu
+from rmadapter.clip.finite import check_base_weights
+from rmadapter.clip.handed import check_handed
+from rmadapter.clip.identity import ModelSource, tokenizer_hash
 from rmadapter.clip.towers import CHILD, Tower, find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, layer_numbers
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
-from rmadapter.tuners.adapter_file import AdapterInfo, check_base, read_info, read_tensors, write_adapter
+from rmadapter.tuners.adapter_file import AdapterInfo, read_info, read_tensors, write_adapter
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
+from rmadapter.tuners.stored_facts import check_facts, check_tokenizer, identity_as_loaded, precision_of
 from rmadapter.tuners.variants import SharedLayer, VariantAdapter
 from rmadapter.tuners.weight_draws import weight_generator
 from rmadapter_kernels import FusedRMAdapter, draw_weight
@@ -61,6 +65,10 @@ class AdaptedCLIP(nn.Module):
         self.config = config
         self.source = source
         self.weights_hash = weights_hash
+        self._tokenizer_hash: str | None = None
+        # Of a loaded adapter: its name in messages, and what it was trained on.
+        self._loaded_from: str | None = None
+        self._recorded_preprocessing: Preprocessing | None = None
         self.train(False)
 
     def train(self, mode: bool = True) -> AdaptedCLIP:
@@ -210,9 +218,19 @@ class AdaptedCLIP(nn.Module):
         return "\n".join(lines)
 
     @property
-    def base_hash(self) -> str:
-        """The hash of the base model's weights as they were loaded."""
-        return self.weights_hash or base_hash(self.clip)
+    def preprocessing(self) -> Preprocessing:
+        """What images go through: the model's own, of a loaded adapter what it was trained with."""
+        return self._recorded_preprocessing or Preprocessing.of(self.clip)
+
+    def use_tokenizer(self, tokenizer: Callable[..., Tensor]) -> None:
+        """Keep which tokenizer makes the prompts, for the adapter's file.
+
+        Raises:
+            InputError: the adapter was loaded, and was trained with another one.
+        """
+        if self._loaded_from is not None:
+            check_tokenizer(self._tokenizer_hash, tokenizer, self._loaded_from)
+        self._tokenizer_hash = tokenizer_hash(tokenizer)
 
     def save_adapter(
         self,
@@ -235,9 +253,10 @@ class AdaptedCLIP(nn.Module):
         info = AdapterInfo(
             config=self.config,
             source=self.source,
-            base_hash=self.base_hash,
-            quick_gelu=uses_quick_gelu(self.clip),
-            preprocessing=Preprocessing.of(self.clip),
+            base=identity_as_loaded(self.clip, self.weights_hash),
+            tokenizer=self._tokenizer_hash,
+            preprocessing=self.preprocessing,
+            precision=precision_of(self.clip),
             class_names=class_names,
             template=template,
             training=training,
@@ -254,7 +273,7 @@ class AdaptedCLIP(nn.Module):
         """
         folder = Path(folder)
         info = read_info(folder)
-        check_base(self.clip, info, folder, self.base_hash)
+        check_facts(info, f"the adapter in {folder}", self.clip, loaded=self.weights_hash)
         if info.config != self.config:
             ours, theirs = self.config.to_dict(), info.config.to_dict()
             name = next(name for name in ours if ours[name] != theirs[name])
@@ -271,6 +290,18 @@ class AdaptedCLIP(nn.Module):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
+        self._take_facts(f"the adapter in {folder}", info)
+
+    def _take_facts(self, what: str, info: AdapterInfo) -> None:
+        """Go on with what is recorded beside the weights."""
+        if hasattr(self.clip.visual, "preprocess_cfg") and (own := Preprocessing.of(self.clip)) != info.preprocessing:
+            warnings.warn(
+                f"{what} was trained on images that went through {info.preprocessing}, and this model's own is {own}; "
+                "what the adapter was trained with counts (AdaptedCLIP.preprocessing)",
+                stacklevel=4,
+            )
+        self._recorded_preprocessing = info.preprocessing
+        self._loaded_from, self._tokenizer_hash = what, info.tokenizer
 
     def remove(self) -> nn.Module:
         """Take the adapters out and return the CLIP model as it was (still frozen)."""
@@ -298,14 +329,16 @@ def inject(
         clip: an open_clip CLIP model with two transformer towers, any device and floating dtype.
         config: the adapters; default ``RMAdapterConfig()``.
         source: name and pretrained tag of ``clip``, kept in adapter files so that they can be loaded by name.
-        weights_hash: ``Backbone.base_hash``, where ``clip`` was stored in another dtype than it was loaded in.
+        weights_hash: ``Backbone.weights_hash``, where ``clip`` was stored in another dtype than it was loaded in.
         seed: of the adapters' weights, see ``AdaptedCLIP.reset_adapters``; None: one from torch's global generator.
 
     Adapter weights are fp32 on the model's device.
 
     Raises:
-        InputError: a tower that is no transformer, a layer outside its tower, adapters there already.
+        InputError: no CLIP model (what was handed over is said), a tower that is no transformer, weights that are not
+            finite, a layer outside its tower, adapters there already.
     """
+    check_handed(clip)
     config = config or RMAdapterConfig()
     towers = find_towers(clip)
     if any(hasattr(block, CHILD) for tower in towers.values() for block in tower.blocks):
@@ -322,6 +355,7 @@ def inject(
             f"vision and {len(layers['text'])} in text; valid: as many in each"
         )
     seed = int(torch.randint(2**62, ())) if seed is None else seed
+    check_base_weights(clip)
     clip.requires_grad_(False)
     device = next(clip.parameters()).device
     with torch.random.fork_rng(devices=[]):  # what the modules draw when they are made is drawn anew below
@@ -361,18 +395,29 @@ def _make_branch(
 
 
 def load(
-    clip: ClipModel, folder: str | Path, *, source: ModelSource | None = None, weights_hash: str | None = None
+    clip: ClipModel,
+    folder: str | Path,
+    *,
+    source: ModelSource | None = None,
+    weights_hash: str | None = None,
+    tokenizer: Callable[..., Tensor] | None = None,
 ) -> AdaptedCLIP:
     """Put the adapter in ``folder`` into ``clip``: ``inject`` with its configuration, then ``load_adapter``.
 
-    ``source`` and ``weights_hash`` are as in ``inject``; the source is the adapter's where it is not given.
+    Args:
+        clip: the model that it was trained on, as it was loaded.
+        folder: what ``save_adapter`` has written.
+        source: as in ``inject``; default: the adapter's.
+        weights_hash: as in ``inject``.
+        tokenizer: where given it is compared with the one of the training now, and not when prompts are made.
 
     Raises:
-        InputError: as ``load_adapter``; ``clip`` is then without adapters, as it came.
+        InputError: as ``load_adapter``, another tokenizer; ``clip`` is then without adapters, as it came.
     """
+    check_handed(clip)
     folder = Path(folder)
     info = read_info(folder)
-    check_base(clip, info, folder, weights_hash or base_hash(clip))
+    check_facts(info, f"the adapter in {folder}", clip, loaded=weights_hash, tokenizer=tokenizer)
     model = inject(clip, info.config, source=source or info.source, weights_hash=weights_hash)
     try:
         model._take_weights(folder, info)
