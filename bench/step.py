@@ -42,8 +42,9 @@ from rmadapter.files import write_json, write_text
 from rmadapter.runtime import DTYPES, resolve_device, resolve_precision
 from rmadapter.step.costs import step_cost
 from rmadapter.step.memory import free_bytes
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.backend_choice import choose_backend
-from rmadapter.tuners.injection import AdaptedCLIP, inject
+from rmadapter.tuners.injection import inject
 
 # A sample is set apart, and another one taken, where others used more than this share of the processors meanwhile.
 DISTURBED = 0.03

@@ -1,4 +1,4 @@
-"""What a model's own configuration, in a folder or a hub repository, may ask for: a list, since some of it runs code."""
+"""What a model's own configuration, in a folder or a hub repository, may ask for: some of it would run code."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def read_config(file: Path, own_tokenizer: str | None = None) -> dict[str, Any]:
     """
     config = read_json(file, "model configuration", MOST_BYTES)
     model = config.get("model_cfg") if isinstance(config, dict) else None
-    towers = [model.get(name) if isinstance(model, dict) else None for name in ("vision_cfg", "text_cfg")]
-    if not all(isinstance(tower, dict) for tower in towers):
+    vision, text = (model.get(name) if isinstance(model, dict) else None for name in ("vision_cfg", "text_cfg"))
+    if not (isinstance(vision, dict) and isinstance(text, dict)):
         raise InputError(f"{file} is no model's configuration; valid: 'model_cfg' with 'vision_cfg' and 'text_cfg'")
     try:
-        _check(*towers, own_tokenizer)
+        _check(vision, text, own_tokenizer)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return config

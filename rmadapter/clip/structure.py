@@ -64,7 +64,7 @@ def structure_of(clip: ClipModel) -> dict[str, Any]:
 
 def _plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of ``module`` that are numbers, texts or lists of them, as JSON has them, without what is off."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for name, value in sorted(vars(module).items()):
         if name.startswith("_") or name in NO_FACTS or value is None or value is False or value == "":
             continue

@@ -16,10 +16,11 @@ from rmadapter.clip.storage import store_backbone
 from rmadapter.errors import InputError
 from rmadapter.runtime import DTYPES, residual_dtype, resolve_precision
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
-from rmadapter.tuners.injection import AdaptedCLIP, load
+from rmadapter.tuners.injection import load
 from rmadapter.tuners.stored_facts import StoredFacts, check_facts
 
 

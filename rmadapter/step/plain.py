@@ -20,7 +20,8 @@ from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.errors import InputError
 from rmadapter.objectives import losses
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
-from rmadapter.tuners.injection import AdaptedCLIP, inject
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
+from rmadapter.tuners.injection import inject
 
 
 class RMAdapterCLIP(AdaptedClassifier):

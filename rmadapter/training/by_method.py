@@ -26,7 +26,8 @@ def train_method(method: Method, config: TrainConfig) -> dict[str, Any]:
     """Train ``method`` with ``config``, as ``methods.options.configure`` makes it; returns its results.
 
     Raises:
-        InputError: as ``adapter_run.train``; a model or weights that cannot be, before any work; ``explain`` for a method that has no training step.
+        InputError: as ``adapter_run.train``; a model or weights that cannot be, before any work;
+            ``explain`` for a method that has no training step.
     """
     if config.explain and method.kind != ADAPTERS:
         raise InputError(

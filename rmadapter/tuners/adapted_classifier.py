@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.types import ClipModel
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.encoders import Encoders
-from rmadapter.tuners.injection import AdaptedCLIP
 
 
 class AdaptedClassifier(CLIPClassifier):

@@ -22,8 +22,8 @@ from rmadapter.clip.layout import Layout
 from rmadapter.clip.obstacles import blocks_obstacle, is_causal, last_block_obstacle
 from rmadapter.clip.prompts import embed_prompts, end_of_text, pool_text, project_text
 from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.branch import adapter_of, adapter_term
-from rmadapter.tuners.injection import AdaptedCLIP
 
 
 class Entry(NamedTuple):

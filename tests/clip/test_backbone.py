@@ -105,7 +105,7 @@ def test_refusals(name, pretrained, message, tmp_path):
 def test_damaged_weights(clip_folder, tmp_path):
     (tmp_path / "open_clip_config.json").write_bytes((clip_folder / "open_clip_config.json").read_bytes())
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(InputError, match="weights file .* is damaged"):
+    with pytest.raises(InputError, match=r"weights file .* is damaged"):
         load_backbone(f"local-dir:{tmp_path}")
 
 

@@ -259,7 +259,7 @@ class TestWhatAConfigurationMayAskFor:
         file = self.folder(clip_folder, tmp_path, text) / "open_clip_config.json"
         monkeypatch.setattr(loading, "download_pretrained_from_hf", lambda repository, filename: str(file))
         monkeypatch.setattr(open_clip, "create_model", None)
-        with pytest.raises(InputError, match="text_cfg.hf_tokenizer_name is 'somebody/tokenizer'; valid: a name that"):
+        with pytest.raises(InputError, match=r"text_cfg\.hf_tokenizer_name is 'somebody/tokenizer'; valid: a name"):
             load_backbone("hf-hub:org/clip")
         assert read_config(file, "somebody/tokenizer")
         assert read_config(file)  # of a folder the tokenizer beside the weights is taken
