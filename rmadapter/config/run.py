@@ -90,7 +90,7 @@ class TrainConfig:
         shots: training images a class
         seed: seeds the sample, the order, the augmentation and the adapter's weights
         model: open_clip model name, or local-dir:FOLDER
-        pretrained: open_clip tag or a weights file; without it the model has random weights
+        pretrained: open_clip tag or a weights file, which every open_clip model needs; none insists on random weights
         template: prompt for a class, with {} for its name
         precision: what the frozen model is stored and computed in: auto (bf16 on GPUs and CPUs that have it, else
             fp32), bf16, fp16 or fp32; adapters, optimiser and losses are always fp32

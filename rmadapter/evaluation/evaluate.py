@@ -17,7 +17,7 @@ from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
 from rmadapter.evaluation.results_file import describe, results_of, write_results
-from rmadapter.runtime import resolve_device, resolve_precision
+from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import read_info
 
 DATA_FORMS = "--data FOLDER, or --data NAME --data-root DIR, or a bundled one such as --data emoji_food"
@@ -38,9 +38,10 @@ class EvalConfig:
         split: test, val or train
         retention: for a bundled data set also the accuracy on its classes drawn in the unseen style
         model: open_clip model name; default: the adapter's
-        pretrained: open_clip tag or weights file; default: the adapter's
+        pretrained: open_clip tag, weights file, or none for random weights; default: the adapter's
+        trust_base: load the folder, hub repository or weights file that the adapter alone names as its base model
         template: prompt with {}; default: the adapter's, for zeroshot the data set's published one
-        precision: auto, bf16, fp16 or fp32
+        precision: auto (the adapter's), bf16, fp16 or fp32
         device: auto, cpu, cuda or cuda:N
         fused: use the fastest adapter backend there is
         backend: one adapter backend by name
@@ -60,6 +61,7 @@ class EvalConfig:
     retention: bool = True
     model: ModelText | None = None
     pretrained: PathText | None = None
+    trust_base: bool = False
     template: str | None = None
     precision: str = "auto"
     device: str = "auto"
@@ -128,10 +130,11 @@ def load_model(config: EvalConfig) -> LoadedModel:
         model,
         config.pretrained,
         device=device,
-        precision=resolve_precision(config.precision, device),
+        precision=config.precision,
         fused=config.fused,
         backend=config.backend,
         with_adapter=config.method != "zeroshot",
+        trust_base=config.trust_base,
     )
     if loaded.sentence is not None:
         print(loaded.sentence)

@@ -23,7 +23,7 @@ from rmadapter.data.catalog import PHOTO
 from rmadapter.data.class_names import read_lines
 from rmadapter.errors import InputError, check_choice, check_range, printable_line
 from rmadapter.evaluation.loaded_model import load_stored
-from rmadapter.runtime import resolve_device, resolve_precision
+from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import read_info
 
 
@@ -40,8 +40,9 @@ class PredictConfig:
         top: number of classes to print an image
         json: print JSON
         model: open_clip model name; default: the adapter's
-        pretrained: open_clip tag or weights file; default: the adapter's
-        precision: auto, bf16, fp16 or fp32
+        pretrained: open_clip tag, weights file, or none for random weights; default: the adapter's
+        trust_base: load the folder, hub repository or weights file that the adapter alone names as its base model
+        precision: auto (the adapter's), bf16, fp16 or fp32
         device: auto, cpu, cuda or cuda:N
         fused: use the fastest adapter backend there is
         backend: one adapter backend by name
@@ -57,6 +58,7 @@ class PredictConfig:
     json: bool = False
     model: ModelText | None = None
     pretrained: PathText | None = None
+    trust_base: bool = False
     precision: str = "auto"
     device: str = "auto"
     fused: bool = True
@@ -83,8 +85,7 @@ def predict(model: CLIPClassifier, images: Iterable[Tensor], *, batch_size: int 
     text = model.text_features()
     left, found = iter(images), []
     while batch := list(islice(left, batch_size)):
-        logits = model.logits(model.image_features(torch.stack(batch).to(device)), text)
-        found.append(logits.softmax(-1).cpu())
+        found.append(model.classify(torch.stack(batch).to(device), text).softmax(-1).cpu())
     return torch.cat(found)
 
 
@@ -104,7 +105,6 @@ def check_files(paths: Iterable[str]) -> None:
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     """``rmadapter predict``: classify, print, and return one record an image."""
     device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
     info = read_info(Path(config.adapter)) if config.adapter else None
     names = wanted_class_names(config, info.class_names if info else None)
     check_files(config.images)
@@ -113,9 +113,10 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
         config.model,
         config.pretrained,
         device=device,
-        precision=precision,
+        precision=config.precision,
         fused=config.fused,
         backend=config.backend,
+        trust_base=config.trust_base,
     )
     template = config.template or (info.template if info else None) or PHOTO
     if loaded.backbone.source.name == MODEL and (words := untrained_words([template.replace("{}", " "), *names])):
@@ -139,7 +140,7 @@ def print_predictions(config: PredictConfig, names: list[str], probabilities: Te
             for i, p in zip(indices.tolist(), values.tolist(), strict=True)
         ]
         records.append({"image": path, "predictions": ranked})
-    print(json.dumps(records, indent=2) if config.json else _as_text(records))
+    print(json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) if config.json else _as_text(records))
     return records
 
 

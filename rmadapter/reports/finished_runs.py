@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmadapter.clip.names import brings_weights
+from rmadapter.clip.names import RANDOM, brings_weights
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_file import FORMAT, harmonic_mean
 from rmadapter.evaluation.results_table import RESULTS_TABLE, KeptResult, ResultsTable
@@ -364,6 +364,6 @@ def short_model(group: Group) -> str:
 def model_label(model: str, pretrained: str | None) -> str:
     """The last folder of a path, the weights' tag in brackets; a name that stands for no weights has random ones."""
     name = Path(model.removeprefix("local-dir:")).name
-    if pretrained is not None:
+    if pretrained is not None and pretrained != RANDOM:
         return f"{name} ({Path(pretrained).name})"
     return name if brings_weights(model) else f"{name} (random weights)"

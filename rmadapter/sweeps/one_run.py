@@ -60,7 +60,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
 def _test_on(where: dict[str, str | None], config: TrainConfig, adapter: Path) -> EvalConfig:
     """The evaluation on the data set ``where`` of what the run of ``config`` has trained; they differ in data alone."""
     names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
-    names -= {"adapter", "classes", "out", "template", "model", "pretrained", "batch_size"}
+    names -= {"adapter", "classes", "out", "template", "batch_size"}
     shared = {name: getattr(config, name) for name in names} | where
     return EvalConfig(
         **shared,

@@ -197,16 +197,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
 
 
 def _check_weights(config: TrainConfig) -> None:
-    """Raise InputError where a run would be of random weights: a table of such runs is a mistake that takes hours."""
-    if config.pretrained is not None or brings_weights(config.model):
-        return
-    import open_clip
+    """Raise InputError where runs would be of random weights that nobody asked for: it is known before the first."""
+    if config.pretrained is None and not brings_weights(config.model):
+        from rmadapter.clip.backbone import check_source
 
-    from rmadapter.clip.backbone import check_name
-
-    check_name(config.model, None)
-    tags = open_clip.list_pretrained_tags_by_model(config.model)
-    valid = (
-        f"one of its {len(tags)} tags, such as {', '.join(tags[:3])}, or a weights file" if tags else "a weights file"
-    )
-    raise InputError(f"pretrained is None, which is random weights for {config.model}; valid: --pretrained {valid}")
+        check_source(config.model, config.pretrained)

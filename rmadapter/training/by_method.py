@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rmadapter.clip.backbone import check_source
 from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
 from rmadapter.methods import Method
@@ -25,10 +26,12 @@ def train_method(method: Method, config: TrainConfig) -> dict[str, Any]:
     """Train ``method`` with ``config``, as ``methods.options.configure`` makes it; returns its results.
 
     Raises:
-        InputError: as ``adapter_run.train``; ``explain`` for a method that has no training step.
+        InputError: as ``adapter_run.train``; a model or weights that cannot be, before any work;
+            ``explain`` for a method that has no training step.
     """
     if config.explain and method.kind != ADAPTERS:
         raise InputError(
             f"explain is True, but {method.name} has no training step; valid: without it, or another method"
         )
+    check_source(config.model, config.pretrained)
     return TRAIN[method.kind](config)

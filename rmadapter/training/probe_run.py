@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.finite import check_finite
 from rmadapter.config import TrainConfig
 from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
 from rmadapter.errors import InputError
@@ -116,7 +117,8 @@ def encode(
         if unreadable and not config.skip_bad_images:
             raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
         if len(batch_labels):
-            features.append(F.normalize(backbone.clip.encode_image(batch.to(device)).float(), dim=-1))
+            found = check_finite("image features", backbone.clip.encode_image(batch.to(device)))
+            features.append(F.normalize(found.float(), dim=-1))
             labels.append(batch_labels.to(device))
     if not labels:
         raise InputError(f"none of {len(items)} images could be read")

@@ -29,7 +29,7 @@ def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
     folder = RunFolder(config.run_folder)
     if (done := finished_run(folder, config)) is not None:
         return done
-    own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out"}
+    own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out", "trust_base"}
     names = {field.name for field in dataclasses.fields(EvalConfig)} - own
     shared = {name: getattr(config, name) for name in names}
     results = run_eval(

@@ -269,11 +269,13 @@ class TestLinearProbe:
         [
             (lambda f: (f / "linear_probe.safetensors").write_bytes(b"x"), "is damaged"),
             (lambda f: (f / "linear_probe.safetensors").unlink(), "is damaged"),
-            (lambda f: edit(f, format=9), "no linear probe of format 1"),
-            (lambda f: edit(f, class_names=["a"]), "is not the file that"),
-            (lambda f: edit(f, without="training"), "is damaged: field training is missing"),
-            (lambda f: edit(f, model=None), "is damaged: field model is missing or malformed"),
-            (lambda f: edit(f, base_hash="0"), "belongs to other base weights"),
+            (lambda f: edit(f, format=9), "format 9, newer than 2"),
+            (lambda f: edit(f, format=1), "format 1, which does not say all that 2 does"),
+            (lambda f: edit(f, class_names=["a"]), "weight has shape [2, 32], and there are 1 class names"),
+            (lambda f: edit(f, weights_sha256="0"), "is not the file that"),
+            (lambda f: edit(f, without="training"), "linear probe lacks field 'training'"),
+            (lambda f: edit(f, source=3), "linear probe.source is 3; valid: an object or null"),
+            (lambda f: edit(f, template=None), "linear probe.template is None; valid: text"),
         ],
     )
     def test_damaged_files(self, copied, animals, capsys, spoil, message):
