@@ -9,6 +9,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
 from rmadapter.methods import Method
 from rmadapter.methods.method import ADAPTERS, PROBE, UNTRAINED
+from rmadapter.step.distributed import place
 from rmadapter.training.adapter_run import train
 from rmadapter.training.probe_run import train_probe
 from rmadapter.training.zeroshot_run import run_zeroshot
@@ -24,6 +25,8 @@ TRAIN: dict[str, Callable[[TrainConfig], dict[str, Any]]] = {
 def train_method(method: Method, config: TrainConfig) -> dict[str, Any]:
     """Train ``method`` with ``config``, as ``methods.options.configure`` makes it; returns its results.
 
+    Under torchrun a method without a training step is one process's work; the others return nothing at once.
+
     Raises:
         InputError: as ``adapter_run.train``; ``explain`` for a method that has no training step.
     """
@@ -31,4 +34,9 @@ def train_method(method: Method, config: TrainConfig) -> dict[str, Any]:
         raise InputError(
             f"explain is True, but {method.name} has no training step; valid: without it, or another method"
         )
+    rank, processes = place()
+    if method.kind != ADAPTERS and processes > 1:
+        if rank > 0:
+            return {}
+        print(f"{method.name} has no training step to share: one of the {processes} processes does all")
     return TRAIN[method.kind](config)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from rmadapter.config import TrainConfig
+from rmadapter.data import load_data
 from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
@@ -13,6 +14,7 @@ from rmadapter.evaluation.results_file import write_results
 from rmadapter.files import write_json
 from rmadapter.methods.zeroshot import ZEROSHOT
 from rmadapter.runtime import environment, resolve_device
+from rmadapter.step.batches import lost_workers_said
 from rmadapter.training.run_folder import RunFolder, finished_run
 
 
@@ -26,9 +28,17 @@ def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
     """
     if not config.evaluate:
         raise InputError(f"evaluate is False, but {ZEROSHOT.name} does nothing else; valid: True")
-    folder = RunFolder(config.run_folder)
-    if (done := finished_run(folder, config)) is not None:
+    folder = RunFolder(config.run_folder, ZEROSHOT.kind)
+    data = load_data(config.data, config.data_root, config.style) if config.resume else None
+    if (done := finished_run(folder, config, data)) is not None:
         return done
+    with folder.held(), lost_workers_said():
+        if (done := finished_run(folder, config, data)) is not None:  # another process may have had it until now
+            return done
+        return _run(config, folder)
+
+
+def _run(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
     own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out"}
     names = {field.name for field in dataclasses.fields(EvalConfig)} - own
     shared = {name: getattr(config, name) for name in names}
@@ -41,7 +51,8 @@ def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
             batch_size=config.eval_batch_size,
         )
     )
-    folder.prepare(config)
+    folder.check_held()
+    folder.prepare(config, results.get("data_hash"))
     write_json(folder.environment_file, environment(resolve_device(config.device)))
     write_results(folder.results_file, results)
     print(f"results: {folder.results_file}")
