@@ -125,9 +125,9 @@ def test_a_lock_file_of_a_process_that_has_ended_is_taken_over_on_its_own_machin
     monkeypatch.setattr(locks, "LONGEST_WAIT", 0.1)
     with other(lock).attempt() as mine:
         assert not mine
-    with pytest.raises(InputError, match=rf"process {ended} on elsewhere, since .*; if that process has ended, delete"):
-        with other(lock).wait():
-            pass
+    said = rf"process {ended} on elsewhere, since .*; if that process has ended, delete"
+    with pytest.raises(InputError, match=said), other(lock).wait():
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_said(lock, monkeypatch):
@@ -135,6 +135,6 @@ def test_a_folder_that_cannot_be_written_is_said(lock, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
-    with pytest.raises(InputError, match=r"the lock .*\.lock cannot be taken: Read-only file system"):
-        with lock.attempt():
-            pass
+    said = r"the lock .*\.lock cannot be taken: Read-only file system"
+    with pytest.raises(InputError, match=said), lock.attempt():
+        pass

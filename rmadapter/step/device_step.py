@@ -67,7 +67,7 @@ class Sums:
 
 
 def largest_gradient(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The largest magnitude in the gradients of ``parameters``, a scalar; NaN or infinity where there is one in them."""
+    """The largest magnitude in the gradients of ``parameters``, a scalar; not finite where one of them is not."""
     return get_total_norm([p.grad for p in parameters if p.grad is not None], math.inf)
 
 

@@ -29,8 +29,8 @@ from rmadapter.training.metrics_log import MetricsLog
 from rmadapter.training.run_folder import RunFolder, State
 
 REMEDY = (
-    "A new run with a smaller --lr, or with smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda "
-    "decides"
+    "A new run with a smaller --lr, or with smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times "
+    "lambda decides"
 )
 
 # Waiting for the loader is said from this share of an epoch on; less is the start of its workers.

@@ -127,7 +127,7 @@ def test_it_is_the_ordinary_step(tokenizer, kind, scaled, momentum):
 
 
 def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_not_counted(tokenizer):
-    """Though its loss is; under the scaler, which makes gradients too large now and then, that is the scaler's affair."""
+    """Though its loss is; under the scaler, which makes some gradients too large, that is the scaler's affair."""
     step = make_step(tokenizer)
     device_step = DeviceStep(step, sgd(step, True), no_scaler(), w_down(step))
     device_step.set_lr(0.1)

@@ -40,7 +40,7 @@ def test_on_a_gpu_what_its_allocator_keeps_unused_is_free(monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path):
-    """Writes files of a machine with 32 GiB, 20 of them available, and finds what is free for a process in ``groups``."""
+    """Writes files of a machine with 32 GiB, 20 of them available, finds what is free to one in ``groups``."""
 
     def free(groups: str, files: dict[str, str], find=host_free_bytes) -> int:
         found = {

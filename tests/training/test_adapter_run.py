@@ -84,7 +84,7 @@ def test_a_folder_with_a_run_is_not_written_over_unasked(config, tmp_path):
     before = adapter_of(tmp_path / "run")
     with pytest.raises(InputError, match="where a run is already; valid: --resume to go on with it, --overwrite"):
         train(config())
-    with pytest.raises(InputError, match="already: seed is 2, but .* has 1; valid: --overwrite to replace it, another"):
+    with pytest.raises(InputError, match=r"already: seed is 2, but .* has 1; valid: --overwrite to replace it,"):
         train(config(seed=2))
     with pytest.raises(InputError, match=r"seed is 2, but the run in .* has 1"):
         train(config(seed=2, resume=True))

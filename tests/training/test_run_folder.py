@@ -152,7 +152,7 @@ def test_a_copy_of_the_data_elsewhere_is_the_same_data(config, images, tmp_path,
 def test_the_run_of_another_method_is_not_gone_on_with(config):
     trained(config, "linear-probe")
     for method in ("zeroshot", "rmadapter"):
-        with pytest.raises(InputError, match="method is one of kind .*, but that of the run in .* is 'probe'"):
+        with pytest.raises(InputError, match=r"method is one of kind .*, but that of the run in .* is 'probe'"):
             trained(config, method, resume=True)
 
 
@@ -272,12 +272,12 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(config, tmp_
     kept = {}
 
     def spoil(run):
-        name, parameter = next(iter(run.parameters.items()))
+        parameter = next(iter(run.parameters.values()))
         handle = parameter.register_hook(lambda gradient: handle.remove() or gradient * float("inf"))
         kept.update({name: p.detach().clone() for name, p in run.parameters.items()})
 
     def compare(run):
-        assert all(torch.equal(p, kept[name]) for name, p in run.parameters.items())
+        assert all(torch.equal(parameter, kept[name]) for name, parameter in run.parameters.items())
         assert run.bad_steps == 1
 
     def around(run):
