@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -12,6 +12,13 @@ class InputError(ValueError):
 
 class StoppedError(RuntimeError):
     """A run that cannot go on, though neither its input nor the code is at fault; the command line exits with 1."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what it was raised from or while handling, the last first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:

@@ -19,6 +19,8 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
+# What every generator of random numbers here takes.
+LARGEST_SEED = 2**63 - 1
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
 RUN_CONFIG_FILE = "config.yaml"
 # What ``rmadapter train --help`` shows first, and where each of the other options stands.
@@ -181,8 +183,8 @@ class TrainConfig:
         check_template(self.template)
         for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
             check_range(name, getattr(self, name), 1)
+        check_range("seed", self.seed, 0, LARGEST_SEED)
         for name in (
-            "seed",
             "workers",
             "checkpoint_every",
             "grad_norm_every",

@@ -36,8 +36,8 @@ def lost_workers_said() -> Iterator[None]:
             raise
         raise WorkerLostError(
             f"a process that decodes images has ended ({str(error).rstrip('. ')}), most often for want of memory; "
-            "--resume goes on from the last saved state (in a sweep, its own command), with fewer --workers, or with "
-            "--workers 0, which decodes in the process itself"
+            "--resume goes on from the last saved state (in a sweep or a search, that one's own command), with fewer "
+            "--workers, or with --workers 0, which decodes in the process itself"
         ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.clip.names import brings_weights
-from rmadapter.config import TrainConfig
+from rmadapter.config import LARGEST_SEED, TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.data.emoji import DATA, DEFAULT_STYLE, is_testbed
@@ -91,9 +91,7 @@ class SweepConfig:
         check_choice("protocol", self.words[0], PROTOCOLS)
         check_range("jobs", self.jobs, 1)
         check_choice("keep", self.keep, KEEP)
-        for word in split_list(self.seeds):
-            if not word.isdecimal():
-                raise InputError(f"seeds has {word!r}; valid: numbers from 0, such as 1,2,3")
+        parse_seeds(self.seeds)
 
 
 def testbed_data(protocol: str, style: str | None) -> tuple[str, ...]:
@@ -122,6 +120,15 @@ def _expanded(part: str, protocol: str) -> tuple[str, ...]:
 def split_list(text: str) -> list[str]:
     """The parts between commas, without blanks."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds in ``text``, separated by commas; InputError for what is no seed."""
+    words = split_list(text)
+    for word in words:
+        if not (word.isdecimal() and word.isascii() and len(word) < 20 and int(word) <= LARGEST_SEED):
+            raise InputError(f"seeds has {word!r}; valid: numbers from 0 to {LARGEST_SEED}, such as 1,2,3")
+    return [int(word) for word in words]
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,7 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     methods = tuple(split_list(config.methods or "") or default_methods(protocol))
     # The default depends on the data sets, which a later command may add to: what it means now stands in the manifest.
     sources = data if config.source == "each" else sources_of(protocol, data, split_list(config.source or ""))
-    seeds = tuple(int(seed) for seed in split_list(config.seeds))
+    seeds = tuple(parse_seeds(config.seeds))
     out = Path(config.out or f"sweeps/{protocol}")
     sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep)
     for run in sweep.runs():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rmadapter.config import TrainConfig
+from rmadapter.data import ImageData
 from rmadapter.errors import InputError
 from rmadapter.methods import Method
 from rmadapter.methods.method import ADAPTERS, PROBE, UNTRAINED
@@ -15,15 +16,17 @@ from rmadapter.training.probe_run import train_probe
 from rmadapter.training.zeroshot_run import run_zeroshot
 
 # Kind of method -> configuration -> what results.json holds; each writes the run folder and goes on where it stopped.
-TRAIN: dict[str, Callable[[TrainConfig], dict[str, Any]]] = {
+TRAIN: dict[str, Callable[..., dict[str, Any]]] = {
     ADAPTERS: train,
     PROBE: train_probe,
     UNTRAINED: run_zeroshot,
 }
 
 
-def train_method(method: Method, config: TrainConfig) -> dict[str, Any]:
+def train_method(method: Method, config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Train ``method`` with ``config``, as ``methods.options.configure`` makes it; returns its results.
+
+    ``data`` are the data that the configuration names, where they are at hand.
 
     Under torchrun a method without a training step is one process's work; the others return nothing at once.
 
@@ -39,4 +42,4 @@ def train_method(method: Method, config: TrainConfig) -> dict[str, Any]:
         if rank > 0:
             return {}
         print(f"{method.name} has no training step to share: one of the {processes} processes does all")
-    return TRAIN[method.kind](config)
+    return TRAIN[method.kind](config, data=data)

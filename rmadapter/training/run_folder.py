@@ -72,8 +72,8 @@ _SAID_BESIDE = {
     "fused",
     "backend",
 }
-# Of people's, for a run that has stopped: the two commands that train.
-GO_ON = "--resume goes on with it; in a sweep, the sweep's own command does"
+# For people, of a run that has stopped, by whatever command it was made.
+GO_ON = "--resume goes on with it; in a sweep or a search, that one's own command does"
 
 
 @dataclass

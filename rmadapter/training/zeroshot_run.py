@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from rmadapter.config import TrainConfig
-from rmadapter.data import load_data
+from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
@@ -18,9 +18,10 @@ from rmadapter.step.batches import lost_workers_said
 from rmadapter.training.run_folder import RunFolder, finished_run
 
 
-def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
+def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Evaluate the base model as training would have evaluated its adapter; writes the run folder.
 
+    ``data`` are the data that the configuration names, where they are at hand; a finished run is compared with them.
     The prompt is ``config.template`` where that is not the default, else the data set's (``data.catalog``).
 
     Raises:
@@ -29,7 +30,8 @@ def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
     if not config.evaluate:
         raise InputError(f"evaluate is False, but {ZEROSHOT.name} does nothing else; valid: True")
     folder = RunFolder(config.run_folder, ZEROSHOT.kind)
-    data = load_data(config.data, config.data_root, config.style) if config.resume else None
+    if data is None and config.resume:
+        data = load_data(config.data, config.data_root, config.style)
     if (done := finished_run(folder, config, data)) is not None:
         return done
     with folder.held(), lost_workers_said():
