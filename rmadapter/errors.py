@@ -6,7 +6,7 @@ import difflib
 import errno
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 LARGEST_COUNT = 2**31 - 1
 
@@ -17,6 +17,13 @@ class InputError(ValueError):
 
 class StoppedError(RuntimeError):
     """A run that cannot go on, though neither its input nor the code is at fault; the command line exits with 1."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what it was raised from or while handling, the last first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:

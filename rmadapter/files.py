@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rmadapter.errors import InputError, reason
 
@@ -204,3 +204,13 @@ def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> Any:
 
 def _no_json(constant: str) -> None:
     raise ValueError(f"it holds {constant}, which JSON does not have")
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Give the empty ``file`` ``size`` bytes of zeros that have their place on the disk; OSError where it is full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, 2**20):
+        file.write(bytes(min(2**20, size - start)))
+    file.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,10 +14,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rmadapter.data import EpochBatches, TrainImages
+from rmadapter.errors import StoppedError
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.train_step import Views
 from rmadapter.step.view_cache import ViewCache
 from rmadapter.tuners.encoders import Entry
+
+
+class WorkerLostError(StoppedError):
+    """A process that decodes images has ended."""
+
+
+@contextlib.contextmanager
+def lost_workers_said() -> Iterator[None]:
+    """Inside, PyTorch's error that a loader's process has ended becomes a WorkerLostError, which says what helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        # The sentence begins so wherever it is raised: where a batch is waited for, or in a handler of signals.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerLostError(
+            f"a process that decodes images has ended ({str(error).rstrip('. ')}), most often for want of memory; "
+            "--resume goes on from the last saved state (in a sweep or a search, that one's own command), with fewer "
+            "--workers, or with --workers 0, which decodes in the process itself"
+        ) from error
 
 
 @dataclass

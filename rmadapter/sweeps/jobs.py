@@ -7,9 +7,14 @@ import signal
 import subprocess
 import sys
 
+from rmadapter.sweeps.faults import FAULT_STATUS
 
-def run_jobs(argv: list[str], jobs: int, began: float) -> None:
-    """``jobs`` workers of the sweep that was entered at ``began``; says how many did not come to their end, and why."""
+
+def run_jobs(argv: list[str], jobs: int, began: float) -> bool:
+    """``jobs`` workers of the sweep that was entered at ``began``; whether one ended for a fault of its device.
+
+    Says how many did not come to their end, and why.
+    """
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -33,6 +38,7 @@ def run_jobs(argv: list[str], jobs: int, began: float) -> None:
     if early:
         reasons = ", ".join(dict.fromkeys(_reason(code) for code in early))
         print(f"{len(early)} of {jobs} workers ended early ({reasons})")
+    return FAULT_STATUS in early
 
 
 def worker_command(argv: list[str], began: float) -> list[str]:
@@ -47,6 +53,8 @@ def threads_each(jobs: int) -> int:
 
 
 def _reason(code: int) -> str:
+    if code == FAULT_STATUS:
+        return "their device failed"
     if code > 0:
         return f"exit status {code}"
     return f"signal {-code}" + (", often too little memory" if -code == signal.SIGKILL else "")

@@ -66,7 +66,10 @@ def short_name(data: str) -> str:
     if is_testbed(name):
         return f"{name}@{style or DEFAULT_STYLE}"
     record = record_of(data)
-    return record.name if record is not None else Path(data).name
+    if record is not None:
+        return record.name
+    last = Path(data).name
+    return last if last not in ("", "..") else Path(data).resolve().name  # of "." and "..", which name no folder
 
 
 def data_and_style(data: str) -> tuple[str, str | None]:
@@ -123,7 +126,12 @@ def plan(
             raise InputError(f"{field} is empty; valid: one or more, separated by commas")
         twice = next((value for value in values if list(values).count(value) > 1), None)
         if twice is not None:
-            raise InputError(f"{field} has {twice!r} twice; valid: each once")
+            folders = [name for name in data if field == "data" and short_name(name) == twice]
+            both = f", as {' and '.join(folders)}" if len(set(folders)) > 1 else ""
+            raise InputError(
+                f"{field} has {twice!r} twice{both}; valid: each once"
+                + (", a second folder of the name under another one or in a sweep of its own" if both else "")
+            )
     targets: dict[str, tuple[str, ...]] = {}
     if protocol not in TRANSFERS:
         if sources:

@@ -25,29 +25,46 @@ from rmadapter.evaluation.results_file import describe, results_of, write_result
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.runtime import environment, resolve_device
+from rmadapter.step.batches import WorkerLostError, lost_workers_said
+from rmadapter.training.before_training import check_test_images, check_test_prompts
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.probe_fit import DEFAULT_C, GRID, choose
-from rmadapter.training.run_folder import RunFolder, finished_run
+from rmadapter.training.run_folder import RunFolder, finished_run, not_tested
 from rmadapter.tuners.probe import LinearProbe, save_probe
 
 
-def train_probe(config: TrainConfig) -> dict[str, Any]:
+def train_probe(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Fit a probe on the few-shot sample, save it in ``adapter/`` of the run folder, evaluate it.
+
+    ``data`` is taken in place of the data set that the configuration names.
 
     Raises:
         InputError: as ``adapter_run.train``; an unreadable image.
+        StoppedError: the probe is saved, but cannot be tested; the folder was deleted meanwhile.
+        WorkerLostError: a process that decodes images has ended.
     """
-    folder = RunFolder(config.run_folder)
-    if (done := finished_run(folder, config)) is not None:
+    folder = RunFolder(config.run_folder, LINEAR_PROBE.kind)
+    data = data or load_data(config.data, config.data_root, config.style)
+    if (done := finished_run(folder, config, data)) is not None:
         return done
+    with folder.held(), lost_workers_said():
+        if (done := finished_run(folder, config, data)) is not None:  # another process may have had it until now
+            return done
+        return _run(config, folder, data)
+
+
+def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, Any]:
     device = resolve_device(config.device)
-    data = load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
+    # New classes are unknown to it: of the halves it has the one that it was trained on.
+    parts = (config.classes,) if config.evaluate else ()
+    check_test_images(data, parts)
     sample, items, names, findings = few_shot(config, data, data.read)
     val_items = base_new_split(sample.val, config.classes, len(data.class_names))
     backbone = load_backbone(config.model, config.pretrained, device)
-    folder.prepare(config)
+    check_test_prompts(backbone, data, parts, config.template)
+    folder.prepare(config, data.content_hash)
     write_json(folder.environment_file, environment(device))
     sample.save(folder.sample_file)
 
@@ -67,14 +84,18 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
         "seed": config.seed,
         "C": inverse_penalty,
     }
+    folder.check_held()
     save_probe(folder.adapter, probe, backbone, training)
 
     found = {"accuracy": {}, "images": {}, "skipped": 0}
     began = time.perf_counter()
-    if config.evaluate:
+    if parts:
         loading = Loading(backbone.preprocessing, config.eval_batch_size, config.workers, config.skip_bad_images)
-        # New classes are unknown to it: of the halves it has the one that it was trained on.
-        found = evaluate_parts(probe, data, (config.classes,), loading)
+        try:
+            with lost_workers_said():
+                found = evaluate_parts(probe, data, parts, loading)
+        except (InputError, WorkerLostError) as error:
+            raise not_tested(folder, config, error) from error
         print(describe(found))
     results = results_of(
         method=LINEAR_PROBE.name,
@@ -94,6 +115,7 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
         data_findings=findings.to_dict(),
         few_shot_hash=sample.hash,
     )
+    folder.check_held()
     write_results(folder.results_file, results)
     print(f"adapter: {folder.adapter}\nresults: {folder.results_file}")
     return results

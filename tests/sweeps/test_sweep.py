@@ -83,7 +83,7 @@ def test_what_it_is_extended_by_takes_no_source_out_of_the_table(protocol, first
     for words in (first, later):
         argv = [protocol, *words, "--methods", "mma", "--pretrained", "openai", "--out", str(tmp_path / "s")]
         _, planned = parse_sweep(argv)
-        enter(planned)
+        enter(planned, {})
         runs |= dict.fromkeys(run.key for run in planned.runs())
     manifest = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert manifest["sources"] == sources
