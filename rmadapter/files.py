@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,8 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{what} {path} is missing") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{what} {path} cannot be read: {error}") from error
+
+
+def plain_name(text: str, longest: int = 80) -> str:
+    """``text`` as a part of a file's name: letters, digits and ``._+=-``, anything else is a dash."""
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")[:longest] or "unnamed"

@@ -8,23 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rmadapter.evaluation.results_file import harmonic_mean
 from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import Document, Picture
-from rmadapter.reports.finished_runs import (
-    PARTS,
-    RETAINED,
-    DataMeans,
-    Group,
-    Row,
-    Stat,
-    differing_settings,
-    find_runs,
-    harmonic_mean,
-    make_rows,
-    means_over_data,
-    one_a_seed,
-    short_model,
-)
+from rmadapter.reports.escape import csv_lines
+from rmadapter.reports.finished_runs import PARTS, RETAINED, find_runs
+from rmadapter.reports.groups import Group, grouped, one_a_seed, several_contents
+from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
 from rmadapter.reports.tables import Table, number
 
 __all__ = ["Report", "harmonic_mean", "report"]
@@ -89,12 +79,12 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
         InputError: what ``find_runs`` raises, or ``out`` cannot be written.
     """
     runs, unreadable = find_runs(folders)
-    runs, repeated = one_a_seed(runs)
-    rows = make_rows(runs)
+    members, repeated = one_a_seed(grouped(runs, by_settings=True))
+    rows = make_rows(members)
     means = means_over_data(rows)
     notes = [f"Left out, a newer run has its seed: {place}" for place in repeated]
     notes += [f"Unreadable, left out: {reason}" for _, reason in unreadable]
-    notes += differing_settings(runs)
+    notes += several_contents(runs)
     plots: list[Path] = []
     if out is not None:
         try:
@@ -111,7 +101,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     if out is not None:
         whole = replace(document, pictures=[Picture(path) for path in plots])
         write_text(out / "report.md", whole.markdown())
-        write_csv(out / "report.csv", CSV_HEADINGS, map(_line, rows))
+        write_csv(out / "report.csv", CSV_HEADINGS, csv_lines(map(_line, rows)))
         files = [out / "report.md", out / "report.csv", *plots]
         text += "\n" + "".join(f"written: {path}\n" for path in files)
     return Report(tuple(rows), tuple(means), tuple(unreadable), text, tuple(files))
@@ -126,9 +116,11 @@ def _blocks(rows: Sequence[Row], means: Sequence[DataMeans]) -> list[Table | str
         "method": lambda one: one.group.method,
         "data": lambda one: one.group.data,
         "style": lambda one: one.group.style or "",
-        "model": lambda one: short_model(one.group),
+        "model": lambda one: one.group.model_label,
         "classes": lambda one: one.group.classes,
         "split": lambda one: one.group.split,
+        "trained on": lambda one: one.group.trained_on,
+        "settings": lambda one: one.group.settings,
     }
     measured: _Columns = {
         "shots": lambda row: _plain(row.group.shots),

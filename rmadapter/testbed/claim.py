@@ -100,7 +100,7 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
             statistics.fmean(run[f"grad_norm_{term}"] for run in norms) for term in ("cross_entropy", "reconstruction")
         ]
         blocks.append(
-            f"Norm of the gradient to `w_down`, mean over the second half of RMAdapter's {len(norms)} runs: "
+            f"Norm of the gradient to w_down, mean over the second half of RMAdapter's {len(norms)} runs: "
             f"{means[0]:.3g} from cross-entropy, {means[1]:.3g} from reconstruction with its weights."
         )
     return Document(title, lead, blocks).markdown()

@@ -15,7 +15,7 @@ from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, load_data
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
-from rmadapter.evaluation.results_file import describe, results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import cache_folder, write_json
 from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_precision
 from rmadapter.step import distributed
@@ -26,6 +26,7 @@ from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.loop import TrainingLoop
 from rmadapter.training.run_folder import RunFolder, finished_run, settings_of
+from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject
@@ -105,14 +106,18 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
         "method": config.method,
         "data": data.name,
         "style": data.style,
+        "data_hash": data.content_hash,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
         # None: without encoders it went through open_clip's own forward passes.
         "residual": None if model.encoders is None else config.residual,
+        "settings": settings_of(config),
     }
     model.adapted.save_adapter(folder.adapter, class_names=names, template=config.template, training=training)
-    results = _results(config, run, backend, _evaluate(config, run) if config.evaluate else None)
+    found = _evaluate(config, run) if config.evaluate else None
+    source = trained_on(training, read_info(folder.adapter).weights_sha256)
+    results = _results(config, run, backend, found, source)
     write_results(folder.results_file, results)
     folder.remove_state()
     if config.evaluate:
@@ -175,11 +180,14 @@ def _evaluate(config: TrainConfig, run: TrainingLoop) -> dict[str, Any]:
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[str, Any] | None) -> dict[str, Any]:
+def _results(
+    config: TrainConfig, run: TrainingLoop, backend: str, found: dict[str, Any] | None, source: dict[str, Any]
+) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
     return results_of(
         method=config.method,
         data=run.data,
+        trained_on=source,
         model=config.model,
         pretrained=config.pretrained,
         shots=config.shots,

@@ -20,14 +20,14 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts
-from rmadapter.evaluation.results_file import describe, results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.runtime import environment, resolve_device
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.probe_fit import DEFAULT_C, GRID, choose
 from rmadapter.training.run_folder import RunFolder, finished_run
-from rmadapter.tuners.probe import LinearProbe, save_probe
+from rmadapter.tuners.probe import LinearProbe, read_probe, save_probe
 
 
 def train_probe(config: TrainConfig) -> dict[str, Any]:
@@ -57,16 +57,20 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     print(f"linear probe: C = {inverse_penalty:g}, {len(items)} images of {len(names)} classes, {seconds:.1f} s")
     probe = _probe(backbone, names, config.template, solution)
+    settings = {"C": DEFAULT_C if validated is None else list(GRID)}
     training = {
         "method": LINEAR_PROBE.name,
         "data": data.name,
         "style": data.style,
+        "data_hash": data.content_hash,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
         "C": inverse_penalty,
+        "settings": settings,
     }
     save_probe(folder.adapter, probe, backbone, training)
+    weights_sha256 = read_probe(folder.adapter)["weights_sha256"]
 
     found = {"accuracy": {}, "images": {}, "skipped": 0}
     began = time.perf_counter()
@@ -78,6 +82,7 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
     results = results_of(
         method=LINEAR_PROBE.name,
         data=data,
+        trained_on=trained_on(training, weights_sha256),
         model=config.model,
         pretrained=config.pretrained,
         shots=config.shots,
@@ -89,7 +94,7 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
         seconds={"train": seconds, "eval": time.perf_counter() - began},
         precision="fp32",
         device=str(device),
-        settings={"C": DEFAULT_C if validated is None else list(GRID)},
+        settings=settings,
         few_shot_hash=sample.hash,
     )
     write_results(folder.results_file, results)

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from run_folders import three_methods, write_metrics, write_run
 
+from rmadapter.reports import curves as curves_of
 from rmadapter.reports import run_plots as plots
-from rmadapter.reports.finished_runs import find_runs, make_rows, method_order
+from rmadapter.reports.finished_runs import find_runs
+from rmadapter.reports.groups import grouped, method_order
+from rmadapter.reports.rows import make_rows
 from rmadapter.reports.run_report import harmonic_mean, report
 
 
@@ -18,8 +21,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_scatter_bars_and_contours_show_the_numbers(runs):
-    rows = make_rows(find_runs([runs])[0])
-    figure = plots._base_new(rows, (), plots.method_colours({row.group.method for row in rows}))
+    rows = make_rows(grouped(find_runs([runs])[0], by_settings=True))
+    figure = plots._base_new(plots._all_series(rows, (), plots.COLOURS))
     scatter, bars = figure.axes
     assert "base classes, %" in scatter.get_xlabel()
     assert "new classes, %" in scatter.get_ylabel()
@@ -36,10 +39,10 @@ def test_scatter_bars_and_contours_show_the_numbers(runs):
 def test_curves_show_each_run_and_no_empty_panel(runs):
     for folder in (runs / "a" / "seed1", runs / "b"):
         write_metrics(folder)
-    rows = make_rows(find_runs([runs])[0])
-    curves, unreadable = plots._read_curves(rows)
+    rows = make_rows(grouped(find_runs([runs])[0], by_settings=True))
+    curves, unreadable = curves_of.read_curves(rows)
     assert (len(curves), unreadable) == (2, 0)
-    figure = plots._curves(curves, plots.COLOURS)
+    figure = curves_of.draw_curves({"digits": curves}, plots.COLOURS)
     titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
     assert titles == [
         "whole loss",
@@ -72,7 +75,7 @@ def test_several_shots_and_data_sets_are_told_apart_in_the_plot(runs):
 def test_bars_show_retention(tmp_path):
     write_run(tmp_path / "a", {"base": 60, "new": 50, "retained_base": 30.0, "retained_new": 20.0}, style="fluent")
     found = report([tmp_path], tmp_path / "out")
-    figure = plots._base_new(found.rows, found.means, plots.method_colours({"rmadapter"}))
+    figure = plots._base_new(plots._all_series(found.rows, found.means, plots.COLOURS))
     labels = [tick.get_text() for axes in figure.axes for tick in axes.get_xticklabels()]
     assert {"retained\nbase", "retained\nnew"} <= set(labels)
     assert any("drawn by fluent" in sub.get_suptitle() for sub in figure.subfigs)

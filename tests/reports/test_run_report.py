@@ -188,14 +188,6 @@ def test_a_damaged_line_of_a_table_is_named(runs, tmp_path):
         report([runs, table.parent])
 
 
-def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
-    write_run(tmp_path / "r" / "a", {"base": 80, "new": 70}, settings={"lr": 0.1})
-    write_run(tmp_path / "r" / "b", {"base": 81, "new": 71}, settings={"lr": 0.2}, seed=2)
-    assert (
-        "- The runs of rmadapter on digits differ in lr: 0.1 (seed 1); 0.2 (seed 2)." in report([tmp_path / "r"]).text
-    )
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

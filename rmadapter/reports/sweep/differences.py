@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rmadapter.errors import check_choice
-from rmadapter.reports.finished_runs import RETAINED, method_order
+from rmadapter.reports.finished_runs import RETAINED
+from rmadapter.reports.groups import method_order
 from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table

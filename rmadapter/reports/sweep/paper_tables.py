@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rmadapter.reports import published
-from rmadapter.reports.finished_runs import RETAINED, DataMeans, Row, Stat, method_order, model_label
+from rmadapter.reports.finished_runs import RETAINED
+from rmadapter.reports.groups import method_order, model_label
+from rmadapter.reports.rows import DataMeans, Row, Stat
 from rmadapter.reports.sweep.differences import difference_tables
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table, difference, joined, number

@@ -244,7 +244,7 @@ def test_unfinished_and_failed_runs_are_said(tmp_path):
     (folder / "runs" / "mma" / "eurosat" / "seed2" / "run" / "results.json").write_text("{")
     text = sweep_report(folder, tmp_path / "out")
     assert "6 of 8 runs done" in text
-    assert "- Failed: mma/dtd/seed1: the loss is <not> finite" in text
+    assert "- Failed: mma/dtd/seed1: the loss is &lt;not> finite" in text
     assert "- 1 of 8 runs are not done" in text
     assert "- Unreadable, left out: results file" in text
     assert dict(cells(text, "eurosat", "mma"))["seeds"] == "1"
