@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from run_folders import three_methods, write_metrics, write_run
 
 from rmadapter.reports import curves as curves_of
 from rmadapter.reports import run_plots as plots
 from rmadapter.reports.finished_runs import find_runs
 from rmadapter.reports.groups import grouped, method_order
-from rmadapter.reports.rows import make_rows
+from rmadapter.reports.rows import Stat, make_rows
 from rmadapter.reports.run_report import harmonic_mean, report
+from rmadapter.reports.sweep import figures
+
+SAVE = plots.save_figure  # which ``undrawn`` replaces
 
 
 @pytest.fixture
@@ -93,3 +97,67 @@ def test_colours_and_order_do_not_depend_on_what_else_is_shown():
         "rmadapter-l1",
         "x",
     ]
+
+
+def fake_data_sets(folder: Path, count: int, **changes) -> Path:
+    for number in range(count):
+        write_run(folder / str(number), {"base": 60.0, "new": 50.0}, data=f"set {number}", **changes)
+    return folder
+
+
+def test_a_dozen_data_sets_share_a_file_and_more_have_one_each(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_base_new", lambda page: drawn.append(list(page)))
+    monkeypatch.setattr(plots, "draw_curves", lambda curves, colours: drawn.append(list(curves)) or "figure")
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: path)
+    runs = fake_data_sets(tmp_path / "runs", 11)
+    write_metrics(runs / "0")
+    found = report([runs], tmp_path / "out")  # with their mean they are twelve
+    assert [path.name for path in found.files[2:]] == ["base_new.png", "curves.png"]
+    assert [len(page) for page in drawn] == [12, 1]
+    drawn.clear()
+    runs = fake_data_sets(tmp_path / "many", 120)
+    for number in range(120):
+        (runs / str(number) / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "loss": 1}\n')
+    found = report([runs], tmp_path / "out")
+    names = [path.name for path in found.files[2:]]
+    assert len(set(names)) == len(names) == 121 + 120
+    assert names[0] == "base_new-001-mean-of-120-data-sets-tiny.png"
+    assert names[2] == "base_new-003-set-1-tiny.png"
+    assert names[121] == "curves-001-set-0-tiny.png"
+    assert [len(page) for page in drawn] == [1] * 241
+    assert f"![{names[2][:-4]}]({names[2]})" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.drawn
+def test_a_figure_of_many_rows_has_a_bounded_size(tmp_path):
+    fake_data_sets(tmp_path / "runs", 1)
+    for number in range(60):
+        write_run(tmp_path / "runs" / f"m{number}", {"base": 60.0, "new": 50.0}, data="set 0", method=f"m{number:02}")
+    (file,) = report([tmp_path / "runs"], tmp_path / "out").files[2:]
+    with Image.open(file) as image:
+        assert max(image.size) < 8000
+
+
+def test_a_saved_figure_is_let_go(tmp_path):
+    figure = plots.Figure(figsize=(1, 1), layout="constrained")
+    figure.subplots()
+    SAVE(figure, tmp_path / "a.png")
+    assert figure.axes == []
+    assert not hasattr(figure.canvas, "renderer")  # which has the pixels
+
+
+def test_curves_without_a_number_to_draw_are_none():
+    assert curves_of.draw_curves({"digits": []}, plots.COLOURS) is None
+
+
+def test_the_bars_of_many_data_sets_go_on_in_another_file():
+    stat = Stat(50.0, None, 1)
+    bars = [figures._Bar(method, f"set {number}", stat) for number in range(120) for method in ("zeroshot", "mma")]
+    pages = dict(figures._pages(bars))
+    assert list(pages) == ["data_sets-001.png", "data_sets-002.png"]
+    assert [bar for page in pages.values() for bar in page] == bars
+    heights = [len(page) / 2 * figures._height(page) for page in pages.values()]
+    assert max(heights) <= figures.HIGHEST
+    assert list(dict(figures._pages(bars[:24]))) == ["data_sets.png"]
+    assert list(figures._pages([])) == []
