@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_file import FORMAT, harmonic_mean
 from rmadapter.evaluation.results_table import RESULTS_TABLE, KeptResult, ResultsTable
 from rmadapter.files import read_json
+from rmadapter.methods.naming import derived_name
 from rmadapter.sweeps.protocols import data_and_style
 
 PARTS = ("base", "new", "hm", "all")
@@ -60,6 +62,7 @@ class FinishedRun:
         split_file: ``ImageData.split_id``
         images: test images by part
         settings: what else determines the accuracy, as recorded: by dotted option name, with the precision
+        made: what the recorded options make, see ``methods.naming``; None where they are not recorded
     """
 
     place: str
@@ -80,6 +83,7 @@ class FinishedRun:
     split_file: str | None
     images: dict[str, int]
     settings: dict[str, Any]
+    made: str | None
 
     @property
     def tested(self) -> tuple[str, ...]:
@@ -139,7 +143,8 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
     if "base" in accuracy and "new" in accuracy:
         accuracy["hm"] = harmonic_mean(accuracy["base"], accuracy["new"])
     counts = _numbers(field("images", dict, {}), what, "images", math.inf)
-    settings = dict(_dotted(field("settings", dict, {})))
+    recorded = field("settings", dict, {})
+    settings = dict(_dotted(recorded))
     if (precision := field("precision", _STR)) is not None:
         settings["precision"] = precision
     data = DataId(field("data", str), field("style", _STR), field("data_hash", _STR))
@@ -162,6 +167,7 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
         split_file=field("split_file", _STR),
         images={part: int(count) for part, count in counts.items()},
         settings=settings,
+        made=_made(recorded),
     )
 
 
@@ -201,6 +207,14 @@ def _trained_on(field: _Fields, tested: DataId) -> TrainedOn | None:
     if "few_shot_hash" in field.values:  # written by training, which tests where it trains
         return TrainedOn(tested, classes)
     return TrainedOn(None, None)
+
+
+def _made(settings: dict[str, Any]) -> str | None:
+    """The name of the method that recorded options make; None for those of another version, or of another kind."""
+    try:
+        return derived_name(RMAdapterConfig.from_dict(settings["adapter"]), LossConfig(**settings["loss"]))
+    except (KeyError, TypeError, AttributeError, ValueError, InputError):
+        return None
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

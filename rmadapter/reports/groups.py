@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmadapter.clip.names import brings_weights
+from rmadapter.methods.naming import is_made_by
 from rmadapter.reports.finished_runs import DataId, FinishedRun, TrainedOn
 
 DIGITS = 8
@@ -193,6 +194,19 @@ def differing_settings(members: Iterable[Member]) -> list[str]:
                 )
                 sentences.append(f"The runs of {group.method} on {data} differ in {name}: {listed}.")
     return sentences
+
+
+def misnamed(members: Iterable[Member]) -> list[str]:
+    """A sentence for each registered method's name that was given to runs whose options make something else."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for member in members:
+        run = member.run
+        if run.made is not None and not is_made_by(run.method, run.made):
+            found.setdefault((run.method, run.made), {})[member.group.data] = None
+    return [
+        f"The runs that are called {method} on {', '.join(data)} are by their options: {made}."
+        for (method, made), data in found.items()
+    ]
 
 
 def several_contents(runs: Iterable[FinishedRun]) -> list[str]:

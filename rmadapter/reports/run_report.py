@@ -13,7 +13,7 @@ from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.finished_runs import PARTS, RETAINED, find_runs
-from rmadapter.reports.groups import Group, grouped, one_a_seed, several_contents
+from rmadapter.reports.groups import Group, grouped, misnamed, one_a_seed, several_contents
 from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
 from rmadapter.reports.tables import Table, number
 
@@ -84,7 +84,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     means = means_over_data(rows)
     notes = [f"Left out, a newer run has its seed: {place}" for place in repeated]
     notes += [f"Unreadable, left out: {reason}" for _, reason in unreadable]
-    notes += several_contents(runs)
+    notes += several_contents(runs) + misnamed(members)
     plots: list[Path] = []
     if out is not None:
         try:

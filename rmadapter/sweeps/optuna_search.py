@@ -24,6 +24,7 @@ from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import read_json, shown_names, write_csv, write_json, write_text
 from rmadapter.locks import ProcessLock
+from rmadapter.methods.naming import folder_of
 from rmadapter.sweeps.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
 from rmadapter.sweeps.settings import RESERVED
 
@@ -310,7 +311,7 @@ def _train(config: TrainConfig, optuna: Any) -> dict[str, Any]:
     from rmadapter.training.adapter_run import train
     from rmadapter.training.loop import DivergedError
 
-    folder = config.run_folder
+    folder = folder_of(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:

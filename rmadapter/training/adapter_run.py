@@ -17,6 +17,7 @@ from rmadapter.data import DecodedImages, ImageData, Read, load_data
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import cache_folder, write_json
+from rmadapter.methods.naming import folder_of, method_name
 from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_precision
 from rmadapter.step import distributed
 from rmadapter.step.distributed import PeerLostError, Ranks
@@ -63,7 +64,7 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
 
 
 def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[str, Any]:
-    folder = RunFolder(config.run_folder)
+    folder = RunFolder(folder_of(config))
     if not config.explain and (done := finished_run(folder, config)) is not None:
         return done
     device = ranks.device
@@ -103,7 +104,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
     if not ranks.main:
         return {}
     training = {
-        "method": config.method,
+        "method": method_name(config),
         "data": data.name,
         "style": data.style,
         "data_hash": data.content_hash,
@@ -185,7 +186,7 @@ def _results(
 ) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
     return results_of(
-        method=config.method,
+        method=method_name(config),
         data=run.data,
         trained_on=source,
         model=config.model,
@@ -203,5 +204,5 @@ def _results(
         retention_style=run.data.retention.style if run.data.retention else None,
         bad_steps=run.bad_steps,
         backend=backend,
-        few_shot_hash=json.loads((config.run_folder / "few_shot.json").read_text())["hash"],
+        few_shot_hash=json.loads((folder_of(config) / "few_shot.json").read_text())["hash"],
     )

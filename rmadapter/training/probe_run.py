@@ -23,6 +23,7 @@ from rmadapter.evaluation.accuracy import Loading, evaluate_parts
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
+from rmadapter.methods.naming import folder_of
 from rmadapter.runtime import environment, resolve_device
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.probe_fit import DEFAULT_C, GRID, choose
@@ -36,7 +37,7 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
     Raises:
         InputError: as ``adapter_run.train``; an unreadable image.
     """
-    folder = RunFolder(config.run_folder)
+    folder = RunFolder(folder_of(config))
     if (done := finished_run(folder, config)) is not None:
         return done
     device = resolve_device(config.device)

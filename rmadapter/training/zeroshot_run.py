@@ -11,6 +11,7 @@ from rmadapter.errors import InputError
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.evaluation.results_file import write_results
 from rmadapter.files import write_json
+from rmadapter.methods.naming import folder_of
 from rmadapter.methods.zeroshot import ZEROSHOT
 from rmadapter.runtime import environment, resolve_device
 from rmadapter.training.run_folder import RunFolder, finished_run
@@ -26,7 +27,7 @@ def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
     """
     if not config.evaluate:
         raise InputError(f"evaluate is False, but {ZEROSHOT.name} does nothing else; valid: True")
-    folder = RunFolder(config.run_folder)
+    folder = RunFolder(folder_of(config))
     if (done := finished_run(folder, config)) is not None:
         return done
     own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out"}

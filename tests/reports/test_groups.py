@@ -14,8 +14,10 @@ from run_folders import write_run
 from test_run_report import table
 
 from rmadapter.cli import main
+from rmadapter.config import LossConfig, TrainConfig
 from rmadapter.reports.run_report import report
 from rmadapter.reports.sweep.page import sweep_report
+from rmadapter.training.run_folder import settings_of
 
 HERE, THERE = "1" * 64, "2" * 64
 TRUE = {"base": 77.0, "new": 66.0}
@@ -146,6 +148,19 @@ def test_rows_of_several_settings_are_told_apart(tmp_path):
     }
     (means,) = found.means
     assert means.group.settings == "lr=0.1, precision=fp32"
+
+
+def test_a_name_that_the_options_do_not_make_is_said(tmp_path):
+    config = TrainConfig("any", loss=LossConfig(lambda1=0, lambda2=0))
+    settings = settings_of(config)
+    for name in ("rmadapter", "mine"):
+        write(tmp_path / "r" / name, method=name, settings=settings)
+    text = report([tmp_path / "r"]).text
+    made = "custom (rmadapter, loss.lambda1=0, loss.lambda2=0)"
+    assert f"- The runs that are called rmadapter on digits are by their options: {made}.\n" in text
+    assert text.count("by their options") == 1
+    write(tmp_path / "s", settings={"adapter": {"other": 1}, "loss": 3})
+    assert "by their options" not in report([tmp_path / "s"]).text
 
 
 def test_two_models_of_one_last_name_are_told_apart(tmp_path):
