@@ -40,7 +40,7 @@ TRAIN_HELP = HelpLayout(
     ),
     groups={
         "Images and prompts": ("template", "augmentation", "min_crop", "skip_bad_images", "workers"),
-        "Optimiser": ("momentum", "weight_decay", "max_bad_steps"),
+        "Optimiser": ("momentum", "weight_decay", "drop_last", "max_bad_steps"),
         "Device, precision and backend": ("device", "precision", "residual", "backend"),
         "Speed and memory": (
             "shortcuts",
@@ -101,6 +101,8 @@ class TrainConfig:
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
         batch_size: images a step
+        drop_last: leave out an epoch's last batch where it is not full, as the field's code does; else it is a smaller
+            one
         lr: peak learning rate of SGD, cosine schedule by epoch
         momentum: of SGD
         weight_decay: of SGD
@@ -151,6 +153,7 @@ class TrainConfig:
     max_bad_steps: int = 10
     epochs: int = 5
     batch_size: int = 16
+    drop_last: bool = False
     lr: float = 0.0015
     momentum: float = 0.9
     weight_decay: float = 5e-4

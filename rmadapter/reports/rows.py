@@ -14,6 +14,12 @@ from rmadapter.evaluation.results_file import harmonic_mean
 from rmadapter.reports.finished_runs import RETAINED, FinishedRun
 from rmadapter.reports.groups import Group, Member, by_group, method_order, over_data
 
+# What ± is in tables and plots; the sentence stands once under the tables.
+DEVIATION = "standard deviation over seeds (n - 1)"
+DEVIATION_NOTE = (
+    "Standard deviations divide by n - 1; the field's tables divide by n, which makes 0.82 of it for three seeds."
+)
+
 
 @dataclass(frozen=True)
 class Stat:

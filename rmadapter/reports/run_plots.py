@@ -25,7 +25,7 @@ from rmadapter.reports.curves import METRICS, draw_curves, read_curves
 from rmadapter.reports.escape import plot
 from rmadapter.reports.finished_runs import PARTS, RETAINED
 from rmadapter.reports.groups import Group, context, method_order
-from rmadapter.reports.rows import DataMeans, Row, Stat
+from rmadapter.reports.rows import DEVIATION, DataMeans, Row, Stat
 
 DPI = 130
 # Data sets in one file, and inches of its width; beyond, there are more files, and marks that are closer.
@@ -241,4 +241,4 @@ def _bars(axes: Axes, series: Sequence[_Series]) -> None:
     axes.set(ylim=(0, 108), yticks=range(0, 101, 20), ylabel="accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
     if any(stat.sd is not None for one in series for stat in one.stats.values()):
-        axes.set_title("mean and standard deviation over seeds", fontsize=9)
+        axes.set_title(f"mean and {DEVIATION}", fontsize=9)

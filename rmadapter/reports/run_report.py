@@ -14,14 +14,14 @@ from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.finished_runs import PARTS, RETAINED, find_runs
 from rmadapter.reports.groups import Group, grouped, misnamed, one_a_seed, several_contents
-from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
+from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE, DataMeans, Row, Stat, make_rows, means_over_data
 from rmadapter.reports.tables import Table, number
 
 __all__ = ["Report", "harmonic_mean", "report"]
 
 LEGEND = (
-    "Accuracy is top-1 in percent, mean ± standard deviation over seeds; HM is the mean over seeds of each seed's "
-    "harmonic mean of base and new."
+    f"Accuracy is top-1 in percent, mean ± {DEVIATION}; HM is the mean over seeds of each seed's harmonic mean of base "
+    f"and new. {DEVIATION_NOTE}"
 )
 RETENTION_LEGEND = (
     "Retained: the same classes drawn in a style that neither pretraining nor training has seen; what falls below "
@@ -29,8 +29,8 @@ RETENTION_LEGEND = (
 )
 MEANS_LEGEND = (
     "HM of means: of mean base and mean new accuracy. Mean of HMs: over the data sets, of each one's means over seeds. "
-    "HM per seed: of each seed's means over the data sets. ± is the standard deviation over seeds of a seed's means "
-    "over the data sets, for the seeds that all of them have."
+    f"HM per seed: of each seed's means over the data sets. ± is the {DEVIATION} of a seed's means over the data sets, "
+    "for the seeds that all of them have."
 )
 
 _HEADINGS = {"base": "base", "new": "new", "hm": "HM", "all": "all"} | {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, shown_names, write_json
 from rmadapter.locks import ProcessLock
@@ -132,8 +134,10 @@ def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
             f"{sweep.protocol}"
         )
     now = sweep.settings()
+    # An option that the manifest's version did not have was as it is by default.
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name in {**before["settings"], **now}:
-        old, new = before["settings"].get(name), now.get(name)
+        old, new = before["settings"].get(name, defaults.get(name)), now.get(name)
         if name == "precision" and new == "auto":
             continue
         if old != new and name not in FREE:

@@ -74,8 +74,8 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
     data, styles, seeds = (sorted(set(names)) for names in zip(*paired, strict=True))
     lead = (
         f"{len(paired)} pairs of runs of {len(DATA) * len(STYLES) * len(SEEDS)}: seeds {seeds[0]} to {seeds[-1]}, "
-        f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups, of "
-        "means over seeds and styles."
+        f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups "
+        "(n - 1), of means over seeds and styles."
     )
     blocks: list[Table | str] = []
     for style in (None, *STYLES):

@@ -14,7 +14,7 @@ from run_folders import three_methods, write_metrics, write_run
 
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_table import ResultsTable
-from rmadapter.reports.run_report import harmonic_mean, report
+from rmadapter.reports.run_report import MEANS_LEGEND, harmonic_mean, report
 
 
 @pytest.fixture
@@ -64,6 +64,14 @@ def test_table_has_methods_in_order_means_and_deviations(runs):
     assert "model: tiny; classes: base; split: test" in found.text
     assert found.files == ()
     assert found.means == ()
+
+
+def test_it_is_said_what_deviations_divide_by(runs):
+    """The field's scripts divide by n."""
+    found = report([runs])
+    assert "standard deviation over seeds (n - 1)" in found.text
+    assert "the field's tables divide by n" in found.text
+    assert "(n - 1) of a seed's means" in MEANS_LEGEND
 
 
 def test_markdown_is_aligned(runs):

@@ -143,8 +143,8 @@ def _note(found: SweepResults, several_styles: bool) -> str:
     styles = " and styles" if several_styles else ""
     return (
         "Percentage points between runs with the same data and seed; a method without seeds stands against each. Mean "
-        f"over {unit} of the means over seeds{styles}, ± its standard error over {unit}; in brackets, in how many of "
-        "them the first method is higher."
+        f"over {unit} of the means over seeds{styles}, ± its standard error over {unit} (n - 1); in brackets, in how "
+        "many of them the first method is higher."
     )
 
 

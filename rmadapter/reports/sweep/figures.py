@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from rmadapter.reports.escape import plot
 from rmadapter.reports.groups import method_order
-from rmadapter.reports.rows import Row, Stat
+from rmadapter.reports.rows import DEVIATION, Row, Stat
 from rmadapter.reports.run_plots import MARKERS, draw_base_new, method_colours, save_figure
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.sweep.paper_tables import data_name
@@ -102,6 +102,8 @@ def _data_sets(bars: Sequence[_Bar], title: str) -> Figure:
     axes.set_yticks(range(len(data)), [plot(name) for name in data])
     axes.invert_yaxis()
     axes.set(xlim=(0, 108), xticks=range(0, 101, 20), xlabel=f"{title}, %")
+    if any(bar.stat.sd for bar in bars):
+        axes.set_title(f"mean and {DEVIATION}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     _legend(figure, methods, colours)
     return figure

@@ -9,6 +9,7 @@ from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.groups import model_label
+from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE
 from rmadapter.reports.run_report import LEGEND
 from rmadapter.reports.sweep.differences import DIFFERENCE_HEADINGS, difference_lines
 from rmadapter.reports.sweep.outcomes import SweepResults, read_sweep
@@ -23,7 +24,7 @@ TITLES = {
 }
 CAPTIONS = {
     "base_new": "Accuracy on base against new classes; grey lines have one harmonic mean.",
-    "data_sets": "Each data set.",
+    "data_sets": f"Each data set; whiskers: {DEVIATION}.",
     "ablation": "What each part of the method gives.",
     "cost": "What a method costs against what it reaches; a dashed line trains nothing.",
 }
@@ -74,4 +75,4 @@ def _lead(found: SweepResults) -> str:
 
 
 def _legend(found: SweepResults) -> str:
-    return LEGEND if found.rows else "Accuracy is top-1 in percent, mean ± standard deviation over seeds."
+    return LEGEND if found.rows else f"Accuracy is top-1 in percent, mean ± {DEVIATION}. {DEVIATION_NOTE}"

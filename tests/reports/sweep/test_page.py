@@ -275,6 +275,15 @@ def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
     assert "settings is []" in sweep_report(folder)
 
 
+@pytest.mark.parametrize(("protocol", "source"), [("base2new", None), ("cross", "imagenet")])
+def test_a_sweep_s_legends_say_what_deviations_divide_by(tmp_path, protocol, source):
+    text = sweep_report(fake(tmp_path / "s", protocol, ["imagenet", "dtd"], ["zeroshot", "mma"], source=source))
+    lines = [line for line in text.splitlines() if "standard deviation over seeds" in line or "standard error" in line]
+    assert lines
+    assert all("(n - 1)" in line for line in lines)
+    assert "the field's tables divide by n" in text
+
+
 def test_runs_without_accuracies_have_a_report(tmp_path):
     folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot", "mma"])
     for file in folder.rglob("results.json"):
