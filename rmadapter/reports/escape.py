@@ -14,11 +14,12 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Marks that turn or override the direction of what follows; letters have one of their own.
 _TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _ISOLATE, _END = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"
-# What is Markdown inside a line: an underscore in a word is none, nor is an ampersand that begins no entity.
-_MARKS = re.compile(r"[\\`*|$]|~(?=~)|(?<=~)~|(?<!\w)_|_(?!\w)|(?<=\])\(")
+# What is Markdown inside a line: an underscore in a word is none, nor is the last star, nor an ampersand that begins no
+# entity.
+_MARKS = re.compile(r"[\\`|$]|\*(?=.*\*)|~(?=~)|(?<=~)~|(?<!\w)_|_(?!\w)|(?<=\])\(")
 _ENTITIES = re.compile(r"<|&(?=#?\w+;)")
 # A list, a heading or a quotation where a line begins: its mark is to be escaped, behind a number the dot.
-_BLOCKS = re.compile(r"(\d+(?=[.)](?:\s|$)))|[-+](?=\s|$)|#+(?=\s|$)|>")
+_BLOCKS = re.compile(r"(\d+(?=[.)](?:\s|$)))|[-+*](?=\s|$)|#+(?=\s|$)|>")
 LONGEST = 60
 
 

@@ -30,7 +30,7 @@ NAMES = ("$x$ & $y_", "a|b`c`<i>", "_שלום 漢字\n\x00\u202e\udcff" + 300 * 
     [
         ("emoji_food@fluent, 2.5 ± 0.1 (openai) ~/d", "emoji_food@fluent, 2.5 ± 0.1 (openai) ~/d"),
         ("a|b", r"a\|b"),
-        ("`a` *b* _c_ ~~d~~ \\", r"\`a\` \*b\* \_c\_ \~\~d\~\~ " + "\\\\"),
+        ("`a` *b* _c_ ~~d~~ \\", r"\`a\` \*b* \_c\_ \~\~d\~\~ " + "\\\\"),
         ("$x$", r"\$x\$"),
         ("<b>&lt; AT&T", "&lt;b>&amp;lt; AT&T"),
         ("[a](b)", r"[a]\(b)"),
@@ -45,7 +45,16 @@ def test_a_name_in_markdown(text, shown):
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("- a", r"\- a"), ("1. a", r"1\. a"), ("# a", r"\# a"), ("> a", r"\> a"), ("-1.5", "-1.5"), ("2.5 s", "2.5 s")],
+    [
+        ("- a", r"\- a"),
+        ("* a", r"\* a"),
+        ("6.20*", "6.20*"),
+        ("1. a", r"1\. a"),
+        ("# a", r"\# a"),
+        ("> a", r"\> a"),
+        ("-1.5", "-1.5"),
+        ("2.5 s", "2.5 s"),
+    ],
 )
 def test_a_paragraph_is_no_list_and_no_heading(text, shown):
     assert paragraph(text) == shown
