@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,18 @@ from rmadapter_kernels.functional import rm_adapter
 from rmadapter_kernels.reference import ACTIVATIONS, OBJECTIVES, Norm
 
 INITS = ("kaiming", "zero_up")
+
+
+def draw_weight(weight: Tensor, generator: torch.Generator | None = None) -> None:
+    """Fill ``weight`` [in, out] in place with normal values, deviation sqrt(2 / out) (He et al. 2015, by outputs).
+
+    They are drawn in fp32 on the CPU, from ``generator`` or torch's global one, so that device, dtype and memory layout
+    of ``weight`` change nothing but their rounding.
+    """
+    drawn = torch.empty(weight.shape[::-1], dtype=torch.float32, device="cpu")  # [out, in], as nn.Linear has it
+    nn.init.kaiming_normal_(drawn, mode="fan_out", nonlinearity="relu", generator=generator)
+    with torch.no_grad():
+        weight.copy_(drawn.t())
 
 
 class FusedRMAdapter(nn.Module):
@@ -86,14 +100,17 @@ class FusedRMAdapter(nn.Module):
             self.register_parameter(name, parameter(*shape) if reconstruct else None)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw the weights anew from torch's global generator."""
+    def reset_parameters(self, generator_of: Callable[[str], torch.Generator] | None = None) -> None:
+        """Draw the weights anew, on the CPU whatever their device.
+
+        Args:
+            generator_of: name of a parameter -> the CPU generator that it is drawn from; None: torch's global one.
+        """
         for name, weight in self.named_parameters():
             if name.startswith("b_") or (name == "w_up" and self.init == "zero_up"):
                 nn.init.zeros_(weight)
             else:
-                # The fan is that of nn.Linear's [out, in]; ours are [in, out].
-                nn.init.kaiming_normal_(weight.t(), mode="fan_out", nonlinearity="relu")
+                draw_weight(weight, generator_of(name) if generator_of else None)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, norm: Norm | None = None) -> tuple[Tensor, Tensor]:
         """``out`` [..., D] and ``rec_loss`` [...] of tokens ``x`` [..., D]; see ``rm_adapter``.

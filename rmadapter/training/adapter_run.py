@@ -7,8 +7,6 @@ import json
 import time
 from typing import Any
 
-import torch
-
 from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
@@ -142,8 +140,9 @@ def _reader(config: TrainConfig, data: ImageData, ranks: Ranks) -> Read:
 
 def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], precision: str) -> tuple[RMAdapterCLIP, str]:
     """The model with fresh adapters from the seed, and the name of their backend."""
-    torch.manual_seed(config.seed)
-    adapted = inject(backbone.clip, config.adapter, source=backbone.source, weights_hash=backbone.weights_hash)
+    adapted = inject(
+        backbone.clip, config.adapter, source=backbone.source, weights_hash=backbone.weights_hash, seed=config.seed
+    )
     print(adapted.summary())
     backend, sentence = choose_backend(adapted, config.fused, config.backend)
     print(sentence)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ from rmadapter.errors import InputError
 from rmadapter.tuners.adapter_file import AdapterInfo, check_base, read_info, read_tensors, write_adapter
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
 from rmadapter.tuners.variants import SharedLayer, VariantAdapter
-from rmadapter_kernels import FusedRMAdapter
+from rmadapter.tuners.weight_draws import weight_generator
+from rmadapter_kernels import FusedRMAdapter, draw_weight
 
 
 class Injected(NamedTuple):
@@ -98,6 +100,16 @@ class AdaptedCLIP(nn.Module):
                     name = f"shared.{number}.{key[7:]}" if key.startswith("shared.") else f"{tower}.{layer}.{key}"
                     named[name] = parameter
         return named
+
+    def reset_adapters(self, seed: int) -> None:
+        """Draw every trained weight anew, each from a generator keyed by ``seed``, tower, block and name."""
+        for tower in TOWERS:
+            for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=1):
+                branch = adapter.branch
+                branch.reset_parameters(partial(weight_generator, seed, tower, layer))
+                if isinstance(branch, VariantAdapter) and branch.shared is not None:
+                    draw_weight(branch.shared.weight, weight_generator(seed, "shared", number, "weight"))
+                    nn.init.zeros_(branch.shared.bias)
 
     def set_backend(self, backend: str) -> None:
         """Let every adapter that the operator covers run on ``backend``; variants stay plain PyTorch."""
@@ -278,6 +290,7 @@ def inject(
     *,
     source: ModelSource | None = None,
     weights_hash: str | None = None,
+    seed: int | None = None,
 ) -> AdaptedCLIP:
     """Freeze ``clip`` and put adapters into its blocks, in place.
 
@@ -286,8 +299,9 @@ def inject(
         config: the adapters; default ``RMAdapterConfig()``.
         source: name and pretrained tag of ``clip``, kept in adapter files so that they can be loaded by name.
         weights_hash: ``Backbone.base_hash``, where ``clip`` was stored in another dtype than it was loaded in.
+        seed: of the adapters' weights, see ``AdaptedCLIP.reset_adapters``; None: one from torch's global generator.
 
-    Adapter weights are fp32 on the model's device, drawn from torch's global generator.
+    Adapter weights are fp32 on the model's device.
 
     Raises:
         InputError: a tower that is no transformer, a layer outside its tower, adapters there already.
@@ -302,24 +316,26 @@ def inject(
     }
     if not any(layers.values()):
         raise InputError("adapter.layers leaves both towers without an adapter; valid: layers in at least one tower")
-    shared: list[SharedLayer] = []
-    if config.shared_layer:
-        if len(layers["vision"]) != len(layers["text"]):
-            raise InputError(
-                f"adapter.shared_layer pairs the towers' adapted blocks, but there are {len(layers['vision'])} in "
-                f"vision and {len(layers['text'])} in text; valid: as many in each"
-            )
-        shared = [SharedLayer(config.tower("vision").bottleneck) for _ in layers["vision"]]
+    if config.shared_layer and len(layers["vision"]) != len(layers["text"]):
+        raise InputError(
+            f"adapter.shared_layer pairs the towers' adapted blocks, but there are {len(layers['vision'])} in "
+            f"vision and {len(layers['text'])} in text; valid: as many in each"
+        )
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
     clip.requires_grad_(False)
     device = next(clip.parameters()).device
-    for name in TOWERS:
-        for index, layer in enumerate(layers[name]):
-            branch = _make_branch(towers[name], config, name, shared[index] if shared else None)
-            norm_name = towers[name].kind.norm if config.adapter_input == "ln_1" else None
-            block = towers[name].blocks[layer - 1]
-            setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device))
-            block.register_forward_hook(adapter_hook)
-    return AdaptedCLIP(clip, config, source, weights_hash)
+    with torch.random.fork_rng(devices=[]):  # what the modules draw when they are made is drawn anew below
+        shared = [SharedLayer(config.tower("vision").bottleneck) for _ in layers["vision"] if config.shared_layer]
+        for name in TOWERS:
+            for index, layer in enumerate(layers[name]):
+                branch = _make_branch(towers[name], config, name, shared[index] if shared else None)
+                norm_name = towers[name].kind.norm if config.adapter_input == "ln_1" else None
+                block = towers[name].blocks[layer - 1]
+                setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device))
+                block.register_forward_hook(adapter_hook)
+    model = AdaptedCLIP(clip, config, source, weights_hash)
+    model.reset_adapters(seed)
+    return model
 
 
 def _make_branch(

@@ -7,20 +7,20 @@ up, which one object shares between a block of the image tower and one of the te
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter_kernels import activation, reconstruction_loss, scale_gradient
+from rmadapter_kernels import activation, draw_weight, reconstruction_loss, scale_gradient
 
 Norm = tuple[Tensor | None, Tensor | None, float]
 
 
-def _kaiming(rows: int, columns: int) -> nn.Parameter:
-    """A weight [in, out] drawn as ``FusedRMAdapter`` draws it: He et al. 2015, over the layer's outputs."""
-    weight = torch.empty(columns, rows)
-    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-    return nn.Parameter(weight.t().contiguous())
+def _weight(rows: int, columns: int) -> nn.Parameter:
+    """A weight [in, out] that is still to be drawn."""
+    return nn.Parameter(torch.empty(rows, columns))
 
 
 class SharedLayer(nn.Module):
@@ -28,8 +28,9 @@ class SharedLayer(nn.Module):
 
     def __init__(self, bottleneck: int):
         super().__init__()
-        self.weight = _kaiming(bottleneck, bottleneck)
+        self.weight = _weight(bottleneck, bottleneck)
         self.bias = nn.Parameter(torch.zeros(bottleneck))
+        draw_weight(self.weight)
 
 
 class VariantAdapter(nn.Module):
@@ -68,21 +69,29 @@ class VariantAdapter(nn.Module):
         self.local_reconstruction = local_reconstruction
         self.rec_layers = rec_layers if reconstruct else 0
         hidden = bottleneck if rec_hidden is None else rec_hidden
-        self.w_down = _kaiming(d_model, bottleneck)
+        self.w_down = _weight(d_model, bottleneck)
         self.b_down = nn.Parameter(torch.zeros(bottleneck))
-        self.w_up = _kaiming(bottleneck, d_model)
+        self.w_up = _weight(bottleneck, d_model)
         self.b_up = nn.Parameter(torch.zeros(d_model))
-        if init == "zero_up":
-            nn.init.zeros_(self.w_up)
+        self.init = init
         self.shared = shared
         self.separate_down = separate_down and reconstruct
         if self.separate_down:
-            self.w_down_rec = _kaiming(d_model, bottleneck)
+            self.w_down_rec = _weight(d_model, bottleneck)
             self.b_down_rec = nn.Parameter(torch.zeros(bottleneck))
         widths = [bottleneck, *[hidden] * (self.rec_layers - 1), d_model]
         for number in range(1, self.rec_layers + 1):
-            self.register_parameter(f"w_rec{number}", _kaiming(widths[number - 1], widths[number]))
+            self.register_parameter(f"w_rec{number}", _weight(widths[number - 1], widths[number]))
             self.register_parameter(f"b_rec{number}", nn.Parameter(torch.zeros(widths[number])))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator_of: Callable[[str], torch.Generator] | None = None) -> None:
+        """Draw the weights anew, as ``FusedRMAdapter.reset_parameters``; a shared layer is left as it is."""
+        for name, weight in self.named_parameters(recurse=False):
+            if name.startswith("b_") or (name == "w_up" and self.init == "zero_up"):
+                nn.init.zeros_(weight)
+            else:
+                draw_weight(weight, generator_of(name) if generator_of else None)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return x @ weight.to(x.dtype) + bias.to(x.dtype)
