@@ -107,6 +107,7 @@ def load_stored(
     backend: str | None = None,
     with_adapter: bool = True,
     trust_base: bool = False,
+    info: AdapterInfo | None = None,
 ) -> LoadedModel:
     """The base model that the adapter in folder ``adapter`` names, or that is named here, and the adapter in it.
 
@@ -117,12 +118,14 @@ def load_stored(
         precision: bf16, fp16, fp32, or auto: the adapter's, without one what suits the device.
         fused, backend: as in ``choose_backend``.
         with_adapter: False leaves the adapter out, and takes only the base model that it was trained on.
+        info: what the adapter's file says; default: it is read.
 
     Raises:
         InputError: everything that ``load_base``, ``tuners.injection.load`` and ``choose_backend`` raise; a precision
             that the device does not have.
     """
-    info = None if adapter is None else read_info(Path(adapter))
+    if info is None and adapter is not None:
+        info = read_info(Path(adapter))
     what = f"the adapter in {adapter}"
     precision = stored_precision(info, what, precision, device)
     backbone = load_base(info, what, model, pretrained, device, trust_base=trust_base)
