@@ -31,7 +31,7 @@ def read_config(file: Path, own_tokenizer: str | None = None) -> dict[str, Any]:
     Raises:
         InputError: no configuration of a model, a setting that is not allowed; the message names the field.
     """
-    config = read_json(file, "model configuration", MOST_BYTES)
+    config = read_json(file, "model configuration", limit=MOST_BYTES)
     model = config.get("model_cfg") if isinstance(config, dict) else None
     vision, text = (model.get(name) if isinstance(model, dict) else None for name in ("vision_cfg", "text_cfg"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):

@@ -90,7 +90,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     }
     folder.check_held()
     save_probe(folder.adapter, probe, backbone, training)
-    weights_sha256 = read_probe(folder.adapter)["weights_sha256"]
+    weights_sha256 = read_probe(folder.adapter).weights_sha256
 
     found = {"accuracy": {}, "images": {}, "skipped": 0}
     began = time.perf_counter()

@@ -95,7 +95,7 @@ def read_facts(kind: type[Facts], file: Path, what: str) -> Facts:
     Raises:
         InputError: no such file, damaged JSON, another format, a field that is missing, unknown or of another type.
     """
-    values: Any = read_json(file, f"{what} file", MOST_BYTES)
+    values: Any = read_json(file, f"{what} file", limit=MOST_BYTES)
     number = values.pop("format", None) if isinstance(values, dict) else None
     if not isinstance(number, int) or isinstance(number, bool):
         raise InputError(f"{file} is no {what} configuration: it has no format number")
