@@ -245,18 +245,12 @@ def _make_room(own: Path, limit: int, needed: int, unused: list[Path], alone: bo
 
 
 def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iterable[bytes], seed: int) -> dict:
-    """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte.
-
-    The same weights are another model with another activation or another number of heads.
-    """
+    """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
-    visual = step.model.clip.visual
-    heads = [module.num_heads for module in visual.modules() if hasattr(module, "num_heads")]
     return {
         "base": base_hash,
-        "tower": hashlib.sha256(f"{visual} {heads}".encode()).hexdigest(),
         "dtype": str(step.image.dtype),
         "stream": str(step.image.stream),
         "first": step.image.first,
