@@ -68,7 +68,8 @@ class DataNames:
             for data in (run.data, trained):
                 if data is not None:
                     known = self._hashes.setdefault(data[:2], set())
-                    known |= {data.sha256} - {None}
+                    if data.sha256 is not None:
+                        known.add(data.sha256)
 
     def resolved(self, data: DataId) -> DataId:
         """``data``, with the hash of the one data set of its name where it records none."""

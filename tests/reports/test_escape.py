@@ -112,20 +112,25 @@ def test_every_name_of_a_report_goes_through_its_format(nasty, tmp_path, monkeyp
 
 
 def test_every_name_of_a_sweep_goes_through_its_format(tmp_path, monkeypatch):
-    names = NAMES[:2]
     folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot", "mma"])
+    names = {"zeroshot": NAMES[0], "mma": NAMES[1]}
+    data = "$data$ <b>|"
     for file in (folder / "runs").rglob("results.json"):
         values = json.loads(file.read_text())
-        name = names[values["method"] == "mma"]
-        file.write_text(json.dumps({**values, "method": name, "data": name}))
+        file.write_text(json.dumps({**values, "method": names[values["method"]], "data": data}))
     text = sweep_report(folder, tmp_path / "out")
     page = Page((tmp_path / "out" / "report.html").read_text())
-    drawn = []
+    drawn = {}
     for module in (figures, run_plots):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: (drawn.append(texts(figure)), path)[1])
+        monkeypatch.setattr(
+            module, "save_figure", lambda figure, path: (drawn.update({path.stem: texts(figure)}), path)[1]
+        )
     figures.draw(read_sweep(folder), tmp_path / "out")
-    for name in names:
-        assert f"## {markdown(name)}\n" in text
-        assert name in page.texts("h2")
+    assert f"## {markdown(data)}\n" in text
+    assert data in page.texts("h2")
+    assert plot(data) in drawn["base_new"]
+    assert plot(data) in drawn["data_sets"]
+    for name in names.values():
+        assert f"| {markdown(name)} " in text
         assert name in page.texts("td")
-        assert all(plot(name) in one for one in drawn)
+        assert all(plot(name) in one for one in drawn.values())
