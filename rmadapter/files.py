@@ -28,10 +28,20 @@ LARGEST_TEXT = 256 << 20
 
 
 def cache_folder(cache_dir: str | None, kind: str) -> Path:
-    """Where caches of one kind ("views", "images") are kept: below --cache-dir, or in the user's cache folder."""
+    """Where caches of one kind ("views", "images") are kept: below --cache-dir, or in the user's cache folder.
+
+    Raises:
+        InputError: there is no --cache-dir, and no home folder for the user's.
+    """
     if cache_dir is not None:
         return Path(cache_dir) / kind
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmadapter" / kind
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # which the standard for this variable asks for; a "~" in it is not expanded
+        try:
+            caches = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise InputError("cache_dir is None, and this user has no home folder; valid: --cache-dir DIR") from error
+    return caches / "rmadapter" / kind
 
 
 def shown_names(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import Preprocessing, eval_transform, read_image
 from rmadapter.data.catalog import PHOTO
 from rmadapter.data.class_names import read_lines
-from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.errors import InputError, check_choice, check_range, printable_line
 from rmadapter.evaluation.loaded_model import load_stored
 from rmadapter.runtime import resolve_device, resolve_precision
 from rmadapter.tuners.adapter_file import read_info
@@ -139,7 +139,7 @@ def print_predictions(config: PredictConfig, names: list[str], probabilities: Te
             for i, p in zip(indices.tolist(), values.tolist(), strict=True)
         ]
         records.append({"image": path, "predictions": ranked})
-    print(json.dumps(records, indent=2, ensure_ascii=False) if config.json else _as_text(records))
+    print(json.dumps(records, indent=2) if config.json else _as_text(records))
     return records
 
 
@@ -161,6 +161,6 @@ def wanted_class_names(config: PredictConfig, trained: list[str] | None) -> list
 def _as_text(records: list[dict[str, Any]]) -> str:
     lines = []
     for record in records:
-        lines.append(record["image"])
-        lines += [f"  {100 * p['probability']:6.2f} %  {p['class']}" for p in record["predictions"]]
+        lines.append(printable_line(record["image"]))
+        lines += [f"  {100 * p['probability']:6.2f} %  {printable_line(p['class'])}" for p in record["predictions"]]
     return "\n".join(lines)

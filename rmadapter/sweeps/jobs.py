@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any
 
 
 def run_jobs(argv: list[str], jobs: int, began: float) -> None:
@@ -15,7 +14,6 @@ def run_jobs(argv: list[str], jobs: int, began: float) -> None:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     children: list[subprocess.Popen] = []
     try:
         for number in range(jobs):
@@ -31,7 +29,6 @@ def run_jobs(argv: list[str], jobs: int, began: float) -> None:
                 child.terminate()
         for child in children:
             child.wait()
-        signal.signal(signal.SIGTERM, previous)
     early = [child.returncode for child in children if child.returncode]
     if early:
         reasons = ", ".join(dict.fromkeys(_reason(code) for code in early))
@@ -53,7 +50,3 @@ def _reason(code: int) -> str:
     if code > 0:
         return f"exit status {code}"
     return f"signal {-code}" + (", often too little memory" if -code == signal.SIGKILL else "")
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
