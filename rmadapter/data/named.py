@@ -62,8 +62,8 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
         data = dataclasses.replace(data, name=record.name)
         if split_file.name != OWN_FILE:
             return say_unlike_published(record, data)
-        note = f"{_no_public_split(folder, record)}; it is {split_file}"
-        return dataclasses.replace(data, notes=(note, *data.notes))
+        found = f"{_no_public_split(folder, record)}; it is {split_file}"
+        return dataclasses.replace(data, notes=(found, *data.notes))
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)

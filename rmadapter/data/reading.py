@@ -52,9 +52,9 @@ def read_image(path: Path) -> Image.Image:
             _check_size(path, image.size)
             image.load()
             _check_size(path, image.size)  # some formats have another picture than their header says
-            upright = UPRIGHT.get(_orientation(image))
+            turned = UPRIGHT.get(_orientation(image))
             rgb = _as_rgb(image)
-            return rgb if upright is None else rgb.transpose(upright)
+            return rgb if turned is None else rgb.transpose(turned)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow itself refuses so many
@@ -92,11 +92,11 @@ def _too_large(path: Path, pixels: str) -> InputError:
     )
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation tag, from 1 to 8; None where there is none, or it is damaged, as the pixels may not be."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation tag; 1 where there is none, or it is damaged, as the pixels may not be."""
     with contextlib.suppress(Exception):
-        return image.getexif().get(ORIENTATION)
-    return None
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

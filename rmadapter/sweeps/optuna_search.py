@@ -21,6 +21,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
 from rmadapter.config.paths import PathText
 from rmadapter.config.seeds import seed_list
+<<<<<<< HEAD
 from rmadapter.data import ImageData
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
@@ -28,6 +29,13 @@ from rmadapter.files import write_csv, write_text
 from rmadapter.methods.naming import folder_of
 from rmadapter.sweeps.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
 from rmadapter.sweeps.search_folder import SearchFolder
+=======
+from rmadapter.data.emoji import TRAIN_CONFIG
+from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.files import read_json, shown_names, write_csv, write_json, write_text
+from rmadapter.locks import ProcessLock
+from rmadapter.sweeps.protocols import FIXED_OPTIONS, is_bundled, load_planned, short_name
+>>>>>>> data
 from rmadapter.sweeps.settings import RESERVED
 
 FORMAT = 1
@@ -98,7 +106,7 @@ class SearchConfig:
     @property
     def bundled(self) -> bool:
         """Whether the data set is one of the test bed's."""
-        return is_testbed(data_and_style(self.data)[0])
+        return is_bundled(self.data)
 
     @property
     def wanted(self) -> list[str]:

@@ -15,7 +15,7 @@ from rmadapter.config.arguments import parse_arguments, split_options
 from rmadapter.config.paths import PathList, PathText
 from rmadapter.config.seeds import seed_list
 from rmadapter.data.catalog import FIELD, VARIANTS
-from rmadapter.data.emoji import DATA, DEFAULT_STYLE, is_testbed
+from rmadapter.data.emoji import DATA, DEFAULT_STYLE
 from rmadapter.data.emoji.atlas import STYLES
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
@@ -24,6 +24,7 @@ from rmadapter.sweeps.protocols import (
     PlannedRun,
     default_data,
     default_methods,
+    is_bundled,
     plan,
     run_config,
     sources_of,
@@ -167,7 +168,7 @@ class Sweep:
     def settings(self) -> dict[str, Any]:
         """The options as resolved values, without those that may differ when the sweep is continued."""
         # Of the bundled data sets the test bed's own defaults hold; of all others the same ones.
-        data = self.data[0] if is_testbed(self.data[0]) else "any"
+        data = self.data[0] if is_bundled(self.data[0]) else "any"
         config = run_config("base2new", PlannedRun("rmadapter", data, 1), self.options, None, Path("any"))
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         return {name: value for name, value in values.items() if name not in FREE}

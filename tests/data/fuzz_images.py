@@ -73,7 +73,7 @@ def whole_files() -> dict[str, bytes]:
     rgb, exif = picture("RGB"), Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "turned"
     frames = {"save_all": True, "append_images": [picture("RGB").rotate(180), picture("RGB").rotate(90)]}
-    for format in ("GIF", "PNG", "WEBP", "TIFF", "MPO", "AVIF"):
+    for format in ("GIF", "PNG", "WEBP", "TIFF", "MPO"):
         save(f"{format} frames", rgb, format, **frames)
     for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"):
         save(f"{format} exif", rgb, format, exif=exif)
