@@ -128,7 +128,9 @@ class RunFolder:
         if config.overwrite and self.path.exists():
             shutil.rmtree(self.path)
         if not self.config_file.exists():
-            write_text(self.config_file, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+            # Read by --config it makes this run again; what it does to a folder that is there is asked for each time.
+            values = {**_plain(config), "resume": False, "overwrite": False}
+            write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def results(self) -> dict[str, Any] | None:
         """What the finished run found, or None for an unfinished one."""
