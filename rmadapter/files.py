@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, reason
 
 # One of no other process, on this machine or on another that shares the folder; as long for any file, since names
 # have a longest length.
@@ -28,10 +28,20 @@ LARGEST_TEXT = 256 << 20
 
 
 def cache_folder(cache_dir: str | None, kind: str) -> Path:
-    """Where caches of one kind ("views", "images") are kept: below --cache-dir, or in the user's cache folder."""
+    """Where caches of one kind ("views", "images") are kept: below --cache-dir, or in the user's cache folder.
+
+    Raises:
+        InputError: there is no --cache-dir, and no home folder for the user's.
+    """
     if cache_dir is not None:
         return Path(cache_dir) / kind
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmadapter" / kind
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # which the standard for this variable asks for; a "~" in it is not expanded
+        try:
+            caches = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise InputError("cache_dir is None, and this user has no home folder; valid: --cache-dir DIR") from error
+    return caches / "rmadapter" / kind
 
 
 def shown_names(folder: Path) -> list[str]:
@@ -57,7 +67,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be written: {reason(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -143,7 +153,7 @@ def read_bytes(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> bytes:
     except FileNotFoundError as error:
         raise InputError(f"{what} {path} is missing") from error
     except OSError as error:
-        raise InputError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{what} {path} cannot be read: {reason(error)}") from error
     if len(content) > limit:
         raise InputError(
             f"{what} {path} is larger than {limit >> 20} MB; valid: a {what} of a size that such files have"
@@ -155,14 +165,25 @@ def read_text(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> str:
     """The text in ``path`` as editors write it: UTF-8, or UTF-16 with a byte order mark; lines end in ``\\n`` alone.
 
     Raises:
-        InputError: as ``read_bytes``; another encoding.
+        InputError: as ``read_bytes``; another encoding (the first line that is in it is named), or no text.
     """
     content = read_bytes(path, what, limit=limit)
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} {path} cannot be read: {error}; valid: text in UTF-8") from error
+        before, byte = error.object[: error.start], error.object[error.start]
+        line = before.decode(encoding, errors="ignore").count("\n") + 1
+        asked = encoding.removesuffix("-sig").upper()
+        raise InputError(
+            f"{what} {path} cannot be read: byte 0x{byte:02x} in line {line} is not {asked}; it may be in Latin-1, "
+            "Windows-1252 or another older encoding; valid: text in UTF-8, or in UTF-16 with a byte order mark"
+        ) from error
+    if "\0" in text:
+        raise InputError(
+            f"{what} {path} cannot be read: it holds NUL bytes, as no text does but UTF-16 without a byte order mark; "
+            "valid: text in UTF-8, or in UTF-16 with the mark"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from rmadapter.config.adapter import RMAdapterConfig
 from rmadapter.config.help import HelpLayout
 from rmadapter.config.loss import LossConfig
+from rmadapter.config.paths import ModelText, PathText
+from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
-from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.errors import InputError, check_choice, check_range, printable, printable_line
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
-# What every generator of random numbers here takes.
-LARGEST_SEED = 2**63 - 1
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
 RUN_CONFIG_FILE = "config.yaml"
 # What ``rmadapter train --help`` shows first, and where each of the other options stands.
@@ -42,7 +42,14 @@ TRAIN_HELP = HelpLayout(
         "resume",
     ),
     groups={
-        "Images and prompts": ("template", "augmentation", "min_crop", "skip_bad_images", "workers"),
+        "Images and prompts": (
+            "template",
+            "augmentation",
+            "min_crop",
+            "skip_bad_images",
+            "allow_test_overlap",
+            "workers",
+        ),
         "Optimiser": ("momentum", "weight_decay", "max_bad_steps"),
         "Device, precision and backend": ("device", "precision", "residual", "backend"),
         "Speed and memory": (
@@ -116,6 +123,7 @@ class TrainConfig:
         resume: go on with the run in out
         overwrite: delete what is in out first
         skip_bad_images: leave unreadable images out and count them, instead of stopping
+        allow_test_overlap: train although test images are among the training images, and count them
         checkpoint_every: steps between resumable states, besides the one at the end of each epoch; 0 for none
         log_every: steps between lines in metrics.jsonl
         grad_norm_every: steps between measurements of the gradients that reconstruction and cross-entropy
@@ -126,14 +134,14 @@ class TrainConfig:
         loss: weights of the loss terms
     """
 
-    data: str = ""
-    data_root: str | None = None
+    data: PathText = ""
+    data_root: PathText | None = None
     style: str | None = None
     classes: str = "all"
     shots: int = 16
     seed: int = 1
-    model: str = "ViT-B-16"
-    pretrained: str | None = None
+    model: ModelText = "ViT-B-16"
+    pretrained: PathText | None = None
     template: str = "a photo of a {}."
     precision: str = "auto"
     residual: str = "auto"
@@ -146,7 +154,7 @@ class TrainConfig:
     views: int = 0
     image_cache: bool = False
     cache_limit: str = "10GB"
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     compile: bool = False
     cuda_graphs: bool = False
     explain: bool = False
@@ -161,10 +169,11 @@ class TrainConfig:
     workers: int = 2
     grad_checkpointing: bool = False
     label: str | None = None
-    out: str | None = None
+    out: PathText | None = None
     resume: bool = False
     overwrite: bool = False
     skip_bad_images: bool = False
+    allow_test_overlap: bool = False
     checkpoint_every: int = 100
     log_every: int = 10
     grad_norm_every: int = 50
@@ -181,6 +190,8 @@ class TrainConfig:
         check_choice("residual", self.residual, STREAMS)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_template(self.template)
+        if self.label is not None:
+            check_label(self.label)
         for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
             check_range(name, getattr(self, name), 1)
         check_range("seed", self.seed, 0, LARGEST_SEED)
@@ -233,7 +244,14 @@ class TrainConfig:
         return Path("runs") / f"{data}-{model}-{self.method}-{self.classes}-{self.shots}shot-seed{self.seed}"
 
 
+def check_label(label: str) -> None:
+    """Raise InputError unless ``label`` can name a method: in tables, and in the name of a folder."""
+    if not label.strip() or printable_line(label) != label or set(label) & {"/", "\\"}:
+        raise InputError(f"label is {label!r}; valid: a text of one line without / and \\")
+
+
 def check_template(template: str) -> None:
-    """Raise InputError unless ``template`` holds exactly one ``{}``."""
-    if template.count("{}") != 1 or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+    """Raise InputError unless ``template`` holds exactly one ``{}``, and only what is text."""
+    others = template.replace("{}", "", 1)
+    if others == template or set(others) & {"{", "}"} or printable(template) != template:
         raise InputError(f"template is {template!r}; valid: a text with one {{}}, such as 'a photo of a {{}}.'")

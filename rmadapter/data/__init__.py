@@ -4,6 +4,7 @@ Nothing here knows a model, beyond what an image goes through on its way to one.
 """
 
 from rmadapter.data.decoded import DecodedImages
+from rmadapter.data.findings import SampleFindings, examine
 from rmadapter.data.folders import load_data
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.loading import EpochBatches, EvalImages, Read, TrainImages, check_images, collate_readable
@@ -20,12 +21,14 @@ __all__ = [
     "Item",
     "Preprocessing",
     "Read",
+    "SampleFindings",
     "TrainImages",
     "base_new_names",
     "base_new_split",
     "check_images",
     "collate_readable",
     "eval_transform",
+    "examine",
     "few_shot_sample",
     "load_data",
     "part_names",

@@ -9,6 +9,7 @@ from typing import Any
 
 from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, RUN_CONFIG_FILE, check_template
+from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
@@ -49,16 +50,16 @@ class EvalConfig:
         out: folder for results.json
     """
 
-    adapter: str | None = None
+    adapter: PathText | None = None
     method: str = "adapter"
-    data: str = ""
-    data_root: str | None = None
+    data: PathText = ""
+    data_root: PathText | None = None
     style: str | None = None
     classes: str = "all"
     split: str = "test"
     retention: bool = True
-    model: str | None = None
-    pretrained: str | None = None
+    model: ModelText | None = None
+    pretrained: PathText | None = None
     template: str | None = None
     precision: str = "auto"
     device: str = "auto"
@@ -67,7 +68,7 @@ class EvalConfig:
     batch_size: int = 64
     workers: int = 2
     skip_bad_images: bool = False
-    out: str | None = None
+    out: PathText | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ("adapter", "zeroshot"))

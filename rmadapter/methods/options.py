@@ -10,6 +10,7 @@ from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
 from rmadapter.methods import METHODS, Method, get_method
+from rmadapter.methods.method import ADAPTERS
 from rmadapter.methods.rmadapter import RMADAPTER
 
 
@@ -54,7 +55,10 @@ def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
     """
     name, rest = _take_method(argv)
     if name is None:
-        return RMADAPTER, parse_train(rest, prog="rmadapter train", taken_before=_method_help())
+        config = parse_train(rest, prog="rmadapter train", taken_before=_method_help())
+        # A run's own config.yaml tells a method that no options make, such as the linear probe, by its label alone.
+        labelled = METHODS.get(config.label or "", RMADAPTER)
+        return (RMADAPTER if labelled.kind == ADAPTERS else labelled), config
     return get_method(name), configure(name, rest)
 
 

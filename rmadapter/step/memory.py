@@ -30,7 +30,7 @@ def parse_bytes(field: str, text: str) -> int:
     Raises:
         InputError: anything else, or nothing at all.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     found = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
     if found < 1:
         raise InputError(f"{field} is {text!r}; valid: a size such as 800MB or 4GB")

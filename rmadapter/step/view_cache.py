@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from rmadapter.config import TrainConfig
+from rmadapter.data.reading import RULES
 from rmadapter.errors import InputError
 from rmadapter.files import cache_folder, clear_temporaries, reserve, write_json
 from rmadapter.locks import NO_LOCKS
@@ -265,6 +266,7 @@ def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iter
         "transform": repr(transform),
         "seed": seed,
         "images": digest.hexdigest(),
+        "reading": RULES,
     }
 
 

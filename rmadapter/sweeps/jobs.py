@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any
 
 from rmadapter.sweeps.faults import FAULT_STATUS
 
@@ -20,7 +19,6 @@ def run_jobs(argv: list[str], jobs: int, began: float) -> bool:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     children: list[subprocess.Popen] = []
     try:
         for number in range(jobs):
@@ -36,7 +34,6 @@ def run_jobs(argv: list[str], jobs: int, began: float) -> bool:
                 child.terminate()
         for child in children:
             child.wait()
-        signal.signal(signal.SIGTERM, previous)
     early = [child.returncode for child in children if child.returncode]
     if early:
         reasons = ", ".join(dict.fromkeys(_reason(code) for code in early))
@@ -61,7 +58,3 @@ def _reason(code: int) -> str:
     if code > 0:
         return f"exit status {code}"
     return f"signal {-code}" + (", often too little memory" if -code == signal.SIGKILL else "")
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

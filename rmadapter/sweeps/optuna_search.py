@@ -19,13 +19,15 @@ import yaml
 
 from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
+from rmadapter.config.paths import PathText
+from rmadapter.config.seeds import seed_list
 from rmadapter.data import ImageData
-from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
+from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_csv, write_text
-from rmadapter.sweeps.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
+from rmadapter.sweeps.protocols import FIXED_OPTIONS, is_bundled, load_planned, short_name
 from rmadapter.sweeps.search_folder import SearchFolder
-from rmadapter.sweeps.settings import RESERVED, parse_seeds
+from rmadapter.sweeps.settings import RESERVED
 
 FORMAT = 1
 # With the number of trials added it stays one that optuna takes.
@@ -60,8 +62,8 @@ class SearchConfig:
         out: folder of the search
     """
 
-    data: str = ""
-    data_root: str | None = None
+    data: PathText = ""
+    data_root: PathText | None = None
     parameters: str = "lr,scale,layers,lambdas"
     trials: int = 40
     seeds: str = "1"
@@ -69,7 +71,7 @@ class SearchConfig:
     scale_range: str | None = None
     images_a_class: int = 64
     sampler_seed: int = 0
-    out: str = "search"
+    out: PathText = "search"
 
     def __post_init__(self) -> None:
         self.options: list[str] = []  # of the trials' training; no option itself
@@ -88,15 +90,14 @@ class SearchConfig:
         check_range("trials", self.trials, 1)
         check_range("images_a_class", self.images_a_class, 1)
         check_range("sampler_seed", self.sampler_seed, 0, LARGEST_SAMPLER_SEED)
-        if not parse_seeds(self.seeds):
-            raise InputError(f"seeds is {self.seeds!r}; valid: one or more, separated by commas")
+        seed_list(self.seeds)
         self.range("lr_range")
         self.range("scale_range")
 
     @property
     def bundled(self) -> bool:
         """Whether the data set is one of the test bed's."""
-        return is_testbed(data_and_style(self.data)[0])
+        return is_bundled(self.data)
 
     @property
     def wanted(self) -> list[str]:
@@ -179,7 +180,7 @@ def _search(config: SearchConfig, images: Path, folder: SearchFolder) -> dict[st
     def objective(trial: Any) -> float:
         values = _suggest(trial, config, depth)
         hms = []
-        for seed in parse_seeds(config.seeds):
+        for seed in seed_list(config.seeds):
             place = folder.trials / f"{trial.number}" / f"seed{seed}"
             found = _train(trial_config(config, images, seed, values, place), optuna)
             hms.append(found["accuracy"]["hm"])

@@ -78,6 +78,11 @@ def data_and_style(data: str) -> tuple[str, str | None]:
     return (name, style) if at and is_testbed(name) else (data, None)
 
 
+def is_bundled(data: str) -> bool:
+    """Whether a plan's ``data`` is a bundled data set, in whatever style."""
+    return is_testbed(data_and_style(data)[0])
+
+
 def placed(data: str, data_root: str | None) -> dict[str, Any]:
     """The fields of a configuration for the data set that a plan calls ``data``: ``data``, ``style`` and ``data_root``.
 
@@ -177,7 +182,7 @@ def sources_of(protocol: str, data: Sequence[str], asked: Sequence[str] = ()) ->
     if asked or protocol not in TRANSFERS:
         return tuple(asked)
     has_source = SOURCE in map(short_name, data)
-    if protocol == "domain" and not has_source and is_testbed(data[0]):
+    if protocol == "domain" and not has_source and is_bundled(data[0]):
         first: dict[str, str] = {}
         for name in data:
             first.setdefault(data_and_style(name)[0], name)

@@ -12,7 +12,7 @@ from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
-from rmadapter.data import DecodedImages, ImageData, Read, load_data
+from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.results_file import describe, results_of, write_results
@@ -87,7 +87,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     parts = own_parts(config, data) if config.evaluate else ()
     check_test_images(data, parts)
     read = _reader(config, data, ranks)
-    sample, items, names = few_shot(config, data, read)
+    sample, items, names, findings = few_shot(config, data, read)
     backbone = store_backbone(load_backbone(config.model, config.pretrained, device), DTYPES[precision])
     check_test_prompts(backbone, data, parts, config.template)
     model, backend = _make_model(config, backbone, names, precision)
@@ -138,7 +138,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
             found = _evaluate(config, run, parts) if parts else None
     except (InputError, WorkerLostError) as error:
         raise not_tested(folder, config, error) from error
-    results = _results(config, run, backend, found)
+    results = _results(config, run, backend, findings, found)
     folder.check_held()
     write_results(folder.results_file, results)
     folder.remove_state()
@@ -203,7 +203,9 @@ def _evaluate(config: TrainConfig, run: TrainingLoop, parts: Sequence[str]) -> d
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[str, Any] | None) -> dict[str, Any]:
+def _results(
+    config: TrainConfig, run: TrainingLoop, backend: str, findings: SampleFindings, found: dict[str, Any] | None
+) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
     return results_of(
         method=config.method,
@@ -222,6 +224,7 @@ def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[s
         settings={**settings_of(config), "text_memory": run.text_bound},
         retention_style=run.data.retention.style if run.data.retention else None,
         bad_steps=run.bad_steps,
+        data_findings=findings.to_dict(),
         backend=backend,
         few_shot_hash=json.loads((config.run_folder / "few_shot.json").read_text())["hash"],
     )

@@ -59,7 +59,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     # New classes are unknown to it: of the halves it has the one that it was trained on.
     parts = (config.classes,) if config.evaluate else ()
     check_test_images(data, parts)
-    sample, items, names = few_shot(config, data, data.read)
+    sample, items, names, findings = few_shot(config, data, data.read)
     val_items = base_new_split(sample.val, config.classes, len(data.class_names))
     backbone = load_backbone(config.model, config.pretrained, device)
     check_test_prompts(backbone, data, parts, config.template)
@@ -111,6 +111,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
         precision="fp32",
         device=str(device),
         settings={"C": DEFAULT_C if validated is None else list(GRID)},
+        data_findings=findings.to_dict(),
         few_shot_hash=sample.hash,
     )
     folder.check_held()

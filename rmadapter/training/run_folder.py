@@ -53,6 +53,7 @@ _PLACES_AND_SPEED = {
     "image_cache",
     "explain",
     "max_bad_steps",
+    "allow_test_overlap",
 }
 # What is written down or done beside training.
 _WITHOUT_WEIGHT = {"evaluate", "log_every", "grad_norm_every", "label"}

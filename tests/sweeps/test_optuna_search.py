@@ -340,7 +340,7 @@ def test_layers():
         ),
         (["--data", "x", "--trials", "0"], "trials is 0"),
         (["--data", "x", "--seeds", "a"], "seeds has 'a'"),
-        (["--data", "x", "--seeds", ","], "seeds is ','; valid: one or more"),
+        (["--data", "x", "--seeds", ","], "seeds is ','; valid: numbers from 0"),
         (["--data", "x", "--seeds", str(2**63)], f"seeds has '{2**63}'; valid: numbers from 0 to {2**63 - 1}"),
         (["--data", "x", "--sampler_seed", str(2**32)], f"sampler_seed is {2**32}; valid: a number >= 0 and <= "),
         (["--data", "x", "--lr_range", "1"], "lr_range is '1'; valid: low,high"),

@@ -195,7 +195,7 @@ def test_a_class_without_a_readable_image_moves_no_other_into_its_half(config, i
     for item in data.train:
         if item.name == "ant":
             (images / item.path).write_bytes(b"no image")
-    _, items, names = few_shot(config(skip_bad_images=True), data, data.read)
+    _, items, names, _ = few_shot(config(skip_bad_images=True), data, data.read)
     assert names == ["ant", "bee"]
     assert {(item.label, item.name) for item in items} == {(1, "bee")}
 

@@ -17,7 +17,7 @@ from small_runs import Killed, metrics_of, stop, stopped_before_step
 
 from rmadapter import InputError
 from rmadapter.cli import main
-from rmadapter.config import LARGEST_SEED
+from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.data import load_data
 from rmadapter.data.loading import EvalImages, TrainImages
 from rmadapter.errors import StoppedError
