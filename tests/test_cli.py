@@ -216,11 +216,13 @@ def test_a_terminated_training_goes_on(animals, clip_folder, tmp_path, monkeypat
 @pytest.mark.parametrize("method", [None, "linear-probe"])
 def test_a_run_s_own_config_makes_the_same_run(method, animals, clip_folder, tmp_path, capsys):
     data = ["--data", str(animals), "--model", f"local-dir:{clip_folder}", "--out", str(tmp_path / "run")]
-    options = ["--adapter.layers", "3", "--shots", "1", "--epochs", "1", "--workers", "0", "--seed", "3"]
+    options = ["--adapter.layers", "3", "--shots", "1", "--epochs", "1", "--workers", "0", "--seed", "3", "--overwrite"]
     chosen = [] if method is None else ["--method", method]
     assert main(["train", *data, *options, *chosen]) == 0
     other = ["--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "other")]
     assert main(["train", *other]) == 0
+    assert main(["train", *other]) == 2  # whatever the first was told, it deletes none that is there
+    assert "--overwrite to replace it" in capsys.readouterr().err
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "other"))
     for name in ("accuracy", "method", "settings", "seed", "few_shot_hash", "trained_parameters"):
         assert one[name] == two[name], name

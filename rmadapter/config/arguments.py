@@ -61,7 +61,7 @@ def parse_arguments(
         SystemExit: after ``--help``, ``--help-all`` and ``--print_config``, with status 0.
     """
     parser = _parser(config, prog, positional)
-    found = _rewrite(argv, option_fields(config))
+    found = _rewrite(argv, {name: kind for name, kind in option_fields(config).items() if name != positional})
     if found.help:
         if layout is None:
             parser.print_help()
@@ -76,10 +76,11 @@ def parse_arguments(
     except argparse.ArgumentError as error:
         raise InputError(" ".join(str(error).replace("Parser key", "option").split())) from error
     # argparse takes bare words in one run only; here they may stand between the options.
-    for name, value in {**found.texts, positional: found.words}.items():
-        if name is not None:
-            *groups, last = name.split(".")
-            functools.reduce(dict.__getitem__, groups, values)[last] = value
+    if positional:
+        values[positional] = found.words
+    for name, value in found.texts.items():
+        *groups, last = name.split(".")
+        functools.reduce(dict.__getitem__, groups, values)[last] = value
     if found.print_config:
         _print_config(config, values)
         raise SystemExit(0)
@@ -206,7 +207,7 @@ class _Rewritten:
         """``value`` of the option ``name`` of type ``kind``, as a command line has it."""
         if _is_text(kind):
             self.texts[name] = value
-        elif int in _members(kind) and list not in map(typing.get_origin, _members(kind)):
+        elif int in _members(kind):
             # YAML reads 010 as 8 and 1:30 as 90.
             if not re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
                 raise InputError(f"{name} is {value!r}; valid: a whole number")

@@ -229,7 +229,9 @@ class RunFolder:
         if not self.is_run:
             write_json(self.marker_file, {"format": FORMAT, "kind": self.kind, "data_hash": data_hash})
         if not self.config_file.exists():
-            write_text(self.config_file, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+            # Read by --config it makes this run again; what it does to a folder that is there is asked for each time.
+            values = {**_plain(config), "resume": False, "overwrite": False}
+            write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def check_room(self, size: int) -> None:
         """Raise InputError unless ``size`` bytes more may be written to the folder."""

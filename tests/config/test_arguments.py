@@ -113,6 +113,11 @@ def test_help_has_every_field_with_its_sentence(capsys):
         assert part in text
 
 
+def test_positional_words_have_no_option():
+    with pytest.raises(InputError, match="unknown option '--images'"):
+        parse_arguments(PredictConfig, ["--images", "a.png"], prog="rmadapter predict", positional="images")
+
+
 def test_positional_words():
     config = parse_arguments(
         PredictConfig,
