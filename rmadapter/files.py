@@ -214,3 +214,8 @@ def reserve(file: BinaryIO, size: int) -> None:
     for start in range(0, size, 2**20):
         file.write(bytes(min(2**20, size - start)))
     file.flush()
+
+
+def plain_name(text: str, longest: int = 80) -> str:
+    """``text`` as a part of a file's name: letters, digits and ``._+=-``, anything else is a dash."""
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")[:longest] or "unnamed"

@@ -7,7 +7,6 @@ differs), ``loss`` and ``step``; everything else about a run stands at the top l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rmadapter.config.adapter import RMAdapterConfig
 from rmadapter.config.help import HelpLayout
@@ -50,7 +49,7 @@ TRAIN_HELP = HelpLayout(
             "allow_test_overlap",
             "workers",
         ),
-        "Optimiser": ("momentum", "weight_decay", "max_bad_steps"),
+        "Optimiser": ("momentum", "weight_decay", "drop_last", "max_bad_steps"),
         "Device, precision and backend": ("device", "precision", "residual", "backend"),
         "Speed and memory": (
             "shortcuts",
@@ -111,6 +110,8 @@ class TrainConfig:
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
         batch_size: images a step
+        drop_last: leave out an epoch's last batch where it is not full, as the field's code does; else it is a smaller
+            one
         lr: peak learning rate of SGD, cosine schedule by epoch
         momentum: of SGD
         weight_decay: of SGD
@@ -118,7 +119,8 @@ class TrainConfig:
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time
-        label: what results and reports call the method; default: after the options that make it
+        label: what results and reports call the method; default: the one of --method that the options make, else
+            custom with what differs from the nearest
         out: run folder; default: runs/DATA-MODEL-METHOD-CLASSES-SHOTSshot-seedSEED
         resume: go on with the run in out
         overwrite: delete what is in out first
@@ -161,6 +163,7 @@ class TrainConfig:
     max_bad_steps: int = 10
     epochs: int = 5
     batch_size: int = 16
+    drop_last: bool = False
     lr: float = 0.0015
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -213,35 +216,6 @@ class TrainConfig:
             raise InputError(f"views is {self.views}, which are kept for step.image_prefix; valid: 0, or with it")
         if self.backend is not None and not self.fused:
             raise InputError(f"backend is {self.backend!r} and fused is False; valid: one of them")
-
-    @property
-    def method(self) -> str:
-        """``label``, else short: rmadapter, single or mma, with the ways it differs from it."""
-        if self.label is not None:
-            return self.label
-        adapter, loss = self.adapter, self.loss
-        if not adapter.reconstruct:
-            name = "mma" if adapter.shared_layer else "single"
-            return name + ("+consistency" if loss.lambda3 or loss.lambda4 else "")
-        marks = [
-            (adapter.shared_layer, "shared-layer"),
-            (adapter.separate_down, "separate-down"),
-            (adapter.rec_layers != 2, f"rec{adapter.rec_layers}"),
-            (adapter.objective != "l2", adapter.objective),
-            (adapter.rec_stream != "adapted", f"{adapter.rec_stream}-stream"),
-            (not adapter.local_reconstruction, "non-local"),
-            (not (loss.lambda3 or loss.lambda4), "no-consistency"),
-        ]
-        return "-".join(["rmadapter", *(mark for wanted, mark in marks if wanted)])
-
-    @property
-    def run_folder(self) -> Path:
-        """``out``, or the default named after what is run."""
-        if self.out:
-            return Path(self.out)
-        data = (Path(self.data).name or "data") + (f"-{self.style}" if self.style else "")
-        model = Path(self.model.removeprefix("local-dir:")).name
-        return Path("runs") / f"{data}-{model}-{self.method}-{self.classes}-{self.shots}shot-seed{self.seed}"
 
 
 def check_label(label: str) -> None:

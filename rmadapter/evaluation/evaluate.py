@@ -16,9 +16,9 @@ from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
-from rmadapter.evaluation.results_file import describe, results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.runtime import resolve_device, resolve_precision
-from rmadapter.tuners.adapter_file import read_info
+from rmadapter.tuners.adapter_file import AdapterInfo, read_info
 
 DATA_FORMS = "--data FOLDER, or --data NAME --data-root DIR, or a bundled one such as --data emoji_food"
 
@@ -102,10 +102,10 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
         raise InputError(
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
         )
-    trained_on, trained_style = training.get("data") or "", training.get("style")
-    name = config.data or (trained_on if is_testbed(trained_on) else "")
+    trained_data, trained_style = training.get("data") or "", training.get("style")
+    name = config.data or (trained_data if is_testbed(trained_data) else "")
     if not name:
-        raise InputError(f"data is missing, and the adapter was trained on {trained_on!r}; valid: {DATA_FORMS}")
+        raise InputError(f"data is missing, and the adapter was trained on {trained_data!r}; valid: {DATA_FORMS}")
     style = config.style or (trained_style if is_testbed(name) else None)
     data = load_data(name, config.data_root, style)
     for note in data.notes:
@@ -115,8 +115,8 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
     return data if config.retention and not seen else replace(data, retention=None)
 
 
-def load_model(config: EvalConfig) -> LoadedModel:
-    """The model of ``config``; says the backend.
+def load_model(config: EvalConfig, info: AdapterInfo | None = None) -> LoadedModel:
+    """The model of ``config``; says the backend. ``info`` is what the adapter's file says, where it was read before.
 
     Raises:
         InputError: everything ``load_stored`` and ``resolve_device`` raise.
@@ -132,6 +132,7 @@ def load_model(config: EvalConfig) -> LoadedModel:
         fused=config.fused,
         backend=config.backend,
         with_adapter=config.method != "zeroshot",
+        info=info,
     )
     if loaded.sentence is not None:
         print(loaded.sentence)
@@ -143,38 +144,48 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
 
     ``loaded`` is what ``load_model`` made of a configuration that differs in the data alone; default: it is loaded.
     """
-    info = read_info(Path(config.adapter)) if config.adapter else None
+    if loaded is not None:
+        info = loaded.info
+    else:
+        info = read_info(Path(config.adapter)) if config.adapter else None
     zeroshot = config.method == "zeroshot"
-    data = load_tested(config, (info.training or {}) if info else {}, adapted=not zeroshot)
-    loaded = loaded or load_model(config)
+    training = (info.training or {}) if info is not None else {}
+    data = load_tested(config, training, adapted=not zeroshot)
+    loaded = loaded or load_model(config, info)
     backbone, adapted = loaded.backbone, loaded.adapted
     own = info.template if info is not None and not zeroshot else zeroshot_template(data.name)
     template = config.template or own or PHOTO
     model = loaded.classifier(data.class_names, template)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = tested_parts(config.classes, data.class_names)
-    trained = (info.training or {}) if info is not None and adapted is not None else {}
+    trained = training if adapted is not None else {}
     started = time.perf_counter()
     found = evaluate_parts(model, data, parts, loading, split=config.split)
     results = results_of(
         method="zeroshot" if zeroshot else trained.get("method", "adapter"),
         data=data,
+        trained_on=None if adapted is None or info is None else trained_on(trained, info.weights_sha256),
         model=backbone.source.name,
         pretrained=backbone.source.pretrained,
         shots=trained.get("shots"),
         seed=trained.get("seed"),
-        classes="base" if config.classes == "base_new" else config.classes,
+        classes=trained.get("classes") if adapted is not None else _beside(config.classes),
         split=config.split,
         found=found,
         trained_parameters=sum(p.numel() for p in adapted.adapter_tensors().values()) if adapted else 0,
         seconds={"eval": time.perf_counter() - started},
         precision=loaded.precision,
         device=str(loaded.device),
-        settings={"template": template},
+        settings={**(trained.get("settings") or {}), "template": template},
         backend=loaded.backend,
     )
     conclude(config, results)
     return results
+
+
+def _beside(classes: str) -> str:
+    """What the frozen model's accuracy stands beside: both halves beside what was trained on the base half."""
+    return "base" if classes == "base_new" else classes
 
 
 def conclude(config: EvalConfig, results: dict[str, Any]) -> None:

@@ -69,6 +69,7 @@ def load_stored(
     fused: bool = True,
     backend: str | None = None,
     with_adapter: bool = True,
+    info: AdapterInfo | None = None,
 ) -> LoadedModel:
     """The base model that the adapter in folder ``adapter`` names, or that is named here, and the adapter in it.
 
@@ -78,12 +79,14 @@ def load_stored(
         device, precision: resolved ones.
         fused, backend: as in ``choose_backend``.
         with_adapter: False leaves the adapter out, and takes only the base model that it names.
+        info: what the adapter's file says; default: it is read.
 
     Raises:
         InputError: the adapter's file does not say which model it belongs to and none is named; everything that
             ``load_backbone``, ``tuners.injection.load`` and ``choose_backend`` raise.
     """
-    info = None if adapter is None else read_info(Path(adapter))
+    if info is None and adapter is not None:
+        info = read_info(Path(adapter))
     if info is not None and model is None:
         if info.source is None:
             raise InputError(f"the adapter in {adapter} does not name its base model; give --model and --pretrained")

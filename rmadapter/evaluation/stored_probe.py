@@ -17,7 +17,7 @@ from rmadapter.evaluation.predict import (
     print_predictions,
     wanted_class_names,
 )
-from rmadapter.evaluation.results_file import results_of
+from rmadapter.evaluation.results_file import results_of, trained_on
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.probe import load_probe, read_probe
@@ -54,17 +54,19 @@ def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
     results = results_of(
         method=LINEAR_PROBE.name,
         data=data,
+        trained_on=trained_on(trained, values["weights_sha256"]),
         model=backbone.source.name,
         pretrained=backbone.source.pretrained,
         shots=trained.get("shots"),
         seed=trained.get("seed"),
-        classes=config.classes,
+        classes=half,
         split=config.split,
         found=found,
         trained_parameters=probe.weight.numel() + probe.bias.numel(),
         seconds={"eval": time.perf_counter() - began},
         precision="fp32",
         device=str(device),
+        settings=trained.get("settings") or {},
     )
     conclude(config, results)
     return results

@@ -11,6 +11,7 @@ from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
 from rmadapter.methods import METHODS, Method, get_method
 from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.naming import method_name
 from rmadapter.methods.rmadapter import RMADAPTER
 
 
@@ -44,8 +45,8 @@ def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> T
     method = get_method(name)
     words = [*argv, *method.options]
     config = parse_train(words, prog=prog, taken_before=_method_help(), testbed=method.testbed)
-    # A method whose options do not tell its name is called by it all the same.
-    return config if config.method == name else dataclasses.replace(config, label=name)
+    # It is called by the name that was given, whatever else the options make of it.
+    return config if method_name(config) == name else dataclasses.replace(config, label=name)
 
 
 def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:

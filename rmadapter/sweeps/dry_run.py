@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping
 
 from rmadapter.config import TrainConfig
-from rmadapter.data import ImageData, base_new_split, few_shot_sample
+from rmadapter.data import ImageData, base_new_split, few_shot_sample, steps_an_epoch
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import ADAPTERS
 from rmadapter.sweeps.progress import holder_of, read_result, results_there, state
@@ -32,7 +31,7 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
         trains = METHODS[run.method].kind == ADAPTERS
-        steps = config.epochs * math.ceil(chosen / config.batch_size) if trains else 0
+        steps = config.epochs * steps_an_epoch(chosen, config.batch_size, config.drop_last) if trains else 0
         images = _tested(run, config, loaded)
         estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))
         lines.append(

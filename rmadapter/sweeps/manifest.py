@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError
 from rmadapter.files import clear_temporaries, read_json, shown_names, write_json
@@ -168,8 +170,10 @@ def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
             f"{sweep.protocol}"
         )
     now = sweep.settings()
+    # An option that the manifest's version did not have was as it is by default.
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name in {**before["settings"], **now}:
-        old, new = before["settings"].get(name), now.get(name)
+        old, new = before["settings"].get(name, defaults.get(name)), now.get(name)
         if name == "precision" and new == "auto":
             continue
         if old != new and name not in FREE:

@@ -61,7 +61,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
             test = _test_on(where, config, adapter)
             loaded = loaded or load_model(test)
             found = run_eval(test, loaded)
-        write_results(file, {**found, "trained_on": short_name(run.data)})
+        write_results(file, found)
     return results
 
 

@@ -25,6 +25,7 @@ from rmadapter.data import ImageData
 from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_csv, write_text
+from rmadapter.methods.naming import folder_of
 from rmadapter.sweeps.protocols import FIXED_OPTIONS, is_bundled, load_planned, short_name
 from rmadapter.sweeps.search_folder import SearchFolder
 from rmadapter.sweeps.settings import RESERVED
@@ -287,7 +288,7 @@ def _train(config: TrainConfig, optuna: Any) -> dict[str, Any]:
     from rmadapter.training.adapter_run import train
     from rmadapter.training.loop import DivergedError
 
-    folder = config.run_folder
+    folder = folder_of(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:

@@ -76,8 +76,8 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
     data, styles, seeds = (sorted(set(names)) for names in zip(*paired, strict=True))
     lead = (
         f"{len(paired)} pairs of runs of {len(DATA) * len(STYLES) * len(SEEDS)}: seeds {seeds[0]} to {seeds[-1]}, "
-        f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups, of "
-        "means over seeds and styles."
+        f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups "
+        "(n - 1), of means over seeds and styles."
     )
     blocks: list[Table | str] = []
     for style in (None, *STYLES):
@@ -102,7 +102,7 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
             statistics.fmean(run[f"grad_norm_{term}"] for run in norms) for term in ("cross_entropy", "reconstruction")
         ]
         blocks.append(
-            f"Norm of the gradient to `w_down`, mean over the second half of RMAdapter's {len(norms)} runs: "
+            f"Norm of the gradient to w_down, mean over the second half of RMAdapter's {len(norms)} runs: "
             f"{means[0]:.3g} from cross-entropy, {means[1]:.3g} from reconstruction with its weights."
         )
     return Document(title, lead, blocks).markdown()

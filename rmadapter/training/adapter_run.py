@@ -15,8 +15,9 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
-from rmadapter.evaluation.results_file import describe, results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import cache_folder, write_json
+from rmadapter.methods.naming import folder_of, method_name
 from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_precision
 from rmadapter.step import distributed
 from rmadapter.step.batches import WorkerLostError, lost_workers_said
@@ -28,6 +29,7 @@ from rmadapter.training.before_training import check_test_images, check_test_pro
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.loop import TrainingLoop
 from rmadapter.training.run_folder import RunFolder, finished_run, not_tested, settings_of
+from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject
@@ -66,7 +68,7 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
 
 
 def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[str, Any]:
-    folder = RunFolder(config.run_folder)
+    folder = RunFolder(folder_of(config))
     data = data or load_data(config.data, config.data_root, config.style)
     if config.explain:
         return _make(config, ranks, folder, data)
@@ -122,14 +124,16 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     if not ranks.main:
         return {}
     training = {
-        "method": config.method,
+        "method": method_name(config),
         "data": data.name,
         "style": data.style,
+        "data_hash": data.content_hash,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
         # None: without encoders it went through open_clip's own forward passes.
         "residual": None if model.encoders is None else config.residual,
+        "settings": settings_of(config),
     }
     folder.check_held()
     model.adapted.save_adapter(folder.adapter, class_names=names, template=config.template, training=training)
@@ -138,7 +142,8 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
             found = _evaluate(config, run, parts) if parts else None
     except (InputError, WorkerLostError) as error:
         raise not_tested(folder, config, error) from error
-    results = _results(config, run, backend, findings, found)
+    source = trained_on(training, read_info(folder.adapter).weights_sha256)
+    results = _results(config, run, backend, findings, found, source)
     folder.check_held()
     write_results(folder.results_file, results)
     folder.remove_state()
@@ -204,12 +209,18 @@ def _evaluate(config: TrainConfig, run: TrainingLoop, parts: Sequence[str]) -> d
 
 
 def _results(
-    config: TrainConfig, run: TrainingLoop, backend: str, findings: SampleFindings, found: dict[str, Any] | None
+    config: TrainConfig,
+    run: TrainingLoop,
+    backend: str,
+    findings: SampleFindings,
+    found: dict[str, Any] | None,
+    source: dict[str, Any],
 ) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
     return results_of(
-        method=config.method,
+        method=method_name(config),
         data=run.data,
+        trained_on=source,
         model=config.model,
         pretrained=config.pretrained,
         shots=config.shots,
@@ -226,5 +237,5 @@ def _results(
         bad_steps=run.bad_steps,
         data_findings=findings.to_dict(),
         backend=backend,
-        few_shot_hash=json.loads((config.run_folder / "few_shot.json").read_text())["hash"],
+        few_shot_hash=json.loads((folder_of(config) / "few_shot.json").read_text())["hash"],
     )

@@ -77,7 +77,7 @@ class TrainingLoop:
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=config.epochs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.steps_per_epoch = math.ceil(len(items) / config.batch_size)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch, self.step_in_epoch = 0, 0
         self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
         self.since_line, self.since_epoch = Means(), Means()
@@ -173,7 +173,14 @@ class TrainingLoop:
             key = view_cache.cache_key(self.step_module, self.base_hash, transform, contents, config.seed)
             cache = view_cache.open_cache(self.step_module, config, len(images), key, self.ranks)
         return TrainBatches(
-            images, config.batch_size, config.seed, config.workers, self.device, cache=cache, ranks=self.ranks
+            images,
+            config.batch_size,
+            config.seed,
+            config.workers,
+            self.device,
+            cache=cache,
+            ranks=self.ranks,
+            drop_last=config.drop_last,
         )
 
     def _make_graphed(self) -> GraphedStep:

@@ -20,16 +20,17 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts
-from rmadapter.evaluation.results_file import describe, results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
+from rmadapter.methods.naming import folder_of
 from rmadapter.runtime import environment, resolve_device
 from rmadapter.step.batches import WorkerLostError, lost_workers_said
 from rmadapter.training.before_training import check_test_images, check_test_prompts
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.probe_fit import DEFAULT_C, GRID, choose
 from rmadapter.training.run_folder import RunFolder, finished_run, not_tested
-from rmadapter.tuners.probe import LinearProbe, save_probe
+from rmadapter.tuners.probe import LinearProbe, read_probe, save_probe
 
 
 def train_probe(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def train_probe(config: TrainConfig, *, data: ImageData | None = None) -> dict[s
         StoppedError: the probe is saved, but cannot be tested; the folder was deleted meanwhile.
         WorkerLostError: a process that decodes images has ended.
     """
-    folder = RunFolder(config.run_folder, LINEAR_PROBE.kind)
+    folder = RunFolder(folder_of(config), LINEAR_PROBE.kind)
     data = data or load_data(config.data, config.data_root, config.style)
     if (done := finished_run(folder, config, data)) is not None:
         return done
@@ -74,17 +75,21 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     seconds = time.perf_counter() - began
     print(f"linear probe: C = {inverse_penalty:g}, {len(items)} images of {len(names)} classes, {seconds:.1f} s")
     probe = _probe(backbone, names, config.template, solution)
+    settings = {"C": DEFAULT_C if validated is None else list(GRID)}
     training = {
         "method": LINEAR_PROBE.name,
         "data": data.name,
         "style": data.style,
+        "data_hash": data.content_hash,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
         "C": inverse_penalty,
+        "settings": settings,
     }
     folder.check_held()
     save_probe(folder.adapter, probe, backbone, training)
+    weights_sha256 = read_probe(folder.adapter)["weights_sha256"]
 
     found = {"accuracy": {}, "images": {}, "skipped": 0}
     began = time.perf_counter()
@@ -99,6 +104,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     results = results_of(
         method=LINEAR_PROBE.name,
         data=data,
+        trained_on=trained_on(training, weights_sha256),
         model=config.model,
         pretrained=config.pretrained,
         shots=config.shots,
@@ -110,7 +116,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
         seconds={"train": seconds, "eval": time.perf_counter() - began},
         precision="fp32",
         device=str(device),
-        settings={"C": DEFAULT_C if validated is None else list(GRID)},
+        settings=settings,
         data_findings=findings.to_dict(),
         few_shot_hash=sample.hash,
     )

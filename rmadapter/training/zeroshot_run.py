@@ -12,6 +12,7 @@ from rmadapter.errors import InputError
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.evaluation.results_file import write_results
 from rmadapter.files import write_json
+from rmadapter.methods.naming import folder_of
 from rmadapter.methods.zeroshot import ZEROSHOT
 from rmadapter.runtime import environment, resolve_device
 from rmadapter.step.batches import lost_workers_said
@@ -29,7 +30,7 @@ def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[
     """
     if not config.evaluate:
         raise InputError(f"evaluate is False, but {ZEROSHOT.name} does nothing else; valid: True")
-    folder = RunFolder(config.run_folder, ZEROSHOT.kind)
+    folder = RunFolder(folder_of(config), ZEROSHOT.kind)
     if data is None and config.resume:
         data = load_data(config.data, config.data_root, config.style)
     if (done := finished_run(folder, config, data)) is not None:

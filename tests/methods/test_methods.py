@@ -21,6 +21,7 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import base_new_names, load_data
 from rmadapter.errors import InputError
 from rmadapter.methods import ABLATION_TABLE, METHODS, Method
+from rmadapter.methods.naming import method_name
 from rmadapter.methods.options import configure
 from rmadapter.training.probe_fit import DEFAULT_C, choose, fit
 from rmadapter.tuners.adapter_file import read_info
@@ -33,9 +34,10 @@ ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_method_s_options_make_the_method_of_that_name(name):
-    assert configure(name, ["--data", "x"]).method == name
+    config = configure(name, ["--data", "x"])
+    assert (method_name(config), config.label) == (name, None)
     # What the user says of the loss does not turn it into another one.
-    assert configure(name, ["--data", "x", "--loss.lambda1", "7"]).method == name
+    assert method_name(configure(name, ["--data", "x", "--loss.lambda1", "7"])) == name
 
 
 def test_the_ablation_table():
