@@ -7,7 +7,6 @@ from rmadapter.config.adapter import TOWERS, RMAdapterConfig, TowerOverrides, la
 from rmadapter.config.loss import LossConfig
 from rmadapter.config.run import (
     AUGMENTATIONS,
-    LARGEST_SEED,
     PARTS,
     PRECISIONS,
     RUN_CONFIG_FILE,
@@ -20,7 +19,6 @@ from rmadapter.config.shortcuts import StepConfig
 
 __all__ = [
     "AUGMENTATIONS",
-    "LARGEST_SEED",
     "PARTS",
     "PRECISIONS",
     "RUN_CONFIG_FILE",

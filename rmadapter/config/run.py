@@ -20,7 +20,6 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
-# What every generator of random numbers here takes.
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
 RUN_CONFIG_FILE = "config.yaml"
 # What ``rmadapter train --help`` shows first, and where each of the other options stands.

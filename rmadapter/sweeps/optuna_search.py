@@ -21,21 +21,13 @@ from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
 from rmadapter.config.paths import PathText
 from rmadapter.config.seeds import seed_list
-<<<<<<< HEAD
 from rmadapter.data import ImageData
-from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
+from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_csv, write_text
 from rmadapter.methods.naming import folder_of
-from rmadapter.sweeps.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
-from rmadapter.sweeps.search_folder import SearchFolder
-=======
-from rmadapter.data.emoji import TRAIN_CONFIG
-from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.files import read_json, shown_names, write_csv, write_json, write_text
-from rmadapter.locks import ProcessLock
 from rmadapter.sweeps.protocols import FIXED_OPTIONS, is_bundled, load_planned, short_name
->>>>>>> data
+from rmadapter.sweeps.search_folder import SearchFolder
 from rmadapter.sweeps.settings import RESERVED
 
 FORMAT = 1

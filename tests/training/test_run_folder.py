@@ -17,6 +17,7 @@ from small_runs import Killed, metrics_of, stop, stopped_before_step
 
 from rmadapter import InputError
 from rmadapter.cli import main
+from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.data import load_data
 from rmadapter.data.loading import EvalImages, TrainImages
 from rmadapter.errors import StoppedError
@@ -301,6 +302,12 @@ def test_under_torchrun_what_has_no_training_step_runs_once(config, tmp_path, mo
     monkeypatch.setenv("RANK", "0")
     assert trained(config, method)["data"] == "animals"
     assert "one of the 2 processes does all" in capsys.readouterr().out
+
+
+def test_a_seed_has_as_many_bits_as_every_generator_takes(config):
+    assert train(config(seed=LARGEST_SEED))["seed"] == LARGEST_SEED
+    with pytest.raises(InputError, match=f"seed is {LARGEST_SEED + 1}; valid: a number >= 0 and <= {LARGEST_SEED}"):
+        config(seed=LARGEST_SEED + 1)
 
 
 def test_a_probe_takes_no_more_shots_than_the_data_set_may_have(config, images, tmp_path):
