@@ -48,6 +48,23 @@ class Prompts:
         return self.tokens if self.slots is None else self.tokens.scatter(1, self.slots, -1)
 
 
+class PromptBuffers(nn.Module):
+    """Prompts that go where a model goes: buffers of it, which are not saved."""
+
+    tokens: Tensor
+    valid: Tensor
+
+    def __init__(self, prompts: Prompts):
+        super().__init__()
+        self.register_buffer("tokens", prompts.tokens, persistent=False)
+        self.register_buffer("valid", prompts.valid, persistent=False)
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompts where they are now."""
+        return Prompts(self.tokens, self.valid)
+
+
 def make_prompts(
     clip: ClipModel,
     tokenizer: Callable[..., Tensor],

@@ -10,7 +10,6 @@ from rmadapter.config.adapter import RMAdapterConfig
 from rmadapter.config.head import HeadConfig
 from rmadapter.config.lora import LoraConfig
 from rmadapter.config.prompt import PromptConfig
-from rmadapter.errors import check_choice
 
 
 @dataclass
@@ -34,20 +33,7 @@ class TunerConfig:
         """Whether anything beside the adapters is trained."""
         return self.prompt.any or self.lora.any or self.head.any
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and YAML."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TunerConfig:
-        """The inverse of ``to_dict``; an unknown key is an InputError."""
-        kinds = {"prompt": PromptConfig, "lora": LoraConfig, "head": HeadConfig}
-        for key in values:
-            check_choice("key in tuner", key, ["adapter", *kinds])
-        found: dict[str, Any] = {"adapter": RMAdapterConfig.from_dict(values["adapter"])}
-        for name, kind in kinds.items():
-            group = values.get(name) or {}
-            for key in group:
-                check_choice(f"key in {name}", key, [f.name for f in dataclasses.fields(kind)])
-            found[name] = kind(**group)
-        return cls(**found)
+    def flat(self) -> dict[str, Any]:
+        """Plain values by dotted name: ``adapter.scale``."""
+        groups = dataclasses.asdict(self).items()
+        return {f"{group}.{name}": value for group, values in groups for name, value in values.items()}

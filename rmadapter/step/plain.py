@@ -10,18 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmadapter.clip.classifier import CLIPClassifier, Output
-from rmadapter.clip.prompts import encode_prompts, end_of_text
+from rmadapter.clip.prompts import PromptBuffers, Prompts, encode_prompts, end_of_text
 from rmadapter.clip.towers import find_towers, pooled_token
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import LossConfig, RMAdapterConfig, TunerConfig
 from rmadapter.errors import InputError
 from rmadapter.objectives import losses
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
-from rmadapter.tuners.injection import AdaptedCLIP, inject
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
+from rmadapter.tuners.injection import inject
 from rmadapter.tuners.tuner import Features
 
 
@@ -40,6 +41,10 @@ class RMAdapterCLIP(AdaptedClassifier):
         target_templates: prompts whose frozen features, their mean, the losses compare the text features with; default:
             the template.
     """
+
+    counted_vision: Tensor | None
+    _counted_text: Tensor | None
+    _frozen_text: Tensor | None
 
     def __init__(
         self,
@@ -75,17 +80,28 @@ class RMAdapterCLIP(AdaptedClassifier):
         super().set_classes(class_names, template)
         if self.config.rec_tokens == "all":
             self.prompts = replace(self.prompts, valid=torch.ones_like(self.prompts.valid))
-        self.counted = {tower: self._counted(tower) for tower in ("vision", "text")}
+        # Buffers go where the model goes, and are not saved.
+        self.register_buffer("counted_vision", self._counted("vision"), persistent=False)
+        self.register_buffer("_counted_text", self._counted("text"), persistent=False)
+        self.register_buffer("_frozen_text", None, persistent=False)
         templates = self.target_templates or ([template] if self.prompts.slots is not None else [])
-        self.targets = [self.prompts_of(one) for one in templates]
-        self._frozen_text: Tensor | None = None
+        self.target_prompts = nn.ModuleList(PromptBuffers(self.prompts_of(one)) for one in templates)
+
+    @property
+    def targets(self) -> list[Prompts]:
+        """Prompts whose frozen features the losses compare with; none for those that are classified by."""
+        return [kept.prompts for kept in self.target_prompts if isinstance(kept, PromptBuffers)]
+
+    @property
+    def counted(self) -> dict[str, Tensor | None]:
+        """Which tokens of each tower the reconstruction counts, see ``_counted``."""
+        return {"vision": self.counted_vision, "text": self._counted_text}
 
     @property
     def counted_text(self) -> Tensor:
         """Which tokens of the prompts the reconstruction counts: bool [classes, length]."""
-        counted = self.counted["text"]
-        assert counted is not None  # prompts say which of their tokens are valid
-        return counted
+        assert self._counted_text is not None  # prompts say which of their tokens are valid
+        return self._counted_text
 
     def _counted(self, tower: str) -> Tensor | None:
         """Which tokens the reconstruction counts: bool [classes, length] or [1, tokens], or None for all."""

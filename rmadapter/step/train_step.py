@@ -72,6 +72,10 @@ class TrainStep(nn.Module):
         ranks: this process among those that share the classes and the images of a batch.
         images: of a batch, which the classes are computed for one by one where their features depend on the image.
 
+    Attributes:
+        chunks: of the classes.
+        text_bound: ``text_bytes`` where the chunks are others for it, None where all prompts fit.
+
     Raises:
         InputError: ``text_bytes`` is less than one class takes, or there are more processes than classes.
     """
@@ -96,6 +100,7 @@ class TrainStep(nn.Module):
         self.image = ImageEncoder(model.adapted, **settings, recompute=recompute)
         self.text = TextEncoder(model.adapted, **settings)
         self.frozen_stream = model.config.rec_stream == "frozen"
+        self.text_bound: int | None = None
         self.chunks = self._plan(text_bytes, recompute)
         self._classes: list[_Classes] | None = None
 
@@ -126,7 +131,8 @@ class TrainStep(nn.Module):
         if self.shortcuts.class_chunks and text_bytes is not None:
             shape = tower_shape(self.model.adapted, "text", stream=self.text.stream.itemsize)
             times = self.images if self.model.per_image else 1
-            chunks = by_memory(chunks, lambda chunk: times * shape.saved_bytes(chunk), text_bytes)
+            within = by_memory(chunks, lambda chunk: times * shape.saved_bytes(chunk), text_bytes)
+            self.text_bound, chunks = (text_bytes if within != chunks else None), within
         self.inverse = self.order.argsort()
         return [replace(chunk, recompute=chunk.recompute or recompute) for chunk in chunks]
 
@@ -237,7 +243,9 @@ class TrainStep(nn.Module):
         )
 
     def _images_at_once(self, count: int) -> int:
-        return in_cache(count, self.image.tokens * self.image.hidden * self.image.dtype.itemsize, self.model.prompts.tokens.device)
+        return in_cache(
+            count, self.image.tokens * self.image.hidden * self.image.dtype.itemsize, self.model.prompts.tokens.device
+        )
 
     def pieces(self, entry: Entry) -> list[Entry]:
         """The images of ``entry`` in as many parts as go through the tower one after the other."""

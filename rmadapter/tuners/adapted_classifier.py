@@ -11,8 +11,8 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.prompts import encode_prompts
 from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError, nearest
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.encoders import Encoders
-from rmadapter.tuners.injection import AdaptedCLIP
 from rmadapter.tuners.tuner import Features
 
 
@@ -23,7 +23,8 @@ class AdaptedClassifier(CLIPClassifier):
         model: the model with what is trained in it.
         tokenizer, class_names, template, trim: as in ``CLIPClassifier``.
         encoders: where given they run the model in eval mode in place of open_clip's own forward passes and hooks:
-            the last block at the pooled token alone, the residual stream in a dtype of its own. They may be set later.
+            the last block at the pooled token alone, the residual stream in a dtype of its own. They may be set later;
+            while the model is on another device than they were made for, it runs without them.
 
     Raises:
         InputError: a class that a tuner is bound away from.
@@ -41,6 +42,7 @@ class AdaptedClassifier(CLIPClassifier):
         trim: bool = True,
         encoders: Encoders | None = None,
     ):
+        model.use_tokenizer(tokenizer)
         super().__init__(model, tokenizer, class_names, template, trim=trim)
         self.encoders = encoders
 
@@ -131,7 +133,8 @@ class AdaptedClassifier(CLIPClassifier):
 
     @property
     def _running_encoders(self) -> Encoders | None:
-        return self.encoders if not self.training and self.adapted.enabled else None
+        found = self.encoders
+        return found if found is not None and not self.training and self.adapted.enabled and found.image.fits else None
 
 
 def rows_of(class_names: list[str], bound: list[str]) -> list[int]:

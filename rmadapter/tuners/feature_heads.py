@@ -128,21 +128,3 @@ class ImageCache(Tuner):
         """``cache.keys`` [images, embed] and ``cache.labels`` [images]."""
         yield "cache.keys", self.keys
         yield "cache.labels", self.labels
-
-
-def make_heads(clip: ClipModel, config: HeadConfig, class_names: list[str] | None, images: int) -> list[Tuner]:
-    """What ``config`` asks for, for ``class_names`` and so many cached images.
-
-    Raises:
-        InputError: what each class has of its own without the names of the classes, a cache without images.
-    """
-    found: list[Tuner] = []
-    if config.image_ratio or config.text_ratio:
-        found.append(FeatureAdapters(clip, config))
-    if (config.offset or config.cache != "none") and class_names is None:
-        raise InputError("head.offset and head.cache need the names of the classes")
-    if config.offset:
-        found.append(ClassOffsets(clip, config, class_names or []))
-    if config.cache != "none":
-        found.append(ImageCache(clip, config, class_names or [], images))
-    return found

@@ -33,33 +33,36 @@ class Installed(nn.Module):
             depends on the image.
     """
 
+    places: Tensor | None
+
     def __init__(self, tuners: list[Tuner]):
         super().__init__()
         self.tuners = nn.ModuleList(tuners)
         self.active, self.frozen_pass = True, False
-        self.places: Tensor | None = None
+        self.register_buffer("places", None, persistent=False)
         self.image_features: Tensor | None = None
         self._values: dict[str, Values] = {}
 
     def sites(self, tower: str) -> Sites:
         """Those of all tuners."""
-        return Sites.joined([tuner.sites(tower) for tuner in self._all])
+        return Sites.joined([tuner.sites(tower) for tuner in self.all])
 
     @property
-    def _all(self) -> list[Any]:
-        return list(self.tuners)
+    def all(self) -> list[Tuner]:
+        """The tuners."""
+        return [tuner for tuner in self.tuners if isinstance(tuner, Tuner)]
 
     def values(self, image_features: Tensor | None = None) -> dict[str, Values]:
         """What enters both towers, of all tuners."""
         found: dict[str, dict[int, Tensor]] = {"vision": {}, "text": {}}
-        for tuner in self._all:
+        for tuner in self.all:
             for tower, values in tuner.values(image_features).items():
                 found[tower].update(values)
         return dict(found)
 
     def update(self, tower: str, block: int) -> Any:
         """The low-rank updates of a block; at most one tuner has some."""
-        return next((u for tuner in self._all if (u := tuner.update(tower, block)) is not None), None)
+        return next((u for tuner in self.all if (u := tuner.update(tower, block)) is not None), None)
 
     @property
     def running(self) -> bool:

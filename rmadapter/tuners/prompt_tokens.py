@@ -64,9 +64,7 @@ class PromptTokens(Tuner):
             )
         width = {name: tower.width for name, tower in towers.items()}
         if config.class_specific:
-            if class_names is None:
-                raise InputError("prompt.class_specific needs the names of the classes")
-            self.classes = list(class_names)
+            self.classes = list(class_names or ())
             self.rows: list[int] | None = None
         if words is not None:
             self.register_buffer("words", words.float().cpu(), persistent=False)

@@ -122,9 +122,7 @@ def test_images_in_pieces_are_the_batch(tokenizer, monkeypatch, config):
     step = TrainStep(model)
     sizes = []
     real = step.image.tuned
-    monkeypatch.setattr(
-        step.image, "tuned", lambda entry, *rest: sizes.append(len(entry.output)) or real(entry, *rest)
-    )
+    monkeypatch.setattr(step.image, "tuned", lambda entry, *rest: sizes.append(len(entry.output)) or real(entry, *rest))
     tokens = 5 * step.image.hidden * 4
     monkeypatch.setattr("rmadapter.step.chunks.PIECE_BYTES", 3 * tokens)
     assert_same(run(step, model), expected)
