@@ -6,20 +6,28 @@ differs), ``loss`` and ``step``; everything else about a run stands at the top l
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from rmadapter.config.adapter import RMAdapterConfig
+from rmadapter.config.head import HeadConfig
 from rmadapter.config.help import HelpLayout
+from rmadapter.config.lora import LoraConfig
 from rmadapter.config.loss import LossConfig
 from rmadapter.config.paths import ModelText, PathText
+from rmadapter.config.prompt import PromptConfig
 from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.tuner import TunerConfig
 from rmadapter.errors import InputError, check_choice, check_range, printable, printable_line
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "none")
+PUBLISHED = "published"  # in the place of a template
+OPTIMIZERS = ("sgd", "adam", "adamw")
+DECAYS = ("epoch", "step")
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
 RUN_CONFIG_FILE = "config.yaml"
 # What ``rmadapter train --help`` shows first, and where each of the other options stands.
@@ -49,7 +57,20 @@ TRAIN_HELP = HelpLayout(
             "allow_test_overlap",
             "workers",
         ),
-        "Optimiser": ("momentum", "weight_decay", "drop_last", "max_bad_steps"),
+        "Optimiser and schedule": (
+            "optimizer",
+            "momentum",
+            "weight_decay",
+            "adam_eps",
+            "decay",
+            "final_lr",
+            "warmup_epochs",
+            "warmup_lr",
+            "steps_per_shot",
+            "average",
+            "drop_last",
+            "max_bad_steps",
+        ),
         "Device, precision and backend": ("device", "precision", "residual", "backend"),
         "Speed and memory": (
             "shortcuts",
@@ -90,7 +111,7 @@ class TrainConfig:
         seed: seeds the sample, the order, the augmentation and the adapter's weights
         model: open_clip model name, or local-dir:FOLDER
         pretrained: open_clip tag or a weights file, which every open_clip model needs; none insists on random weights
-        template: prompt for a class, with {} for its name
+        template: prompt for a class, with {} for its name, or published: the data set's own, as zero-shot CLIP has it
         precision: what the frozen model is stored and computed in: auto (bf16 on GPUs and CPUs that have it, else
             fp32), bf16, fp16 or fp32; adapters, optimiser and losses are always fp32
         residual: the residual stream above the first adapter: fp32, compute (the precision), or auto
@@ -112,8 +133,16 @@ class TrainConfig:
         batch_size: images a step
         drop_last: leave out an epoch's last batch where it is not full, as the field's code does; else it is a smaller
             one
-        lr: peak learning rate of SGD, cosine schedule by epoch
+        optimizer: sgd, adam (weight decay added to the gradient) or adamw (decoupled)
+        lr: peak learning rate; it falls as half a cosine
         momentum: of SGD
+        adam_eps: epsilon of Adam
+        decay: whether the rate falls by epoch or by step
+        final_lr: learning rate that the cosine ends at
+        warmup_epochs: epochs before it at a constant learning rate
+        warmup_lr: that rate
+        steps_per_shot: steps for each training image of a class, in place of epochs; 0: epochs count
+        average: "mean,std": the result is the mean of all epochs' weights, weighted by a Gaussian over their number
         weight_decay: of SGD
         augmentation: crop_flip (random resized crop and flip), crop, or none
         min_crop: smallest share of the image's area that a random crop keeps
@@ -133,6 +162,9 @@ class TrainConfig:
         evaluate: classify the test images afterwards (with --classes base: both base and new)
         eval_batch_size: images a step in evaluation
         adapter: the adapters
+        prompt: learned tokens
+        lora: low-rank updates
+        head: what is trained after the towers
         loss: weights of the loss terms
     """
 
@@ -164,8 +196,16 @@ class TrainConfig:
     epochs: int = 5
     batch_size: int = 16
     drop_last: bool = False
+    optimizer: str = "sgd"
     lr: float = 0.0015
     momentum: float = 0.9
+    adam_eps: float = 1e-8
+    decay: str = "epoch"
+    final_lr: float = 0.0
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-5
+    steps_per_shot: int = 0
+    average: str | None = None
     weight_decay: float = 5e-4
     augmentation: str = "crop_flip"
     min_crop: float = 0.08
@@ -183,6 +223,9 @@ class TrainConfig:
     evaluate: bool = True
     eval_batch_size: int = 64
     adapter: RMAdapterConfig = field(default_factory=RMAdapterConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
@@ -192,7 +235,8 @@ class TrainConfig:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("residual", self.residual, STREAMS)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
-        check_template(self.template)
+        if self.template != PUBLISHED:
+            check_template(self.template)
         if self.label is not None:
             check_label(self.label)
         for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
@@ -207,7 +251,14 @@ class TrainConfig:
             "views",
         ):
             check_range(name, getattr(self, name), 0)
-        check_range("lr", self.lr, 0, open_low=True)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("decay", self.decay, DECAYS)
+        for name in ("lr", "adam_eps", "warmup_lr"):
+            check_range(name, getattr(self, name), 0, open_low=True)
+        for name in ("final_lr", "warmup_epochs", "steps_per_shot"):
+            check_range(name, getattr(self, name), 0)
+        check_range("final_lr", self.final_lr, 0, self.lr)
+        gaussian(self.average)
         check_range("momentum", self.momentum, 0, 1)
         check_range("min_crop", self.min_crop, 0, 1, open_low=True)
         if self.resume and self.overwrite:
@@ -216,6 +267,21 @@ class TrainConfig:
             raise InputError(f"views is {self.views}, which are kept for step.image_prefix; valid: 0, or with it")
         if self.backend is not None and not self.fused:
             raise InputError(f"backend is {self.backend!r} and fused is False; valid: one of them")
+
+    @property
+    def tuned(self) -> TunerConfig:
+        """All that is trained."""
+        return TunerConfig(self.adapter, self.prompt, self.lora, self.head)
+
+
+def gaussian(average: str | None) -> tuple[float, float] | None:
+    """Mean and deviation that ``average`` names; InputError for another form."""
+    if average is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*,\s*(\d+(?:\.\d*)?)\s*", average)
+    if match is None or not float(match[2]):
+        raise InputError(f"average is {average!r}; valid: mean,std of a Gaussian over the epochs, such as 15,1")
+    return float(match[1]), float(match[2])
 
 
 def check_label(label: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rmadapter.config import PUBLISHED
+
 PHOTO = "a photo of a {}."
 
 
@@ -188,6 +190,11 @@ def record_of(data: str) -> DataSet | None:
     """The record that ``data`` or the last part of its path is the name or the folder of; None for any other data."""
     name = Path(data).name
     return CATALOG.get(name) or next((record for record in _RECORDS if record.folder == name), None)
+
+
+def template_for(template: str, data: str) -> str:
+    """``template``, or for PUBLISHED the one published for the data set called ``data``."""
+    return zeroshot_template(data) if template == PUBLISHED else template
 
 
 def zeroshot_template(data: str) -> str:

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from rmadapter.errors import check_choice
 from rmadapter.methods.ablations import ABLATIONS
+from rmadapter.methods.cocoop import COCOOP
+from rmadapter.methods.compositions import COMPOSITIONS
+from rmadapter.methods.coop import COOP, KGCOOP
+from rmadapter.methods.deep_prompts import IVLP, MAPLE, PROMPTSRC, VPT
+from rmadapter.methods.feature_methods import CLIP_ADAPTER, TASKRES
 from rmadapter.methods.linear_probe import LINEAR_PROBE
+from rmadapter.methods.lora import CLIP_LORA
 from rmadapter.methods.method import Method
 from rmadapter.methods.mma import MMA
+from rmadapter.methods.prograd import PROGRAD
 from rmadapter.methods.rmadapter import RMADAPTER
 from rmadapter.methods.single import SINGLE
 from rmadapter.methods.zeroshot import ZEROSHOT
 
-METHODS: dict[str, Method] = {
-    method.name: method for method in (ZEROSHOT, LINEAR_PROBE, SINGLE, MMA, RMADAPTER, *ABLATIONS)
-}
+_COMPARATORS = (COOP, COCOOP, KGCOOP, PROGRAD, VPT, IVLP, MAPLE, PROMPTSRC, CLIP_ADAPTER, TASKRES, CLIP_LORA)
+_EVERY = (ZEROSHOT, LINEAR_PROBE, *_COMPARATORS, SINGLE, MMA, RMADAPTER, *ABLATIONS, *COMPOSITIONS)
+METHODS: dict[str, Method] = {method.name: method for method in _EVERY}
 # The paper's ablation table: each of these differs from the last in one respect or a few.
 ABLATION_TABLE = (ZEROSHOT.name, SINGLE.name, MMA.name, *(method.name for method in ABLATIONS), RMADAPTER.name)
 

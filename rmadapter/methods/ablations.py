@@ -1,14 +1,19 @@
 """The rows of the paper's ablation table between the single branch and RMAdapter."""
 
-from rmadapter.methods.method import Method
-from rmadapter.methods.single import NO_CONSISTENCY, NO_RECONSTRUCTION
+from rmadapter.methods.method import NO_CONSISTENCY, NO_RECONSTRUCTION, Method
+from rmadapter.methods.rmadapter import ON_IMAGENET
+
+
+def _row(name: str, summary: str, *options: str) -> Method:
+    return Method(name, summary, options, overrides=ON_IMAGENET)
+
 
 ABLATIONS = (
-    Method("single+consistency", "no reconstruction", NO_RECONSTRUCTION),
-    Method("rmadapter-no-consistency", "no consistency losses", NO_CONSISTENCY),
-    Method("rmadapter-separate-down", "reconstruction with a down-projection of its own", ("--adapter.separate_down",)),
-    Method("rmadapter-rec1", "reconstruction of one layer", ("--adapter.rec_layers=1",)),
-    Method("rmadapter-rec3", "reconstruction of three layers", ("--adapter.rec_layers=3",)),
-    Method("rmadapter-l1", "L1 reconstruction", ("--adapter.objective=l1",)),
-    Method("rmadapter-cosine", "cosine reconstruction", ("--adapter.objective=cosine",)),
+    _row("single+consistency", "no reconstruction", *NO_RECONSTRUCTION),
+    _row("rmadapter-no-consistency", "no consistency losses", *NO_CONSISTENCY),
+    _row("rmadapter-separate-down", "reconstruction with a down-projection of its own", "--adapter.separate_down"),
+    _row("rmadapter-rec1", "reconstruction of one layer", "--adapter.rec_layers=1"),
+    _row("rmadapter-rec3", "reconstruction of three layers", "--adapter.rec_layers=3"),
+    _row("rmadapter-l1", "L1 reconstruction", "--adapter.objective=l1"),
+    _row("rmadapter-cosine", "cosine reconstruction", "--adapter.objective=cosine"),
 )

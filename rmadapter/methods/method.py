@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-# How a method is trained and stored: adapters in both towers, a linear classifier on image features, or not at all.
-ADAPTERS, PROBE, UNTRAINED = "adapters", "probe", "untrained"
+# How a method is trained and stored: by steps through the towers, as a linear classifier on image features, or not.
+TUNED, PROBE, UNTRAINED = "tuned", "probe", "untrained"
+# Keys of ``Method.overrides`` beside names of data sets: training on ImageNet, and there to test on other data sets.
+IMAGENET, TRANSFER = "imagenet", "transfer"
+
+# What a method is without, as options. Adapters beside blocks and their reconstruction:
+NO_ADAPTERS = ("--adapter.layers=none", "--no-adapter.reconstruct", "--loss.lambda1=0", "--loss.lambda2=0")
+NO_RECONSTRUCTION = ("--no-adapter.reconstruct", "--loss.lambda1=0", "--loss.lambda2=0")
+NO_CONSISTENCY = ("--loss.lambda3=0", "--loss.lambda4=0")
+# What the field's prompt learners have in common: SGD, one epoch of warm-up, only whole batches.
+FIELD_RECIPE = ("--optimizer=sgd", "--momentum=0.9", "--weight_decay=5e-4", "--warmup_epochs=1", "--drop_last")
 
 
 @dataclass(frozen=True)
 class Method:
     """A method of adapting CLIP, as data; ``training.by_method`` and ``evaluation.stored`` have what each kind does.
 
+    Options are words of ``rmadapter train``. Of two that disagree the later wins: recipe, overrides, the test bed's
+    defaults, ``testbed``, the user's, options.
+
     Attributes:
         name: in commands, tables and results.json.
         summary: what it is, for people.
-        options: of ``rmadapter train``; they win over the user's, since they are what the method is.
-        testbed: options that are its defaults on the bundled data sets, where it needs others than RMAdapter.
-        kind: ADAPTERS, PROBE or UNTRAINED.
+        options: what the method is.
+        groups: of options that it has beside those of a run.
+        recipe: how it is trained, as published.
+        overrides: what is published to be otherwise, for a data set by its name, and for TRANSFER.
+        testbed: its defaults on the bundled data sets, where it needs others than RMAdapter.
+        kind: TUNED, PROBE or UNTRAINED.
         seeded: whether a seed changes anything; otherwise it is run once a data set.
         open_vocabulary: whether it classifies classes that it was not trained on.
     """
@@ -25,7 +41,17 @@ class Method:
     name: str
     summary: str
     options: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ("adapter",)
+    recipe: tuple[str, ...] = ()
+    overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     testbed: tuple[str, ...] = ()
-    kind: str = ADAPTERS
+    kind: str = TUNED
     seeded: bool = True
     open_vocabulary: bool = True
+
+    def overriding(self, data: str, *, transfer: bool = False) -> tuple[str, ...]:
+        """What is published to be otherwise for a data set of the field, trained on for itself or to test on others."""
+        return (
+            *self.overrides.get(data, ()),
+            *(self.overrides.get(TRANSFER, ()) if transfer and data == IMAGENET else ()),
+        )

@@ -1,9 +1,9 @@
 """What a configuration's method is called: by its label, by the registered method that it is, or as a custom one.
 
-What makes a method is every option of the groups ``adapter`` and ``loss`` apart from its recipe: the sizes of
-``RECIPE`` (which blocks, widths, factors) and how much a loss term weighs. A weight of 0, which leaves the term out,
-makes another method, and so do adapters in one tower alone. Options that have no effect, such as those of a
-reconstruction that is not there, make none.
+What makes a method is every option of the groups ``adapter``, ``prompt``, ``lora``, ``head`` and ``loss`` apart from
+its recipe: the sizes of ``RECIPE`` (which blocks, widths, factors) and how much something weighs. A weight of 0, which
+leaves a term out, makes another method, and so do adapters in one tower alone. Options that have no effect, such as
+those of a reconstruction that is not there, make none.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from rmadapter.config import LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter.config import LossConfig, TrainConfig, TunerConfig
 from rmadapter.config.adapter import TOWERS
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.files import plain_name
 from rmadapter.methods import METHODS
-from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.method import TUNED
 
 RECIPE = {"layers", "bottleneck", "rec_hidden", "scale", "branch_grad_scale", *TOWERS}
 # What only a reconstruction has: without one these options have no effect.
@@ -42,12 +42,12 @@ def method_name(config: TrainConfig) -> str:
 
     Such as ``custom (rmadapter, adapter.activation=relu, loss.lambda1=0)``.
     """
-    return derived_name(config.adapter, config.loss) if config.label is None else config.label
+    return derived_name(config.tuned, config.loss) if config.label is None else config.label
 
 
-def derived_name(adapter: RMAdapterConfig, loss: LossConfig) -> str:
+def derived_name(tuned: TunerConfig, loss: LossConfig) -> str:
     """What these options make, whatever it is labelled."""
-    own = _traits(adapter, loss)
+    own = _traits(tuned, loss)
     differences = {name: _differing(own, _traits(*options)) for name, options in _registered().items()}
     nearest = min(differences, key=lambda name: (len(differences[name]), len(_BUILD & set(differences[name]))))
     if not differences[nearest]:
@@ -71,20 +71,46 @@ def folder_of(config: TrainConfig) -> Path:
     return Path("runs") / f"{data}-{model}-{method}-{config.classes}-{config.shots}shot-seed{config.seed}"
 
 
-def _traits(adapter: RMAdapterConfig, loss: LossConfig) -> dict[str, str]:
+def _traits(tuned: TunerConfig, loss: LossConfig) -> dict[str, str]:
     """What makes the method, by option: its value behind the sign that stands between them."""
-    traits = {
-        f"adapter.{field.name}": f"={getattr(adapter, field.name)}"
-        for field in dataclasses.fields(adapter)
-        if field.name not in RECIPE
-    }
+    adapter = tuned.adapter
+    traits = {}
     for tower in TOWERS:
         traits[f"adapter.{tower}.layers"] = "=none" if adapter.tower(tower).layers == "none" else ""
-    for field in dataclasses.fields(loss):
-        traits[f"loss.{field.name}"] = SOME if getattr(loss, field.name) else NONE
+    if not all(traits.values()):
+        for field in dataclasses.fields(adapter):
+            if field.name not in RECIPE:
+                traits[f"adapter.{field.name}"] = f"={getattr(adapter, field.name)}"
+    traits |= _beside_adapters(tuned)
+    for name in ("lambda1", "lambda2", "lambda3", "lambda4", "distillation", "projected"):
+        traits[f"loss.{name}"] = SOME if getattr(loss, name) else NONE
+    if loss.lambda3 or loss.lambda4:
+        traits["loss.distance"] = f"={loss.distance}"
+    if loss.needs_text:
+        traits["loss.target"] = f"={loss.target}"
     if not adapter.reconstruct:
         return {name: value for name, value in traits.items() if name not in _RECONSTRUCTION}
     return traits
+
+
+def _beside_adapters(tuned: TunerConfig) -> dict[str, str]:
+    """Of what is trained beside the adapters, what makes a method: that it is there, not how large it is."""
+    prompt, head = tuned.prompt, tuned.head
+    sizes = {
+        "prompt.text_tokens": prompt.text_tokens,
+        "prompt.vision_tokens": prompt.vision_tokens,
+        "lora.rank": tuned.lora.rank,
+        "head.image_ratio": head.image_ratio,
+        "head.text_ratio": head.text_ratio,
+        "head.offset": head.offset,
+    }
+    traits = {name: SOME if size else NONE for name, size in sizes.items()}
+    traits["prompt.text_depth"] = ">1" if prompt.text_depth > 1 else "=1"
+    return traits | {
+        "prompt.per_image": f"={prompt.per_image}",
+        "prompt.coupled": f"={prompt.coupled}",
+        "head.cache": f"={head.cache}",
+    }
 
 
 def _differing(own: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
@@ -94,15 +120,16 @@ def _differing(own: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, str]:
-    return _traits(RMAdapterConfig(), LossConfig())
+    return _traits(TunerConfig(), LossConfig())
 
 
 @lru_cache(maxsize=1)
-def _registered() -> dict[str, tuple[RMAdapterConfig, LossConfig]]:
+def _registered() -> dict[str, tuple[TunerConfig, LossConfig]]:
     """The options of every registered method that is options of training."""
     found = {}
     for method in METHODS.values():
-        if method.kind == ADAPTERS:
-            config = parse_arguments(TrainConfig, ["--data", "any", *method.options], prog="rmadapter train")
-            found[method.name] = (config.adapter, config.loss)
+        if method.kind == TUNED:
+            words = ["--data", "any", *method.recipe, *method.options]
+            config = parse_arguments(TrainConfig, words, prog="rmadapter train")
+            found[method.name] = (config.tuned, config.loss)
     return found

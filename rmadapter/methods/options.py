@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rmadapter.config import TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import parse_arguments
+from rmadapter.data.catalog import record_of
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
 from rmadapter.methods import METHODS, Method, get_method
-from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.method import TUNED
 from rmadapter.methods.naming import method_name
 from rmadapter.methods.rmadapter import RMADAPTER
 
+# Of what is trained: an option of one that a method does not have is refused.
+GROUPS = ("adapter", "prompt", "lora", "head")
+
 
 def parse_train(
-    argv: list[str], *, prog: str, taken_before: Mapping[str, str] | None = None, testbed: Sequence[str] = ()
+    argv: list[str],
+    *,
+    prog: str,
+    taken_before: Mapping[str, str] | None = None,
+    recipe: Sequence[str] = (),
+    testbed: Sequence[str] = (),
 ) -> TrainConfig:
     """The configuration of a training run; on a bundled data set with the test bed's defaults below the options.
 
     Args:
         argv: the options.
         prog, taken_before: see ``parse_arguments``.
+        recipe: options that come first.
         testbed: options that come between the test bed's defaults and ``argv``.
     """
     # Which defaults hold is seen from the data, before anything is printed.
     silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
     asked = parse_arguments(TrainConfig, silent, prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
-    own = ["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else []
+    own = [*recipe, *(["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else [])]
     if not own and silent == argv:
         return asked
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
@@ -40,13 +51,46 @@ def _method_help() -> dict[str, str]:
     return {"method": f"in place of what the other options make, RMAdapter by default: {listed}"}
 
 
-def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> TrainConfig:
-    """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last."""
+def configure(
+    name: str, argv: list[str], *, prog: str = "rmadapter train", data: str | None = None, transfer: bool = False
+) -> TrainConfig:
+    """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last.
+
+    Args:
+        name, argv, prog: the method, the options, and what messages call the command.
+        data: the data set that the published overrides are for, where ``argv`` does not name it.
+        transfer: whether what is trained is to be tested on other data sets.
+
+    Raises:
+        InputError: an option of a group that the method does not have.
+    """
     method = get_method(name)
+    _check_groups(method, argv)
+    record = record_of(data or _data_of(argv) or "")
+    recipe = (*method.recipe, *method.overriding(record.name if record else data or "", transfer=transfer))
     words = [*argv, *method.options]
-    config = parse_train(words, prog=prog, taken_before=_method_help(), testbed=method.testbed)
+    config = parse_train(words, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
     # It is called by the name that was given, whatever else the options make of it.
     return config if method_name(config) == name else dataclasses.replace(config, label=name)
+
+
+def _check_groups(method: Method, argv: Sequence[str]) -> None:
+    """Raise InputError where ``argv`` has an option of something that ``method`` does not train."""
+    for word in argv:
+        group, dot, _ = word.removeprefix("--").removeprefix("no-").removeprefix("no_").partition(".")
+        if word.startswith("--") and dot and group in GROUPS and group not in method.groups and method.kind == TUNED:
+            own = ", ".join(f"--{name}.*" for name in method.groups)
+            raise InputError(f"option {word.partition('=')[0]!r} is none of method {method.name!r}; valid: {own}")
+
+
+def _data_of(argv: Sequence[str]) -> str | None:
+    """What ``--data`` names in the options, by the last part of its path."""
+    found = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option == "--data":
+            found = value if equals else following
+    return None if found is None else Path(found).name
 
 
 def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
@@ -59,7 +103,7 @@ def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
         config = parse_train(rest, prog="rmadapter train", taken_before=_method_help())
         # A run's own config.yaml tells a method that no options make, such as the linear probe, by its label alone.
         labelled = METHODS.get(config.label or "", RMADAPTER)
-        return (RMADAPTER if labelled.kind == ADAPTERS else labelled), config
+        return (RMADAPTER if labelled.kind == TUNED else labelled), config
     return get_method(name), configure(name, rest)
 
 

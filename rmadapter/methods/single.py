@@ -1,8 +1,8 @@
 """The single-branch adapter: RMAdapter without reconstruction and consistency."""
 
-from rmadapter.methods.method import Method
+from rmadapter.methods.method import NO_CONSISTENCY, NO_RECONSTRUCTION, Method
+from rmadapter.methods.rmadapter import ON_IMAGENET
 
-NO_RECONSTRUCTION = ("--no-adapter.reconstruct", "--loss.lambda1=0", "--loss.lambda2=0")
-NO_CONSISTENCY = ("--loss.lambda3=0", "--loss.lambda4=0")
-
-SINGLE = Method("single", "one branch, cross-entropy alone", (*NO_RECONSTRUCTION, *NO_CONSISTENCY))
+SINGLE = Method(
+    "single", "one branch, cross-entropy alone", (*NO_RECONSTRUCTION, *NO_CONSISTENCY), overrides=ON_IMAGENET
+)

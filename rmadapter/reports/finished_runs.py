@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmadapter.config import LossConfig, RMAdapterConfig
+from rmadapter.config import HeadConfig, LoraConfig, LossConfig, PromptConfig, RMAdapterConfig, TunerConfig
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_file import FORMAT, harmonic_mean
 from rmadapter.evaluation.results_table import RESULTS_TABLE, KeptResult, ResultsTable
@@ -212,7 +212,10 @@ def _trained_on(field: _Fields, tested: DataId) -> TrainedOn | None:
 def _made(settings: dict[str, Any]) -> str | None:
     """The name of the method that recorded options make; None for those of another version, or of another kind."""
     try:
-        return derived_name(RMAdapterConfig.from_dict(settings["adapter"]), LossConfig(**settings["loss"]))
+        groups = {"prompt": PromptConfig, "lora": LoraConfig, "head": HeadConfig}
+        others = {name: kind(**settings.get(name, {})) for name, kind in groups.items()}
+        tuned = TunerConfig(adapter=RMAdapterConfig.from_dict(settings["adapter"]), **others)
+        return derived_name(tuned, LossConfig(**settings["loss"]))
     except (KeyError, TypeError, AttributeError, ValueError, InputError):
         return None
 

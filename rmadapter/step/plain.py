@@ -160,7 +160,7 @@ class RMAdapterCLIP(AdaptedClassifier):
         if loss.lambda4:
             assert text is not None
             terms["consistency_text"] = losses.consistency(features.text, text, loss.distance)
-        if loss.distillation:
+        if loss.needs_probabilities:
             assert frozen is not None
             assert text is not None
             terms["distillation"] = losses.distillation(logits, CLIPClassifier.logits(self, frozen, text))

@@ -92,9 +92,22 @@ def make_step(
     device = model.prompts.tokens.device
     if config.cuda_graphs:
         check_graphs(device, (ranks or Ranks()).world)
+    for name, value, without in (("optimizer", config.optimizer, "sgd"), ("loss.projected", config.loss.projected, 0)):
+        if config.cuda_graphs and value != without:
+            raise InputError(
+                f"{name} is {value!r}, which recorded steps do not have; valid: {without!r}, no cuda_graphs"
+            )
+    if config.loss.projected and (ranks or Ranks()).world > 1:
+        raise InputError(f"loss.projected is {config.loss.projected}, which one process alone does; valid: 0")
     stream = residual_dtype(config.residual, precision)
     step = TrainStep(
-        model, shortcuts, text_bytes=text_bytes, stream=stream, recompute=config.grad_checkpointing, ranks=ranks
+        model,
+        shortcuts,
+        text_bytes=text_bytes,
+        stream=stream,
+        recompute=config.grad_checkpointing,
+        ranks=ranks,
+        images=(ranks or Ranks()).most(config.batch_size),
     )
     if config.compile:
         if (why := compiler_obstacle(device)) is not None:
@@ -139,16 +152,16 @@ class Plan:
                 reasons["last_token"] = f"{tower}: {obstacle}"
         fast = isinstance(step, TrainStep)
         planned = step if isinstance(step, TrainStep) else TrainStep(model, StepConfig.none())
-        if fast and not model.loss.lambda4:
-            reasons["frozen_targets"] = "lambda4 is 0: there are none"
-        if fast and not model.loss.lambda3:
-            reasons["image_prefix"] = "lambda3 is 0: there is no frozen pass to share it with"
+        if fast and not model.loss.needs_text:
+            reasons["frozen_targets"] = "no loss term needs them: lambda4 is 0"
+        if fast and not model.loss.needs_image:
+            reasons["image_prefix"] = "no loss term needs a frozen pass to share it with: lambda3 is 0"
         loss = model.loss
         work = workload(
             model.adapted,
             planned.chunks,
             images,
-            targets=(loss.lambda3 > 0, loss.lambda4 > 0),
+            targets=(loss.needs_image, loss.needs_text),
             rebuilds=(model.rebuilds_frozen("vision"), model.rebuilds_frozen("text")),
             stream=planned.text.stream.itemsize,
         )

@@ -214,7 +214,7 @@ class TrainStep(nn.Module):
             of_images["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
         if not self._compares_chunks and loss.lambda4:
             of_text["consistency_text"] = losses.consistency(features.text, self._all_targets(), loss.distance)
-        if loss.distillation:
+        if loss.needs_probabilities:
             assert frozen is not None
             zeroshot = CLIPClassifier.logits(self.model, frozen, self._all_targets())
             of_images["distillation"] = losses.distillation(logits, zeroshot)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_split, few_shot_sample, steps_an_epoch
 from rmadapter.methods import METHODS
-from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.method import TUNED
 from rmadapter.sweeps.progress import holder_of, read_result, results_there, state
 from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep
@@ -30,7 +30,7 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         data = loaded[run.data]
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
-        trains = METHODS[run.method].kind == ADAPTERS
+        trains = METHODS[run.method].kind == TUNED
         steps = config.epochs * steps_an_epoch(chosen, config.batch_size, config.drop_last) if trains else 0
         images = _tested(run, config, loaded)
         estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))

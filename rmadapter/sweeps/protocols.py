@@ -28,13 +28,6 @@ from rmadapter.methods.options import configure
 PROTOCOLS = ("base2new", "cross", "domain", "ablation")
 TRANSFERS = ("cross", "domain")
 SOURCE = "imagenet"
-# What the field trains differently on ImageNet, by protocol: MMA's settings, which RMAdapter takes over.
-IMAGENET_OPTIONS = {
-    "base2new": ("--batch_size", "128"),
-    "ablation": ("--batch_size", "128"),
-    "cross": ("--batch_size", "128", "--epochs", "1", "--adapter.layers", "last:4"),
-    "domain": ("--batch_size", "128", "--epochs", "1", "--adapter.layers", "last:4"),
-}
 # The same in every run of a table or a search, whatever a --config file says.
 FIXED_OPTIONS = ("--resume", "--no-overwrite", "--evaluate", "--no-explain")
 
@@ -198,13 +191,12 @@ def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]
 
 
 def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:
-    """The training configuration of ``run``: the protocol's settings, then the user's options, then the method's."""
+    """The training configuration of ``run``: the method's recipe, then the user's options, then what the method is."""
     where = placed(run.data, data_root)
-    words = [*IMAGENET_OPTIONS[protocol]] if short_name(run.data) == SOURCE else []
-    words += [*options, "--classes", "all" if protocol in TRANSFERS else "base", *FIXED_OPTIONS]
+    words = [*options, "--classes", "all" if protocol in TRANSFERS else "base", *FIXED_OPTIONS]
     # The test bed has defaults of its own; for all other data sets the words mean the same.
     words += ["--data", where["data"] if is_testbed(where["data"]) else "any"]
-    config = copy.deepcopy(_parsed(run.method, tuple(words)))
+    config = copy.deepcopy(_parsed(run.method, tuple(words), short_name(run.data), protocol in TRANSFERS))
     return dataclasses.replace(
         config,
         **where,
@@ -214,6 +206,6 @@ def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root
 
 
 @lru_cache(maxsize=256)
-def _parsed(method: str, words: tuple[str, ...]) -> TrainConfig:
-    """``configure``, once for the runs that differ in data set, seed and place alone: parsing takes tens of ms."""
-    return configure(method, list(words), prog="rmadapter sweep")
+def _parsed(method: str, words: tuple[str, ...], data: str, transfer: bool) -> TrainConfig:
+    """``configure``, once for the runs that differ in seed and place alone: parsing takes tens of ms."""
+    return configure(method, list(words), prog="rmadapter sweep", data=data, transfer=transfer)

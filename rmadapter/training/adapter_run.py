@@ -11,8 +11,10 @@ from typing import Any
 from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
-from rmadapter.config import TrainConfig
+from rmadapter.config import PUBLISHED, TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
+from rmadapter.data.catalog import template_for
+from rmadapter.data.templates import sixty_templates
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
@@ -91,8 +93,9 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     read = _reader(config, data, ranks)
     sample, items, names, findings = few_shot(config, data, read)
     backbone = store_backbone(load_backbone(config.model, config.pretrained, device), DTYPES[precision])
-    check_test_prompts(backbone, data, parts, config.template)
-    model, backend = _make_model(config, backbone, names, precision)
+    template = template_for(config.template, data.name)
+    check_test_prompts(backbone, data, parts, template)
+    model, backend = _make_model(config, backbone, data, names, precision)
     state = folder.load_state() if config.resume and not config.explain else None
     text_bytes, whence = text_budget(config, device)
     if state is not None and config.text_memory is None:
@@ -136,7 +139,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         "settings": settings_of(config),
     }
     folder.check_held()
-    model.adapted.save_adapter(folder.adapter, class_names=names, template=config.template, training=training)
+    model.adapted.save_adapter(folder.adapter, class_names=names, template=template, training=training)
     try:
         with lost_workers_said():
             found = _evaluate(config, run, parts) if parts else None
@@ -166,10 +169,20 @@ def _reader(config: TrainConfig, data: ImageData, ranks: Ranks) -> Read:
     return read
 
 
-def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], precision: str) -> tuple[RMAdapterCLIP, str]:
-    """The model with fresh adapters from the seed, and the name of their backend."""
+def _make_model(
+    config: TrainConfig, backbone: Backbone, data: ImageData, names: list[str], precision: str
+) -> tuple[RMAdapterCLIP, str]:
+    """The model with fresh weights from the seed, and the name of the adapters' backend."""
+    template = template_for(config.template, data.name)
     adapted = inject(
-        backbone.clip, config.adapter, source=backbone.source, weights_hash=backbone.weights_hash, seed=config.seed
+        backbone.clip,
+        config.tuned,
+        source=backbone.source,
+        weights_hash=backbone.weights_hash,
+        seed=config.seed,
+        tokenizer=backbone.tokenizer,
+        template=template,
+        class_names=names,
     )
     print(adapted.summary())
     backend, sentence = choose_backend(adapted, config.fused, config.backend)
@@ -181,16 +194,24 @@ def _make_model(config: TrainConfig, backbone: Backbone, names: list[str], preci
         adapted,
         backbone.tokenizer,
         names,
-        config.template,
+        template,
         loss=config.loss,
         trim=shortcuts.trim,
         keep_targets=shortcuts.frozen_targets,
+        target_templates=_target_templates(config, data),
     )
     if shortcuts.any:
         stream = residual_dtype(config.residual, precision)
         settings = {"by_token": shortcuts.last_token, "packed": shortcuts.packed_weights}
         model.encoders = Encoders.of(adapted, stream=stream, **settings)
     return model.train(), backend
+
+
+def _target_templates(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
+    """The prompts whose frozen features the losses compare with; none for the run's own."""
+    if config.loss.target == "published":
+        return (template_for(PUBLISHED, data.name),)
+    return sixty_templates() if config.loss.target == "templates" else ()
 
 
 def own_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:

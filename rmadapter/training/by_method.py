@@ -10,7 +10,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError
 from rmadapter.methods import Method
-from rmadapter.methods.method import ADAPTERS, PROBE, UNTRAINED
+from rmadapter.methods.method import PROBE, TUNED, UNTRAINED
 from rmadapter.step.distributed import place
 from rmadapter.training.adapter_run import train
 from rmadapter.training.probe_run import train_probe
@@ -18,7 +18,7 @@ from rmadapter.training.zeroshot_run import run_zeroshot
 
 # Kind of method -> configuration -> what results.json holds; each writes the run folder and goes on where it stopped.
 TRAIN: dict[str, Callable[..., dict[str, Any]]] = {
-    ADAPTERS: train,
+    TUNED: train,
     PROBE: train_probe,
     UNTRAINED: run_zeroshot,
 }
@@ -35,13 +35,13 @@ def train_method(method: Method, config: TrainConfig, *, data: ImageData | None 
         InputError: as ``adapter_run.train``; a model or weights that cannot be, before any work;
             ``explain`` for a method that has no training step.
     """
-    if config.explain and method.kind != ADAPTERS:
+    if config.explain and method.kind != TUNED:
         raise InputError(
             f"explain is True, but {method.name} has no training step; valid: without it, or another method"
         )
     check_source(config.model, config.pretrained)
     rank, processes = place()
-    if method.kind != ADAPTERS and processes > 1:
+    if method.kind != TUNED and processes > 1:
         if rank > 0:
             return {}
         print(f"{method.name} has no training step to share: one of the {processes} processes does all")

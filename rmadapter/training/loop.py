@@ -16,6 +16,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
 from rmadapter.errors import InputError, StoppedError
 from rmadapter.objectives.losses import gradient_norms
+from rmadapter.objectives.projection import project_gradients
 from rmadapter.step.batches import Batch, TrainBatches, Waited
 from rmadapter.step.cuda_graphs import CudaRecorder, GraphedStep
 from rmadapter.step.device_step import FINITE, DeviceStep, StepInputs, largest_gradient
@@ -26,6 +27,7 @@ from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.training.arriving import Arriving
 from rmadapter.training.means import Means
 from rmadapter.training.metrics_log import MetricsLog
+from rmadapter.training.recipe import EpochMean, epochs_of, make_optimizer, make_schedule
 from rmadapter.training.run_folder import RunFolder, State
 
 REMEDY = (
@@ -65,19 +67,16 @@ class TrainingLoop:
         self.base_hash = backbone.base_hash
         self.batches = self._make_batches()
         self.forward = parallel(step, config.adapter, config.loss) if ranks.world > 1 else step
-        self.parameters = model.adapted.adapter_tensors()
+        self.parameters = model.adapted.trained()
         # Two states while one replaces the other, each with weights and momentum in fp32, and 1 MiB for what is small.
         self.bytes_written = 16 * sum(p.numel() for p in self.parameters.values()) + 2**20
-        self.optimizer = torch.optim.SGD(
-            self.parameters.values(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=config.cuda_graphs or None,  # else PyTorch's own choice
-        )
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=config.epochs)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.optimizer = make_optimizer(config, self.parameters.values())
         self.steps_per_epoch = self.batches.steps_per_epoch
+        self.epochs = epochs_of(config, self.steps_per_epoch)
+        self.steps = config.steps_per_shot * config.shots or self.epochs * self.steps_per_epoch
+        self.schedule = make_schedule(config, self.optimizer, self.steps_per_epoch)
+        self.mean = None if config.average is None else EpochMean(config.average, self.epochs)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.epoch, self.step_in_epoch = 0, 0
         self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
         self.since_line, self.since_epoch = Means(), Means()
@@ -100,9 +99,11 @@ class TrainingLoop:
         """What a resumed run needs; randomness is a function of (seed, epoch, index) and needs nothing."""
         tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            momentum = self.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
+            for key, value in self.optimizer.state[parameter].items():
+                if value is not None:  # momentum, or of Adam its moments and the number of its steps
+                    tensors[f"optimizer.{key}.{name}"] = value
+        if self.mean is not None:
+            tensors |= {f"mean.{name}": value for name, value in self.mean.sums.items()}
         values = {
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -146,8 +147,14 @@ class TrainingLoop:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state.tensors[f"adapter.{name}"])
-                if (momentum := state.tensors.get(f"momentum.{name}")) is not None:
-                    self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(self.device)
+            for kept, tensor in state.tensors.items():
+                kind, _, rest = kept.partition(".")
+                if kind == "optimizer":
+                    key, _, name = rest.partition(".")
+                    place = "cpu" if key == "step" and not self.config.cuda_graphs else self.device
+                    self.optimizer.state[self.parameters[name]][key] = tensor.to(place)
+                elif kind == "mean" and self.mean is not None:
+                    self.mean.sums[rest] = tensor.to(self.device)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])
         self.epoch, self.step_in_epoch = values["epoch"], values["step_in_epoch"]
@@ -185,25 +192,28 @@ class TrainingLoop:
 
     def _make_graphed(self) -> GraphedStep:
         assert isinstance(self.step_module, TrainStep)  # the plan has looked
-        step = DeviceStep(self.step_module, self.optimizer, self.scaler, self._w_down)
+        step = DeviceStep(self.step_module, self.optimizer, self.scaler, self._measured)
         return GraphedStep(step, CudaRecorder(self.device))
 
     @property
-    def _w_down(self) -> list[nn.Parameter]:
-        return [p for name, p in self.parameters.items() if name.endswith(".w_down")]
+    def _measured(self) -> list[nn.Parameter]:
+        """The weights whose gradients' norms are logged: those that the adapters' branches share, else all."""
+        return [p for name, p in self.parameters.items() if name.endswith(".w_down")] or [*self.parameters.values()]
 
     def fit(self, folder: RunFolder) -> None:
         """Train to the last epoch, logging and saving the state on the way."""
         log = MetricsLog(folder.metrics_file, self.metrics_length) if self.ranks.main else None
         bar = tqdm(
-            total=self.config.epochs * self.steps_per_epoch,
+            total=self.steps,
             initial=self.step,
             unit="step",
             disable=not sys.stderr.isatty() or not self.ranks.main,
         )
         try:
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.epochs:
                 self._epoch(log, folder, bar)
+            if self.mean is not None:
+                self.mean.write(self.parameters)
         except torch.OutOfMemoryError as error:
             plan = Plan.of(self.step_module, self.ranks.most(self.config.batch_size))
             prompts = "a smaller --text-memory, " if isinstance(self.step_module, TrainStep) else ""
@@ -247,6 +257,10 @@ class TrainingLoop:
                     found = f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.0f} %, {rate:.1f} images/s"
                     bar.set_postfix_str(found, refresh=False)
             bar.update()
+            if config.decay == "step":
+                self.schedule.step()
+            if self.step >= self.steps:
+                break
             if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                 self._save_state(folder, log)
         means = self.since_epoch.values(self.ranks)
@@ -258,12 +272,15 @@ class TrainingLoop:
             log.write({"kind": "epoch", "epoch": self.epoch + 1, "step": self.step, **means})
         self.since_epoch = Means()
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        self.schedule.step()
+        if self.config.decay == "epoch":
+            self.schedule.step()
+        if self.mean is not None:
+            self.mean.add(self.epoch - 1, self.parameters)
         self._save_state(folder, log)
         waited = batches.seconds / (time.perf_counter() - began)
         waiting = f"; {waited:.0%} of the epoch waiting for images" if waited > SAID_WAITING else ""
         tqdm.write(
-            f"epoch {self.epoch} of {config.epochs}: loss {means['loss']:.4f}, accuracy {means['accuracy']:.1f} %, "
+            f"epoch {self.epoch} of {self.epochs}: loss {means['loss']:.4f}, accuracy {means['accuracy']:.1f} %, "
             f"{self.seconds:.1f} s{waiting}",
             file=sys.stdout,
         )
@@ -303,10 +320,13 @@ class TrainingLoop:
         total = self.ranks.mean(output.losses["total"]).detach()
         norms = {}
         if wants_norms:
-            found = gradient_norms(output.losses, self.config.loss, self._w_down, self.ranks.mean)
+            found = gradient_norms(output.losses, self.config.loss, self._measured, self.ranks.mean)
             norms = {name: float(value) for name, value in found.items()}
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(output.losses["total"]).backward()
+        projected = self.config.loss.projected
+        self.scaler.scale(output.losses["total"]).backward(retain_graph=projected > 0)
+        if projected:
+            project_gradients(output.losses["distillation"], self.parameters.values(), projected)
         # Gradients that the scaler has made too large are its own affair: it skips the step and scales less.
         largest = total.new_zeros(()) if self.scaler.is_enabled() else largest_gradient(self.parameters.values())
         if not Arriving(torch.stack([total, largest.to(total)])).wait().isfinite().all():

@@ -19,6 +19,7 @@ from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.finite import check_finite
 from rmadapter.config import TrainConfig
 from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
+from rmadapter.data.catalog import template_for
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
@@ -64,7 +65,8 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     sample, items, names, findings = few_shot(config, data, data.read)
     val_items = base_new_split(sample.val, config.classes, len(data.class_names))
     backbone = load_backbone(config.model, config.pretrained, device)
-    check_test_prompts(backbone, data, parts, config.template)
+    template = template_for(config.template, data.name)
+    check_test_prompts(backbone, data, parts, template)
     folder.prepare(config, data.content_hash)
     write_json(folder.environment_file, environment(device))
     sample.save(folder.sample_file)
@@ -75,7 +77,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     solution, inverse_penalty = choose(fitted, validated, len(names))
     seconds = time.perf_counter() - began
     print(f"linear probe: C = {inverse_penalty:g}, {len(items)} images of {len(names)} classes, {seconds:.1f} s")
-    probe = _probe(backbone, names, config.template, solution)
+    probe = _probe(backbone, names, template, solution)
     settings = {"C": DEFAULT_C if validated is None else list(GRID)}
     training = {
         "method": LINEAR_PROBE.name,

@@ -30,7 +30,7 @@ from rmadapter.errors import InputError, StoppedError
 from rmadapter.evaluation.results_file import describe
 from rmadapter.files import clear_temporaries, read_json, reserve, shown_names, write_atomic, write_json, write_text
 from rmadapter.locks import ProcessLock
-from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.method import TUNED
 from rmadapter.tuners.adapter_file import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rmadapter.tuners.probe import PROBE_CONFIG, PROBE_WEIGHTS
 
@@ -93,7 +93,7 @@ class State:
 class RunFolder:
     """The files of one run in ``path``; ``kind`` is that of its method."""
 
-    def __init__(self, path: Path, kind: str = ADAPTERS):
+    def __init__(self, path: Path, kind: str = TUNED):
         self.path, self.kind = path, kind
         self.marker_file = path / "run.json"
         self.config_file = path / RUN_CONFIG_FILE
@@ -315,7 +315,7 @@ def eval_command(folder: RunFolder, config: TrainConfig, *more: str) -> str:
     words = ["rmadapter", "eval", "--adapter", str(folder.adapter), "--data", config.data]
     words += [] if config.data_root is None else ["--data-root", config.data_root]
     words += [] if config.style is None else ["--style", config.style]
-    halves = config.classes == "base" and folder.kind == ADAPTERS
+    halves = config.classes == "base" and folder.kind == TUNED
     return shlex.join([*words, "--classes", "base_new" if halves else config.classes, *more])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rmadapter.config import TrainConfig
+from rmadapter.config import PUBLISHED, TrainConfig
 from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError
@@ -50,7 +50,7 @@ def _run(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
             **shared,
             method=ZEROSHOT.name,
             classes="base_new" if config.classes == "base" else config.classes,
-            template=config.template if config.template != PHOTO else None,
+            template=config.template if config.template not in (PHOTO, PUBLISHED) else None,
             batch_size=config.eval_batch_size,
         )
     )

@@ -25,6 +25,10 @@ def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tupl
         if backend not in (None, EAGER):
             raise InputError(f"backend is {backend!r}, which does not cover this variant of the adapter; valid: eager")
         return EAGER, "adapters: plain PyTorch (this variant is outside the fused operator)"
+    if not list(model.adapters()):
+        if backend not in (None, EAGER):
+            raise InputError(f"backend is {backend!r}, but nothing here runs on one; valid: eager")
+        return EAGER, "adapters: none beside blocks"
     asked = backend or (AUTO if fused else EAGER)
     dtypes = {name: tower.transformer.get_cast_dtype() for name, tower in find_towers(model.clip).items()}
     found: dict[str, Explanation] = {}

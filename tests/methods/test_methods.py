@@ -29,10 +29,10 @@ from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject
 from rmadapter.tuners.probe import LinearProbe
 
-ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
+TRAINED = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_method_s_options_make_the_method_of_that_name(name):
     config = configure(name, ["--data", "x"])
     assert (method_name(config), config.label) == (name, None)

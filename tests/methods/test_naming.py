@@ -12,7 +12,7 @@ from conftest import run_config
 from rmadapter.cli import main
 from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig
 from rmadapter.methods import METHODS
-from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.method import TUNED
 from rmadapter.methods.naming import folder_of, is_made_by, method_name
 from rmadapter.methods.options import configure, parse_command
 
@@ -69,7 +69,7 @@ def test_the_words_of_the_method_s_page_make_its_methods():
     """The table of variants names each with its options."""
     text = (DOCS / "method.md").read_text(encoding="utf-8")
     variants = re.findall(r"^\|[^|]*\| `([^`|]+)` \| (?:`([^`|]+)`|none) \|$", text, re.MULTILINE)
-    trained = {name for name, method in METHODS.items() if method.kind == ADAPTERS}
+    trained = {name for name, method in METHODS.items() if method.kind == TUNED}
     assert {name for name, _ in variants} == trained
     for name, words in variants:
         _, config = parse_command(["--data", "animals", *words.split()])
@@ -96,7 +96,7 @@ def test_a_method_s_own_options_make_it(name):
     made = method_name(configure(name, ["--data", "x", "--adapter.bottleneck", "8"]))
     assert is_made_by(name, made)
     assert is_made_by("mine", "custom (rmadapter, adapter.init=zero_up)")
-    assert is_made_by(name, "custom (rmadapter, loss.lambda1=0)") == (METHODS[name].kind != ADAPTERS)
+    assert is_made_by(name, "custom (rmadapter, loss.lambda1=0)") == (METHODS[name].kind != TUNED)
 
 
 def test_a_given_name_is_kept_and_a_custom_one_is_written(images, clip_folder, tmp_path):

@@ -11,12 +11,12 @@ from small_runs import adapter_of
 
 from rmadapter import LossConfig, RMAdapterConfig, inject
 from rmadapter.methods import METHODS
-from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.method import TUNED
 from rmadapter.methods.options import configure
 from rmadapter.training.adapter_run import train
 from rmadapter.tuners.weight_draws import weight_generator
 
-TRAINED = [name for name, method in METHODS.items() if method.kind == ADAPTERS]
+TRAINED = [name for name, method in METHODS.items() if method.kind == TUNED]
 
 
 def drawn(adapter: RMAdapterConfig, seed: int = 1) -> dict[str, torch.Tensor]:

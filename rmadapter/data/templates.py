@@ -1,0 +1,38 @@
+"""Sets of prompts that features of the frozen model are averaged over."""
+
+from __future__ import annotations
+
+from functools import cache
+
+# Of the 80 prompts of OpenAI's notebook, which open_clip brings, these 20 are not among PromptSRC's 60.
+_NOT_AMONG_THE_60 = (
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a plushie {}.",
+    "the plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "a photo of the large {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a black and white photo of a {}.",
+    "a dark photo of the {}.",
+    "itap of a {}.",
+    "itap of my {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "a tattoo of the {}.",
+)
+
+
+@cache
+def sixty_templates() -> tuple[str, ...]:
+    """The 60 prompts whose mean features PromptSRC keeps near, each with ``{}`` for the class name."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    every = (template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    return tuple(text for text in every if text not in _NOT_AMONG_THE_60)

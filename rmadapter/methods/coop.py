@@ -1,0 +1,28 @@
+"""CoOp (Zhou et al., IJCV 2022) and KgCoOp (Yao et al., CVPR 2023): learned words in front of the class name.
+
+2,048 trained parameters on ViT-B/16 with the four words of the base-to-new protocol; the 16 random ones of the few-shot
+protocol (``--prompt.text_tokens 16 --prompt.init random --epochs 200``) are 8,192, or as many for each class.
+"""
+
+from rmadapter.methods.method import FIELD_RECIPE, IMAGENET, NO_ADAPTERS, NO_CONSISTENCY, Method
+
+_WORDS = (*FIELD_RECIPE, "--prompt.text_tokens=4", "--lr=0.002")
+
+COOP = Method(
+    "coop",
+    "learned words in every class prompt",
+    (*NO_ADAPTERS, *NO_CONSISTENCY),
+    groups=("prompt",),
+    recipe=(*_WORDS, "--epochs=200", "--batch_size=32"),
+    overrides={IMAGENET: ("--epochs=50",)},
+    testbed=("--lr=0.05", "--epochs=20"),
+)
+
+KGCOOP = Method(
+    "kgcoop",
+    "learned words whose features stay near the published prompt's",
+    (*NO_ADAPTERS, "--loss.lambda3=0", "--loss.distance=cosine", "--loss.target=published"),
+    groups=("prompt", "loss"),
+    recipe=(*_WORDS, "--epochs=100", "--batch_size=128", "--loss.lambda4=8"),
+    testbed=("--lr=0.05", "--epochs=20", "--batch_size=32", "--loss.lambda4=8"),
+)

@@ -1,0 +1,77 @@
+"""Learned tokens in front of several blocks: VPT, IVLP, MaPLe (Khattak et al., CVPR 2023) and PromptSRC (ICCV 2023).
+
+Trained parameters on ViT-B/16, as published: MaPLe 3,555,072, IVLP 30,720, PromptSRC 46,080.
+"""
+
+from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, TRANSFER, Method
+
+_TESTBED = ("--lr=0.02", "--epochs=5", "--batch_size=16", "--prompt.text_depth=3", "--prompt.vision_depth=3")
+_BATCHES = (*FIELD_RECIPE, "--batch_size=4")
+
+
+def _depth(text: int, vision: int) -> tuple[str, str]:
+    return f"--prompt.text_depth={text}", f"--prompt.vision_depth={vision}"
+
+
+VPT = Method(
+    "vpt",
+    "learned tokens in the image tower",
+    (*NO_ADAPTERS, *NO_CONSISTENCY),
+    groups=("prompt",),
+    recipe=(*_BATCHES, "--prompt.vision_tokens=8", "--prompt.vision_depth=12", "--lr=0.0025", "--epochs=5"),
+    testbed=(*_TESTBED[:3], "--prompt.vision_depth=3"),
+)
+
+IVLP = Method(
+    "ivlp",
+    "learned tokens in both towers, apart from each other",
+    (*NO_ADAPTERS, *NO_CONSISTENCY),
+    groups=("prompt",),
+    recipe=(
+        *_BATCHES,
+        "--prompt.text_tokens=2",
+        "--prompt.vision_tokens=2",
+        *_depth(12, 12),
+        "--lr=0.0035",
+        "--epochs=5",
+    ),
+    testbed=_TESTBED,
+)
+
+MAPLE = Method(
+    "maple",
+    "learned tokens in both towers, the image tower's made of the text tower's",
+    (*NO_ADAPTERS, *NO_CONSISTENCY, "--prompt.coupled"),
+    groups=("prompt",),
+    recipe=(
+        *_BATCHES,
+        "--prompt.text_tokens=2",
+        "--prompt.vision_tokens=2",
+        *_depth(9, 9),
+        "--lr=0.0035",
+        "--epochs=5",
+    ),
+    overrides={TRANSFER: (*_depth(3, 3), "--lr=0.0026", "--epochs=2")},
+    testbed=_TESTBED,
+)
+
+PROMPTSRC = Method(
+    "promptsrc",
+    "learned tokens in both towers, kept near the frozen model in three ways",
+    (*NO_ADAPTERS, "--loss.distance=l1", "--loss.target=templates"),
+    groups=("prompt", "loss"),
+    recipe=(
+        *_BATCHES,
+        "--prompt.text_tokens=4",
+        "--prompt.vision_tokens=4",
+        *_depth(9, 9),
+        "--lr=0.0025",
+        "--epochs=20",
+        "--average=15,1",
+        "--loss.lambda3=10",
+        "--loss.lambda4=25",
+        "--loss.distillation=1",
+    ),
+    overrides={TRANSFER: (*_depth(3, 3), "--average=6,10")},
+    testbed=(*_TESTBED, "--average=4,1"),
+)

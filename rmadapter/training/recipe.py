@@ -1,0 +1,84 @@
+"""What a run's recipe makes of its options: the optimizer, the course of the learning rate, the mean of epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, SequentialLR
+
+from rmadapter.config import TrainConfig
+from rmadapter.config.run import gaussian
+
+
+def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of ``config``; with CUDA graphs the kernel that reads the learning rate from a tensor."""
+    common: dict[str, Any] = {
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "fused": config.cuda_graphs or None,  # else PyTorch's own choice
+    }
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, eps=config.adam_eps, **common)
+
+
+def epochs_of(config: TrainConfig, steps_per_epoch: int) -> int:
+    """How many epochs are begun: those asked for, or as many as the steps for each shot take."""
+    if not config.steps_per_shot:
+        return config.epochs
+    return math.ceil(config.steps_per_shot * config.shots / steps_per_epoch)
+
+
+def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> LRScheduler:
+    """The learning rate, to be moved on at the end of each epoch or of each step.
+
+    As the field has it: ``warmup_epochs`` at ``warmup_lr``, then half a cosine from the peak that would end with the
+    last epoch if there were no warm-up. With it the cosine begins late and does not end.
+    """
+    unit = steps_per_epoch if config.decay == "step" else 1
+    total = epochs_of(config, steps_per_epoch) * unit
+    if config.steps_per_shot and config.decay == "step":
+        total = config.steps_per_shot * config.shots
+    cosine = CosineAnnealingLR(optimizer, T_max=total, eta_min=config.final_lr)
+    if not config.warmup_epochs:
+        return cosine
+    warm = config.warmup_epochs * unit
+    constant = ConstantLR(optimizer, factor=config.warmup_lr / config.lr, total_iters=warm)
+    return SequentialLR(optimizer, [constant, cosine], milestones=[warm])
+
+
+class EpochMean:
+    """The mean of the weights at the end of each epoch, weighted by a Gaussian over their number (PromptSRC).
+
+    Args:
+        average: "mean,std" of the Gaussian over the epochs, counted from 1.
+        epochs: how many there are; the weights of the mean sum to one over them.
+
+    Attributes:
+        sums: by name, in fp32; empty before the first epoch.
+    """
+
+    def __init__(self, average: str, epochs: int):
+        found = gaussian(average)
+        assert found is not None  # the configuration has been checked
+        mean, deviation = found
+        heights = [math.exp(-0.5 * ((epoch - mean) / deviation) ** 2) for epoch in range(1, epochs + 1)]
+        self.weights = [height / sum(heights) for height in heights]
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, epoch: int, tensors: Mapping[str, Tensor]) -> None:
+        """Count the weights at the end of ``epoch``, from 0."""
+        for name, tensor in tensors.items():
+            value = self.weights[epoch] * tensor.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the weights by their mean."""
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(self.sums[name])
