@@ -92,11 +92,12 @@ def make_step(
     device = model.prompts.tokens.device
     if config.cuda_graphs:
         check_graphs(device, (ranks or Ranks()).world)
-    for name, value, without in (("optimizer", config.optimizer, "sgd"), ("loss.projected", config.loss.projected, 0)):
-        if config.cuda_graphs and value != without:
-            raise InputError(
-                f"{name} is {value!r}, which recorded steps do not have; valid: {without!r}, no cuda_graphs"
-            )
+    others = {"optimizer": config.optimizer != "sgd", "loss.projected": config.loss.projected > 0}
+    if config.cuda_graphs and any(others.values()):
+        name = next(name for name, on in others.items() if on)
+        raise InputError(
+            f"cuda_graphs is True, but {name} is nothing that recorded steps have; valid: without one of them"
+        )
     if config.loss.projected and (ranks or Ranks()).world > 1:
         raise InputError(f"loss.projected is {config.loss.projected}, which one process alone does; valid: 0")
     stream = residual_dtype(config.residual, precision)

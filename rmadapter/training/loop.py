@@ -192,6 +192,7 @@ class TrainingLoop:
 
     def _make_graphed(self) -> GraphedStep:
         assert isinstance(self.step_module, TrainStep)  # the plan has looked
+        assert isinstance(self.optimizer, torch.optim.SGD)  # so has the plan
         step = DeviceStep(self.step_module, self.optimizer, self.scaler, self._measured)
         return GraphedStep(step, CudaRecorder(self.device))
 

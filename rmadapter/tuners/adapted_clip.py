@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.clip.identity import ModelSource, tokenizer_hash
+from rmadapter.clip.low_rank import Update
 from rmadapter.clip.towers import CHILD, find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, TunerConfig
@@ -25,8 +26,9 @@ from rmadapter.errors import InputError
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info, read_tensors, write_adapter
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
 from rmadapter.tuners.installed import Installed
+from rmadapter.tuners.sites import Sites
 from rmadapter.tuners.stored_facts import check_facts, check_tokenizer, identity_as_loaded, precision_of
-from rmadapter.tuners.tuner import Tuner
+from rmadapter.tuners.tuner import Tuner, Values
 from rmadapter.tuners.variants import VariantAdapter
 from rmadapter.tuners.weight_draws import weight_generator
 from rmadapter_kernels import FusedRMAdapter, draw_weight
@@ -75,6 +77,18 @@ class AdaptedCLIP(nn.Module):
     def config(self) -> RMAdapterConfig:
         """The adapters' configuration."""
         return self.tuned.adapter
+
+    def sites(self, tower: str) -> Sites:
+        """Where ``tower`` is entered, beside the adapters' branches."""
+        return self.installed.sites(tower)
+
+    def values(self, image_features: Tensor | None) -> dict[str, Values]:
+        """What enters the towers in one step; ``image_features`` as in ``Tuner.values``."""
+        return self.installed.values(image_features)
+
+    def update(self, tower: str, block: int) -> Update | None:
+        """The low-rank updates of a block, counted from 0."""
+        return self.installed.update(tower, block)
 
     @property
     def tuners(self) -> list[Tuner]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,9 @@ class FeatureAdapters(Tuner):
     def reset(self, generator_of: Callable[..., torch.Generator]) -> None:
         """As ``nn.Linear`` begins."""
         for name, adapter in self.adapters.items():
-            for place in (0, 2):
-                draw_linear(adapter[place], lambda key, name=name, at=place: generator_of("head", name, at, key))
+            for place, linear in enumerate(adapter.children()):
+                if isinstance(linear, nn.Linear):
+                    draw_linear(linear, partial(generator_of, "head", name, place))
 
 
 class ClassOffsets(Tuner):

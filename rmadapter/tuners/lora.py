@@ -29,7 +29,7 @@ class LowRankUpdates(Tuner):
         super().__init__()
         self.config = config
         self.blocks: dict[str, list[int]] = {}
-        self.pairs = nn.ModuleDict()
+        self.matrices = nn.ParameterDict()
         for name, tower in find_towers(clip).items():
             layers = layer_numbers(config.layers(name), tower.depth, f"lora.{name}_layers")
             self.blocks[name] = [layer - 1 for layer in layers]
@@ -40,14 +40,10 @@ class LowRankUpdates(Tuner):
                         "values; valid: none"
                     )
                 for matrix in config.names:
-                    pair = nn.ParameterDict(
-                        {
-                            "a": nn.Parameter(torch.empty(config.rank, tower.width)),
-                            "b": nn.Parameter(torch.empty(tower.width, config.rank)),
-                        }
-                    )
-                    self.pairs[f"{name}_{layer}_{matrix}"] = pair
-        if not len(self.pairs):
+                    place = f"{name}_{layer}_{matrix}"
+                    self.matrices[f"{place}_a"] = nn.Parameter(torch.empty(config.rank, tower.width))
+                    self.matrices[f"{place}_b"] = nn.Parameter(torch.empty(tower.width, config.rank))
+        if not len(self.matrices):
             raise InputError("lora.vision_layers and lora.text_layers leave no block; valid: layers in one tower")
 
     def sites(self, tower: str) -> Sites:
@@ -62,8 +58,8 @@ class LowRankUpdates(Tuner):
         dropout = self.config.dropout if self.training else 0.0
         found = {}
         for matrix in self.config.names:
-            pair = self.pairs[f"{tower}_{block + 1}_{matrix}"]
-            found[matrix] = LowRank(pair["a"], pair["b"], self.config.factor, dropout)
+            a, b = (self.matrices[f"{tower}_{block + 1}_{matrix}_{key}"] for key in "ab")
+            found[matrix] = LowRank(a, b, self.config.factor, dropout)
         return Update(**found)
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -71,8 +67,8 @@ class LowRankUpdates(Tuner):
         for name in TOWERS:
             for block in self.blocks[name]:
                 for matrix in self.config.names:
-                    for key, parameter in self.pairs[f"{name}_{block + 1}_{matrix}"].items():
-                        yield f"{name}.{block + 1}.{matrix}.{key}", parameter
+                    for key in "ab":
+                        yield f"{name}.{block + 1}.{matrix}.{key}", self.matrices[f"{name}_{block + 1}_{matrix}_{key}"]
 
     def reset(self, generator_of: Callable[..., torch.Generator]) -> None:
         """``a`` uniform within 1/sqrt(D) (He et al. 2015 with slope sqrt 5), ``b`` zero."""

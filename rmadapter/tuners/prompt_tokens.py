@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -70,13 +71,14 @@ class PromptTokens(Tuner):
             self.register_buffer("words", words.float().cpu(), persistent=False)
         else:
             self.words: Tensor | None = None
+        self.tokens = nn.ModuleDict()
         for name in TOWERS:
             own = self.depth[name] if self.count[name] and not (name == "vision" and config.coupled) else 0
             shape = (self.count[name], width[name])
             tokens = [nn.Parameter(torch.empty(shape)) for _ in range(own)]
             if name == "text" and self.classes is not None:
                 tokens[0] = nn.Parameter(torch.empty(len(self.classes), *shape))
-            self.register_module(name, nn.ParameterList(tokens))
+            self.tokens[name] = nn.ParameterList(tokens)
         self.coupling = nn.ModuleList(
             nn.Linear(width["text"], width["vision"]) for _ in range(config.text_depth if config.coupled else 0)
         )
@@ -85,6 +87,10 @@ class PromptTokens(Tuner):
             embed = towers_embed(clip)
             hidden = embed // config.reduction
             self.network = nn.Sequential(nn.Linear(embed, hidden), nn.ReLU(), nn.Linear(hidden, width["text"]))
+
+    def _of(self, tower: str) -> list[nn.Parameter]:
+        """The tokens of a tower, by block."""
+        return list(self.tokens[tower].parameters())
 
     def sites(self, tower: str) -> Sites:
         """In the first blocks of each tower that has learned tokens."""
@@ -99,7 +105,7 @@ class PromptTokens(Tuner):
 
     def values(self, image_features: Tensor | None) -> dict[str, Values]:
         """The tokens themselves; those that hang on images or on the other tower are made here."""
-        text: dict[int, Tensor] = dict(enumerate(self.text))
+        text: dict[int, Tensor] = dict(enumerate(self._of("text")))
         if self.classes is not None and self.rows is not None:
             text[0] = text[0][self.rows]
         if self.network is not None:
@@ -110,7 +116,7 @@ class PromptTokens(Tuner):
         if self.config.coupled:
             vision = {block: linear(text[block]) for block, linear in enumerate(self.coupling)}
         else:
-            vision = dict(enumerate(self.vision))
+            vision = dict(enumerate(self._of("vision")))
         return {"text": text, "vision": vision}
 
     def set_rows(self, rows: list[int]) -> None:
@@ -120,7 +126,7 @@ class PromptTokens(Tuner):
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """``text.1.tokens``, ``vision.2.tokens``, ``coupling.1.weight``, ``network.0.weight``."""
         for name in TOWERS:
-            for number, tokens in enumerate(getattr(self, name), start=1):
+            for number, tokens in enumerate(self._of(name), start=1):
                 yield f"{name}.{number}.tokens", tokens
         for number, linear in enumerate(self.coupling, start=1):
             for key, parameter in linear.named_parameters():
@@ -133,7 +139,7 @@ class PromptTokens(Tuner):
         """Words where they were given, else N(0, 0.02); the deep couplings are copies of one."""
         with torch.no_grad():
             for name in TOWERS:
-                for number, tokens in enumerate(getattr(self, name), start=1):
+                for number, tokens in enumerate(self._of(name), start=1):
                     if name == "text" and number == 1 and self.words is not None:
                         tokens.copy_(self.words.expand_as(tokens))
                     else:
@@ -143,15 +149,15 @@ class PromptTokens(Tuner):
                         tokens.copy_(drawn)
             for number, linear in enumerate(self.coupling):
                 # MaPLe clones one layer for the blocks after the first, so that they begin as the same map.
-                draw_linear(linear, lambda key, number=number: generator_of("coupling", min(number, 1) + 1, key))
+                draw_linear(linear, partial(generator_of, "coupling", min(number, 1) + 1))
             if self.network is not None:
                 for place in (0, 2):
-                    linear = self.network[place]
-                    draw_linear(linear, lambda key, place=place: generator_of("network", place, key))
+                    draw_linear(self.network[place], partial(generator_of, "network", place))
 
 
-def draw_linear(linear: nn.Linear, generator_of: Callable[[str], torch.Generator]) -> None:
+def draw_linear(linear: nn.Module, generator_of: Callable[[str], torch.Generator]) -> None:
     """``nn.Linear``'s own rule of initialisation, uniform within 1/sqrt(in), each tensor from its own generator."""
+    assert isinstance(linear, nn.Linear)
     bound = linear.in_features**-0.5
     with torch.no_grad():
         for key, parameter in linear.named_parameters():
