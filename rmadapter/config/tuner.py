@@ -33,6 +33,11 @@ class TunerConfig:
         """Whether anything beside the adapters is trained."""
         return self.prompt.any or self.lora.any or self.head.any
 
+    @property
+    def bound(self) -> bool:
+        """Whether something is trained of each class, so that no others can be told."""
+        return self.prompt.class_specific or self.head.offset > 0 or self.head.cache != "none"
+
     def flat(self) -> dict[str, Any]:
         """Plain values by dotted name: ``adapter.scale``."""
         groups = dataclasses.asdict(self).items()

@@ -38,7 +38,7 @@ def parse_train(
     """
     # Which defaults hold is seen from the data, before anything is printed.
     silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
-    asked = parse_arguments(TrainConfig, silent, prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
+    asked = parse_arguments(TrainConfig, [*recipe, *silent], prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
     own = [*recipe, *(["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else [])]
     if not own and silent == argv:
         return asked

@@ -215,7 +215,12 @@ def _target_templates(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
 
 
 def own_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
-    """The parts of the classes that a run is tested on: base and new after training on base, else that trained on."""
+    """The parts of the classes that a run is tested on: base and new after training on base, else that trained on.
+
+    What is bound to its classes knows no others.
+    """
+    if config.tuned.bound:
+        return (config.classes,)
     return tested_parts("base_new" if config.classes == "base" else config.classes, data.class_names)
 
 
