@@ -228,6 +228,7 @@ def _results(
         trained_on=source,
         model=config.model,
         pretrained=config.pretrained,
+        base_hash=run.base_hash,
         shots=config.shots,
         seed=config.seed,
         classes=config.classes,

@@ -160,7 +160,10 @@ WRONG = {
     ),
     "mistyped inside": (lambda f: damage_json(f, preprocessing={"size": 32, "mean": 0, "std": [1, 1, 1]}), "mean is 0"),
     "missing": (lambda f: damage_json(f, without="base"), "adapter lacks field 'base'"),
-    "nested": (lambda f: (f / "adapter_config.json").write_text("[" * 100_000), "too many lists or objects in one another"),
+    "nested": (
+        lambda f: (f / "adapter_config.json").write_text("[" * 100_000),
+        "too many lists or objects in one another",
+    ),
     "deep training": (lambda f: damage_json(f, training=nested(100)), r"adapter\.training\.a is nested deeper than"),
     "huge": (lambda f: damage_json(f, template="{}" + " " * (17 << 20)), "is larger than 16 MB"),
     "layers": (lambda f: damage_json(f, config={"layers": "1-99999999"}), "layers.* (is|=) .1-99999999."),
