@@ -155,9 +155,7 @@ def read_bytes(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> bytes:
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read: {reason(error)}") from error
     if len(content) > limit:
-        raise InputError(
-            f"{what} {path} is larger than {limit >> 20} MB; valid: a {what} of a size that such files have"
-        )
+        raise InputError(f"{what} {path} is larger than {limit >> 20} MB; valid: one of the size that such files have")
     return content
 
 

@@ -36,6 +36,7 @@ def results_of(
     trained_on: dict[str, Any] | None,
     model: str,
     pretrained: str | None,
+    base_hash: str,
     shots: int | None,
     seed: int | None,
     classes: str | None,
@@ -53,7 +54,7 @@ def results_of(
         method: its name in tables.
         data: the data set that was tested on.
         trained_on: as ``trained_on`` makes it, None where nothing was trained.
-        model, pretrained: open_clip's name and tag of the base model.
+        model, pretrained: open_clip's name and tag of the base model; base_hash: ``identity.base_hash`` of it.
         shots, seed: of the few-shot sample; None where nothing was trained or it is not known.
         classes: what was trained on: all, base or new, None where it is not known; where nothing was trained, what it
             stands beside: base for both halves.
@@ -75,6 +76,7 @@ def results_of(
         "trained_on": trained_on,
         "model": model,
         "pretrained": pretrained,
+        "base_hash": base_hash,
         "shots": shots,
         "seed": seed,
         "classes": classes,

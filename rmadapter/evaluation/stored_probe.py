@@ -70,6 +70,7 @@ def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
         trained_on=trained_on(trained, info.weights_sha256),
         model=backbone.source.name,
         pretrained=backbone.source.pretrained,
+        base_hash=backbone.base_hash,
         shots=trained.get("shots"),
         seed=trained.get("seed"),
         classes=half,

@@ -17,6 +17,8 @@ from rmadapter.files import read_json
 from rmadapter.methods.naming import derived_name
 from rmadapter.sweeps.protocols import data_and_style
 
+# Of a hash, in words of a report.
+DIGITS = 8
 PARTS = ("base", "new", "hm", "all")
 # The same classes in a style that neither pretraining nor training has seen: what adaptation leaves.
 RETAINED = ("retained_base", "retained_new", "retained_all")
@@ -147,6 +149,8 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
     settings = dict(_dotted(recorded))
     if (precision := field("precision", _STR)) is not None:
         settings["precision"] = precision
+    if (base_hash := field("base_hash", _STR)) is not None:
+        settings["base model"] = base_hash[:DIGITS]
     data = DataId(field("data", str), field("style", _STR), field("data_hash", _STR))
     return FinishedRun(
         place,

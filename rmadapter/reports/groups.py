@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from rmadapter.clip.names import RANDOM, brings_weights
 from rmadapter.methods.naming import is_made_by
-from rmadapter.reports.finished_runs import DataId, FinishedRun, TrainedOn
+from rmadapter.reports.finished_runs import DIGITS, DataId, FinishedRun, TrainedOn
 
-DIGITS = 8
 UNKNOWN = "not recorded"
 # The order of rows and bars, simplest first; what else a method is called comes after these, by name.
 METHOD_ORDER = ("zeroshot", "single", "single+consistency", "mma", "mma+consistency", "rmadapter")

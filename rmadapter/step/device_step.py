@@ -85,8 +85,8 @@ class DeviceStep:
 
     Attributes:
         lr: learning rate, a scalar in fp32; set it with ``set_lr``.
-        names: of the loss terms, and ``FINITE``; empty before the first step.
-        losses: float64 [terms + 1], those of the last step in the order of ``names``; None before it.
+        names: ``FINITE`` and the loss terms, their total last; empty before the first step.
+        losses: float64 [1 + terms], those of the last step in the order of ``names``; None before it.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class DeviceStep:
         self._count(logits.detach(), losses, inputs.labels, finite)
 
     def _count(self, logits: Tensor, losses: dict[str, Tensor], labels: Tensor, finite: Tensor) -> None:
-        values = torch.stack([*(value.detach() for value in losses.values()), finite.float()]).double()
+        values = torch.stack([finite.float(), *(value.detach() for value in losses.values())]).double()
         correct = (logits.argmax(-1) == labels).sum()
         row = torch.cat([values, torch.stack([correct, torch.full_like(correct, len(labels))])])
         if self.losses is None:
-            self.names, self.losses = [*losses, FINITE], torch.zeros_like(values)
+            self.names, self.losses = [FINITE, *losses], torch.zeros_like(values)
             self._sums = torch.zeros_like(row)
         self.losses.copy_(values)
         self._sums.add_(torch.where(finite, row, 0.0))

@@ -136,7 +136,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         "seed": config.seed,
         # None: without encoders it went through open_clip's own forward passes.
         "residual": None if model.encoders is None else config.residual,
-        "settings": settings_of(config),
+        "settings": _settings(config, run),
     }
     folder.check_held()
     model.adapted.save_adapter(folder.adapter, class_names=names, template=template, training=training)
@@ -234,6 +234,11 @@ def _evaluate(config: TrainConfig, run: TrainingLoop, parts: Sequence[str]) -> d
     return {**found, "seconds": time.perf_counter() - began}
 
 
+def _settings(config: TrainConfig, run: TrainingLoop) -> dict[str, Any]:
+    """What determines the numbers, for the adapter's file and for results.json."""
+    return {**settings_of(config), "text_memory": run.text_bound}
+
+
 def _results(
     config: TrainConfig,
     run: TrainingLoop,
@@ -249,6 +254,7 @@ def _results(
         trained_on=source,
         model=config.model,
         pretrained=config.pretrained,
+        base_hash=run.base_hash,
         shots=config.shots,
         seed=config.seed,
         classes=config.classes,
@@ -258,7 +264,7 @@ def _results(
         seconds={"train": run.seconds, "eval": found["seconds"]},
         precision=run.precision,
         device=str(run.device),
-        settings={**settings_of(config), "text_memory": run.text_bound},
+        settings=_settings(config, run),
         retention_style=run.data.retention.style if run.data.retention else None,
         bad_steps=run.bad_steps,
         data_findings=findings.to_dict(),

@@ -110,6 +110,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
         trained_on=trained_on(training, weights_sha256),
         model=config.model,
         pretrained=config.pretrained,
+        base_hash=backbone.base_hash,
         shots=config.shots,
         seed=config.seed,
         classes=config.classes,

@@ -74,7 +74,7 @@ def test_a_sweep_and_a_search_hand_paths_on_to_trainings(home):
 def test_every_option_whose_sentence_speaks_of_files_is_known_as_a_path(command):
     config = COMMAND_OPTIONS[command].config
     said = {name for name, says in docstring_of(config)[1].items() if re.search(r"\b(files?|folders?|dir)\b", says)}
-    others = {"steps", "batch_size", "bundle", "keep"}  # speak of them, name none
+    others = {"steps", "batch_size", "bundle", "keep", "trust_base"}  # speak of them, name none
     assert said - others <= set(path_fields(config))
 
 

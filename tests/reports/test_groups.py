@@ -169,6 +169,16 @@ def test_two_models_of_one_last_name_are_told_apart(tmp_path):
     assert [row["model"] for row in table(report([tmp_path / "r"]).text)] == ["local-dir:a/clip", "local-dir:b/clip"]
 
 
+def test_two_base_models_under_one_name_are_told_apart(tmp_path):
+    for number, base in enumerate(("a" * 64, "b" * 64)):
+        write(tmp_path / "r" / str(number), base_hash=base, seed=number)
+    rows = table(report([tmp_path / "r"]).text)
+    assert {(row["settings"], row["seeds"]) for row in rows} == {
+        ("base model=aaaaaaaa", "1"),
+        ("base model=bbbbbbbb", "1"),
+    }
+
+
 def change(folder, **values):
     file = folder / "results.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

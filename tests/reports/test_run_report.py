@@ -204,7 +204,7 @@ def test_a_damaged_line_of_a_table_is_named(runs, tmp_path):
         ('{"format": 2}', "format 2; this version reads 1"),
         ('{"format": 1}', "accuracy is None"),
         ('{"format": 1, "accuracy": {"base": 101}}', "accuracy of base is 101"),
-        ('{"format": 1, "accuracy": {"base": NaN}}', "accuracy of base is nan"),
+        ('{"format": 1, "accuracy": {"base": NaN}}', "it holds NaN, which JSON does not have"),
         ('{"format": 1, "accuracy": {"base": "90"}}', "accuracy of base is '90'"),
         ('{"format": 1, "accuracy": {}, "data": "digits", "model": 3}', "model is 3"),
     ],

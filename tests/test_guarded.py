@@ -161,9 +161,10 @@ def test_closed_output_is_no_error_and_no_file_gets_its_number(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_below_the_output():
     with open("/dev/full", "w") as full:
-        status, _, err = run("--help", stdout=full)
-        assert (status, err[:46]) == (2, b"rmadapter: standard output cannot be written: ")
-        assert run("no-such", stderr=full) == (2, b"", None)
+        for environment in ({"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}):
+            status, _, err = run("--help", stdout=full, env=environment)
+            assert (status, err[:46], err.count(b"\n")) == (2, b"rmadapter: standard output cannot be written: ", 1)
+            assert run("no-such", stderr=full, env=environment) == (2, b"", None)
 
 
 def test_a_reader_that_has_gone():
@@ -178,7 +179,7 @@ def function(words):
 sys.exit(guarded(function, sys.argv[1:]))
 """
     for words in ([], ["help"]):
-        for environment in ({}, {"PYTHONUNBUFFERED": "1"}):
+        for environment in ({"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}):
             reader, writer = os.pipe()
             os.close(reader)
             with os.fdopen(writer, "wb") as gone:
