@@ -20,7 +20,7 @@ from rmadapter.config.run import (
     check_template,
 )
 from rmadapter.config.shortcuts import StepConfig
-from rmadapter.config.tuner import TunerConfig
+from rmadapter.config.tuned import TunerConfig
 
 __all__ = [
     "AUGMENTATIONS",

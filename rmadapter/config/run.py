@@ -18,7 +18,7 @@ from rmadapter.config.paths import ModelText, PathText
 from rmadapter.config.prompt import PromptConfig
 from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
-from rmadapter.config.tuner import TunerConfig
+from rmadapter.config.tuned import TunerConfig
 from rmadapter.errors import InputError, check_choice, check_range, printable, printable_line
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")

@@ -10,7 +10,7 @@ from typing import Any
 from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, RUN_CONFIG_FILE, check_template
 from rmadapter.config.paths import ModelText, PathText
-from rmadapter.data import ImageData, load_data
+from rmadapter.data import ImageData, load_data, part_names
 from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
@@ -158,9 +158,9 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     backbone, adapted = loaded.backbone, loaded.adapted
     own = info.template if info is not None and not zeroshot else zeroshot_template(data.name)
     template = config.template or own or PHOTO
-    model = loaded.classifier(data.class_names, template)
-    loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = tested_parts(config.classes, data.class_names)
+    model = loaded.classifier(part_names(data.class_names, parts[0]), template)
+    loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     trained = training if adapted is not None else {}
     started = time.perf_counter()
     found = evaluate_parts(model, data, parts, loading, split=config.split)

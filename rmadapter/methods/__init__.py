@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from rmadapter.errors import check_choice
 from rmadapter.methods.ablations import ABLATIONS
+from rmadapter.methods.clip_lora import CLIP_LORA
 from rmadapter.methods.cocoop import COCOOP
 from rmadapter.methods.compositions import COMPOSITIONS
 from rmadapter.methods.coop import COOP, KGCOOP
 from rmadapter.methods.deep_prompts import IVLP, MAPLE, PROMPTSRC, VPT
 from rmadapter.methods.feature_methods import CLIP_ADAPTER, TASKRES
 from rmadapter.methods.linear_probe import LINEAR_PROBE
-from rmadapter.methods.lora import CLIP_LORA
 from rmadapter.methods.method import Method
 from rmadapter.methods.mma import MMA
 from rmadapter.methods.prograd import PROGRAD

@@ -24,7 +24,9 @@ class TowerShape:
 
     Attributes:
         width, hidden, heads, depth: of its blocks, their MLP and their attention, and how many they are.
-        first: place of the first adapted block from 0; ``depth`` without adapters.
+        first: place of the last block from 0 whose own part is frozen and has nothing trained before it: of the first
+            one with an adapter beside it, -1 where something is trained before or in the first; ``depth`` where
+            nothing is.
         adapters: number of them.
         adapter: operations of one adapter's forward pass on a token.
         embed: operations before the first block, a token.
@@ -113,6 +115,7 @@ class Workload:
         targets: whether the frozen image and the frozen text features are needed.
         rebuilds: whether the reconstruction of the towers is that of the frozen pass, which then runs in every step.
         by_block: whether adapted blocks are computed again in the backward pass, one by one (--grad-checkpointing).
+        per_image: whether the classes are computed for each image.
     """
 
     image: TowerShape
@@ -124,6 +127,7 @@ class Workload:
     targets: tuple[bool, bool]
     rebuilds: tuple[bool, bool]
     by_block: bool
+    per_image: bool = False
 
     @property
     def classes(self) -> int:
@@ -152,12 +156,13 @@ def workload(
         image=tower_shape(model, "vision", embed=2 * patch * visual.conv1.out_channels, stream=stream),
         text=tower_shape(model, "text", stream=stream),
         images=images,
-        image_tokens=patches + 1,
+        image_tokens=patches + 1 + model.sites("vision").added,
         context=model.clip.context_length,
         chunks=chunks,
         targets=targets,
         rebuilds=rebuilds,
         by_block=bool(visual.transformer.grad_checkpointing),
+        per_image=model.sites("text").per_image,
     )
 
 
@@ -165,6 +170,8 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
     """The shape of one tower of ``model``; ``stream`` in bytes a number, ``embed`` as in ``TowerShape``."""
     tower = find_towers(model.clip)[modality]
     layers = [found.layer for found in model.adapters(modality)]
+    inside = model.sites(modality).first
+    starts = [*(layers[:1] and [layers[0] - 1]), *([] if inside is None else [inside - 1])]
     branch = next((found.adapter.branch for found in model.adapters(modality)), None)
     block = tower.blocks[0]
     return TowerShape(
@@ -172,7 +179,7 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
         hidden=block.mlp.c_fc.out_features,
         heads=block.attn.num_heads,
         depth=tower.depth,
-        first=layers[0] - 1 if layers else tower.depth,
+        first=min(starts, default=tower.depth),
         adapters=len(layers),
         adapter=2 * sum(p.numel() for p in branch.parameters() if p.dim() == 2) if branch is not None else 0,
         embed=embed,
@@ -203,6 +210,8 @@ def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool]
         shared=shortcuts.text_prefix,
         by_block=work.by_block,
     )
+    if work.per_image:
+        text = {name: value * work.images for name, value in text.items()}
     flop = {f"{name}_{part}": cost[part] for name, cost in (("image", image), ("text", text)) for part in PARTS}
     return Cost(**flop, bytes=image["bytes"] + text["bytes"])
 

@@ -10,7 +10,7 @@ from rmadapter.clip.types import ClipModel
 from rmadapter.config import TunerConfig
 from rmadapter.errors import InputError
 from rmadapter.tuners.feature_heads import ClassOffsets, FeatureAdapters, ImageCache
-from rmadapter.tuners.lora import LowRankUpdates
+from rmadapter.tuners.low_rank_updates import LowRankUpdates
 from rmadapter.tuners.prompt_tokens import PromptTokens
 from rmadapter.tuners.tuner import Tuner
 
