@@ -31,12 +31,8 @@ def test_help_shows_first_what_people_set(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = shown(capsys, "--help")
     assert len(text.splitlines()) < 110  # with all that can be set it is three times as long
-    assert (
-        text.index("--data STR")
-        < text.index("--shots INT")
-        < text.index("--method METHOD")
-        < text.index("Optimiser and schedule:")
-    )
+    places = [text.index(part) for part in ("--data STR", "--shots INT", "--method METHOD", "Optimiser and schedule:")]
+    assert places == sorted(places)
     assert "(default: 0.0015)" in " ".join(text.split())
     assert "momentum, weight-decay, adam-eps" in " ".join(text.split())
     assert "--momentum" not in text
