@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import PUBLISHED, TrainConfig
@@ -84,6 +84,7 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
 
 def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData) -> dict[str, Any]:
     """The run in its folder, which is this process's; with ``explain`` its plan alone."""
+    check_source(config.model, config.pretrained)
     device = ranks.device
     precision = resolve_precision(config.precision, device)
     for note in data.notes:

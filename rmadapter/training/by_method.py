@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rmadapter.clip.backbone import check_source
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError
@@ -32,14 +31,12 @@ def train_method(method: Method, config: TrainConfig, *, data: ImageData | None 
     Under torchrun a method without a training step is one process's work; the others return nothing at once.
 
     Raises:
-        InputError: as ``adapter_run.train``; a model or weights that cannot be, before any work;
-            ``explain`` for a method that has no training step.
+        InputError: as ``adapter_run.train``; ``explain`` for a method that has no training step.
     """
     if config.explain and method.kind != TUNED:
         raise InputError(
             f"explain is True, but {method.name} has no training step; valid: without it, or another method"
         )
-    check_source(config.model, config.pretrained)
     rank, processes = place()
     if method.kind != TUNED and processes > 1:
         if rank > 0:

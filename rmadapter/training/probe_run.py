@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.finite import check_finite
 from rmadapter.config import TrainConfig
 from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
@@ -56,6 +56,7 @@ def train_probe(config: TrainConfig, *, data: ImageData | None = None) -> dict[s
 
 
 def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, Any]:
+    check_source(config.model, config.pretrained)
     device = resolve_device(config.device)
     for note in data.notes:
         print(note)
