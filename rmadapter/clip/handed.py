@@ -9,7 +9,7 @@ from torch import nn
 from rmadapter.errors import InputError
 
 VALID = "an open_clip CLIP model, such as open_clip.create_model('ViT-B-16', pretrained='openai')"
-# What libraries call the only child in which their wrapper keeps a model: DataParallel, torch.compile, FSDP, others.
+# What libraries, and this one, call the child in which their wrapper keeps a model: DataParallel, torch.compile, FSDP, others.
 INNER = ("module", "_orig_mod", "_fsdp_wrapped_module", "model", "clip")
 # What is no open_clip model though it is a CLIP, by the package that it is from.
 OTHERS = {
@@ -41,7 +41,8 @@ def _check_module(model: nn.Module) -> None:
     kind = type(model)
     named = f"clip is a {kind.__name__}"
     children = dict(model.named_children())
-    inner = next((name for name in INNER if list(children) == [name]), None)
+    # A wrapper has the model as its first child, and itself no towers.
+    inner = None if hasattr(model, "visual") else next((name for name in INNER if [*children][:1] == [name]), None)
     if inner is not None:
         raise InputError(f"{named} around a {type(children[inner]).__name__}; valid: what is in it, clip.{inner}")
     if kind.__name__.startswith("FSDP") or any(hasattr(p, "full_tensor") for p in model.parameters()):

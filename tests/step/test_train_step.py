@@ -147,7 +147,7 @@ def test_bytes_kept_for_the_backward_pass_are_those_foreseen(tokenizer, towers, 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        features = [step._adapted(classes)[0] for classes in step._classes]
+        features = [step._tuned(classes, None, 1)[0] for classes in step._classes]
     shape = tower_shape(model.adapted, "text", stream=4)
     foreseen = sum(shape.saved_bytes(chunk) for chunk in step.chunks)
     assert len(features) == len(step.chunks)
@@ -249,7 +249,7 @@ def test_an_fp32_stream_keeps_small_terms(tokenizer):
         encoder = TrainStep(model, stream=stream).image
         entry = encoder.begin(batch()[0])
         with torch.no_grad():
-            x, _ = encoder._adapted_block(1, entry.output, encoder.layout, False)
+            x, _ = encoder._tuned_block(1, entry.output, encoder.layout, False)
             untouched, _ = encoder._frozen_block(1, entry.output, encoder.layout)
         return x.float() - untouched.float()
 

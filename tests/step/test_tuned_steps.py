@@ -36,7 +36,10 @@ def test_all_shortcuts_together(tokenizer, case):
 
 
 @pytest.mark.parametrize("name", SHORTCUTS)
-@pytest.mark.parametrize("case", ["both towers", "per image", "middle", "adapters and low rank"])
+@pytest.mark.parametrize(
+    "case",
+    ["both towers", "per image", *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank"))],
+)
 def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
     expected = plain(tokenizer, case)
     alone = StepConfig(**{other: other == name for other in SHORTCUTS})

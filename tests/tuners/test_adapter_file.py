@@ -72,7 +72,7 @@ def test_files_and_keys_are_pinned(folder):
 def test_round_trip(model, folder):
     info = read_info(folder)
     assert (info.class_names, info.template, info.source) == (["cat", "dog"], "a {}", ModelSource("ViT-B-32", "openai"))
-    assert info.config == CONFIG
+    assert info.config.adapter == CONFIG
     loaded = load(small_clip(), folder)
     for name, tensor in weights(model).items():
         assert torch.equal(loaded.adapter_tensors()[name], tensor)
@@ -149,14 +149,14 @@ WRONG = {
         lambda f: damage_json(f, format=1),
         "format 1, which does not say all that 2 does.*train it again",
     ),
-    "unknown key": (lambda f: damage_json(f, config={"bottelneck": 1}), "did you mean 'bottleneck'"),
+    "unknown key": (lambda f: damage_json(f, config={"adapter": {"bottelneck": 1}}), "did you mean 'bottleneck'"),
     "malformed": (
         lambda f: damage_json(f, source=[]),
         r"is damaged: adapter\.source is \[\]; valid: an object or null",
     ),
     "mistyped": (
-        lambda f: damage_json(f, config={"bottleneck": "4"}),
-        r"adapter\.config\.bottleneck is '4'; valid: a whole",
+        lambda f: damage_json(f, config={"adapter": {"bottleneck": "4"}}),
+        r"adapter\.config\.adapter\.bottleneck is '4'; valid: a whole",
     ),
     "mistyped inside": (lambda f: damage_json(f, preprocessing={"size": 32, "mean": 0, "std": [1, 1, 1]}), "mean is 0"),
     "missing": (lambda f: damage_json(f, without="base"), "adapter lacks field 'base'"),
@@ -166,7 +166,7 @@ WRONG = {
     ),
     "deep training": (lambda f: damage_json(f, training=nested(100)), r"adapter\.training\.a is nested deeper than"),
     "huge": (lambda f: damage_json(f, template="{}" + " " * (17 << 20)), "is larger than 16 MB"),
-    "layers": (lambda f: damage_json(f, config={"layers": "1-99999999"}), "layers.* (is|=) .1-99999999."),
+    "layers": (lambda f: damage_json(f, config={"adapter": {"layers": "1-99999999"}}), "layers.* (is|=) .1-99999999."),
     "other residual": (lambda f: damage_json(f, training={"residual": "fp64"}), "training.residual is 'fp64'"),
     "other resizing": (lambda f: damage_preprocessing(f, interpolation="random"), "interpolation is 'random'"),
     "other size": (
