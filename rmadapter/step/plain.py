@@ -23,7 +23,7 @@ from rmadapter.objectives import losses
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.injection import inject
-from rmadapter.tuners.tuner import Features
+from rmadapter.tuners.tuner import Features, Tuner
 
 
 class RMAdapterCLIP(AdaptedClassifier):
@@ -98,6 +98,11 @@ class RMAdapterCLIP(AdaptedClassifier):
         return {"vision": self.counted_vision, "text": self._counted_text}
 
     @property
+    def compares_towers(self) -> bool:
+        """Whether features are compared with the frozen model's as the towers give them, and not behind a head."""
+        return not any(type(tuner).head is not Tuner.head for tuner in self.adapted.tuners)
+
+    @property
     def counted_text(self) -> Tensor:
         """Which tokens of the prompts the reconstruction counts: bool [classes, length]."""
         assert self._counted_text is not None  # prompts say which of their tokens are valid
@@ -154,10 +159,10 @@ class RMAdapterCLIP(AdaptedClassifier):
         """What compares ``features``, those after the heads, and ``logits`` with the frozen model."""
         loss, terms = self.loss, {}
         text = self.frozen_text_features() if loss.needs_text else None
-        if loss.lambda3:
+        if loss.lambda3 and not self.compares_towers:
             assert frozen is not None  # the image side has made it
             terms["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
-        if loss.lambda4:
+        if loss.lambda4 and not self.compares_towers:
             assert text is not None
             terms["consistency_text"] = losses.consistency(features.text, text, loss.distance)
         if loss.needs_probabilities:
@@ -167,7 +172,7 @@ class RMAdapterCLIP(AdaptedClassifier):
         return terms
 
     def _image_side(self, images: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Tuned image features, and the frozen ones where a term needs them; adds the reconstruction's term."""
+        """Tuned image features, and the frozen ones where a term needs them; adds the image tower's terms."""
         with self.adapted.collect("vision") as per_token:
             features = self.image_features(images)
         needs_frozen = self.training and (self.loss.needs_image or self.per_image)
@@ -181,10 +186,13 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["reconstruction_vision"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["vision"], self.counted["vision"]
             )
+        if self.training and self.loss.lambda3 and self.compares_towers:
+            assert frozen is not None  # it was needed
+            terms["consistency_image"] = losses.consistency(features, frozen.detach(), self.loss.distance)
         return features, frozen if needs_frozen else None
 
     def _text_side(self, terms: dict[str, Tensor], frozen_images: Tensor | None) -> Tensor:
-        """Tuned text features; adds the reconstruction's term."""
+        """Tuned text features; adds the text tower's terms."""
         with self.adapted.collect("text") as per_token:
             features = self.text_features(frozen_images)
         if self.rebuilds_frozen("text"):
@@ -194,6 +202,8 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["reconstruction_text"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["text"], self.counted["text"]
             )
+        if self.training and self.loss.lambda4 and self.compares_towers:
+            terms["consistency_text"] = losses.consistency(features, self.frozen_text_features(), self.loss.distance)
         return features
 
     def rebuilds_frozen(self, tower: str) -> bool:

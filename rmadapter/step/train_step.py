@@ -29,7 +29,7 @@ from rmadapter.step.distributed import Ranks
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.tuners.encoders import Entry, ImageEncoder, TextEncoder
 from rmadapter.tuners.sites import CLASS
-from rmadapter.tuners.tuner import Features, Tuner, Values
+from rmadapter.tuners.tuner import Features, Values
 
 
 class Views(NamedTuple):
@@ -209,20 +209,15 @@ class TrainStep(nn.Module):
     ) -> None:
         """Add the terms that compare with the frozen model's features ``frozen`` [n, embed] of the images."""
         loss = self.model.loss
-        if loss.lambda3:
+        if not self.model.compares_towers and loss.lambda3:
             assert frozen is not None  # the views have them
             of_images["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
-        if not self._compares_chunks and loss.lambda4:
+        if not self.model.compares_towers and loss.lambda4:
             of_text["consistency_text"] = losses.consistency(features.text, self._all_targets(), loss.distance)
         if loss.needs_probabilities:
             assert frozen is not None
             zeroshot = CLIPClassifier.logits(self.model, frozen, self._all_targets())
             of_images["distillation"] = losses.distillation(logits, zeroshot)
-
-    @property
-    def _compares_chunks(self) -> bool:
-        """Whether text features are compared as the tower gives them, and not behind a head."""
-        return not any(type(tuner).head is not Tuner.head for tuner in self.model.adapted.tuners)
 
     def _all_targets(self) -> Tensor:
         """Frozen text features of all classes, those of the other processes too."""
@@ -262,9 +257,9 @@ class TrainStep(nn.Module):
     def _image_features(
         self, views: Views, terms: dict[str, Tensor], values: Values | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tuned image features, and frozen ones where they are wanted; adds the reconstruction's term."""
+        """Tuned image features, and frozen ones where they are wanted; adds the image tower's terms."""
         if self.image.first is None:
-            return views.entry.output, views.entry.output
+            return self._compared(views.entry.output, views.entry.output, terms)
         reconstruct = self.reconstructs("vision")
         found = [
             self._image_part(*piece, reconstruct and not self.frozen_stream, values)
@@ -280,7 +275,17 @@ class TrainStep(nn.Module):
             counted = self.model.counted["vision"]
             tokens = self.image.tokens if counted is None else counted.sum()
             terms["reconstruction_vision"] = rec / (len(features) * tokens)
-        return features, target
+        return self._compared(features, target, terms)
+
+    def _compared(
+        self, features: Tensor, frozen: Tensor | None, terms: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both features; adds their distance where it is that of what the tower gives."""
+        loss = self.model.loss
+        if loss.lambda3 and self.model.compares_towers:
+            assert frozen is not None  # the views have them
+            terms["consistency_image"] = losses.consistency(features, frozen, loss.distance)
+        return features, frozen
 
     def _image_part(
         self, adapter_input: Tensor, output: Tensor, reconstruct: bool, values: Values | None = None
@@ -342,7 +347,7 @@ class TrainStep(nn.Module):
         if self.reconstructs("text"):
             tokens = self.model.counted_text.sum()
             terms["reconstruction_text"] = world * reduce(torch.add, (chunk[1] for chunk in found)) / tokens
-        if self.model.loss.lambda4 and self._compares_chunks:
+        if self.model.loss.lambda4 and self.model.compares_towers:
             target = torch.cat([self._target(classes) for classes in self._classes])
             distance = self.model.loss.distance
             terms["consistency_text"] = world * losses.consistency_sum(features, target, distance) / count
