@@ -9,7 +9,7 @@ from torch import nn
 from rmadapter.errors import InputError
 
 VALID = "an open_clip CLIP model, such as open_clip.create_model('ViT-B-16', pretrained='openai')"
-# What libraries call the child in which a wrapper keeps a model: DataParallel, torch.compile, FSDP, others, and this one.
+# What wrappers call the child that they keep a model in: DataParallel, torch.compile, FSDP, others, AdaptedCLIP.
 INNER = ("module", "_orig_mod", "_fsdp_wrapped_module", "model", "clip")
 # What is no open_clip model though it is a CLIP, by the package that it is from.
 OTHERS = {
