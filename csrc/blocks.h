@@ -175,7 +175,7 @@ void reduce_narrow(const float* a, int64_t stride, int64_t rows, int64_t K, cons
         store(to + stride, sub(value, load(to)));
       }
     point_to_rows<const typename P::Element>(block, 2 * stride, rows, pointers);
-    reduce_on_tiles(pointers, rows, K, p, sums, n, 2, nullptr);
+    reduce_on_tiles(pointers, rows, K, p, sums, n, 2);
   } else {
     point_to_rows(a, stride, rows, pointers);
     reduce<Floats>(pointers, rows, K, p, sums, n);

@@ -36,17 +36,4 @@ struct Ahead {
         UNROLL for (int i = 0; i < R; ++i) prefetch(group.rows[row + i] + 64 * l);
     }
   }
-
-  // Part `part` of `parts` of the R rows from `row` on, one row after the other.
-  template <int R>
-  INLINE void fetch_part(int64_t row, int64_t part, int64_t parts) const {
-    for (int g = 0; g < count; ++g) {
-      const Group& group = groups[g];
-      const int64_t lines = group.lines * parts;
-      const int64_t end = R * lines * (part + 1) / parts;
-      int64_t l = R * lines * part / parts;
-      for (int64_t i = l / lines; l < end; ++i)
-        for (; l < end && l < (i + 1) * lines; ++l) prefetch(group.rows[row + i] + 64 * (l - i * lines));
-    }
-  }
 };

@@ -69,7 +69,7 @@ template <class P>
 void reduce(const typename P::Element* const* a, int64_t rows, int64_t K, const typename P::Element* p, float* sums,
             int64_t n, const Ahead* ahead = nullptr) {
   if constexpr (P::TILES) {
-    reduce_on_tiles(a, rows, K, p, sums, n, 1, ahead);
+    reduce_on_tiles(a, rows, K, p, sums, n, 1);
   } else {
     for_panels(n, [&](int64_t column, auto vectors) INLINE_LAMBDA {
       for (int64_t i = 0; i < rows; i += TILE_ROWS)

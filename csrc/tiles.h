@@ -122,7 +122,7 @@ INLINE void for_tiles(int64_t rows, F f) {
 // As `reduce`; the rows of a lie at one distance from each other, K and n are multiples of 32. With parts = 2 a is the sum of
 // a[, 0 .. K] and a[, K .. 2 K].
 INLINE void reduce_on_tiles(const BFloat16* const* a, int64_t rows, int64_t K, const BFloat16* p, float* sums, int64_t n,
-                            int parts, const Ahead* ahead) {
+                            int parts) {
   before_tile_loads();
   for_panels(n, [&](int64_t column, auto vectors) INLINE_LAMBDA {
     for_tiles(rows, [&](int64_t row, auto tiles) INLINE_LAMBDA {
@@ -131,7 +131,6 @@ INLINE void reduce_on_tiles(const BFloat16* const* a, int64_t rows, int64_t K, c
       clear_sums<R, N>();
       for (int part = 0; part < parts; ++part)
         for (int64_t k = 0; k < K; k += 32) {
-          if (ahead && column == 0) ahead->fetch_part<16 * R>(row, k / 32, K / 32);
           load_left<R>(a[row] + part * K + k, stride);
           load_right<N>(p + column * K + k * N * 16, 64 * N, 32);
           multiply_tiles<R, N>();

@@ -52,7 +52,7 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     return found
 
 
-@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no binutils here")
 def test_the_extension_uses_the_stable_abi_alone():
     """No name of torch's C++ classes, and none of Python's, is left for the loader to find."""
@@ -110,7 +110,7 @@ def test_the_wheel_is_for_every_python_and_holds_the_extension(tmp_path):
     assert asked.stdout.splitlines()[1] == "cpu"
 
 
-@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 def test_the_environment_chooses_the_instruction_set(monkeypatch):
     """What the module does at its import, done again in this process."""
     before = cpu.instruction_set()
@@ -126,7 +126,7 @@ def test_the_environment_chooses_the_instruction_set(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 def test_the_environment_chooses_the_instruction_set_of_a_process():
     ask = "from rmadapter_kernels import cpu; print(cpu.instruction_set())"
     environment = {"PYTHONPATH": str(cpu.LIBRARY.parents[1])}
