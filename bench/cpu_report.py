@@ -40,6 +40,9 @@ def report(results: dict) -> str:
             times[info["dtype"], info["direction"], info["tokens"], info["contender"]] = median
     versions = results["machine_info"]
     commit = f", commit {results['commit_info']['id'][:7]}" if "commit_info" in results else ""
+    timers = {entry.get("options", {}).get("timer", "perf_counter") for entry in results["benchmarks"]}
+    # Of the process where others share the machine: what the program did, not what it waited for.
+    machine += "".join(f", timed by {timer}" for timer in sorted(timers - {"perf_counter"}))
     lead = (
         f"{versions['cpu']['brand_raw']}, {machine}, torch {versions['torch']}{commit}. Medians of one run; share: of "
         "the time that the products alone take\n"

@@ -85,8 +85,10 @@ struct Kernels {
 extern const Kernels portable_kernels;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define RMADAPTER_X86 1
-// Tiles need a compiler that knows them and Linux, which is asked for them.
-#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+// Tiles need a compiler that knows them and Linux, which is asked for them. RMADAPTER_WITHOUT_TILES leaves them out, as an
+// older compiler does.
+#if defined(__linux__) && !defined(RMADAPTER_WITHOUT_TILES) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define RMADAPTER_TILES 1
 extern const Kernels amx_bf16_kernels;
 #endif

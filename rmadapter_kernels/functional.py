@@ -137,7 +137,10 @@ def rm_adapter(
     settings = (scale, activation, objective, local_reconstruction, branch_grad_scale)
     call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
     chosen = choose(call, backend).backend
-    return _RMAdapter.apply(chosen, x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
+    arguments = (x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
+    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        return OPERATORS[chosen][0](*arguments)
+    return _RMAdapter.apply(chosen, *arguments)
 
 
 def rm_adapter_(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import runpy
 import shutil
 import subprocess
@@ -62,6 +63,20 @@ def test_the_extension_uses_the_stable_abi_alone():
     for name in names:
         assert not name.startswith(("Py", "_Py")), name
         assert not any(part in name for part in ("2at", "3c10", "5torch")), name
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another processor has no such kernels")
+def test_a_compiler_without_tiles_leaves_their_kernels_out_and_says_so():
+    def compiled(name: str) -> str:
+        """What is left of a file after its conditions."""
+        command = ["c++", "-std=c++17", "-E", "-P", "-DRMADAPTER_WITHOUT_TILES", str(ROOT / "csrc" / f"{name}.cpp")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    kernels, dispatch = compiled("kernels_amx_bf16"), compiled("dispatch")
+    assert "the amx_bf16 kernels are left out: they need Linux and GCC 11 or Clang 12" in kernels
+    assert "amx_bf16_kernels" not in kernels + dispatch
+    assert 'return "amx_bf16, which needs Linux and GCC 11 or Clang 12"' in dispatch
 
 
 def test_without_torch_there_is_no_extension(tmp_path):
