@@ -2,7 +2,7 @@
 
 The library orders its instruction sets by their speed on this processor, known or timed at the import
 (csrc/dispatch.cpp); ``RMADAPTER_CPU`` chooses one of them (amx_bf16, avx512_bf16, avx512, avx2 or portable) instead of
-the fastest.
+the fastest. A wrong name is an error at the first call that the backend would take.
 """
 
 from __future__ import annotations
@@ -98,11 +98,14 @@ _runs = read_measured()
 # Kept here, since torch.compile reads them and does not follow a call into the library.
 _chosen: str | None = None
 _judgements: dict[torch.dtype, tuple[bool, str]] = {}
+# Why what the environment asks for cannot be.
+_wrong: str | None = None
 
 
 def _read_choice(asked_for: bool) -> None:
     """What the library has chosen, and what follows from it."""
-    global _chosen, _reason, _judgements
+    global _chosen, _reason, _judgements, _wrong
+    _wrong = None
     if _library is None:
         return
     _chosen = _library.rmadapter_cpu_chosen().decode()
@@ -149,28 +152,45 @@ def use_instruction_set(name: str | None) -> None:
     _read_choice(asked_for=name is not None)
 
 
-_read_choice(asked_for=False)
-if _library is not None and os.environ.get(VARIABLE):
-    try:
-        use_instruction_set(os.environ[VARIABLE])
-    except ValueError as error:
-        raise ValueError(f"{VARIABLE}: {error}") from None
+def _asked_for() -> str | None:
+    """Use what the environment asks for; returns why that cannot be, or None where it can.
 
+    The import itself must not fail for it: ``rmadapter --help`` comes here, and so does all work on a GPU.
+    """
+    asked = os.environ.get(VARIABLE)
+    if _library is None or not asked:
+        return None
+    try:
+        use_instruction_set(asked)
+    except ValueError as error:
+        return f"{VARIABLE}: {error}; or unset it"
+    return None
+
+
+_read_choice(asked_for=False)
+_wrong = _asked_for()
 AVAILABLE = _library is not None
 
 
 def reason() -> str:
     """Which kernels are in use and why, or why there are none."""
-    return _reason
+    return _wrong or _reason
 
 
 def refusal(x: torch.Tensor, bottleneck: int, rec_hidden: int) -> str | None:
-    """Why the backend cannot take x [..., D] with weights of these widths (h = 0: none), or None where it can."""
+    """Why the backend cannot take x [..., D] with weights of these widths (h = 0: none), or None where it can.
+
+    Raises:
+        ValueError: it could, but ``RMADAPTER_CPU`` asks for an instruction set that is not there; the message says so.
+    """
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; valid: a CPU tensor"
     if x.dtype not in DTYPES:
         return f"x is {x.dtype}; valid: {', '.join(map(str, DTYPES))}"
-    return outside_limits(x.shape[-1], bottleneck, rec_hidden)
+    outside = outside_limits(x.shape[-1], bottleneck, rec_hidden)
+    if outside is None and _wrong is not None:
+        raise ValueError(_wrong)
+    return outside
 
 
 def judgement(dtype: torch.dtype) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -285,7 +286,7 @@ def report(chosen: list[Case], jobs: int = 1, progress: bool = True) -> Iterator
 def _store(path: Path, stored: dict[str, Any]) -> None:
     """Whole or not at all: an interrupted report goes on from here."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(json.dumps(stored), encoding="utf-8")
     os.replace(temporary, path)
 
