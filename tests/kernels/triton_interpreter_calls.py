@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from grids import diagonal, slow
-from interpreter_cases import columns, fused, permuted, poisoned, sliced  # noqa: F401
+from interpreter_cases import columns, fused, name_of, permuted, poisoned, sliced  # noqa: F401
 from operator_cases import make_case, run
 from triton.runtime import interpreter
 
@@ -184,12 +184,14 @@ def loads_of_x(objective: str, norm: bool, local: bool, need_x: bool) -> int:
     [
         slow(torch.float32, "l2", False, True),
         (torch.float16, "l2", False, True),
-        slow(torch.float32, "l2", True, True),
+        slow(torch.bfloat16, "l2", True, True),
         slow(torch.float16, "l1", True, False),
+        slow(torch.bfloat16, "l1", True, False),
         (torch.float32, "l2", False, False),
         slow(torch.float16, "cosine", False, True),
-        (torch.float32, "cosine", True, False),
+        (torch.bfloat16, "cosine", True, False),
     ],
+    ids=name_of,
 )
 def test_traffic(dtype, objective, norm, local, monkeypatch):
     case = make_case((21,), 80, 5, 20, norm=norm, objective=objective, local_reconstruction=local).to(dtype)
