@@ -36,11 +36,28 @@ LAYERS = {
         {"train", "__main__"},  # what python -m runs
     ],
     "rmadapter_kernels": [
-        {"calls", "reference", "triton.layout", "triton.options", "triton.primitives", "triton.tuning"},
-        {"checks", "eager", "triton.autotune", "triton.backward", "triton.forward"},
-        {"cpu", "triton.availability", "triton.launch"},
+        {
+            "calls",
+            "overlap",
+            "reference",
+            "triton.buffers",
+            "triton.devices",
+            "triton.layout",
+            "triton.options",
+            "triton.primitives",
+        },  # fmt: skip
+        {
+            "checks",
+            "eager",
+            "triton.backward_rows",
+            "triton.forward",
+            "triton.prepare",
+            "triton.prepared",
+            "triton.tuning",
+        },  # fmt: skip
+        {"cpu", "triton.availability", "triton.backward_weights", "triton.launch"},
         {"backends", "triton.plans"},
-        {"report", "triton.operators"},
+        {"triton.operators"},
         {"ops", "triton.dry"},
         {"functional"},
         {"module"},

@@ -136,7 +136,7 @@ def test_bit_equal_runs_and_64_bit_addresses(kind_name, monkeypatch):
     case = on(make_case((8, 1001), 768, 32, 32, norm=True, local_reconstruction=False).to(dtype, torch.float32), "cuda")
     first = run(case, implementation=fused)
     runs = [run(case, implementation=fused) for _ in range(5)]
-    monkeypatch.setattr(plans, "force_wide", True)
+    monkeypatch.setattr(plans, "force_index64", True)
     operators.forget_plans()
     runs.append(run(case, implementation=fused))
     monkeypatch.undo()

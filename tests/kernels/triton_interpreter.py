@@ -19,7 +19,7 @@ from operator_cases import WEIGHTS, make_case, run
 
 from rmadapter_kernels import ACTIVATIONS
 from rmadapter_kernels.reference import reference
-from rmadapter_kernels.triton import operators, plans
+from rmadapter_kernels.triton import operators, plans, tuning
 
 FLAGS = [
     {"objective": "l2", "norm": False, "local_reconstruction": True, "activation": "gelu"},
@@ -34,9 +34,18 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "dtype"), diagonal(FLAGS, DTYPES), ids=name_of)
-def test_every_flag(flags, dtype):
+@pytest.fixture
+def as_with_many_tokens(monkeypatch):
+    """Prepared weights, and backward in two slices of rows."""
+    monkeypatch.setattr(tuning, "LAUNCH", 0.0)
+    monkeypatch.setattr(plans, "slice_rows", lambda problem, config, device: 16)
+
+
+@pytest.mark.parametrize(("flags", "dtype", "many"), diagonal(FLAGS, DTYPES, [True, False]), ids=name_of)
+def test_every_flag(flags, dtype, many, request):
     """Two row blocks, the last of them not full; a width of which a tile takes a part; r below 16, h above."""
+    if many:
+        request.getfixturevalue("as_with_many_tokens")
     judge(make_case((2, 10), 80, 5, 20, scale=0.3, branch_grad_scale=3.0, **flags), dtype, torch.float32)
 
 
@@ -57,6 +66,7 @@ SHAPES = [
 LARGE_SHAPES = [((3,), 528, 20, 17), ((5, 7), 112, 33, 128), ((1, 1), 208, 128, 3), ((33,), 1152, 3, 17)]
 
 
+@pytest.mark.usefixtures("as_with_many_tokens")
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [*diagonal(SHAPES, DTYPES), *itertools.starmap(slow, itertools.product(LARGE_SHAPES, DTYPES))],
@@ -75,11 +85,22 @@ def test_norm_without_weight_or_bias(affine, dtype):
     judge(case, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_norm_of_inputs_with_a_large_mean(dtype):
+@pytest.mark.parametrize(("dtype", "many"), diagonal(DTYPES, [True, False]), ids=name_of)
+def test_norm_of_inputs_with_a_large_mean(dtype, many, request):
     """A mean of ten deviations cancels in the accumulator unless it is taken out before."""
+    if many:
+        request.getfixturevalue("as_with_many_tokens")
     case = make_case((20,), 256, 8, 8, norm=True, local_reconstruction=False)
     case.x += 10
+    judge(case, dtype)
+
+
+@pytest.mark.parametrize(("name", "first"), [("an outlier", 100.0), ("the mean", 0.0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=name_of)
+def test_statistics_of_rows_whose_first_element_is(name, first, dtype):
+    """What LayerNorm's sums are taken relative to: at its worst it makes nearly all of the variance itself."""
+    case = make_case((5,), 256, 8, 8, norm=True, local_reconstruction=False)
+    case.x[:, 0] = first
     judge(case, dtype)
 
 
@@ -149,7 +170,7 @@ def test_two_runs_and_64_bit_addresses_give_the_same_bits(layout, dtype, tokens,
     if layout is not None:
         case.x = layout(case.x)
     first, second = run(case, implementation=fused), run(case, implementation=fused)
-    monkeypatch.setattr(plans, "force_wide", True)
+    monkeypatch.setattr(plans, "force_index64", True)
     operators.forget_plans()
     wide = run(case, implementation=fused)
     for name, value in first.items():

@@ -204,15 +204,18 @@ def test_traffic(dtype, objective, norm, local, monkeypatch):
         patch.setattr(torch, "empty_like", lambda t: seen.append(empty_like(t)) or seen[-1])
         launch = plans.TunedLaunch.__call__
 
-        def watched(self, device, tensors, *rest):
+        def watched(self, device, values, *rest):
             traffic.tensors["out"] = seen[0]
             for counts in (traffic.loads, traffic.stores):
                 counts["out"] = torch.zeros(seen[0].numel(), dtype=torch.long)
-            return launch(self, device, tensors, *rest)
+            return launch(self, device, values, *rest)
 
         patch.setattr(plans.TunedLaunch, "__call__", watched)
         forward(case.x, case.residual, *shared)
-    assert traffic.loads["x"].max() <= 2
+    # And once more where LayerNorm's sums begin.
+    most = torch.full((21, 80), 2)
+    most[:, : 16 if dtype == torch.float32 else 1] += norm
+    assert (traffic.loads["x"] <= most.flatten()).all()
     assert set(traffic.loads["residual"].tolist()) == {1}
     assert set(traffic.stores["out"].tolist()) == {1}
     assert not traffic.loads["out"].any()
@@ -231,7 +234,9 @@ def test_traffic(dtype, objective, norm, local, monkeypatch):
             patch.setattr(plans.TunedLaunch, "__call__", watched)
             backward(case.x, case.d_out, case.d_loss, *shared, [need_x] + [True] * 8)
         rows, weights = counted
-        assert rows["x"].max() <= loads_of_x(objective, norm, local, need_x)
+        most = torch.full((21, 80), loads_of_x(objective, norm, local, need_x))
+        most[:, : 16 if dtype == torch.float32 else 1] += norm
+        assert (rows["x"] <= most.flatten()).all()
         assert set(rows["d_out"].tolist()) == {1}
         assert set(weights["x"].tolist()) == {1}
         assert set(weights["d_out"].tolist()) == {1}
