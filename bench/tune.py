@@ -153,7 +153,7 @@ class Inputs:
         self.forward = group.kernel == "forward"
         sets = 1
         if device.type == "cuda":
-            sets = measure.rotations(3 * tokens * group.d * dtype.itemsize)
+            sets = measure.rotations(2 * tokens * group.d * dtype.itemsize)
         draw = torch.randn(sets, 2, tokens, group.d, device=device).to(dtype)
         self.sets = [tuple(pair.unbind()) for pair in draw]
         self.d_loss = torch.full((tokens,), 1 / tokens, device=device)

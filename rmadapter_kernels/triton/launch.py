@@ -1,8 +1,8 @@
 """Launching a kernel: through Triton the first time, afterwards straight through the compiled kernel.
 
-``JITFunction.run`` binds 40 arguments and looks its cache up anew at every call. A plan (``plans.py``) holds for dtypes,
-shapes, strides, device and options, so all that can still change the compiled code is the alignment of the pointers,
-and a launch with a known one goes to the compiled kernel at once.
+``JITFunction.run`` binds 40 arguments and looks its cache up anew at every call. A plan (``plans.py``) holds for
+dtypes, shapes, strides, device and options, so all that can still change the compiled code is the alignment of the
+pointers, and a launch with a known one goes to the compiled kernel at once.
 
 Arguments go by name. A kernel's signature is the one place that says which there are and in which order.
 """

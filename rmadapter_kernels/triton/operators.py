@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
@@ -252,7 +251,8 @@ def backward(
         _remember(_backward_plans, key, plan)
     if plan is None:
         return _backward_copied(x, d_out, d_loss, gradients, norm_weight, norm_bias, norm_eps, *weights, scale,
-                                activation, objective, local_reconstruction, branch_grad_scale, needs, prepared)  # fmt: skip
+                                activation, objective, local_reconstruction, branch_grad_scale, needs,
+                                prepared)  # fmt: skip
     for index in plan.zeros:
         gradients[index].zero_()
     if plan.shape.tokens:

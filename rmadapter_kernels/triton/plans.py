@@ -165,7 +165,7 @@ class PreparePlan:
         shape = Shape(dtype, d, r, h, 0, norm, "gelu", "l2", precision, False)
         outputs = {f"{name}_out": part for name, part in parts.items()}
         constants = {"BLOCK_D": PREPARE_BLOCK_D, "ROWS": 1 << (d - 1).bit_length(), "COLUMNS": PREPARE_COLUMNS}
-        absent = {name: None for name in ("w_rec1", "w_rec2", "w_rec1_out", "w_rec2_out")} if h == 0 else {}
+        absent = dict.fromkeys(("w_rec1", "w_rec2", "w_rec1_out", "w_rec2_out")) if h == 0 else {}
         kernel = prepare.rm_adapter_prepare_kernel
         self.launch = Launch(kernel, shape.sizes | shape.without_norm | constants | absent, outputs, {"num_warps": 4})
         self.grid = (-(-d // PREPARE_BLOCK_D) + padded(r) // PREPARE_COLUMNS, 1, 1)
@@ -263,9 +263,9 @@ class BackwardPlan:
 
     def _shared(self) -> dict[str, Any]:
         s, a = self.shape, self.addresses
-        return s.sizes | a.constants | a.strides("x", "d_out") | a.strides("", "", "", "d_loss", unit=1) | s.without_norm | {
-            "FOLD": s.fold, "OBJECTIVE": s.objective, "PREPARED": s.prepared,
-        }  # fmt: skip
+        strides = a.strides("x", "d_out") | a.strides("", "", "", "d_loss", unit=1)
+        flags = {"FOLD": s.fold, "OBJECTIVE": s.objective, "PREPARED": s.prepared}
+        return s.sizes | a.constants | strides | s.without_norm | flags
 
     def _rows(self, config: Config) -> Launch:
         s = self.shape

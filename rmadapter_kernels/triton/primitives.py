@@ -183,7 +183,8 @@ def nearest(value, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_weight(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN_ROWS: tl.constexpr,
-                EVEN_COLUMNS: tl.constexpr, dtype: tl.constexpr, PREPARED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                EVEN_COLUMNS: tl.constexpr, dtype: tl.constexpr, PREPARED: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
     """A tile of a weight [ROWS, COLUMNS] as an operand in ``dtype``; the sizes are those of its memory."""
     tile = load_matrix(pointer, rows, columns, ROWS, COLUMNS, EVEN_ROWS, EVEN_COLUMNS)
     if not PREPARED:
@@ -193,7 +194,8 @@ def load_weight(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexp
 
 @triton.jit
 def down_weight(w_down, norm_weight, rows, columns, dtype: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
-                BLOCK_R: tl.constexpr, EVEN_D: tl.constexpr, PREPARED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                BLOCK_R: tl.constexpr, EVEN_D: tl.constexpr, PREPARED: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
     """diag(norm weight) W_down, [BLOCK_D, BLOCK_R] in ``dtype``: rounded once, after the product."""
     if PREPARED:
         weight = load_matrix(w_down, rows, columns, D, BLOCK_R, EVEN_D, True)

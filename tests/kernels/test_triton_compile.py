@@ -15,9 +15,9 @@ pytest.importorskip("triton", reason="Triton is for Linux alone")
 pytestmark = pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="the interpreter compiles nothing")
 
 import triton
+
 from bench import machine_code, sass
 from bench.compiled import Case, compile_case
-
 from rmadapter_kernels.triton import configure, options, tuning
 from rmadapter_kernels.triton.devices import KNOWN_DEVICES
 from rmadapter_kernels.triton.tuning import Config, Problem, config_for, model

@@ -251,7 +251,8 @@ def test_prepared_weights_are_those_of_the_other_kernels(always_prepared):
     assert made.data_ptr() <= found[3]["w_down"] < made.data_ptr() + made.numel()
     # Nobody reads the weights that were prepared where they were.
     for name, tensor in zip(("w_down", "w_up", "w_rec2"), (case.weights[0], case.weights[2], case.weights[6])):
-        assert all(arguments.get(name) != tensor.data_ptr() for arguments in (found[1], found[3], found[4])), name
+        address = case.weights[index].data_ptr()
+        assert all(arguments.get(name) != address for arguments in (found[1], found[3], found[4])), name
 
 
 def test_prepared_weights_are_kept_while_their_versions_stand(always_prepared, monkeypatch):
