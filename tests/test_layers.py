@@ -45,7 +45,7 @@ LAYERS = {
             "triton.layout",
             "triton.options",
             "triton.primitives",
-        },  # fmt: skip
+        },
         {
             "checks",
             "eager",
@@ -54,7 +54,7 @@ LAYERS = {
             "triton.prepare",
             "triton.prepared",
             "triton.tuning",
-        },  # fmt: skip
+        },
         {"cpu", "triton.availability", "triton.backward_weights", "triton.launch"},
         {"backends", "triton.plans"},
         {"triton.operators"},

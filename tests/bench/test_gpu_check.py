@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="Triton is for Linux alone")
 from bench import gpu_check, measure
 from bench.cases import Case, cases
 
+SLOW_STEPS = {"gpu and telling": 105, "gpu and not telling": 105, "compute-sanitizer": 44, "bench.tune": 50}
 ENVIRONMENT = {"device": "Stub", "torch": "2", "triton": "3", "commit": "abc"}
 
 
@@ -73,7 +74,7 @@ def run(machine, tmp_path, *more) -> int:
 def test_everything_in_nine_minutes(tmp_path, capsys):
     """With steps that take all they may: the next one has its time still, and the whole ends in time."""
     machine = Stub(
-        {"gpu and telling": 105, "gpu and not telling": 105, "compute-sanitizer": 44, "bench.tune": 50}, None, 11
+        SLOW_STEPS, contest_seconds=11
     )
     assert run(machine, tmp_path) == 0
     assert machine.time <= 9 * 60

@@ -8,6 +8,8 @@ overflow, whose result is thrown away: the assertion that would take it is for d
 bf16, for which NumPy has no type, is kept as the bits of its values. The interpreter multiplies those bits as integers
 in a product of tiles, and cuts fp32 off where a GPU rounds to nearest. Both are mended here. Sums and products of bf16
 tiles outside a product of tiles stay wrong: the kernels compute in fp32.
+
+A product in tf32 is one of fp32 in the interpreter. Here it cuts the last 13 bits of its operands off, as a GPU does.
 """
 
 from __future__ import annotations
@@ -77,13 +79,18 @@ def _to_bf16(values: np.ndarray) -> np.ndarray:
 _dot, _cast = interpreter.InterpreterBuilder.create_dot, interpreter.InterpreterBuilder.cast_impl
 
 
-def _dot_of_values(self, a, b, *rest):
-    def values(operand):
-        if operand.dtype.scalar != tl.bfloat16:
-            return operand
-        return interpreter.TensorHandle(_to_fp32(operand.data), tl.float32)
+def _dot_of_values(self, a, b, d, precision, *rest):
+    tf32 = str(precision).rsplit(".", 1)[-1] == "TF32"
 
-    return _dot(self, values(a), values(b), *rest)
+    def values(operand):
+        if operand.dtype.scalar == tl.bfloat16:
+            return interpreter.TensorHandle(_to_fp32(operand.data), tl.float32)
+        if tf32 and operand.dtype.scalar == tl.float32:
+            bits = np.ascontiguousarray(operand.data).view(np.uint32) & np.uint32(0xFFFFE000)
+            return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+        return operand
+
+    return _dot(self, values(a), values(b), d, precision, *rest)
 
 
 def _cast_to_nearest(self, source, target):

@@ -12,7 +12,6 @@ import torch
 from grids import slow
 
 pytest.importorskip("triton", reason="Triton is for Linux alone")
-pytestmark = pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="the interpreter compiles nothing")
 
 import triton
 
@@ -21,6 +20,8 @@ from bench.compiled import Case, compile_case
 from rmadapter_kernels.triton import configure, options, tuning
 from rmadapter_kernels.triton.devices import KNOWN_DEVICES
 from rmadapter_kernels.triton.tuning import Config, Problem, config_for, model
+
+pytestmark = pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="the interpreter compiles nothing")
 
 PROBLEMS = [
     Problem(kernel, dtype, precision, d, r, h, tokens)

@@ -250,7 +250,7 @@ def test_prepared_weights_are_those_of_the_other_kernels(always_prepared):
             assert found[other]["PREPARED"]
     assert made.data_ptr() <= found[3]["w_down"] < made.data_ptr() + made.numel()
     # Nobody reads the weights that were prepared where they were.
-    for name, tensor in zip(("w_down", "w_up", "w_rec2"), (case.weights[0], case.weights[2], case.weights[6])):
+    for name, index in (("w_down", 0), ("w_up", 2), ("w_rec2", 6)):
         address = case.weights[index].data_ptr()
         assert all(arguments.get(name) != address for arguments in (found[1], found[3], found[4])), name
 

@@ -19,7 +19,7 @@ from operator_cases import WEIGHTS, make_case, run
 
 from rmadapter_kernels import ACTIVATIONS
 from rmadapter_kernels.reference import reference
-from rmadapter_kernels.triton import operators, plans, tuning
+from rmadapter_kernels.triton import configure, operators, plans, tuning
 
 FLAGS = [
     {"objective": "l2", "norm": False, "local_reconstruction": True, "activation": "gelu"},
@@ -161,6 +161,41 @@ def test_fp32_residual_keeps_what_16_bits_would_drop(dtype):
     kept = run(case, implementation=fused)
     assert kept["out"].dtype == kept["grad residual"].dtype == torch.float32
     assert (kept["out"] - case.residual - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "tf32"), (torch.float16, None)], ids=name_of)
+def test_tf32_rounds_to_nearest(dtype, precision, many, request):
+    """The units cut 13 bits off; of positive numbers that alone would make every gradient 2^-11 to 2^-10 too small."""
+    if many:
+        request.getfixturevalue("as_with_many_tokens")
+    case = make_case((96,), 64, 8, 8, activation="relu", branch_grad_scale=1.0, local_reconstruction=False)
+    case.weights = [weight.abs() / 4 for weight in case.weights]
+    case.x, case.d_out, case.d_loss = case.x.abs(), case.d_out.abs(), case.d_loss.abs()
+    narrow = case.to(dtype, torch.float32)
+    with configure(fp32_precision=precision):
+        found = run(narrow, implementation=fused, use="out")
+    exact = run(narrow.to(torch.float64), implementation=reference, use="out")
+    for name in ("w_down", "w_up"):
+        ratio = found[f"grad {name}"].double() / exact[f"grad {name}"]
+        assert abs(float(ratio.mean()) - 1) < 1e-4, f"{name}: {float(ratio.mean()) - 1:.1e}"
+
+
+def test_fast_gelu_is_that_of_erf():
+    """In 16 bits gelu takes a series in place of erf; forward and gradient stay below the rounding of the result."""
+    x = torch.cat([torch.linspace(-12, 12, 63), torch.tensor([math.inf])]).reshape(1, 64)
+    eye = torch.eye(64)
+    for dtype, bound in ((torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
+        narrow = x.to(dtype)
+        weights = [eye, torch.zeros(64), eye.clone(), torch.zeros(64)]
+        leaf = torch.where(narrow.isinf(), 0, narrow).requires_grad_()
+        out, _ = fused(leaf, *weights)
+        out.sum().backward()
+        exact = leaf.detach().double().requires_grad_()
+        expected = torch.nn.functional.gelu(exact)
+        expected.sum().backward()
+        torch.testing.assert_close(out.double(), expected.detach(), rtol=bound, atol=2e-7)
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=bound, atol=2e-4 if dtype == torch.float16 else 4e-3)
 
 
 @pytest.mark.parametrize("tokens", [6, slow(11)])
