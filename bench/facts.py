@@ -4,8 +4,8 @@
     python -m bench.facts --kind bf16 --family sm_90
 
 One entry a kernel, kind of product, padded width, family of devices and tile: registers and bytes of stack of a thread,
-instructions a token and bytes of shared memory a program, with a LayerNorm, D = 768, three stages. What is there and
-not asked for stays.
+bytes of shared memory a program, the larger of those with a LayerNorm and without; instructions a token with one. D is
+768, with three stages. What is there and not asked for stays.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 
 from bench.compiled import Case
@@ -35,18 +36,22 @@ TOKENS = 65536
 def fact(kernel: str, kind: str, width: int, family: str, tile: tuple[int, int, int]) -> list[int] | None:
     """Registers, stack, instructions a token, shared bytes; None where it does not compile."""
     block_m, block_d, num_warps = tile
-    case = Case(family, kernel, DTYPES[kind], 768, width, width, TOKENS, True, Config(block_m, block_d, num_warps, 3))
+    config = Config(block_m, block_d, num_warps, 3)
+    case = Case(family, kernel, DTYPES[kind], 768, width, width, TOKENS, True, config)
     try:
-        row = examine(case)
+        rows = [examine(case), examine(replace(case, norm=False))]
     except Exception:  # a candidate less
         return None
-    return [row.registers, row.stack, round(row.instructions), row.shared]
+    return [max(row.registers for row in rows), max(row.stack for row in rows), round(rows[0].instructions),
+            max(row.shared for row in rows)]  # fmt: skip
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", default=",".join(DTYPES), help="any of %(default)s")
+    parser.add_argument("--kernel", default=",".join(KERNELS), help="any of %(default)s")
+    parser.add_argument("--width", default="32,64,128", help="any of %(default)s")
     parser.add_argument("--family", default=",".join(FAMILIES), help="any of %(default)s")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (%(default)s)")
     given = parser.parse_args()
@@ -55,9 +60,9 @@ def main() -> None:
         futures = {}
         for kind in given.kind.split(","):
             for family in given.family.split(","):
-                for kernel in KERNELS:
+                for kernel in given.kernel.split(","):
                     for (own, width), tiles in CANDIDATES[kernel].items():
-                        for tile in tiles if own == kind else ():
+                        for tile in tiles if own == kind and str(width) in given.width.split(",") else ():
                             key = fact_key(kernel, kind, width, family, tile)
                             futures[pool.submit(fact, kernel, kind, width, family, tile)] = key
         for done, future in enumerate(as_completed(futures), 1):

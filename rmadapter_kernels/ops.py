@@ -58,7 +58,8 @@ def _prepare_shapes(
     """The prepared weights without their values."""
     from rmadapter_kernels.triton.buffers import prepared_parts
 
-    _, size = prepared_parts(x.dtype, *w_down.shape, 0 if w_rec1 is None else w_rec1.shape[1])
+    d, r = w_down.shape
+    _, size = prepared_parts(x.dtype, d, r, 0 if w_rec1 is None else w_rec1.shape[1])
     return x.new_empty(size, dtype=torch.uint8)
 
 

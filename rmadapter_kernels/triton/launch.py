@@ -115,7 +115,7 @@ class Launch:
         run(*grid, current_stream(device), function, metadata, None, None, None, *arguments)
 
     def _launch_slowly(self, key: Any, values: Mapping[str, Any], grid: Grid) -> None:
-        found = {name: part.view(values[part.buffer]) for name, part in self.parts.items()}
+        found: dict[str, Any] = {name: part.view(values[part.buffer]) for name, part in self.parts.items()}
         found |= {name: values[name] for name, _ in self._scalars}
         found |= {name: values.get(name) for name, _ in self._pointers}
         found |= self.fixed

@@ -75,15 +75,15 @@ def prepare(
     plan = _prepare_plans.get(key)
     if plan is None:
         plan = _remember(_prepare_plans, key, PreparePlan(x.dtype, d, r, h, norm_eps is not None, precision))
-    values = {
+    values: dict[str, Any] = {
         "norm_weight": _dense(norm_weight), "norm_bias": _dense(norm_bias), "w_down": _dense(w_down),
         "b_down": _dense(b_down), "w_up": _dense(w_up), "w_rec1": _dense(w_rec1), "w_rec2": _dense(w_rec2),
     }  # fmt: skip
 
     def make() -> Tensor:
-        values["prepared"] = torch.empty(plan.bytes, dtype=torch.uint8, device=x.device)
-        on_device(x.device, plan.launch, x.device, values, plan.grid)
-        return values["prepared"]
+        buffer = torch.empty(plan.bytes, dtype=torch.uint8, device=x.device)
+        on_device(x.device, plan.launch, x.device, values | {"prepared": buffer}, plan.grid)
+        return buffer
 
     return kept(key, (norm_weight, norm_bias, w_down, b_down, w_up, w_rec1, w_rec2), make)
 
@@ -172,7 +172,7 @@ def _run_forward(
         return
     if prepared is None and plan.shape.prepared:
         prepared = _prepare_all(x, norm, norm_eps, weights)
-    values = dict(zip(WEIGHTS, map(_dense, weights), strict=True))
+    values: dict[str, Any] = dict(zip(WEIGHTS, map(_dense, weights), strict=True))
     values |= {
         "x": x, "residual": residual, "norm_weight": _dense(norm[0]), "norm_bias": _dense(norm[1]), "out": out,
         "rec_loss": loss, "scale": scale, "eps": 0.0 if norm_eps is None else norm_eps, "prepared": prepared,
@@ -260,7 +260,8 @@ def backward(
             prepared = _prepare_all(x, (norm_weight, norm_bias), norm_eps, weights)
         dense = tuple(map(_dense, weights))
         found = gradients if all(map(is_, dense, weights)) else _dense_gradients(gradients, weights)
-        values = dict(zip(WEIGHTS, dense, strict=True)) | dict(zip(GRADIENTS, found, strict=True))
+        values: dict[str, Any] = dict(zip(WEIGHTS, dense, strict=True))
+        values |= dict(zip(GRADIENTS, found, strict=True))
         values |= {
             "x": x, "d_out": d_out, "d_loss": d_loss, "norm_weight": _dense(norm_weight),
             "norm_bias": _dense(norm_bias), "eps": 0.0 if norm_eps is None else norm_eps, "scale": scale,

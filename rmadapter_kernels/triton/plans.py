@@ -130,7 +130,7 @@ class Addresses(NamedTuple):
     def strides(self, *names: str, unit: int | None = None) -> dict[str, int]:
         """The two strides of each tensor in units, by name and in the order in which they were given; "" skips one."""
         unit = unit or self.unit
-        found = {}
+        found: dict[str, int] = {}
         for name, (outer, last) in zip(names, self.rows.strides, strict=False):
             if name:
                 found |= {f"{name}_stride0": outer // unit, f"{name}_stride1": last // unit}
@@ -298,7 +298,7 @@ class BackwardPlan:
 
     def _sum(self) -> Launch:
         s = self.shape
-        fixed = {"D": s.d, "R": s.r, "H": s.h, "FOLD": s.fold, "BLOCK": SUM_BLOCK, "CHUNKS": SUM_CHUNKS,
+        fixed: dict[str, Any] = {"D": s.d, "R": s.r, "H": s.h, "FOLD": s.fold, "BLOCK": SUM_BLOCK, "CHUNKS": SUM_CHUNKS,
                  "chunks": self.chunks}  # fmt: skip
         fixed |= {f"d{name}": None for name, needed in zip(WEIGHTS, self.needs[1:], strict=True) if not needed}
         kernel = backward_weights.rm_adapter_backward_sum_kernel

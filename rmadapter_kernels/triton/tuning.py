@@ -48,7 +48,7 @@ CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
     },
     "rows": {
         ("bf16", 32): ((64, 64, 4), (16, 128, 4), (32, 64, 4), (16, 64, 4), (64, 64, 8)),
-        ("bf16", 64): ((64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4), (32, 64, 8)),
+        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8)),
         ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 64, 4), (16, 128, 8)),
         ("tf32", 32): ((16, 32, 4), (16, 16, 4)),
         ("tf32", 64): ((16, 32, 4), (16, 16, 4)),
@@ -59,7 +59,7 @@ CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
     },
     "weights": {
         ("bf16", 32): ((32, 64, 4), (32, 128, 8), (64, 64, 4), (32, 64, 8), (16, 64, 4)),
-        ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (16, 64, 8)),
+        ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
         ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 32, 4)),
         ("fp16", 32): ((32, 64, 4), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
         ("fp16", 64): ((32, 64, 8), (16, 64, 4), (16, 32, 4)),
@@ -217,7 +217,7 @@ def candidates(problem: Problem, device: Device) -> list[tuple[Config, Fact]]:
 @functools.cache
 def model(problem: Problem, device: Device) -> Config:
     """The candidate with the least time by ``predicted_ns``."""
-    return min(candidates(problem, device), key=lambda pair: predicted_ns(problem, *pair, device))[0]
+    return min(candidates(problem, device), key=lambda pair: predicted_ns(problem, pair[0], pair[1], device))[0]
 
 
 # A Problem's key in a table, and the folders with tables, the user's first.

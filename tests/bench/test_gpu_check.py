@@ -73,9 +73,7 @@ def run(machine, tmp_path, *more) -> int:
 
 def test_everything_in_nine_minutes(tmp_path, capsys):
     """With steps that take all they may: the next one has its time still, and the whole ends in time."""
-    machine = Stub(
-        SLOW_STEPS, contest_seconds=11
-    )
+    machine = Stub(SLOW_STEPS, contest_seconds=11)
     assert run(machine, tmp_path) == 0
     assert machine.time <= 9 * 60
     tests, others, sanitizers, sweep = machine.commands

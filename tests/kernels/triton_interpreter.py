@@ -195,7 +195,9 @@ def test_fast_gelu_is_that_of_erf():
         expected = torch.nn.functional.gelu(exact)
         expected.sum().backward()
         torch.testing.assert_close(out.double(), expected.detach(), rtol=bound, atol=2e-7)
-        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=bound, atol=2e-4 if dtype == torch.float16 else 4e-3)
+        torch.testing.assert_close(
+            leaf.grad.double(), exact.grad, rtol=bound, atol=2e-4 if dtype == torch.float16 else 4e-3
+        )
 
 
 @pytest.mark.parametrize("tokens", [6, slow(11)])
