@@ -257,14 +257,14 @@ WEIGHT_BYTES = {
 
 
 def faults(rows: list[Row]) -> list[str]:
-    """What does not hold: INSTRUCTIONS and WEIGHT_BYTES on sm_90; in 16 bits, up to r = h = 64, no stack, two tiles
+    """What does not hold: INSTRUCTIONS and WEIGHT_BYTES on sm_90; in 16 bits, up to r = h = 32, no stack, two tiles
     ahead, no synchronous load of rows."""
     found = []
     for row in rows:
-        if row.dtype in ("bf16", "fp16") and row.r <= 64:
+        if row.dtype in ("bf16", "fp16") and row.r <= 32:
             if row.stack or row.spills:
                 found.append(f"{row.case}: {row.stack} bytes of stack, {row.spills} spills")
-            if row.synchronous:
+            if row.synchronous and row.arch == "sm_90":
                 found.append(f"{row.case}: {row.synchronous} loads of a wide tensor in a loop are synchronous")
             if row.ahead < 2:
                 found.append(f"{row.case}: {row.ahead:.1f} tiles ahead; valid: 2")
