@@ -122,8 +122,10 @@ def machine_of(cubin: bytes) -> Machine:
         # The last instruction of a kernel branches to itself.
         if target and labels.get(target[1], place + 1) < place - 3:
             first = labels[target[1]]
-            # A few instructions around a barrier in memory wait for it, and do nothing else.
-            waits = place - first < 24 and any("SYNCS" in own for own in instructions[first : place + 1])
+            # A few instructions around a barrier in memory, or around a pause, wait and do nothing else.
+            waits = place - first < 24 and any(
+                re.search(r"SYNCS|NANOSLEEP", own) for own in instructions[first : place + 1]
+            )
             if not waits:
                 spans.append((first, place + 1))
     inner = sorted(s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans))

@@ -173,10 +173,11 @@ def normalise(x, mean, rstd, columns, D: tl.constexpr, EVEN_D: tl.constexpr):
 def nearest(value, PRECISION: tl.constexpr):
     """An operand of a product, in tf32 rounded to nearest: the units cut its 13 last bits off, always towards zero.
 
-    Added to the bits, half a unit of tf32 carries into what is kept. NaN, whose bits might carry into zero, is left.
+    Added to the bits, half a unit of tf32 carries into what is kept; the rest goes here, since the value is not always
+    for a product alone. NaN, whose bits might carry into zero, is left.
     """
     if PRECISION == "tf32" and value.dtype == tl.float32:
-        bits = value.to(tl.int32, bitcast=True) + 0x1000
+        bits = (value.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
         value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
     return value
 
