@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 SECONDS ?= 60
+FILES ?= 30000
 # Processes that run tests.
 WORKERS ?= 2
 # Another torch than that of .venv, for the wheel's test.
 TORCH ?= torch==2.10.*
 
-.PHONY: demo test test-all test-triton lint docs bench install wheel test-wheel sanitize fuzz clean
+.PHONY: demo test test-all test-triton lint docs bench install wheel test-wheel sanitize fuzz fuzz-images clean
 
 install: $(INSTALLED)
 
@@ -79,6 +80,10 @@ sanitize: $(INSTALLED)
 # Random shapes, strides and flags against the reference, each seed printed where it fails.
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/kernels/fuzz_cpu.py --seconds $(SECONDS)
+
+# Damaged image files of every format: they are read or refused in a sentence.
+fuzz-images: $(INSTALLED)
+	$(BIN)/python tests/data/fuzz_images.py --files $(FILES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

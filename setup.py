@@ -141,8 +141,8 @@ setup(
         "jinja2>=3.1",
         "PyYAML>=6.0",
         "tqdm>=4.66",
-        # Claims of a sweep's runs; torch needs it too.
-        "filelock>=3.12",
+        # Locks of runs and sweeps; its lock files name their process and host since 3.21. torch needs it too.
+        "filelock>=3.25",
         # MATLAB annotation files of Stanford Cars and Flowers 102.
         "scipy>=1.11",
     ],

@@ -33,6 +33,7 @@ from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, Contenders, check
 from bench.step_report import TARGETS, as_table, heading, plot, targets
 from bench.step_samples import group, open_samples
 from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.names import RANDOM, brings_weights
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import RMAdapterConfig
 from rmadapter.config.arguments import parse_arguments
@@ -41,8 +42,9 @@ from rmadapter.files import write_json, write_text
 from rmadapter.runtime import DTYPES, resolve_device, resolve_precision
 from rmadapter.step.costs import step_cost
 from rmadapter.step.memory import free_bytes
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.backend_choice import choose_backend
-from rmadapter.tuners.injection import AdaptedCLIP, inject
+from rmadapter.tuners.injection import inject
 
 # A sample is set apart, and another one taken, where others used more than this share of the processors meanwhile.
 DISTURBED = 0.03
@@ -237,7 +239,7 @@ def timed(device: torch.device, call: Callable[[], object], least: float = 0.0) 
 def _model(options: Options, device: torch.device, precision: str) -> tuple[Backbone, AdaptedCLIP, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are meant here
-        backbone = load_backbone(options.model, None, device)
+        backbone = load_backbone(options.model, None if brings_weights(options.model) else RANDOM, device)
     backbone = store_backbone(backbone, DTYPES.get(precision, torch.float32))
     torch.manual_seed(0)
     adapted = inject(backbone.clip, RMAdapterConfig()).train()

@@ -18,7 +18,7 @@ from rmadapter.step.device_step import DeviceStep, StepInputs
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep
-from rmadapter.tuners.injection import AdaptedCLIP
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 
 ALONE = {
     f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)

@@ -108,7 +108,7 @@ def as_table(kept: dict[str, Any]) -> str:
         "added: the most that a step has allocated beside them at one time",
     ]
     if any(case.get("disturbed") and not case["seconds"] for case in times.cases.values()):
-        blocks.append("\\* every sample was taken while others used the machine: the least of them")
+        blocks.append("* every sample was taken while others used the machine: the least of them")
     return Document("", "", blocks).markdown()
 
 

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig
     from rmadapter.errors import InputError
     from rmadapter.step.plain import RMAdapterCLIP
-    from rmadapter.tuners.injection import AdaptedCLIP, inject, load
+    from rmadapter.tuners.adapted_clip import AdaptedCLIP
+    from rmadapter.tuners.injection import inject, load
 
 # Imported when first used: open_clip takes seconds, and a mistyped option of the command line needs none of it.
 _MODULES = {
-    "AdaptedCLIP": "tuners.injection",
+    "AdaptedCLIP": "tuners.adapted_clip",
     "InputError": "errors",
     "LossConfig": "config",
     "ModelSource": "clip.identity",

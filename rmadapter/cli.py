@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rmadapter.commands import guarded
-from rmadapter.config.arguments import parse_arguments
 from rmadapter.errors import InputError, nearest
 
 USAGE = """usage: rmadapter COMMAND [options]
@@ -25,27 +22,7 @@ USAGE = """usage: rmadapter COMMAND [options]
 rmadapter COMMAND --help lists a command's options."""
 
 
-@dataclass
-class ReportConfig:
-    """Tables (Markdown, CSV) and plots (PNG) from run folders, or from the folder of a sweep (HTML too).
-
-    Args:
-        runs: run folders, or folders that hold them, or one sweep
-        out: folder for report.md, report.csv and the plots; default: report, of a sweep the folder report in it
-        compare: of a sweep, the method whose paired differences to the others are shown; default: rmadapter, else the
-            last
-    """
-
-    runs: list[str] = field(default_factory=list)
-    out: str | None = None
-    compare: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise InputError("no run folder is given; valid: rmadapter report DIR...")
-
-
-# Commands import what they run when they run: --help and a mistyped option answer in 1.7 s, with open_clip in 4.4.
+# Commands import what they run when they run: --help answers at once, a mistyped option without open_clip.
 def _train(argv: list[str]) -> None:
     from rmadapter.methods.options import parse_command
 
@@ -56,6 +33,7 @@ def _train(argv: list[str]) -> None:
 
 
 def _eval(argv: list[str]) -> None:
+    from rmadapter.config.arguments import parse_arguments
     from rmadapter.evaluation.evaluate import EvalConfig
     from rmadapter.evaluation.stored import evaluate_stored
 
@@ -63,6 +41,7 @@ def _eval(argv: list[str]) -> None:
 
 
 def _predict(argv: list[str]) -> None:
+    from rmadapter.config.arguments import parse_arguments
     from rmadapter.evaluation.predict import PredictConfig
     from rmadapter.evaluation.stored import predict_with_stored
 
@@ -70,21 +49,10 @@ def _predict(argv: list[str]) -> None:
 
 
 def _report(argv: list[str]) -> None:
-    config = parse_arguments(ReportConfig, argv, prog="rmadapter report", positional="runs")
-    from rmadapter.reports.run_report import report
-    from rmadapter.reports.sweep.page import is_sweep, sweep_report
+    from rmadapter.config.arguments import parse_arguments
+    from rmadapter.reports.report_command import ReportConfig, print_report
 
-    if is_sweep(Path(config.runs[0])):
-        if len(config.runs) > 1:
-            raise InputError(
-                f"runs is {config.runs!r}, of which the first is a sweep; valid: one sweep, or run folders"
-            )
-        sweep = Path(config.runs[0])
-        print(sweep_report(sweep, Path(config.out or sweep / "report"), config.compare))
-        return
-    if config.compare is not None:
-        raise InputError(f"compare is {config.compare!r}; valid: with one sweep, not with run folders")
-    print(report([Path(run) for run in config.runs], Path(config.out or "report")).text)
+    print_report(parse_arguments(ReportConfig, argv, prog="rmadapter report", positional="runs"))
 
 
 def _sweep(argv: list[str]) -> int:
@@ -100,6 +68,7 @@ def _search(argv: list[str]) -> None:
 
 
 def _datasets(argv: list[str]) -> None:
+    from rmadapter.config.arguments import parse_arguments
     from rmadapter.data.datasets_command import DatasetsConfig, run_datasets
 
     run_datasets(parse_arguments(DatasetsConfig, argv, prog="rmadapter datasets", positional="words"))
@@ -114,18 +83,13 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "search": _search,
     "datasets": _datasets,
 }
+HELP = ("--help", "-h")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; the exit status is 0, 2 for input that has to be mended, 1 for a diverged run or a
-    sweep with failed or open runs, 130 after Ctrl-C, 141 where nobody reads the output any more.
-    """
+    """Run a command line; the exit status is what ``guarded`` says, and 1 for a sweep with failed or open runs."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    command, *options = argv
-    return guarded(lambda words: _find(command)(words), options, HINTS.get(command, ""))
+    return guarded(_run, argv, HINTS.get(argv[0], "") if argv else "")
 
 
 # What a stopped command needs to go on.
@@ -136,8 +100,13 @@ HINTS = {
 }
 
 
-def _find(command: str) -> Callable[[list[str]], Any]:
-    """The function of ``command``; InputError with the nearest name where there is none."""
+def _run(argv: list[str]) -> Any:
+    """What the command that the first word names returns; the usage with --help, and with status 2 without a word."""
+    if not argv or argv[0] in HELP:
+        print(USAGE)
+        return 0 if argv else 2
+    command, *options = argv
     if command not in COMMANDS:
-        raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; valid: {', '.join(COMMANDS)}")
-    return COMMANDS[command]
+        close = nearest(command, [*COMMANDS, *HELP])
+        raise InputError(f"unknown command {command!r}{close}; valid: {', '.join(COMMANDS)}")
+    return COMMANDS[command](options)

@@ -2,49 +2,180 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
-from rmadapter.errors import InputError, StoppedError
+from rmadapter.errors import InputError, StoppedError, printable, reason
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler, or the machine, ends the command. It ends as after Ctrl-C."""
 
 
 def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str = "") -> int:
     """The exit status of ``function(options)``, whose errors and warnings are told to a user.
 
-    0 or what the function returns; 2 for input that has to be mended, 1 for a run that could not go on, 130 after
-    Ctrl-C (``hint`` then says how to go on), 141 where nobody reads the output any more.
-    """
-    with warnings.catch_warnings():
-        # A sentence for the user, without the line of code it comes from.
-        warnings.showwarning = lambda message, *_: print(f"rmadapter: warning: {message}", file=sys.stderr)
-        try:
-            status = function(options) or 0
-            sys.stdout.flush()
-            return status
-        except InputError as error:
-            print(f"rmadapter: {error}", file=sys.stderr)
-            return 2
-        except StoppedError as error:
-            print(f"rmadapter: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print(f"rmadapter: stopped{hint}", file=sys.stderr)
-            return 130
-        except BrokenPipeError:
-            # The reader, such as head, has what it wants. Nothing may be left for Python to flush at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        except RuntimeError as error:
-            from torch import OutOfMemoryError
+    0, or the number that the function returns; 2 for what has to be mended: an InputError, or what the operating
+    system refuses; 1 for a run that could not go on; 130 after Ctrl-C and 143 after SIGTERM (``hint`` then says how to
+    go on); 141 where nobody reads the output any more. What it prints may hold any name: see ``printable``.
 
-            if not isinstance(error, OutOfMemoryError):
+    Raises:
+        SystemExit: what ``function`` ends with, such as after --help.
+    """
+    _open_closed_streams()
+    output = _Output(sys.stdout)
+    with _shown_in_any_encoding(sys.stdout, sys.stderr), _warnings_told(), _termination_raised():
+        try:
+            with contextlib.redirect_stdout(output):  # type: ignore[type-var]  # all that print and others ask of it
+                try:
+                    status = function(options)
+                    return status if isinstance(status, int) else 0
+                finally:
+                    output.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            if output.failure is None:
+                told = _told(error, hint)
+            else:
+                _silence(sys.stdout)
+                told = _told_of_output(output.failure)
+            if told is None:
                 raise
-            print(
-                f"rmadapter: the GPU's memory is full: {error}; valid: a smaller --batch-size, for the test of a "
-                "training run --eval-batch-size, or a 16-bit --precision",
-                file=sys.stderr,
-            )
-            return 2
+            sentence, status = told
+            if sentence:
+                _tell(sentence)
+            return status
+
+
+def _told(error: BaseException, hint: str) -> tuple[str, int] | None:
+    """What is said of ``error``, and the exit status; None of a fault of the code, which a traceback tells best."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, StoppedError):
+        return str(error), 1
+    if isinstance(error, Terminated):
+        return f"ended by SIGTERM{hint}", 143
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped{hint}", 130
+    if isinstance(error, OSError):
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+        return ": ".join([" and ".join(names), reason(error)] if names else [reason(error)]), 2
+    if isinstance(error, MemoryError):
+        return f"the memory of this machine is full{hint}", 2
+    if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+        return (
+            f"the GPU's memory is full: {error}; valid: a smaller --batch-size, for the test of a training run "
+            "--eval-batch-size, or a 16-bit --precision",
+            2,
+        )
+    return None
+
+
+def _told_of_output(error: OSError) -> tuple[str, int]:
+    """As ``_told``, where standard output cannot be written; nothing is said where its reader has gone."""
+    if isinstance(error, BrokenPipeError):
+        return "", 141  # such as head, which has what it wants
+    return f"standard output cannot be written: {reason(error)}", 2
+
+
+def _tell(sentence: str) -> None:
+    """A sentence on standard error, where that is there."""
+    try:
+        print(f"rmadapter: {printable(sentence)}", file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+class _Output:
+    """Standard output that shows names without obeying them, and knows whether it failed."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._failing():
+            self._stream.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._failing():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+def _silence(stream: TextIO) -> None:
+    """Nothing may be left in ``stream`` for Python to write at its end, which would fail again."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file under it, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Where a shell has closed a standard stream (``>&-``), the null device: the next file would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _shown_in_any_encoding(*streams: TextIO) -> Iterator[None]:
+    """Inside, what an encoding such as ASCII has no form for is written as an escape."""
+    before = [(stream, stream.errors) for stream in streams if hasattr(stream, "reconfigure")]
+    for stream, _ in before:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in before:
+            with contextlib.suppress(OSError, ValueError):  # full, or closed by what ran
+                stream.reconfigure(errors=errors)
+
+
+@contextlib.contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Inside, a warning is a sentence for the user, without the line of code that it comes from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
+        yield
+
+
+@contextlib.contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated in the main thread; a second one ends the process at once.
+
+    A signal that somebody else handles stays theirs. So does that of torchrun's processes: it ends all of them where
+    one has failed, and the others wait for that one where Python sees no signal.
+    """
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ
+    if not ours or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

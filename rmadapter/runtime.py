@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rmadapter.errors import InputError, check_choice
+from rmadapter.errors import InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -27,11 +28,9 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device is {name!r}; valid: auto, cpu, cuda, cuda:N") from error
-    check_choice("device", device.type, ("cpu", "cuda"))
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
+        raise InputError(f"device is {name!r}; valid: auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device is {name!r}, but {torch.cuda.device_count()} CUDA devices are there; valid: auto, cpu"

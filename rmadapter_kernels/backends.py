@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rmadapter_kernels import cpu
 from rmadapter_kernels.calls import BackendStatus, Call
+from rmadapter_kernels.checks import check_x
 from rmadapter_kernels.triton import availability as triton
 
 AUTO = "auto"
@@ -71,6 +72,8 @@ def _auto(call: Call) -> Explanation:
 
 
 def _named(call: Call, name: str) -> Explanation:
+    if not isinstance(name, str):
+        raise TypeError(f"backend is {type(name).__name__}; valid: {AUTO}, {', '.join(BACKENDS)}")
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}; valid: {AUTO}, {', '.join(BACKENDS)}")
     status = BACKENDS[name].status()
@@ -100,4 +103,5 @@ def explain(x: Tensor, *, bottleneck: int = 32, rec_hidden: int | None = None, b
         rec_hidden: h of the weights, 0 without a reconstruction branch; default: the bottleneck.
         backend: auto or a backend's name.
     """
+    check_x(x)
     return choose(Call(x, bottleneck, bottleneck if rec_hidden is None else rec_hidden), backend)

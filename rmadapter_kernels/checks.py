@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,10 @@ SHAPES = {
     "w_rec2": ("h", "D"),
     "b_rec2": ("D",),
 }
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+LARGEST = sys.float_info.max
 
 # What the fused kernels take; others go to the reference, or are an error where a fused backend was named.
 WIDTHS, WIDTH_STEP, BOTTLENECKS = (64, 2048), 16, (1, 128)
@@ -37,26 +43,41 @@ def outside_limits(d: int, r: int, h: int) -> str | None:
     return None
 
 
-def check_arguments(
-    x: Tensor,
-    weights: tuple[Tensor | None, ...],
-    residual: Tensor | None,
-    norm: Norm | None,
-    activation: str,
-    objective: str,
-    branch_grad_scale: float,
-) -> None:
-    """Raise TypeError or ValueError, naming argument, value and what is valid, unless the operator takes these."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x is {_describe(x)}; valid: a floating-point tensor [..., D]")
+def check_x(x: Tensor) -> None:
+    """Raise TypeError or ValueError, naming what is valid, unless ``x`` is an input of the operator."""
+    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+        raise TypeError(f"x is {_describe(x)}; valid: a floating-point tensor [..., D] ({DTYPE_NAMES})")
+    _check_layout("x", x)
     if x.dim() < 1:
         raise ValueError("x has no dimension; valid: [..., D]")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; valid: {', '.join(ACTIVATIONS)}")
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective is {objective!r}; valid: {', '.join(OBJECTIVES)}")
+
+
+def check_settings(
+    scale: float, branch_grad_scale: float, activation: str, objective: str, local_reconstruction: bool
+) -> None:
+    """Raise TypeError or ValueError, naming argument, value and what is valid, unless the settings are plain values.
+
+    A tensor in place of a number would be read once and get no gradient, silently.
+    """
+    for name, value in (("scale", scale), ("branch_grad_scale", branch_grad_scale)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            hint = " (a tensor would get no gradient)" if isinstance(value, Tensor) else ""
+            raise TypeError(f"{name} is {_describe(value)}; valid: a number{hint}")
+        if not -LARGEST <= value <= LARGEST:  # NaN and infinity, and whole numbers that no float holds
+            raise ValueError(f"{name} is {value}; valid: a finite number")
     if branch_grad_scale == 0:
         raise ValueError("branch_grad_scale is 0; valid: any other number (to freeze weights, unset requires_grad)")
+    for name, chosen, valid in (("activation", activation, ACTIVATIONS), ("objective", objective, OBJECTIVES)):
+        if not isinstance(chosen, str):
+            raise TypeError(f"{name} is {_describe(chosen)}; valid: {', '.join(valid)}")
+        if chosen not in valid:
+            raise ValueError(f"{name} is {chosen!r}; valid: {', '.join(valid)}")
+    if not isinstance(local_reconstruction, bool):
+        raise TypeError(f"local_reconstruction is {_describe(local_reconstruction)}; valid: True, False")
+
+
+def check_tensors(x: Tensor, weights: tuple[Tensor | None, ...], residual: Tensor | None, norm: Norm | None) -> None:
+    """Raise TypeError or ValueError, naming argument, value and what is valid, unless these go with ``x``."""
     sizes = {"D": x.shape[-1]}
     for (name, dimensions), weight in zip(SHAPES.items(), weights, strict=True):
         if weight is None:
@@ -80,8 +101,10 @@ def check_arguments(
 
 
 def _check_norm(norm: Norm, x: Tensor) -> None:
-    if not isinstance(norm, tuple) or len(norm) != 3 or not isinstance(norm[2], float):
-        raise TypeError(f"norm is {norm!r}; valid: (weight or None, bias or None, eps)")
+    if not isinstance(norm, tuple) or len(norm) != 3:
+        raise TypeError(f"norm is {_describe(norm)}; valid: (weight or None, bias or None, eps)")
+    if not isinstance(norm[2], float):
+        raise TypeError(f"norm's eps is {_describe(norm[2])}; valid: a float")
     for name, tensor in zip(("norm's weight", "norm's bias"), norm[:2], strict=True):
         if tensor is None:
             continue
@@ -95,11 +118,21 @@ def _check_norm(norm: Norm, x: Tensor) -> None:
 def _check_tensor(name: str, tensor: Tensor, x: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is {_describe(tensor)}; valid: a tensor")
+    _check_layout(name, tensor)
     if tensor.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"{name} is {tensor.dtype}; valid: the dtype of x, {x.dtype}, or torch.float32")
     if tensor.device != x.device:
         raise ValueError(f"{name} is on {tensor.device}; valid: the device of x, {x.device}")
 
 
+def _check_layout(name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise TypeError(f"{name} is a nested tensor; valid: a dense one (torch.nested.to_padded_tensor)")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} is a tensor of layout {tensor.layout}; valid: a dense one (to_dense())")
+
+
 def _describe(value: object) -> str:
+    if isinstance(value, torch.nn.Parameter):
+        return f"a parameter of {value.dtype}"
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

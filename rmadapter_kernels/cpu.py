@@ -1,6 +1,7 @@
 """The cpu backend: the operator as a compiled extension, built from ``csrc/`` where there is a compiler.
 
-``RMADAPTER_CPU`` chooses its instruction set (avx512_bf16, avx512, avx2 or portable) instead of the processor's best.
+``RMADAPTER_CPU`` chooses its instruction set (avx512_bf16, avx512, avx2 or portable) instead of the processor's best; a
+wrong name is an error at the first call that the backend would take.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
 _library, _reason = _load(LIBRARY)
 # Kept here, since torch.compile reads it and does not follow a call into the library.
 _chosen = None if _library is None else _library.rmadapter_cpu_chosen().decode()
+# Why what the environment asks for cannot be.
+_wrong: str | None = None
 
 
 def instruction_sets() -> list[str]:
@@ -63,27 +66,44 @@ def use_instruction_set(name: str | None) -> None:
     if _library is None or not _library.rmadapter_cpu_choose(None if name is None else name.encode()):
         valid = ", ".join(instruction_sets()) or f"none, since {_reason}"
         raise ValueError(f"the instruction set is {name!r}; valid on this processor: {valid}")
-    global _chosen
-    _chosen = _library.rmadapter_cpu_chosen().decode()
+    global _chosen, _wrong
+    _chosen, _wrong = _library.rmadapter_cpu_chosen().decode(), None
 
 
-if _library is not None and os.environ.get(VARIABLE):
+def _asked_for() -> str | None:
+    """Use what the environment asks for; returns why that cannot be, or None where it can.
+
+    The import itself must not fail for it: ``rmadapter --help`` comes here, and so does all work on a GPU.
+    """
+    asked = os.environ.get(VARIABLE)
+    if _library is None or not asked:
+        return None
     try:
-        use_instruction_set(os.environ[VARIABLE])
+        use_instruction_set(asked)
     except ValueError as error:
-        raise ValueError(f"{VARIABLE}: {error}") from None
+        return f"{VARIABLE}: {error}; or unset it"
+    return None
 
+
+_wrong = _asked_for()
 AVAILABLE = _library is not None
-REASON = f"compiled for this processor's {instruction_set()}" if AVAILABLE else _reason
+REASON = _wrong or (f"compiled for this processor's {instruction_set()}" if AVAILABLE else _reason)
 
 
 def refusal(x: torch.Tensor, bottleneck: int, rec_hidden: int) -> str | None:
-    """Why the backend cannot take x [..., D] with weights of these widths (h = 0: none), or None where it can."""
+    """Why the backend cannot take x [..., D] with weights of these widths (h = 0: none), or None where it can.
+
+    Raises:
+        ValueError: it could, but ``RMADAPTER_CPU`` asks for an instruction set that is not there; the message says so.
+    """
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; valid: a CPU tensor"
     if x.dtype not in DTYPES:
         return f"x is {x.dtype}; valid: {', '.join(map(str, DTYPES))}"
-    return outside_limits(x.shape[-1], bottleneck, rec_hidden)
+    outside = outside_limits(x.shape[-1], bottleneck, rec_hidden)
+    if outside is None and _wrong is not None:
+        raise ValueError(_wrong)
+    return outside
 
 
 def advantage() -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rmadapter_kernels.backends import AUTO, Call, choose
-from rmadapter_kernels.checks import check_arguments
+from rmadapter_kernels.checks import check_settings, check_tensors, check_x
 from rmadapter_kernels.ops import IN_PLACE, OPERATORS, PREPARE
 from rmadapter_kernels.overlap import refuse_overlap
 from rmadapter_kernels.reference import Norm
@@ -76,6 +76,16 @@ class _RMAdapter(torch.autograd.Function):
 _RMAdapter.forward.__signature__ = inspect.signature(_RMAdapter.forward)  # type: ignore[attr-defined]
 
 
+def _autocast(x: Tensor) -> Tensor:
+    """``x`` in the dtype that autocast asks for; raises where it is no input of the operator."""
+    check_x(x)
+    kind = x.device.type
+    # Of a meta tensor there are no values to cast, and torch knows no autocast for it.
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def rm_adapter(
     x: Tensor,
     w_down: Tensor,
@@ -129,15 +139,16 @@ def rm_adapter(
         (fp64 for fp64 ``x``), empty without reconstruction weights.
 
     Raises:
-        TypeError, ValueError: an argument of another type, dtype, device or shape, or an unknown name; the message
-            says which and what is valid.
+        TypeError, ValueError: an argument of another type, dtype, layout, device or shape (a tensor in place of a
+            number, a sparse or nested one), or an unknown name; the message says which and what is valid.
 
-    Differentiable once. Backward keeps ``x`` and the weights and computes the rest again.
+    On the meta device the results have their shapes and dtypes, and no values. Differentiable once.
+    Backward keeps ``x`` and the weights and computes the rest again.
     """
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = _autocast(x)
     weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
-    check_arguments(x, weights, residual, norm, activation, objective, branch_grad_scale)
+    check_settings(scale, branch_grad_scale, activation, objective, local_reconstruction)
+    check_tensors(x, weights, residual, norm)
     norm_weight, norm_bias, norm_eps = norm or (None, None, None)
     settings = (scale, activation, objective, local_reconstruction, branch_grad_scale)
     call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
@@ -173,12 +184,12 @@ def rm_adapter_(
         TypeError, ValueError: as ``rm_adapter``; also where a tensor requires grad while autograd records, since
             what backward would need is overwritten, and where ``residual`` is missing.
     """
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = _autocast(x)
     weights = (w_down, b_down, w_up, b_up)
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual is {type(residual).__name__}; valid: a tensor, which is written to")
-    check_arguments(x, (*weights, None, None, None, None), residual, norm, activation, "l2", 1.0)
+    check_settings(scale, 1.0, activation, "l2", True)
+    check_tensors(x, (*weights, None, None, None, None), residual, norm)
     if torch.is_grad_enabled():
         names = ("x", "residual", "w_down", "b_down", "w_up", "b_up")
         for name, tensor in zip(names, (x, residual, *weights), strict=True):

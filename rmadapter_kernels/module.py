@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter_kernels.backends import AUTO
+from rmadapter_kernels.checks import DTYPE_NAMES, DTYPES, check_settings
 from rmadapter_kernels.functional import rm_adapter
-from rmadapter_kernels.reference import ACTIVATIONS, OBJECTIVES, Norm
+from rmadapter_kernels.reference import Norm
 
 INITS = ("kaiming", "zero_up")
 
@@ -49,7 +50,8 @@ class FusedRMAdapter(nn.Module):
     [r, h], ``b_rec1`` [h], ``w_rec2`` [h, D], ``b_rec2`` [D].
 
     Raises:
-        ValueError: a width below 1 or an unknown name; the message says which and what is valid.
+        TypeError, ValueError: a width below 1, an unknown name, a setting of another type (a tensor as ``scale``); the
+            message says which and what is valid.
     """
 
     def __init__(
@@ -72,15 +74,13 @@ class FusedRMAdapter(nn.Module):
         super().__init__()
         rec_hidden = bottleneck if rec_hidden is None else rec_hidden
         for name, value in (("d_model", d_model), ("bottleneck", bottleneck), ("rec_hidden", rec_hidden)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; valid: a whole number >= 1")
-        for name, chosen, valid in (
-            ("activation", activation, ACTIVATIONS),
-            ("objective", objective, OBJECTIVES),
-            ("init", init, INITS),
-        ):
-            if chosen not in valid:
-                raise ValueError(f"{name} is {chosen!r}; valid: {', '.join(valid)}")
+        check_settings(scale, branch_grad_scale, activation, objective, local_reconstruction)
+        if init not in INITS:
+            raise ValueError(f"init is {init!r}; valid: {', '.join(INITS)}")
+        if dtype not in (None, *DTYPES):
+            raise TypeError(f"dtype is {dtype}; valid: {DTYPE_NAMES}")
         self.d_model, self.bottleneck, self.rec_hidden = d_model, bottleneck, rec_hidden
         self.activation, self.objective, self.scale = activation, objective, scale
         self.reconstruct, self.local_reconstruction = reconstruct, local_reconstruction

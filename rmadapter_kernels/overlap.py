@@ -66,7 +66,7 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 def refuse_overlap(x: Tensor, residual: Tensor) -> None:
     """Raise ValueError where ``residual``, which is written to, overlaps itself, or ``x`` without being ``x``.
 
-    In a compiled graph only what its strides tell is seen: its inputs have no address there.
+    In a compiled graph, and on the meta device, only what its strides tell is seen: nothing has an address there.
     """
     expanded = any(stride == 0 and size > 1 for stride, size in zip(residual.stride(), residual.shape, strict=True))
     if expanded or (not torch.compiler.is_compiling() and residual.numel() > 1 and overlaps_itself(residual)):
@@ -74,7 +74,7 @@ def refuse_overlap(x: Tensor, residual: Tensor) -> None:
             f"residual overlaps itself: shape {list(residual.shape)}, strides {list(residual.stride())}; valid: a "
             "tensor whose elements lie apart, as residual.contiguous() gives"
         )
-    if x is residual or torch.compiler.is_compiling():
+    if x is residual or torch.compiler.is_compiling() or x.device.type == "meta":
         return
     same = (x.data_ptr(), x.stride(), x.shape, x.dtype) == (
         residual.data_ptr(), residual.stride(), residual.shape, residual.dtype,

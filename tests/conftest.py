@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which open_clip does
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter.clip import known_bases
 from rmadapter.training.adapter_run import train
 
 # The models here are so small that a second thread costs more than it gives, most of all on a busy machine:
@@ -44,6 +46,15 @@ def small_clip(seed: int = 0, **changes) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return open_clip.CLIP(**{**SMALL_CONFIG, **changes}).eval()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chosen_bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Which base models were chosen is kept here, and not in the user's own cache folder."""
+    folder = tmp_path_factory.mktemp("chosen_bases")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_bases, "cache_folder", lambda cache_dir, kind: folder)
+        yield folder
 
 
 @pytest.fixture

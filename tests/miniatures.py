@@ -17,10 +17,10 @@ WNIDS = {"n01440764": "tench", "n02012849": "crane", "n03126707": "crane", "n150
 
 
 def image(path: Path) -> None:
-    """A tiny image whose colour depends on its folder, so that classes can be told apart."""
+    """A tiny image whose colour depends on its folder, so that classes can be told apart; no two files are the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = tuple(sum(map(ord, path.parent.name)) * factor % 256 for factor in (37, 71, 113))
-    Image.new("RGB", (8, 8), colour).save(path)
+    Image.new("RGB", (8, 8), colour).save(path, comment="/".join(path.parts[-4:]))
 
 
 def folders(root: Path, classes: Sequence[str], count: int = COUNT) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from PIL import Image
 
 from rmadapter.cli import COMMANDS, main
 from rmadapter.evaluation import predict as prediction
+from rmadapter.training import loop
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 
 
@@ -92,6 +94,7 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
     good = [*train, "--data", str(images)]
     cases = {
         "unknown command 'trian'; did you mean 'train'": ["trian"],
+        "unknown command '--hepl'; did you mean '--help'": ["--hepl"],
         "data is missing": ["train"],
         "shots is 0": [*good, "--shots", "0"],
         "did you mean '--shots'": [*good, "--shotz", "3"],
@@ -190,6 +193,59 @@ def test_a_diverged_run_exits_with_1(images, clip_folder, tmp_path, capsys):
     assert "not finite" in capsys.readouterr().err
 
 
+def test_a_terminated_training_goes_on(animals, clip_folder, tmp_path, monkeypatch, capsys):
+    data = ["--data", str(animals), "--model", f"local-dir:{clip_folder}", "--out", str(tmp_path / "run")]
+    options = ["--adapter.layers", "3", "--shots", "2", "--epochs", "1", "--batch-size", "2", "--workers", "0"]
+    words = ["train", *data, *options, "--checkpoint-every", "1", "--no-evaluate"]
+    real = loop.TrainingLoop._step
+
+    def step(self, *arguments):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainingLoop, "_step", step)
+        assert main(words) == 143
+    assert capsys.readouterr().err == "rmadapter: ended by SIGTERM; --resume goes on\n"
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert main([*words, "--resume"]) == 0
+    assert "resuming at epoch 1, step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", [None, "linear-probe"])
+def test_a_run_s_own_config_makes_the_same_run(method, animals, clip_folder, tmp_path, capsys):
+    data = ["--data", str(animals), "--model", f"local-dir:{clip_folder}", "--out", str(tmp_path / "run")]
+    options = ["--adapter.layers", "3", "--shots", "1", "--epochs", "1", "--workers", "0", "--seed", "3", "--overwrite"]
+    chosen = [] if method is None else ["--method", method]
+    assert main(["train", *data, *options, *chosen]) == 0
+    other = ["--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "other")]
+    assert main(["train", *other]) == 0
+    assert main(["train", *other]) == 2  # whatever the first was told, it deletes none that is there
+    assert "--overwrite to replace it" in capsys.readouterr().err
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "other"))
+    for name in ("accuracy", "method", "settings", "seed", "few_shot_hash", "trained_parameters"):
+        assert one[name] == two[name], name
+    names = {path.name for path in (tmp_path / "run" / "adapter").iterdir()}
+    assert {path.name for path in (tmp_path / "other" / "adapter").iterdir()} == names
+
+
+def test_predicted_names_obey_no_terminal(run, animals, tmp_path, capsys):
+    picture = tmp_path / "one\nrmadapter: warning: \x1b[2J.png"
+    picture.write_bytes((animals / "ant" / "00.png").read_bytes())
+    argv = ["predict", "--adapter", str(run / "adapter"), "--classes", "a \x1b[31mcat,dog\u202e,猫", str(picture)]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert len(out.splitlines()) == 4
+    for shown in ("one rmadapter: warning: \\x1b[2J.png", "a \\x1b[31mcat", "dog\\u202e", "猫"):
+        assert shown in out
+    assert main([*argv, "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["image"] == str(picture)
+    assert {found["class"] for found in record["predictions"]} == {"a \x1b[31mcat", "dog\u202e", "猫"}
+
+
 @pytest.mark.parametrize("module", ["rmadapter", "rmadapter.train"])
 def test_the_modules_are_commands(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
@@ -200,8 +256,8 @@ def test_the_modules_are_commands(module, monkeypatch, capsys):
     assert "rmadapter" in capsys.readouterr().out
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path):
-    command = [sys.executable, "-m", "rmadapter", "datasets", "check", "--data-root", str(tmp_path)]
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    command = [sys.executable, "-m", "rmadapter", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""

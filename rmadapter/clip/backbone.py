@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -9,21 +10,29 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
-from open_clip.pretrained import get_pretrained_cfg
+from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg
 from torch import Tensor, nn
 
 from rmadapter.clip.emoji_clip import load_bundled
+from rmadapter.clip.finite import check_base_weights
 from rmadapter.clip.identity import ModelSource, base_hash
-from rmadapter.clip.names import MODEL
+from rmadapter.clip.known_bases import remember
+from rmadapter.clip.names import HUB, LOCAL, MODEL, RANDOM, brings_weights
+from rmadapter.clip.own_config import read_config
 from rmadapter.clip.types import ClipModel
+from rmadapter.clip.weights_file import readable_weights
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_choice, nearest
 
-# Random weights are drawn from this seed, so that a run without --pretrained can be evaluated by name too.
+# Random weights are drawn from this seed, so that a run on them can be evaluated by name too.
 RANDOM_WEIGHTS_SEED = 0
+
+# Of an error of open_clip's libraries, some of which list every tensor.
+MOST_SAID = 500
 
 # What a local-dir: folder holds.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -39,7 +48,7 @@ class Backbone:
         tokenizer: open_clip's for it.
         preprocessing: what its images go through.
         source: what it was made from.
-        weights_hash: ``identity.base_hash`` of the weights as loaded, where they are stored otherwise by now; None
+        weights_hash: ``identity.weights_hash`` of the weights as loaded, where they are stored otherwise by now; None
             where they are still those.
     """
 
@@ -51,8 +60,8 @@ class Backbone:
 
     @property
     def base_hash(self) -> str:
-        """The hash of the weights as they were loaded; hashing takes a second for a large model."""
-        return self.weights_hash or base_hash(self.clip)
+        """One hash of the weights as they were loaded and of the structure; it takes a second for a large model."""
+        return base_hash(self.clip, self.weights_hash)
 
 
 def load_backbone(name: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> Backbone:
@@ -61,65 +70,103 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
     Args:
         name: one of ``open_clip.list_models()``, ``local-dir:FOLDER`` / ``hf-hub:ORG/NAME``, or the bundled
             ``emoji-clip``.
-        pretrained: tag of ``open_clip.list_pretrained_tags_by_model(name)`` or a weights file; None: random
-            weights from a fixed seed, with a warning.
+        pretrained: tag of ``open_clip.list_pretrained_tags_by_model(name)`` or a weights file; "none": random weights
+            from a fixed seed, with a warning; None for models that bring their weights.
 
     Raises:
-        InputError: unknown name or tag (with the nearest match), weights that cannot be had or read.
+        InputError: unknown name or tag (with the nearest match), no weights named, weights that cannot be had or read
+            or that are not finite, a configuration that asks for what it may not (``own_config``).
     """
-    scheme = name.partition(":")[0] if ":" in name else None
-    if name == MODEL:
-        if pretrained is not None:
-            raise InputError(f"pretrained is {pretrained!r}, but model {name!r} brings its own weights")
-        clip, tokenizer = load_bundled()
-        clip = clip.to(device).eval().requires_grad_(False)
-        return Backbone(clip, tokenizer, Preprocessing.of(clip), ModelSource(name))
-    if scheme is None:
-        check_name(name, pretrained)
-        if pretrained is None:
-            tags = _tags(name)
-            warnings.warn(
-                f"{name} without --pretrained has random weights; it has {len(tags)} pretrained tags"
-                + (f", such as {', '.join(tags[:3])}" if tags else ""),
-                stacklevel=2,
-            )
-    else:
-        check_choice("scheme of model", scheme, ("local-dir", "hf-hub"))
-        if pretrained is not None:
-            raise InputError(f"pretrained is {pretrained!r}, but model {name!r} brings its own weights")
-        for file in (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS) if scheme == "local-dir" else ():
-            if not (Path(name.partition(":")[2]) / file).is_file():
-                raise InputError(f"model is {name!r}, where there is no {file}")
+    check_source(name, pretrained)
+    if pretrained == RANDOM:
+        warnings.warn(f"{name} with --pretrained {RANDOM} has random weights", stacklevel=2)
     try:
-        if scheme == "local-dir":
-            clip, tokenizer = _from_folder(Path(name.partition(":")[2]))
+        if name == MODEL:
+            clip, tokenizer = load_bundled()
+        elif name.startswith(LOCAL):
+            clip, tokenizer = _from_folder(Path(name.removeprefix(LOCAL)))
+        elif name.startswith(HUB):
+            clip, tokenizer = _from_hub(name)
         else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(RANDOM_WEIGHTS_SEED)
-                clip = open_clip.create_model(
-                    name,
-                    pretrained=pretrained,
-                    force_quick_gelu=_wants_quick_gelu(name, pretrained),
-                    require_pretrained=scheme is not None,
-                )
-            tokenizer = open_clip.get_tokenizer(name)
+            clip, tokenizer = _by_name(name, pretrained)
+    except InputError:
+        raise
     except Exception as error:  # open_clip raises whatever its file and hub libraries raise
-        raise InputError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {error}") from error
+        said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
+        raise InputError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {said}") from error
     clip = clip.to(device).eval().requires_grad_(False)
-    return Backbone(clip, tokenizer, Preprocessing.of(clip), ModelSource(name, pretrained))
+    check_base_weights(clip)
+    source = ModelSource(name, pretrained)
+    remember(source)
+    return Backbone(clip, tokenizer, Preprocessing.of(clip), source)
 
 
-def _wants_quick_gelu(name: str, pretrained: str | None) -> bool:
-    """Whether weights of this tag were trained with QuickGELU, as OpenAI's were.
+def check_source(name: str, pretrained: str | None) -> None:
+    """What can be known of a model's name and weights without loading them.
 
-    open_clip builds "ViT-B-16" with GELU for every tag and only warns where the tag's weights want the other one.
+    Raises:
+        InputError: a name that open_clip does not know, weights that are neither a tag of it nor a file, none named
+            where the model does not bring its own; the message names the nearest, or the valid ones.
     """
-    return pretrained is not None and bool(get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"))
+    scheme, colon, place = name.partition(":")
+    if colon:
+        check_choice("scheme of model", scheme, (LOCAL[:-1], HUB[:-1]))
+    elif name.replace("/", "-") not in (models := [*open_clip.list_models(), MODEL]):
+        raise InputError(
+            f"model is {name!r}, which open_clip does not know{nearest(name, models)}; "
+            f"valid: one of open_clip.list_models() ({len(models) - 1}), {MODEL}, {LOCAL}FOLDER or {HUB}ORG/NAME"
+        )
+    if brings_weights(name):
+        if pretrained is not None:
+            raise InputError(f"pretrained is {pretrained!r}, but model {name!r} brings its own weights")
+        for file in (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS) if name.startswith(LOCAL) else ():
+            if not (Path(place) / file).is_file():
+                raise InputError(f"model is {name!r}, where there is no {file}")
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    if pretrained is None:
+        some = f"one of its {len(tags)} tags, such as {', '.join(tags[:3])}, " if tags else ""
+        raise InputError(
+            f"pretrained is None, which is random weights for {name}; valid: --pretrained {some}a weights file, or "
+            f"{RANDOM}, which insists on random ones"
+        )
+    # Of a name that ends in "-quickgelu" the tags are those alone whose weights want QuickGELU.
+    if pretrained != RANDOM and pretrained not in tags and not Path(pretrained).is_file():
+        raise InputError(
+            f"pretrained is {pretrained!r}, neither a file nor a tag of {name}{nearest(pretrained, tags)}; "
+            f"valid: {', '.join(tags) or 'no tags'}, a file, {RANDOM}"
+        )
 
 
-def _tags(name: str) -> list[str]:
-    """The pretrained tags of ``name``; of a name that ends in "-quickgelu" those alone whose weights want QuickGELU."""
-    return open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+def _by_name(name: str, pretrained: str | None) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """A model that open_clip knows, with the weights of a tag, of a file or of the seed."""
+    name = name.replace("/", "-")
+    tag = get_pretrained_cfg(name, pretrained) if pretrained else {}
+    with contextlib.ExitStack() as files:
+        files.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(RANDOM_WEIGHTS_SEED)
+        if pretrained not in (None, RANDOM) and not tag:
+            _warn_of_activation(name, pretrained)
+            pretrained = str(files.enter_context(readable_weights(Path(pretrained))))
+        clip = open_clip.create_model(
+            name,
+            pretrained=None if pretrained == RANDOM else pretrained,
+            # open_clip builds "ViT-B-16" with GELU for every tag and only warns where the tag's weights, as OpenAI's,
+            # were trained with the other one.
+            force_quick_gelu=bool(tag.get("quick_gelu")),
+        )
+    return clip, _tokenizer(name, (open_clip.get_model_config(name) or {})["text_cfg"])
+
+
+def _warn_of_activation(name: str, file: str | None) -> None:
+    """A file does not say which activation its weights were trained with, and some models have both."""
+    twin = f"{name}-quickgelu"
+    if twin in open_clip.list_models():
+        warnings.warn(
+            f"{file} does not say whether its weights were trained with GELU, which {name} runs them with, or with "
+            f"QuickGELU, as OpenAI's were: --model {twin}",
+            stacklevel=3,
+        )
 
 
 def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
@@ -127,7 +174,7 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
 
     The folder's architecture is entered into open_clip's registry under a name of its own, which all versions have.
     """
-    config = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
+    config = read_config(folder / OPEN_CLIP_CONFIG)
     architecture = config["model_cfg"]
     if architecture["text_cfg"].get("hf_tokenizer_name"):
         architecture["text_cfg"]["hf_tokenizer_name"] = str(folder)  # its files lie beside the weights
@@ -136,23 +183,20 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
     with tempfile.TemporaryDirectory() as registered:
         (Path(registered) / f"{name}.json").write_text(text)
         open_clip.add_model_config(registered)
-    clip = open_clip.create_model(
-        name, pretrained=str(folder / OPEN_CLIP_WEIGHTS), force_preprocess_cfg=config.get("preprocess_cfg")
-    )
-    return clip, open_clip.get_tokenizer(name)
+    with readable_weights(folder / OPEN_CLIP_WEIGHTS) as weights:
+        clip = open_clip.create_model(name, pretrained=str(weights), force_preprocess_cfg=config.get("preprocess_cfg"))
+    return clip, _tokenizer(name, architecture["text_cfg"])
 
 
-def check_name(name: str, pretrained: str | None) -> None:
-    """Raise InputError where open_clip knows no model ``name``, or ``pretrained`` is neither a tag of it nor a file."""
-    models = [*open_clip.list_models(), MODEL]
-    if name.replace("/", "-") not in models:
-        raise InputError(
-            f"model is {name!r}, which open_clip does not know{nearest(name, models)}; "
-            f"valid: one of open_clip.list_models() ({len(models) - 1}), {MODEL}, local-dir:FOLDER or hf-hub:ORG/NAME"
-        )
-    tags = _tags(name)
-    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
-        raise InputError(
-            f"pretrained is {pretrained!r}, neither a file nor a tag of {name}{nearest(pretrained, tags)}; "
-            f"valid: {', '.join(tags) or 'no tags, a file'}"
-        )
+def _from_hub(name: str) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """Model and tokenizer of a repository of the Hugging Face hub."""
+    repository = name.removeprefix(HUB)
+    config = read_config(Path(download_pretrained_from_hf(repository, filename=OPEN_CLIP_CONFIG)), repository)
+    return open_clip.create_model(name, require_pretrained=True), _tokenizer(name, config["model_cfg"]["text_cfg"])
+
+
+def _tokenizer(name: str, text: dict[str, Any]) -> Callable[..., Tensor]:
+    """open_clip's for ``name``, whose text tower is ``text``; no tokenizer brings code of its own."""
+    # Without it, transformers asks at the terminal whether to run a repository's code.
+    refused = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+    return open_clip.get_tokenizer(name, **refused)

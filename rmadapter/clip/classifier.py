@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.clip.prompts import encode_prompts, make_prompts
+from rmadapter.clip.finite import check_finite, is_finite
+from rmadapter.clip.prompts import Prompts, encode_prompts, make_prompts
 from rmadapter.clip.storage import image_dtype
 from rmadapter.clip.types import ClipModel
 
@@ -30,6 +31,9 @@ class CLIPClassifier(nn.Module):
         template: prompt with ``{}`` for the name.
         trim: cut prompts after the longest one's end where that changes no feature.
     """
+
+    prompt_tokens: Tensor
+    prompt_valid: Tensor
 
     def __init__(
         self,
@@ -59,6 +63,16 @@ class CLIPClassifier(nn.Module):
         prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim)
         self.prompts = prompts.to(device)
 
+    @property
+    def prompts(self) -> Prompts:
+        """The classes' prompts, on the model's device: buffers, which go where it goes and are not saved."""
+        return Prompts(self.prompt_tokens, self.prompt_valid)
+
+    @prompts.setter
+    def prompts(self, prompts: Prompts) -> None:
+        self.register_buffer("prompt_tokens", prompts.tokens, persistent=False)
+        self.register_buffer("prompt_valid", prompts.valid, persistent=False)
+
     def text_features(self) -> Tensor:
         """Features [classes, embed] of the prompts, not normalised."""
         return encode_prompts(self.clip, self.prompts.tokens)
@@ -74,6 +88,22 @@ class CLIPClassifier(nn.Module):
         images = F.normalize(image_features.float(), dim=-1)
         logits = scale * images @ F.normalize(text_features.float(), dim=-1).T
         return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
+
+    def classify(self, images: Tensor, text_features: Tensor) -> Tensor:
+        """Logits [batch, classes] of ``images`` [batch, 3, size, size] that an answer may be made of.
+
+        All evaluation and prediction comes through here.
+
+        Raises:
+            InputError: features or logits that are not finite; the message says which.
+        """
+        features = self.image_features(images)
+        logits = self.logits(features, text_features)
+        if not is_finite(logits):
+            check_finite("text features", text_features)
+            check_finite("image features", features)
+            check_finite("logits", logits)
+        return logits
 
     def forward(self, images: Tensor) -> Output:
         """Logits of ``images`` [batch, 3, size, size], and no losses."""

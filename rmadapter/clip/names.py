@@ -4,6 +4,10 @@ from __future__ import annotations
 
 # The bundled small CLIP.
 MODEL = "emoji-clip"
+# What stands before a folder, and before a repository of the Hugging Face hub.
+LOCAL, HUB = "local-dir:", "hf-hub:"
+# In place of a tag: weights drawn from a fixed seed, which only somebody who says so gets.
+RANDOM = "none"
 
 
 def brings_weights(model: str) -> bool:

@@ -9,6 +9,7 @@ from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, Layer
 from torch import nn
 
 from rmadapter.clip.backbone import Backbone
+from rmadapter.clip.identity import weights_hash
 from rmadapter.clip.types import ClipModel
 
 # Parameters that are stored in the compute dtype, by the class of their module; what is not named stays fp32.
@@ -25,7 +26,7 @@ def store_backbone(backbone: Backbone, dtype: torch.dtype) -> Backbone:
     """``store_weights`` of its model; the record returned keeps the hash of the weights as they were loaded."""
     if dtype == torch.float32:
         return backbone
-    stored = replace(backbone, weights_hash=backbone.base_hash)
+    stored = replace(backbone, weights_hash=backbone.weights_hash or weights_hash(backbone.clip))
     store_weights(backbone.clip, dtype)
     return stored
 

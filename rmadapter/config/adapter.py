@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rmadapter.config.typed import check_types, from_plain
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter_kernels import ACTIVATIONS, OBJECTIVES
 
@@ -19,7 +21,7 @@ def _check_layers(field_name: str, layers: Any) -> str | list[int]:
     """A layer specification in one of its written forms, or a list of ints from any other iterable of ints."""
     if isinstance(layers, str):
         text = layers.replace(" ", "")
-        if re.fullmatch(r"all|none|last:[1-9]\d*|\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        if re.fullmatch(r"all|none|last:[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text, re.ASCII):
             return text
         raise InputError(f"{field_name} is {layers!r}; valid: {LAYER_FORMS}")
     if isinstance(layers, Iterable):
@@ -46,22 +48,24 @@ def layer_numbers(spec: str | list[int], depth: int, field_name: str = "adapter.
                 f"{field_name} is {spec!r}, but the tower has {depth} blocks; valid: last:1 to last:{depth}"
             )
         return list(range(depth - count + 1, depth + 1))
-    if isinstance(spec, str):
-        numbers: list[int] = []
-        for piece in spec.split(","):
-            first, _, last = piece.partition("-")
-            numbers += range(int(first), int(last or first) + 1)
-    else:
-        numbers = list(spec)
-    outside = [n for n in numbers if not 1 <= n <= depth]
-    if outside or not numbers:
+    # Ranges before they are written out: "1-99999999" is one range, and no list of as many numbers.
+    ranges = [_range(piece) for piece in spec.split(",")] if isinstance(spec, str) else [(n, n) for n in spec]
+    outside = [n for ends in ranges for n in dict.fromkeys(ends) if not 1 <= n <= depth]
+    numbers = [] if outside else [n for first, last in ranges for n in range(first, last + 1)]
+    if not numbers:
         raise InputError(
-            f"{field_name} is {spec!r}; block {', '.join(map(str, outside)) or '(none)'} is not in the tower, "
-            f"valid: 1 to {depth}"
+            f"{field_name} is {reprlib.repr(spec)}; block {', '.join(map(str, outside[:5])) or '(none)'} is not in "
+            f"the tower, valid: 1 to {depth}"
         )
     if len(set(numbers)) < len(numbers):
-        raise InputError(f"{field_name} is {spec!r}, which names a block twice")
+        raise InputError(f"{field_name} is {reprlib.repr(spec)}, which names a block twice")
     return sorted(numbers)
+
+
+def _range(piece: str) -> tuple[int, int]:
+    """First and last number of "A-B", or of "A"."""
+    first, _, last = piece.partition("-")
+    return int(first), int(last or first)
 
 
 @dataclass
@@ -142,6 +146,9 @@ class RMAdapterConfig:
             tower = getattr(self, name)
             if tower.layers is not None:
                 tower.layers = _check_layers(f"adapter.{name}.layers", tower.layers)
+        check_types(self, "adapter")
+        for name in TOWERS:
+            tower = getattr(self, name)
             if tower.bottleneck is not None:
                 check_range(f"adapter.{name}.bottleneck", tower.bottleneck, 1, 128)
             if tower.scale is not None:
@@ -192,13 +199,5 @@ class RMAdapterConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RMAdapterConfig:
-        """The inverse of ``to_dict``; an unknown key is an InputError."""
-        values = dict(values)
-        for key in values:
-            check_choice("key in adapter", key, [f.name for f in dataclasses.fields(cls)])
-        for name in TOWERS:
-            overrides = values.get(name) or {}
-            for key in overrides:
-                check_choice(f"key in adapter.{name}", key, [f.name for f in dataclasses.fields(TowerOverrides)])
-            values[name] = TowerOverrides(**overrides)
-        return cls(**values)
+        """The inverse of ``to_dict``; an unknown key, and a value of another type, is an InputError."""
+        return from_plain(cls, values, "adapter")

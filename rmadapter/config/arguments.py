@@ -1,9 +1,10 @@
 """The command line's conventions on top of jsonargparse.
 
-jsonargparse makes options, YAML files, types and help from a dataclass. Four habits that users expect are
-added here, by rewriting the arguments before it sees them: dashes and underscores are alike, booleans are
-``--flag`` / ``--no-flag``, an unknown option or key is refused with its nearest match, and an option is never
-abbreviated.
+jsonargparse makes options, types and help from a dataclass. Habits that users expect are added here, by rewriting the
+arguments before it sees them: dashes and underscores are alike, booleans are ``--flag`` / ``--no-flag``, an unknown
+option or key is refused with its nearest match, and an option is never abbreviated. ``--config FILE`` stands for the
+options in that file. Texts stay what they are; jsonargparse takes each for YAML first, where ``~`` and ``#1`` are
+nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ import argparse
 import dataclasses
 import functools
 import json
+import re
+import sys
+import types
 import typing
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from rmadapter.commands import guarded
+from rmadapter.config.config_file import read_config_file
 from rmadapter.config.help import HelpLayout, docstring_of, help_text
-from rmadapter.errors import InputError, nearest
+from rmadapter.config.paths import expand, expanded, path_fields
+from rmadapter.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -53,22 +61,41 @@ def parse_arguments(
         SystemExit: after ``--help``, ``--help-all`` and ``--print_config``, with status 0.
     """
     parser = _parser(config, prog, positional)
-    options, words = _rewrite(argv, option_fields(config))
-    if "--help" in options or HELP_ALL in options:
+    found = _rewrite(argv, {name: kind for name, kind in option_fields(config).items() if name != positional})
+    if found.help:
         if layout is None:
             parser.print_help()
         else:
-            everything = HELP_ALL in options
+            everything = found.help == HELP_ALL
             print(help_text(config, layout, prog=prog, epilog=EPILOG, everything=everything, others=taken_before))
         raise SystemExit(0)
-    if words and not positional:
-        raise InputError(f"argument {words[0]!r} belongs to no option; options start with --")
+    if found.words and not positional:
+        raise InputError(f"argument {found.words[0]!r} belongs to no option; options start with --")
     try:
-        values = parser.parse_args(options).as_dict()
+        values = parser.parse_args(found.options, env=False).as_dict()
     except argparse.ArgumentError as error:
         raise InputError(" ".join(str(error).replace("Parser key", "option").split())) from error
     # argparse takes bare words in one run only; here they may stand between the options.
-    return _build(config, {**values, positional: words} if positional else values)
+    if positional:
+        values[positional] = found.words
+    for name, value in found.texts.items():
+        *groups, last = name.split(".")
+        functools.reduce(dict.__getitem__, groups, values)[last] = value
+    if found.print_config:
+        _print_config(config, values)
+        raise SystemExit(0)
+    return _build(config, values)
+
+
+def run_module(
+    config: type[Config], run: Callable[[Config], Any], argv: list[str] | None, *, prog: str, hint: str = ""
+) -> int:
+    """``python -m MODULE``: ``run`` with the options that ``argv`` has, by default this process's; the exit status.
+
+    See ``guarded`` for that and for ``hint``.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return guarded(lambda words: run(parse_arguments(config, words, prog=prog)), words, hint)
 
 
 @functools.cache
@@ -77,7 +104,8 @@ def _parser(config: type, prog: str, positional: str | None) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog, description=docstring_of(config)[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML file with the same names as the options")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names as the options")
+    parser.add_argument("--print_config", action="store_true", help="print such a file with all options, run nothing")
     parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
     if positional:
         parser.add_argument(positional, nargs="*", type=str, help=docstring_of(config)[1][positional])
@@ -134,44 +162,115 @@ def option_fields(config: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _print_config(config: type, values: dict[str, Any]) -> None:
+    """YAML of the options in ``values``, escaped where the terminal would not take it as it is."""
+    shown = {item.name: values[item.name] for item in dataclasses.fields(config)}
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if printable(text) != text or text.encode(encoding, errors="replace").decode(encoding) != text:
+        text = yaml.safe_dump(shown, sort_keys=False)
+    print(text, end="")
+
+
 def _build(config: type[Config], values: dict[str, Any]) -> Config:
-    hints = typing.get_type_hints(config)
+    hints, paths = typing.get_type_hints(config), path_fields(config)
     arguments = {}
     for item in dataclasses.fields(config):
         value = values[item.name]
-        arguments[item.name] = _build(hints[item.name], value) if dataclasses.is_dataclass(hints[item.name]) else value
+        if dataclasses.is_dataclass(hints[item.name]):
+            value = _build(hints[item.name], value)
+        elif item.name in paths and value is not None and value != item.default:
+            value = expanded(item.name, value, paths[item.name])
+        arguments[item.name] = value
     return config(**arguments)
 
 
-def _rewrite(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The options in the one form that jsonargparse takes, and the bare words."""
-    rewritten: list[str] = []
-    bare: list[str] = []
+@dataclass
+class _Rewritten:
+    """What a command line asks for.
+
+    Attributes:
+        options: in the one form that jsonargparse takes, ``--name=value``, without those of texts.
+        texts: dotted name -> value of the options whose value is a text, None where a file says null.
+        words: bare words.
+        help: "--help", ``HELP_ALL`` or "".
+        print_config: whether the configuration is asked for.
+    """
+
+    options: list[str] = field(default_factory=list)
+    texts: dict[str, str | None] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    help: str = ""
+    print_config: bool = False
+
+    def add(self, name: str, kind: Any, value: str) -> None:
+        """``value`` of the option ``name`` of type ``kind``, as a command line has it."""
+        if _is_text(kind):
+            self.texts[name] = value
+        elif int in _members(kind):
+            # YAML reads 010 as 8 and 1:30 as 90.
+            if not re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
+                raise InputError(f"{name} is {value!r}; valid: a whole number")
+            self.options.append(f"--{name}={int(value)}")
+        else:
+            self.options.append(f"--{name}={value}")
+
+    def add_from_file(self, name: str, kind: Any, value: Any) -> None:
+        """``value`` of the option ``name`` of type ``kind``, as a YAML file has it."""
+        if isinstance(value, str):
+            self.add(name, kind, value)
+        elif not _is_text(kind):
+            self.options.append(f"--{name}={json.dumps(value)}")
+        elif value is None and type(None) in _members(kind):
+            self.texts[name] = value
+        else:
+            raise InputError(f"{name} is {value!r} in the config; valid: a text, in quotes where it looks like another")
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The types that a union stands for, or the one type."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether an option of this type takes any text."""
+    return {str} <= set(_members(kind)) <= {str, type(None)}
+
+
+def _rewrite(argv: list[str], fields: dict[str, Any]) -> _Rewritten:
+    """The words of a command line, told apart; of an option that stands twice the last value counts."""
+    found = _Rewritten()
+    groups = {name for name, kind in fields.items() if dataclasses.is_dataclass(kind)}
     words = iter(argv)
     for word in words:
         if word == "--":
-            bare += words
+            found.words += words
             break
         if word in ("-h", "--help", HELP_ALL, "--help_all"):
-            rewritten.append(HELP_ALL if "all" in word else "--help")
+            found.help = HELP_ALL if "all" in word else found.help or "--help"
             continue
         if not word.startswith("--"):
             if word.startswith("-"):
                 raise InputError(f"argument {word!r} belongs to no option; options start with --")
-            bare.append(word)
+            found.words.append(word)
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name == "print_config" and not equals:
-            rewritten.append("--print_config")
+            found.print_config = True
         elif name == "config":
-            rewritten.append("--config=" + _read_config(_value(word, equals, value, words), fields))
+            path = expand(_value(word, equals, value, words), "config")
+            for key, said in read_config_file(path, fields).items():
+                found.add_from_file(key, fields[key], said)
+        elif name in groups:
+            own = [f"--{option}" for option in fields if option.startswith(f"{name}.") and option not in groups]
+            raise InputError(f"option --{name} is a group of options; valid: {', '.join(own)}")
         elif fields.get(name) is bool:
-            rewritten.append(f"--{name}={value if equals else 'true'}")
+            found.options.append(f"--{name}={value if equals else 'true'}")
         elif name.startswith("no_") and fields.get(name.removeprefix("no_")) is bool and not equals:
-            rewritten.append(f"--{name.removeprefix('no_')}=false")
+            found.options.append(f"--{name.removeprefix('no_')}=false")
         elif name in fields:
-            rewritten.append(f"--{name}={_value(word, equals, value, words)}")
+            found.add(name, fields[name], _value(word, equals, value, words))
         else:
             options = [
                 *fields,
@@ -182,7 +281,7 @@ def _rewrite(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[s
                 *(f"no_{n}" for n, k in fields.items() if k is bool),
             ]
             raise InputError(f"unknown option {word!r}{nearest('--' + name, ('--' + o for o in options))}")
-    return rewritten, bare
+    return found
 
 
 def _value(word: str, equals: str, value: str, words: typing.Iterator[str]) -> str:
@@ -193,32 +292,3 @@ def _value(word: str, equals: str, value: str, words: typing.Iterator[str]) -> s
     if following is None:
         raise InputError(f"option {word} needs a value")
     return following
-
-
-def _read_config(path: str, fields: dict[str, Any]) -> str:
-    """The YAML file as JSON text with underscores in its keys, each of which is a known option."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"config is {path!r}, which cannot be read: {error.strerror}") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"config {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"config {path} holds {type(values).__name__}; valid: a mapping of option names to values")
-    return json.dumps(_known_keys(values, fields, path, ""))
-
-
-def _known_keys(values: dict[Any, Any], fields: dict[str, Any], path: str, prefix: str) -> dict[str, Any]:
-    known: dict[str, Any] = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        dotted = prefix + name
-        if dotted not in fields:
-            siblings = [f.removeprefix(prefix) for f in fields if f.startswith(prefix)]
-            raise InputError(f"unknown key {prefix + str(key)!r} in config {path}{nearest(name, siblings)}")
-        if isinstance(value, dict) and dataclasses.is_dataclass(fields[dotted]):
-            value = _known_keys(value, fields, path, dotted + ".")
-        known[name] = value
-    return known

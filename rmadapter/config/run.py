@@ -7,13 +7,14 @@ differs), ``loss`` and ``step``; everything else about a run stands at the top l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rmadapter.config.adapter import RMAdapterConfig
 from rmadapter.config.help import HelpLayout
 from rmadapter.config.loss import LossConfig
+from rmadapter.config.paths import ModelText, PathText
+from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
-from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.errors import InputError, check_choice, check_range, printable, printable_line
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
@@ -40,8 +41,15 @@ TRAIN_HELP = HelpLayout(
         "resume",
     ),
     groups={
-        "Images and prompts": ("template", "augmentation", "min_crop", "skip_bad_images", "workers"),
-        "Optimiser": ("momentum", "weight_decay", "max_bad_steps"),
+        "Images and prompts": (
+            "template",
+            "augmentation",
+            "min_crop",
+            "skip_bad_images",
+            "allow_test_overlap",
+            "workers",
+        ),
+        "Optimiser": ("momentum", "weight_decay", "drop_last", "max_bad_steps"),
         "Device, precision and backend": ("device", "precision", "residual", "backend"),
         "Speed and memory": (
             "shortcuts",
@@ -81,7 +89,7 @@ class TrainConfig:
         shots: training images a class
         seed: seeds the sample, the order, the augmentation and the adapter's weights
         model: open_clip model name, or local-dir:FOLDER
-        pretrained: open_clip tag or a weights file; without it the model has random weights
+        pretrained: open_clip tag or a weights file, which every open_clip model needs; none insists on random weights
         template: prompt for a class, with {} for its name
         precision: what the frozen model is stored and computed in: auto (bf16 on GPUs and CPUs that have it, else
             fp32), bf16, fp16 or fp32; adapters, optimiser and losses are always fp32
@@ -102,6 +110,8 @@ class TrainConfig:
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
         batch_size: images a step
+        drop_last: leave out an epoch's last batch where it is not full, as the field's code does; else it is a smaller
+            one
         lr: peak learning rate of SGD, cosine schedule by epoch
         momentum: of SGD
         weight_decay: of SGD
@@ -109,11 +119,13 @@ class TrainConfig:
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time
-        label: what results and reports call the method; default: after the options that make it
+        label: what results and reports call the method; default: the one of --method that the options make, else
+            custom with what differs from the nearest
         out: run folder; default: runs/DATA-MODEL-METHOD-CLASSES-SHOTSshot-seedSEED
         resume: go on with the run in out
         overwrite: delete what is in out first
         skip_bad_images: leave unreadable images out and count them, instead of stopping
+        allow_test_overlap: train although test images are among the training images, and count them
         checkpoint_every: steps between resumable states, besides the one at the end of each epoch; 0 for none
         log_every: steps between lines in metrics.jsonl
         grad_norm_every: steps between measurements of the gradients that reconstruction and cross-entropy
@@ -124,14 +136,14 @@ class TrainConfig:
         loss: weights of the loss terms
     """
 
-    data: str = ""
-    data_root: str | None = None
+    data: PathText = ""
+    data_root: PathText | None = None
     style: str | None = None
     classes: str = "all"
     shots: int = 16
     seed: int = 1
-    model: str = "ViT-B-16"
-    pretrained: str | None = None
+    model: ModelText = "ViT-B-16"
+    pretrained: PathText | None = None
     template: str = "a photo of a {}."
     precision: str = "auto"
     residual: str = "auto"
@@ -144,13 +156,14 @@ class TrainConfig:
     views: int = 0
     image_cache: bool = False
     cache_limit: str = "10GB"
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     compile: bool = False
     cuda_graphs: bool = False
     explain: bool = False
     max_bad_steps: int = 10
     epochs: int = 5
     batch_size: int = 16
+    drop_last: bool = False
     lr: float = 0.0015
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -159,10 +172,11 @@ class TrainConfig:
     workers: int = 2
     grad_checkpointing: bool = False
     label: str | None = None
-    out: str | None = None
+    out: PathText | None = None
     resume: bool = False
     overwrite: bool = False
     skip_bad_images: bool = False
+    allow_test_overlap: bool = False
     checkpoint_every: int = 100
     log_every: int = 10
     grad_norm_every: int = 50
@@ -179,10 +193,12 @@ class TrainConfig:
         check_choice("residual", self.residual, STREAMS)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_template(self.template)
+        if self.label is not None:
+            check_label(self.label)
         for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
             check_range(name, getattr(self, name), 1)
+        check_range("seed", self.seed, 0, LARGEST_SEED)
         for name in (
-            "seed",
             "workers",
             "checkpoint_every",
             "grad_norm_every",
@@ -201,37 +217,15 @@ class TrainConfig:
         if self.backend is not None and not self.fused:
             raise InputError(f"backend is {self.backend!r} and fused is False; valid: one of them")
 
-    @property
-    def method(self) -> str:
-        """``label``, else short: rmadapter, single or mma, with the ways it differs from it."""
-        if self.label is not None:
-            return self.label
-        adapter, loss = self.adapter, self.loss
-        if not adapter.reconstruct:
-            name = "mma" if adapter.shared_layer else "single"
-            return name + ("+consistency" if loss.lambda3 or loss.lambda4 else "")
-        marks = [
-            (adapter.shared_layer, "shared-layer"),
-            (adapter.separate_down, "separate-down"),
-            (adapter.rec_layers != 2, f"rec{adapter.rec_layers}"),
-            (adapter.objective != "l2", adapter.objective),
-            (adapter.rec_stream != "adapted", f"{adapter.rec_stream}-stream"),
-            (not adapter.local_reconstruction, "non-local"),
-            (not (loss.lambda3 or loss.lambda4), "no-consistency"),
-        ]
-        return "-".join(["rmadapter", *(mark for wanted, mark in marks if wanted)])
 
-    @property
-    def run_folder(self) -> Path:
-        """``out``, or the default named after what is run."""
-        if self.out:
-            return Path(self.out)
-        data = (Path(self.data).name or "data") + (f"-{self.style}" if self.style else "")
-        model = Path(self.model.removeprefix("local-dir:")).name
-        return Path("runs") / f"{data}-{model}-{self.method}-{self.classes}-{self.shots}shot-seed{self.seed}"
+def check_label(label: str) -> None:
+    """Raise InputError unless ``label`` can name a method: in tables, and in the name of a folder."""
+    if not label.strip() or printable_line(label) != label or set(label) & {"/", "\\"}:
+        raise InputError(f"label is {label!r}; valid: a text of one line without / and \\")
 
 
 def check_template(template: str) -> None:
-    """Raise InputError unless ``template`` holds exactly one ``{}``."""
-    if template.count("{}") != 1 or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+    """Raise InputError unless ``template`` holds exactly one ``{}``, and only what is text."""
+    others = template.replace("{}", "", 1)
+    if others == template or set(others) & {"{", "}"} or printable(template) != template:
         raise InputError(f"template is {template!r}; valid: a text with one {{}}, such as 'a photo of a {{}}.'")

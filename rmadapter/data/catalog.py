@@ -25,6 +25,7 @@ class DataSet:
         train, val, test: published number of images; 0 for a part that it has not.
         base_new_test: published test images of the base and the new classes; None where not known.
         split_file: CoOp's split file, or None where the data set has lists or folders of its own.
+        split_sha256: SHA-256 of that file as it is published, in hexadecimal; None where it is not known.
         template: zero-shot CLIP's prompt.
         marker: a folder or file below ``folder`` that tells the layout; default: ``images``.
     """
@@ -41,6 +42,7 @@ class DataSet:
     split_file: str | None = None
     template: str = PHOTO
     marker: str | None = None
+    split_sha256: str | None = None
 
     @property
     def layout_marker(self) -> str:

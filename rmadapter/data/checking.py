@@ -9,7 +9,7 @@ from pathlib import Path
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData
 from rmadapter.data.named import has_layout, load_named
-from rmadapter.data.sampling import base_new_split
+from rmadapter.data.published_counts import counted, differences, is_published, published
 from rmadapter.data.splits import MissingImagesError
 from rmadapter.errors import InputError, check_choice
 
@@ -38,11 +38,7 @@ class Checked:
     @property
     def differences(self) -> dict[str, tuple[int, int]]:
         """(found, published) where they differ."""
-        return {
-            key: (count, self.published[key])
-            for key, count in self.found.items()
-            if key in self.published and count != self.published[key]
-        }
+        return differences(self.found, self.published)
 
 
 def check(names: Sequence[str], data_root: Path) -> list[Checked]:
@@ -65,17 +61,17 @@ def _check(record: DataSet, data_root: Path) -> Checked:
         data, error = missing.data, str(missing)
     except InputError as unusable:
         return Checked(record.name, there=True, error=str(unusable))
-    published = {"classes": record.classes, "train": record.train, "val": record.val, "test": record.test}
-    found = {"classes": len(data.class_names), **{part: len(getattr(data, part)) for part in ("train", "val", "test")}}
-    if record.base_new_test is not None:
-        published |= dict(zip(("test base", "test new"), record.base_new_test, strict=True))
-        classes = found["classes"]
-        found |= {f"test {half}": len(base_new_split(data.test, half, classes)) for half in ("base", "new")}
-    return Checked(record.name, True, error, found, published, _split(data), data.notes)
+    found, wanted = counted(record, data), published(record)
+    return Checked(record.name, True, error, found, wanted, _split(record, data), data.notes)
 
 
-def _split(data: ImageData) -> str:
-    return "its own lists and folders" if data.split_file is None else str(data.split_id)
+def _split(record: DataSet, data: ImageData) -> str:
+    if data.split_file is None:
+        return "its own lists and folders"
+    verified = is_published(data.split_file, record)
+    if data.split_file.name != record.split_file or verified is False:  # a note says so
+        return str(data.split_id)
+    return f"{data.split_id} ({'as published' if verified else 'not verified: the published hash is not known here'})"
 
 
 def describe(checked: Sequence[Checked]) -> str:

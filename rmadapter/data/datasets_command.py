@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rmadapter.config.paths import PathText
 from rmadapter.data.catalog import CATALOG
 from rmadapter.data.checking import check, describe
 from rmadapter.data.download import download, numbered
@@ -23,7 +24,7 @@ class DatasetsConfig:
     """
 
     words: list[str] = field(default_factory=list)
-    data_root: str | None = None
+    data_root: PathText | None = None
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -49,7 +50,7 @@ def run_datasets(config: DatasetsConfig) -> None:
         InputError: a data set that is there cannot be used; a download that failed.
     """
     assert config.data_root is not None  # checked when the configuration was made
-    root = Path(config.data_root).expanduser()
+    root = Path(config.data_root)
     if config.words[0] == "check":
         checked = check(config.names, root)
         print(describe(checked))

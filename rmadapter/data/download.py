@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tarfile
 import zipfile
@@ -10,8 +11,11 @@ from pathlib import Path
 
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.named import has_layout
+from rmadapter.data.published_counts import is_published
 from rmadapter.data.sources import SOURCES, RemoteFile, Source
+from rmadapter.data.splits import PARTS
 from rmadapter.errors import InputError
+from rmadapter.files import read_json, read_text
 
 ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 GIGABYTE = 1e9
@@ -33,7 +37,7 @@ def download(name: str, data_root: Path) -> list[str]:
         _with_torchvision(record, source, data_root)
     left = [file for file in source.files if not _is_there(data_root, record, file)]
     if has_layout(data_root, record):
-        left = [file for file in left if not _from_drive(file, data_root)]
+        left = [file for file in left if not _from_drive(file, record, data_root)]
     return steps(name, left)
 
 
@@ -113,7 +117,7 @@ def _is_there(data_root: Path, record: DataSet, file: RemoteFile) -> bool:
     return (data_root / record.folder / file.name).is_file()
 
 
-def _from_drive(file: RemoteFile, data_root: Path) -> bool:
+def _from_drive(file: RemoteFile, record: DataSet, data_root: Path) -> bool:
     """Fetch ``file`` from Google Drive where gdown is installed and it is no archive; whether it is there now."""
     if file.drive is None or file.folder is None:
         return False
@@ -125,9 +129,32 @@ def _from_drive(file: RemoteFile, data_root: Path) -> bool:
     temporary = target.with_name(f".{file.name}.part")
     try:
         gdown.download(id=file.drive, output=str(temporary), quiet=True)
+        _check_fetched(temporary, record)
         temporary.replace(target)
     except Exception as error:  # gdown has exceptions of its own for each of Google's refusals
         print(f"{file.name} could not be fetched from Google Drive: {error}")
         temporary.unlink(missing_ok=True)
         return False
     return True
+
+
+def _check_fetched(file: Path, record: DataSet) -> None:
+    """Raise InputError where what came for a text file is another thing, such as a page that says to come again later.
+
+    A split file has the hash that is published for it, where that is known; where not, this is said.
+    """
+    name = file.name.removeprefix(".").removesuffix(".part")
+    if name == record.split_file:
+        split = read_json(file, "split file")
+        if not isinstance(split, dict) or any(not isinstance(split.get(part), list) for part in PARTS):
+            raise InputError("what came has not the lists train, val and test")
+        verified = is_published(file, record)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if verified is False:
+            raise InputError(f"what came has SHA-256 {digest}, and the published file {record.split_sha256}")
+        if verified is None:
+            print(f"{name} is not verified: the published file's hash is not known here; this one has SHA-256 {digest}")
+    elif name.endswith(".json"):
+        read_json(file, name)
+    elif read_text(file, name).lstrip().startswith("<"):
+        raise InputError("a web page came in its place")

@@ -47,21 +47,31 @@ class TrainImages(Dataset):
             return self.transform(image), item.label
 
 
+def steps_an_epoch(images: int, batch_size: int, drop_last: bool) -> int:
+    """Batches of an epoch; ``drop_last`` leaves out a last one that is not full, unless it is the only one."""
+    if drop_last and images >= batch_size:
+        return images // batch_size
+    return math.ceil(images / batch_size)
+
+
 class EpochBatches:
     """Batches of ``(epoch, index)`` for one epoch, in an order that depends on (seed, epoch) alone.
 
-    ``start`` leaves out the first batches, for a run that goes on inside an epoch. The last batch may be short.
+    ``start`` leaves out the first batches, for a run that goes on inside an epoch. The last batch may be short; with
+    ``drop_last`` see ``steps_an_epoch``.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, epoch: int, start: int = 0):
+    def __init__(self, size: int, batch_size: int, seed: int, epoch: int, start: int = 0, drop_last: bool = False):
         self.size, self.batch_size, self.seed, self.epoch, self.start = size, batch_size, seed, epoch, start
+        self.steps = steps_an_epoch(size, batch_size, drop_last)
 
     def __len__(self) -> int:
-        return max(0, math.ceil(self.size / self.batch_size) - self.start)
+        return max(0, self.steps - self.start)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
-        for first in range(self.start * self.batch_size, self.size, self.batch_size):
+        for step in range(self.start, self.steps):
+            first = step * self.batch_size
             yield [(self.epoch, index) for index in order[first : first + self.batch_size]]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
-from typing import overload
 
 from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.items import ImageData, Item
+from rmadapter.data.published_counts import unlike_published
 from rmadapter.data.readers import READERS
 from rmadapter.data.splits import (
     OWN_FILE,
@@ -27,8 +26,6 @@ def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
     ``data`` is a name of the catalog, in ``data_root``, or the data set's folder itself. A folder that is a link stays
     where the link is: what belongs beside a data set is beside it there.
     """
-    data = from_home(data)
-    data_root = None if data_root is None else from_home(data_root)
     if data in CATALOG and data_root is not None and has_layout(Path(data_root), CATALOG[data]):
         return (Path(data_root) / CATALOG[data].folder).absolute(), CATALOG[data]
     for path in (Path(data), Path(data_root) / data if data_root else None):
@@ -38,15 +35,6 @@ def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
                     if folder.name == record.folder and has_layout(folder.parent, record):
                         return folder, record
     return None
-
-
-@overload
-def from_home(path: str) -> str: ...
-@overload
-def from_home(path: None) -> None: ...
-def from_home(path: str | None) -> str | None:
-    """``path`` with the home folder in place of a leading ``~``, as a shell writes it before a bare word alone."""
-    return path and os.path.expanduser(path)
 
 
 def has_layout(data_root: Path, record: DataSet) -> bool:
@@ -70,28 +58,41 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     images = folder / record.images
     split_file = split_file_of(folder, record)
     if split_file is not None:
-        data = read_split(images, split_file, whole=False)
-        notes = () if split_file.name != OWN_FILE else (f"{_no_public_split(folder, record)}; it is {split_file}",)
-        return dataclasses.replace(data, name=record.name, notes=(*notes, *data.notes))
+        data = read_split(images, split_file)
+        data = dataclasses.replace(data, name=record.name)
+        if split_file.name != OWN_FILE:
+            return say_unlike_published(record, data)
+        found = f"{_no_public_split(folder, record)}; it is {split_file}"
+        return dataclasses.replace(data, notes=(found, *data.notes))
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
     if not split.listed:
         _check_there(ImageData(record.name, images, split.train, split.val, split.test, None), items, folder)
-    notes, file = (), None
+    note, file = None, None
     if split.made is not None:
-        file, note = save_split(folder, split.train, split.val, split.test, split.made)
-        notes = (f"{_no_public_split(folder, record)}; {note}",)
-    return ImageData(
+        file, made = save_split(folder, split.train, split.val, split.test, split.made)
+        note = f"{_no_public_split(folder, record)}; {made}"
+    data = ImageData(
         record.name,
         images,
         split.train,
         split.val,
         split.test,
         file,
-        (*notes, *repeated_names(names)),
+        repeated_names(names),
         own_lists=split.made is None,
     )
+    return say_unlike_published(record, data) if note is None else dataclasses.replace(data, notes=(note, *data.notes))
+
+
+def say_unlike_published(record: DataSet, data: ImageData) -> ImageData:
+    """``data``, with a note where it passes for the published ``record`` by its split file or lists, and is not."""
+    why = unlike_published(record, data)
+    if why is None:
+        return data
+    note = f"{record.name} is not as published: {why}; accuracies on it do not compare with published ones"
+    return dataclasses.replace(data, notes=(note, *data.notes))
 
 
 def _no_public_split(folder: Path, record: DataSet) -> str:

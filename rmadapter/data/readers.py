@@ -8,21 +8,19 @@ validation; otherwise each class is divided 50 / 20 / 30. Both are shuffled with
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from rmadapter.data.catalog import DataSet
+from rmadapter.data.class_names import CLASS_NAMES_FILE, read_lines
+from rmadapter.data.image_files import folders_in, is_folder, is_image_name, no_images, scan
 from rmadapter.data.items import Item
 from rmadapter.data.splits import divide_training, make_split
 from rmadapter.errors import InputError
 from rmadapter.files import read_json
 
-CLASS_NAMES_FILE = "classnames.txt"
 EUROSAT_NAMES = {
     "AnnualCrop": "Annual Crop Land",
     "Forest": "Forest",
@@ -130,8 +128,7 @@ def oxford_flowers(folder: Path, record: DataSet) -> Split:
 
 def fgvc_aircraft(folder: Path, record: DataSet) -> Split:
     """``variants.txt`` names the classes in order; ``images_variant_{train,val,test}.txt`` are an official split."""
-    lines = _text(folder / "variants.txt").splitlines()
-    labels = {name.strip(): label for label, name in enumerate(line for line in lines if line.strip())}
+    labels = {name: label for label, (_, name) in enumerate(_texts(folder / "variants.txt"))}
 
     def read(part: str) -> list[Item]:
         file = folder / f"images_variant_{part}.txt"
@@ -152,7 +149,7 @@ def sun397(folder: Path, record: DataSet) -> Split:
     names_file = next((p for p in (folder / "ClassName.txt", folder / "SUN397" / "ClassName.txt") if p.is_file()), None)
     if names_file is None:
         raise InputError(f"{folder / 'ClassName.txt'} is missing; it comes with SUN397.tar.gz")
-    paths = [line.strip().lstrip("/") for line in _text(names_file).splitlines() if line.strip()]
+    paths = [line.lstrip("/") for _, line in _texts(names_file)]
     labels = {path: label for label, path in enumerate(paths)}
 
     def item(path: str) -> Item:
@@ -163,7 +160,7 @@ def sun397(folder: Path, record: DataSet) -> Split:
         return Item(path, labels[class_path], _spaced(" ".join(reversed(words))))
 
     def read(file: Path) -> list[Item]:
-        return [item(line.strip().lstrip("/")) for line in _text(file).splitlines() if line.strip()]
+        return [item(line.lstrip("/")) for _, line in _texts(file)]
 
     training, testing = folder / "Training_01.txt", folder / "Testing_01.txt"
     if training.is_file() and testing.is_file():
@@ -322,12 +319,8 @@ def _spaced(name: str) -> str:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders in ``folder``, sorted; what is hidden or a file (README.txt) is none."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"image folder {folder} cannot be read: {error.strerror}") from error
+    """Names of the class folders in ``folder``, sorted; InputError for fewer than two."""
+    found = folders_in(folder)
     if len(found) < 2:
         raise InputError(f"{folder} has {len(found)} class folders; valid: two or more")
     return found
@@ -335,36 +328,26 @@ def _folders(folder: Path) -> list[str]:
 
 def _images(folder: Path) -> list[str]:
     """Names of the image files in ``folder``, sorted, without hidden ones (a Mac's ._00.jpg); InputError for none."""
-    try:
-        with os.scandir(folder) as entries:
-            names = (entry.name for entry in entries if not entry.name.startswith("."))
-            found = sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
-    except OSError as error:
-        raise InputError(f"class folder {folder} cannot be read: {error.strerror}") from error
+    found = [entry.name for entry in scan(folder) if is_image_name(entry.name) and not is_folder(entry)]
     if not found:
-        raise InputError(f"class folder {folder} has no images; valid endings: {' '.join(IMG_EXTENSIONS)}")
+        raise no_images(folder)
     return found
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"annotation file {file} is missing") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"annotation file {file} cannot be read: {error}") from error
+def _texts(file: Path) -> list[tuple[int, str]]:
+    return read_lines(file, "annotation file")
 
 
 def _lines(file: Path, count: int | None, maxsplit: int = -1) -> list[tuple[int, list[str]]]:
     """Number and words of each line that is not empty; ``count`` words in each, or any number."""
     found = []
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    for number, line in _texts(file):
         words = line.split(maxsplit=maxsplit)
-        if not words or words[0].startswith("#"):
+        if line.startswith("#"):
             continue
         if count is not None and len(words) != count:
-            raise InputError(f"{file}, line {number}: {line.strip()!r} has {len(words)} words; valid: {count}")
-        found.append((number, [word.strip() for word in words]))
+            raise InputError(f"{file}, line {number}: {line!r} has {len(words)} words; valid: {count}")
+        found.append((number, words))
     if not found:
         raise InputError(f"annotation file {file} is empty")
     return found

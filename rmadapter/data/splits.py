@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from rmadapter.data.class_names import check_class_name
 from rmadapter.data.items import ImageData, Item
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_json
@@ -85,11 +86,11 @@ def save_split(
     return path, f"made a {made}: {path}"
 
 
-def read_split(root: Path, path: Path, *, whole: bool = True) -> ImageData:
+def read_split(root: Path, path: Path) -> ImageData:
     """The data set that split file ``path`` describes, its images under ``root``.
 
-    Names are written with spaces for underscores, as the field's prompts have them. Two classes of one name are kept
-    apart by their labels, and a note says so. ``whole``: a split that was made here has to cover all of ``root``.
+    Names are written with spaces for underscores, as the field's prompts have them; those of a split that was made
+    here are as they were given. Two classes of one name are kept apart by their labels, and a note says so.
 
     Raises:
         InputError: not JSON of the form above, a path that leaves the folder, a label with two names, labels that
@@ -111,8 +112,6 @@ def read_split(root: Path, path: Path, *, whole: bool = True) -> ImageData:
             f"split file {path} names {len(missing)} images that are not in {root}: {', '.join(missing[:10])}{own}",
             data,
         )
-    if path.name == OWN_FILE and whole:
-        _check_nothing_new(root, path, {item.path for item in items}, there)
     return data
 
 
@@ -120,13 +119,15 @@ def checked_names(where: str, train: Sequence[Item], items: Sequence[Item], *, t
     """Label -> name of ``items``, all there are; ``where`` begins the messages.
 
     Raises:
-        InputError: a label with two names, labels that do not count from 0, fewer than two classes; with ``trains``
-            a class without a training image.
+        InputError: a label with two names, a name that cannot stand in a prompt, labels that do not count from 0,
+            fewer than two classes; with ``trains`` a class without a training image.
     """
     names: dict[int, str] = {}
     for item in items:
         if names.setdefault(item.label, item.name) != item.name:
             raise InputError(f"{where}: label {item.label} is {names[item.label]!r} and {item.name!r}")
+    for name in names.values():
+        check_class_name(where, name)
     if sorted(names) != list(range(len(names))) or len(names) < 2:
         gap = next((label for label in range(len(names)) if label not in names), None)
         raise InputError(
@@ -175,7 +176,8 @@ def _item(path: Path, entry: Any) -> Item:
         raise InputError(
             f"split file {path}: path {image!r} leaves the image folder; valid: a relative path without '..'"
         )
-    return Item(PurePosixPath(image).as_posix(), entry[1], entry[2].replace("_", " "))
+    name = entry[2] if path.name == OWN_FILE else entry[2].replace("_", " ")
+    return Item(PurePosixPath(image).as_posix(), entry[1], name)
 
 
 def missing_images(root: Path, items: Sequence[Item]) -> list[str]:
@@ -198,21 +200,3 @@ def _files(root: Path, folders: set[str]) -> set[str]:
         except OSError:
             continue  # its images are reported as missing
     return found
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
-
-
-def _check_nothing_new(root: Path, path: Path, known: set[str], there: set[str]) -> None:
-    """A split that was made here covers every image; one that no longer does would leave images out silently."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    new = sorted(p for p in there - known if p.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(p))
-    folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    new += sorted(folders - {PurePosixPath(p).parts[0] for p in known})
-    if new:
-        raise InputError(
-            f"{root} has changed since its split was made: {len(new)} new, such as {new[0]}; delete {path} to "
-            "have a new one made"
-        )

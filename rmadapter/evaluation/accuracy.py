@@ -84,7 +84,7 @@ def accuracy(
         if unreadable and not loading.skip_bad:
             raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
         if len(labels):
-            logits = model.logits(model.image_features(batch.to(device)), text)
+            logits = model.classify(batch.to(device), text)
             correct += int((logits.argmax(-1).cpu() == labels).sum())
             seen += len(labels)
     if not seen:

@@ -9,15 +9,16 @@ from typing import Any
 
 from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, RUN_CONFIG_FILE, check_template
+from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
-from rmadapter.evaluation.results_file import describe, results_of, write_results
-from rmadapter.runtime import resolve_device, resolve_precision
-from rmadapter.tuners.adapter_file import read_info
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
+from rmadapter.runtime import resolve_device
+from rmadapter.tuners.adapter_file import AdapterInfo, read_info
 
 DATA_FORMS = "--data FOLDER, or --data NAME --data-root DIR, or a bundled one such as --data emoji_food"
 
@@ -37,9 +38,10 @@ class EvalConfig:
         split: test, val or train
         retention: for a bundled data set also the accuracy on its classes drawn in the unseen style
         model: open_clip model name; default: the adapter's
-        pretrained: open_clip tag or weights file; default: the adapter's
+        pretrained: open_clip tag, weights file, or none for random weights; default: the adapter's
+        trust_base: load the folder, hub repository or weights file that the adapter alone names as its base model
         template: prompt with {}; default: the adapter's, for zeroshot the data set's published one
-        precision: auto, bf16, fp16 or fp32
+        precision: auto (the adapter's), bf16, fp16 or fp32
         device: auto, cpu, cuda or cuda:N
         fused: use the fastest adapter backend there is
         backend: one adapter backend by name
@@ -49,16 +51,17 @@ class EvalConfig:
         out: folder for results.json
     """
 
-    adapter: str | None = None
+    adapter: PathText | None = None
     method: str = "adapter"
-    data: str = ""
-    data_root: str | None = None
+    data: PathText = ""
+    data_root: PathText | None = None
     style: str | None = None
     classes: str = "all"
     split: str = "test"
     retention: bool = True
-    model: str | None = None
-    pretrained: str | None = None
+    model: ModelText | None = None
+    pretrained: PathText | None = None
+    trust_base: bool = False
     template: str | None = None
     precision: str = "auto"
     device: str = "auto"
@@ -67,7 +70,7 @@ class EvalConfig:
     batch_size: int = 64
     workers: int = 2
     skip_bad_images: bool = False
-    out: str | None = None
+    out: PathText | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ("adapter", "zeroshot"))
@@ -101,10 +104,10 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
         raise InputError(
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
         )
-    trained_on, trained_style = training.get("data") or "", training.get("style")
-    name = config.data or (trained_on if is_testbed(trained_on) else "")
+    trained_data, trained_style = training.get("data") or "", training.get("style")
+    name = config.data or (trained_data if is_testbed(trained_data) else "")
     if not name:
-        raise InputError(f"data is missing, and the adapter was trained on {trained_on!r}; valid: {DATA_FORMS}")
+        raise InputError(f"data is missing, and the adapter was trained on {trained_data!r}; valid: {DATA_FORMS}")
     style = config.style or (trained_style if is_testbed(name) else None)
     data = load_data(name, config.data_root, style)
     for note in data.notes:
@@ -114,8 +117,8 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
     return data if config.retention and not seen else replace(data, retention=None)
 
 
-def load_model(config: EvalConfig) -> LoadedModel:
-    """The model of ``config``; says the backend.
+def load_model(config: EvalConfig, info: AdapterInfo | None = None) -> LoadedModel:
+    """The model of ``config``; says the backend. ``info`` is what the adapter's file says, where it was read before.
 
     Raises:
         InputError: everything ``load_stored`` and ``resolve_device`` raise.
@@ -127,10 +130,12 @@ def load_model(config: EvalConfig) -> LoadedModel:
         model,
         config.pretrained,
         device=device,
-        precision=resolve_precision(config.precision, device),
+        precision=config.precision,
         fused=config.fused,
         backend=config.backend,
         with_adapter=config.method != "zeroshot",
+        trust_base=config.trust_base,
+        info=info,
     )
     if loaded.sentence is not None:
         print(loaded.sentence)
@@ -142,38 +147,49 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
 
     ``loaded`` is what ``load_model`` made of a configuration that differs in the data alone; default: it is loaded.
     """
-    info = read_info(Path(config.adapter)) if config.adapter else None
+    if loaded is not None:
+        info = loaded.info
+    else:
+        info = read_info(Path(config.adapter)) if config.adapter else None
     zeroshot = config.method == "zeroshot"
-    data = load_tested(config, (info.training or {}) if info else {}, adapted=not zeroshot)
-    loaded = loaded or load_model(config)
+    training = (info.training or {}) if info is not None else {}
+    data = load_tested(config, training, adapted=not zeroshot)
+    loaded = loaded or load_model(config, info)
     backbone, adapted = loaded.backbone, loaded.adapted
     own = info.template if info is not None and not zeroshot else zeroshot_template(data.name)
     template = config.template or own or PHOTO
     model = loaded.classifier(data.class_names, template)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     parts = tested_parts(config.classes, data.class_names)
-    trained = (info.training or {}) if info is not None and adapted is not None else {}
+    trained = training if adapted is not None else {}
     started = time.perf_counter()
     found = evaluate_parts(model, data, parts, loading, split=config.split)
     results = results_of(
         method="zeroshot" if zeroshot else trained.get("method", "adapter"),
         data=data,
+        trained_on=None if adapted is None or info is None else trained_on(trained, info.weights_sha256),
         model=backbone.source.name,
         pretrained=backbone.source.pretrained,
+        base_hash=backbone.base_hash,
         shots=trained.get("shots"),
         seed=trained.get("seed"),
-        classes="base" if config.classes == "base_new" else config.classes,
+        classes=trained.get("classes") if adapted is not None else _beside(config.classes),
         split=config.split,
         found=found,
         trained_parameters=sum(p.numel() for p in adapted.adapter_tensors().values()) if adapted else 0,
         seconds={"eval": time.perf_counter() - started},
         precision=loaded.precision,
         device=str(loaded.device),
-        settings={"template": template},
+        settings={**(trained.get("settings") or {}), "template": template},
         backend=loaded.backend,
     )
     conclude(config, results)
     return results
+
+
+def _beside(classes: str) -> str:
+    """What the frozen model's accuracy stands beside: both halves beside what was trained on the base half."""
+    return "base" if classes == "base_new" else classes
 
 
 def conclude(config: EvalConfig, results: dict[str, Any]) -> None:

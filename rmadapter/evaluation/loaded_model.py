@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.identity import ModelSource
+from rmadapter.clip.known_bases import check_known
 from rmadapter.clip.storage import store_backbone
 from rmadapter.errors import InputError
-from rmadapter.runtime import DTYPES, residual_dtype
+from rmadapter.runtime import DTYPES, residual_dtype, resolve_precision
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
-from rmadapter.tuners.injection import AdaptedCLIP, load
+from rmadapter.tuners.injection import load
+from rmadapter.tuners.stored_facts import StoredFacts, check_facts
 
 
 def _encoders_of(adapted: AdaptedCLIP, info: AdapterInfo | None, precision: str) -> Encoders | None:
@@ -59,6 +63,39 @@ class LoadedModel:
         return AdaptedClassifier(self.adapted, tokenizer, class_names, template, encoders=encoders)
 
 
+def load_base(
+    info: StoredFacts | None,
+    what: str,
+    model: str | None,
+    pretrained: str | None,
+    device: torch.device,
+    *,
+    trust_base: bool = False,
+) -> Backbone:
+    """The base model that is named here, or that ``info`` names, with the preprocessing that ``info`` records.
+
+    Args:
+        info: what the file of a stored method says; None without one.
+        what: whose file it is, in messages: "the adapter in flowers".
+        model, pretrained: as in ``load_backbone``; None: those of ``info``, without one ViT-B-16.
+        device: where the model goes.
+        trust_base: load a folder, a hub repository or a weights file that ``info`` alone names, too.
+
+    Raises:
+        InputError: ``info`` does not say which model it belongs to and none is named, or names one that others may have
+            made (``known_bases``); everything that ``load_backbone`` raises.
+    """
+    if model is None and info is not None:
+        if info.source is None:
+            raise InputError(f"{what} does not name its base model; give --model and --pretrained")
+        named = ModelSource(info.source.name, None if pretrained else info.source.pretrained)
+        if not trust_base:
+            check_known(named, what)
+        model, pretrained = named.name, pretrained or named.pretrained
+    backbone = load_backbone(model or "ViT-B-16", pretrained, device)
+    return backbone if info is None else replace(backbone, preprocessing=info.preprocessing)
+
+
 def load_stored(
     adapter: str | None,
     model: str | None,
@@ -69,30 +106,49 @@ def load_stored(
     fused: bool = True,
     backend: str | None = None,
     with_adapter: bool = True,
+    trust_base: bool = False,
+    info: AdapterInfo | None = None,
 ) -> LoadedModel:
     """The base model that the adapter in folder ``adapter`` names, or that is named here, and the adapter in it.
 
     Args:
         adapter: folder; None for the base model alone.
-        model, pretrained: as in ``load_backbone``; None: the adapter's, without one ViT-B-16.
-        device, precision: resolved ones.
+        model, pretrained, trust_base: as in ``load_base``.
+        device: a resolved one.
+        precision: bf16, fp16, fp32, or auto: the adapter's, without one what suits the device.
         fused, backend: as in ``choose_backend``.
-        with_adapter: False leaves the adapter out, and takes only the base model that it names.
+        with_adapter: False leaves the adapter out, and takes only the base model that it was trained on.
+        info: what the adapter's file says; default: it is read.
 
     Raises:
-        InputError: the adapter's file does not say which model it belongs to and none is named; everything that
-            ``load_backbone``, ``tuners.injection.load`` and ``choose_backend`` raise.
+        InputError: everything that ``load_base``, ``tuners.injection.load`` and ``choose_backend`` raise; a precision
+            that the device does not have.
     """
-    info = None if adapter is None else read_info(Path(adapter))
-    if info is not None and model is None:
-        if info.source is None:
-            raise InputError(f"the adapter in {adapter} does not name its base model; give --model and --pretrained")
-        model, pretrained = info.source.name, pretrained or info.source.pretrained
-    backbone = load_backbone(model or "ViT-B-16", pretrained, device)
+    if info is None and adapter is not None:
+        info = read_info(Path(adapter))
+    what = f"the adapter in {adapter}"
+    precision = stored_precision(info, what, precision, device)
+    backbone = load_base(info, what, model, pretrained, device, trust_base=trust_base)
     adapted = None
     if adapter is not None and with_adapter:
-        adapted = load(backbone.clip, adapter, source=backbone.source)
+        adapted = load(backbone.clip, adapter, source=backbone.source, tokenizer=backbone.tokenizer)
+    elif info is not None:
+        check_facts(info, what, backbone.clip, tokenizer=backbone.tokenizer)
     # After loading, which compares the weights with those that the adapter was trained on.
     backbone = store_backbone(backbone, DTYPES[precision])
     chosen, sentence = (None, None) if adapted is None else choose_backend(adapted, fused, backend)
     return LoadedModel(backbone, adapted, info, chosen, sentence, precision, device)
+
+
+def stored_precision(info: StoredFacts | None, what: str, precision: str, device: torch.device) -> str:
+    """``precision`` made definite for ``device``: "auto" is what a stored method was trained in.
+
+    Raises:
+        InputError: the device does not have it; of one that was trained in it the message says so.
+    """
+    if precision != "auto" or info is None or info.precision is None:
+        return resolve_precision(precision, device)
+    try:
+        return resolve_precision(info.precision, device)
+    except InputError as error:
+        raise InputError(f"{what} was trained in {info.precision}, which --precision auto takes: {error}") from error

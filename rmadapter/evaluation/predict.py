@@ -17,11 +17,13 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.emoji_clip import untrained_words
 from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, check_template
+from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import Preprocessing, eval_transform, read_image
 from rmadapter.data.catalog import PHOTO
-from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.data.class_names import read_lines
+from rmadapter.errors import InputError, check_choice, check_range, printable_line
 from rmadapter.evaluation.loaded_model import load_stored
-from rmadapter.runtime import resolve_device, resolve_precision
+from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import read_info
 
 
@@ -33,28 +35,30 @@ class PredictConfig:
         images: image files
         adapter: folder of an adapter; without one the base model alone classifies
         classes: class names, separated by commas; default: those the adapter was trained on
-        classes_file: text file with one class name a line, in place of classes
+        classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
         top: number of classes to print an image
         json: print JSON
         model: open_clip model name; default: the adapter's
-        pretrained: open_clip tag or weights file; default: the adapter's
-        precision: auto, bf16, fp16 or fp32
+        pretrained: open_clip tag, weights file, or none for random weights; default: the adapter's
+        trust_base: load the folder, hub repository or weights file that the adapter alone names as its base model
+        precision: auto (the adapter's), bf16, fp16 or fp32
         device: auto, cpu, cuda or cuda:N
         fused: use the fastest adapter backend there is
         backend: one adapter backend by name
         batch_size: images a step
     """
 
-    images: list[str] = field(default_factory=list)
-    adapter: str | None = None
+    images: list[PathText] = field(default_factory=list)
+    adapter: PathText | None = None
     classes: str | None = None
-    classes_file: str | None = None
+    classes_file: PathText | None = None
     template: str | None = None
     top: int = 5
     json: bool = False
-    model: str | None = None
-    pretrained: str | None = None
+    model: ModelText | None = None
+    pretrained: PathText | None = None
+    trust_base: bool = False
     precision: str = "auto"
     device: str = "auto"
     fused: bool = True
@@ -81,8 +85,7 @@ def predict(model: CLIPClassifier, images: Iterable[Tensor], *, batch_size: int 
     text = model.text_features()
     left, found = iter(images), []
     while batch := list(islice(left, batch_size)):
-        logits = model.logits(model.image_features(torch.stack(batch).to(device)), text)
-        found.append(logits.softmax(-1).cpu())
+        found.append(model.classify(torch.stack(batch).to(device), text).softmax(-1).cpu())
     return torch.cat(found)
 
 
@@ -102,7 +105,6 @@ def check_files(paths: Iterable[str]) -> None:
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     """``rmadapter predict``: classify, print, and return one record an image."""
     device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
     info = read_info(Path(config.adapter)) if config.adapter else None
     names = wanted_class_names(config, info.class_names if info else None)
     check_files(config.images)
@@ -111,9 +113,10 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
         config.model,
         config.pretrained,
         device=device,
-        precision=precision,
+        precision=config.precision,
         fused=config.fused,
         backend=config.backend,
+        trust_base=config.trust_base,
     )
     template = config.template or (info.template if info else None) or PHOTO
     if loaded.backbone.source.name == MODEL and (words := untrained_words([template.replace("{}", " "), *names])):
@@ -137,18 +140,14 @@ def print_predictions(config: PredictConfig, names: list[str], probabilities: Te
             for i, p in zip(indices.tolist(), values.tolist(), strict=True)
         ]
         records.append({"image": path, "predictions": ranked})
-    print(json.dumps(records, indent=2, ensure_ascii=False) if config.json else _as_text(records))
+    print(json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) if config.json else _as_text(records))
     return records
 
 
 def wanted_class_names(config: PredictConfig, trained: list[str] | None) -> list[str]:
     """The class names that ``config`` asks for, else those trained on; InputError for fewer than two."""
     if config.classes_file is not None:
-        try:
-            lines = Path(config.classes_file).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise InputError(f"classes_file {config.classes_file} cannot be read: {error.strerror}") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = [name for _, name in read_lines(Path(config.classes_file), "classes_file")]
     elif config.classes is not None:
         names = [name.strip() for name in config.classes.split(",") if name.strip()]
     elif trained is not None:
@@ -163,6 +162,6 @@ def wanted_class_names(config: PredictConfig, trained: list[str] | None) -> list
 def _as_text(records: list[dict[str, Any]]) -> str:
     lines = []
     for record in records:
-        lines.append(record["image"])
-        lines += [f"  {100 * p['probability']:6.2f} %  {p['class']}" for p in record["predictions"]]
+        lines.append(printable_line(record["image"]))
+        lines += [f"  {100 * p['probability']:6.2f} %  {printable_line(p['class'])}" for p in record["predictions"]]
     return "\n".join(lines)

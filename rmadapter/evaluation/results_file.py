@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,28 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
+def trained_on(training: Mapping[str, Any], adapter_sha256: str) -> dict[str, Any]:
+    """What an adapter was trained on, for results.json; None where its file does not say it.
+
+    Args:
+        training: its file's record of that name.
+        adapter_sha256: of its weights' file.
+    """
+    names = ("data", "style", "data_hash", "classes", "shots", "seed")
+    return {**{name: training.get(name) for name in names}, "adapter_sha256": adapter_sha256}
+
+
 def results_of(
     *,
     method: str,
     data: ImageData,
+    trained_on: dict[str, Any] | None,
     model: str,
     pretrained: str | None,
+    base_hash: str,
     shots: int | None,
     seed: int | None,
-    classes: str,
+    classes: str | None,
     split: str,
     found: dict[str, Any],
     trained_parameters: int,
@@ -39,9 +53,11 @@ def results_of(
     Args:
         method: its name in tables.
         data: the data set that was tested on.
-        model, pretrained: open_clip's name and tag of the base model.
+        trained_on: as ``trained_on`` makes it, None where nothing was trained.
+        model, pretrained: open_clip's name and tag of the base model; base_hash: ``identity.base_hash`` of it.
         shots, seed: of the few-shot sample; None where nothing was trained or it is not known.
-        classes: what was trained on: all, base or new.
+        classes: what was trained on: all, base or new, None where it is not known; where nothing was trained, what it
+            stands beside: base for both halves.
         split: test, val or train.
         found: ``accuracy`` in percent and ``images`` by part, ``skipped`` images, as ``accuracy.evaluate_parts`` gives.
         trained_parameters: how many numbers training changed.
@@ -57,8 +73,10 @@ def results_of(
         "style": data.style,
         "split_file": data.split_id,
         "data_hash": data.content_hash,
+        "trained_on": trained_on,
         "model": model,
         "pretrained": pretrained,
+        "base_hash": base_hash,
         "shots": shots,
         "seed": seed,
         "classes": classes,

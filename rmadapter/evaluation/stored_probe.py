@@ -6,9 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rmadapter.clip.backbone import Backbone
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts
 from rmadapter.evaluation.evaluate import EvalConfig, conclude, load_tested
+from rmadapter.evaluation.loaded_model import load_base
 from rmadapter.evaluation.predict import (
     PredictConfig,
     check_files,
@@ -17,10 +21,10 @@ from rmadapter.evaluation.predict import (
     print_predictions,
     wanted_class_names,
 )
-from rmadapter.evaluation.results_file import results_of
+from rmadapter.evaluation.results_file import results_of, trained_on
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.runtime import resolve_device
-from rmadapter.tuners.probe import load_probe, read_probe
+from rmadapter.tuners.probe import LinearProbe, ProbeInfo, load_probe, read_probe
 
 
 def _check_no_template(config: EvalConfig | PredictConfig) -> None:
@@ -28,17 +32,26 @@ def _check_no_template(config: EvalConfig | PredictConfig) -> None:
         raise InputError(f"template is {config.template!r}, but a linear probe has no prompts; valid: without it")
 
 
+def _load(
+    config: EvalConfig | PredictConfig, folder: Path, info: ProbeInfo, device: torch.device
+) -> tuple[Backbone, LinearProbe]:
+    """The base model, and the probe in ``folder`` on it; both in fp32, which a probe is always fitted in."""
+    what = f"the linear probe in {folder}"
+    backbone = load_base(info, what, config.model, config.pretrained, device, trust_base=config.trust_base)
+    return backbone, load_probe(folder, info, backbone)
+
+
 def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
     """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on."""
     device = resolve_device(config.device)
     assert config.adapter is not None  # a probe was found there
     folder = Path(config.adapter)
-    values = read_probe(folder)
-    trained = values["training"]
+    info = read_probe(folder)
+    trained = info.training
     if config.method == "zeroshot":
         raise InputError(
             f"method is 'zeroshot', but {folder} holds a linear probe; valid: without --adapter, with --model "
-            f"{values['model']['name']}"
+            f"{info.source.name if info.source else 'NAME'}"
         )
     if config.classes == "base_new":
         raise InputError("classes is 'base_new', but a linear probe knows one half alone; valid: all, base, new")
@@ -47,24 +60,27 @@ def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
     half = trained.get("classes")
     if half in ("base", "new") and data.name == trained.get("data") and config.classes != half:
         raise InputError(f"classes is {config.classes!r}, but the linear probe knows one half alone; valid: {half}")
-    probe, backbone = load_probe(folder, values, device, config.model, config.pretrained)
+    backbone, probe = _load(config, folder, info, device)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     began = time.perf_counter()
     found = evaluate_parts(probe, data, (config.classes,), loading, split=config.split)
     results = results_of(
         method=LINEAR_PROBE.name,
         data=data,
+        trained_on=trained_on(trained, info.weights_sha256),
         model=backbone.source.name,
         pretrained=backbone.source.pretrained,
+        base_hash=backbone.base_hash,
         shots=trained.get("shots"),
         seed=trained.get("seed"),
-        classes=config.classes,
+        classes=half,
         split=config.split,
         found=found,
         trained_parameters=probe.weight.numel() + probe.bias.numel(),
         seconds={"eval": time.perf_counter() - began},
         precision="fp32",
         device=str(device),
+        settings=trained.get("settings") or {},
     )
     conclude(config, results)
     return results
@@ -77,9 +93,9 @@ def predict_with_probe(config: PredictConfig) -> list[dict[str, Any]]:
     _check_no_template(config)
     assert config.adapter is not None  # a probe was found there
     folder = Path(config.adapter)
-    values = read_probe(folder)
-    names = wanted_class_names(config, values["class_names"])
-    probe, backbone = load_probe(folder, values, device, config.model, config.pretrained)
+    info = read_probe(folder)
+    names = wanted_class_names(config, info.class_names)
+    backbone, probe = _load(config, folder, info, device)
     probe.set_classes(names, probe.template)
     images = preprocessed(config.images, backbone.preprocessing)
     return print_predictions(config, names, predict(probe, images, batch_size=config.batch_size))

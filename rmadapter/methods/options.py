@@ -10,6 +10,8 @@ from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
 from rmadapter.methods import METHODS, Method, get_method
+from rmadapter.methods.method import ADAPTERS
+from rmadapter.methods.naming import method_name
 from rmadapter.methods.rmadapter import RMADAPTER
 
 
@@ -43,8 +45,8 @@ def configure(name: str, argv: list[str], *, prog: str = "rmadapter train") -> T
     method = get_method(name)
     words = [*argv, *method.options]
     config = parse_train(words, prog=prog, taken_before=_method_help(), testbed=method.testbed)
-    # A method whose options do not tell its name is called by it all the same.
-    return config if config.method == name else dataclasses.replace(config, label=name)
+    # It is called by the name that was given, whatever else the options make of it.
+    return config if method_name(config) == name else dataclasses.replace(config, label=name)
 
 
 def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
@@ -54,7 +56,10 @@ def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
     """
     name, rest = _take_method(argv)
     if name is None:
-        return RMADAPTER, parse_train(rest, prog="rmadapter train", taken_before=_method_help())
+        config = parse_train(rest, prog="rmadapter train", taken_before=_method_help())
+        # A run's own config.yaml tells a method that no options make, such as the linear probe, by its label alone.
+        labelled = METHODS.get(config.label or "", RMADAPTER)
+        return (RMADAPTER if labelled.kind == ADAPTERS else labelled), config
     return get_method(name), configure(name, rest)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rmadapter.reports.escape import markdown, paragraph, readable
 from rmadapter.reports.tables import Table
 
 
@@ -27,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Document:
-    """What a report says.
+    """What a report says, in plain text: what is Markdown or HTML in it, is shown and not obeyed.
 
     Args:
         title: its name; empty for none
@@ -45,9 +46,9 @@ class Document:
 
     def markdown(self) -> str:
         """Title, lead, blocks, notes, pictures: what a terminal shows last is what has to be heeded."""
-        texts = [block if isinstance(block, str) else block.markdown() for block in self.blocks]
-        parts = [f"# {self.title}" if self.title else "", self.lead, *texts]
-        parts.append("\n".join(f"- {note}" for note in self.notes))
+        texts = [paragraph(block) if isinstance(block, str) else block.markdown() for block in self.blocks]
+        parts = [f"# {markdown(self.title)}" if self.title else "", paragraph(self.lead), *texts]
+        parts.append("\n".join(f"- {paragraph(note)}" for note in self.notes))
         parts += [f"![{picture.path.stem}]({picture.path.name})" for picture in self.pictures]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -58,6 +59,7 @@ class Document:
             loader=PackageLoader("rmadapter.reports", "."),
             autoescape=True,
             undefined=StrictUndefined,
+            finalize=lambda value: readable(value) if type(value) is str else value,  # markup is the template's own
             trim_blocks=True,
             lstrip_blocks=True,
         )

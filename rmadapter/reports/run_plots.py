@@ -5,26 +5,31 @@ Drawn on a canvas of its own, without pyplot, so that no window system and no gl
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from rmadapter.files import write_atomic
-from rmadapter.reports.finished_runs import PARTS, RETAINED, DataMeans, Group, Row, Stat, method_order, short_model
+from rmadapter.files import plain_name, write_atomic
+from rmadapter.reports.curves import METRICS, draw_curves, read_curves
+from rmadapter.reports.escape import plot
+from rmadapter.reports.finished_runs import PARTS, RETAINED
+from rmadapter.reports.groups import Group, context, method_order
+from rmadapter.reports.rows import DEVIATION, DataMeans, Row, Stat
 
 DPI = 130
+# Data sets in one file, and inches of its width; beyond, there are more files, and marks that are closer.
+FEW, WIDEST = 12, 40
 # Okabe and Ito's colours, told apart under all common kinds of colour blindness; a method's does not depend on which
 # others are drawn. Others take the remaining ones by name.
 COLOURS = {"zeroshot": "#7f7f7f", "single": "#E69F00", "mma": "#009E73", "rmadapter": "#0072B2"}
@@ -33,40 +38,6 @@ MARKERS = "osD^vP*X"
 BAR_TITLES = {"base": "base", "new": "new", "hm": "HM", "all": "all classes"} | {
     part: part.replace("_", "\n") for part in RETAINED
 }
-
-
-class _Panel(NamedTuple):
-    """One quantity of metrics.jsonl: keys by their name in the legend, the first drawn solid, the second dashed."""
-
-    title: str
-    unit: str
-    keys: dict[str, str]
-    logarithmic: bool
-
-
-PANELS = (
-    _Panel("whole loss", "loss", {"": "loss"}, False),
-    _Panel("cross-entropy", "nats", {"": "cross_entropy"}, False),
-    _Panel(
-        "reconstruction, summed over layers",
-        "a token, unweighted",
-        {"vision": "reconstruction_vision", "text": "reconstruction_text"},
-        True,
-    ),
-    _Panel(
-        "consistency with frozen CLIP",
-        "mean |difference|, unweighted",
-        {"image": "consistency_image", "text": "consistency_text"},
-        False,
-    ),
-    _Panel(
-        "gradient to w_down",
-        "norm",
-        {"cross-entropy": "grad_norm_cross_entropy", "reconstruction": "grad_norm_reconstruction"},
-        True,
-    ),
-    _Panel("accuracy on training batches", "top-1, %", {"": "accuracy"}, False),
-)
 
 
 @dataclass(frozen=True)
@@ -83,25 +54,48 @@ class _Series:
 def draw(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> tuple[list[Path], int]:
     """base_new.png and curves.png in ``out``, each where there is something to draw.
 
+    Of more than ``FEW`` data sets each has a file of its own, base_new-001-NAME.png and so on: one figure is held at a
+    time.
+
     Returns:
         The files, and how many lines of metrics.jsonl could not be read.
     """
     colours = method_colours({row.group.method for row in rows})
-    files = []
-    figure = _base_new(rows, means, colours)
-    if figure is not None:
-        files.append(save_figure(figure, out / "base_new.png"))
-    curves, unreadable = _read_curves(rows)
-    figure = _curves(curves, colours)
-    if figure is not None:
-        files.append(save_figure(figure, out / "curves.png"))
+    series = _all_series(rows, means, colours)
+    files = [save_figure(_base_new(page), out / name) for name, page in _pages("base_new", series)]
+    trained: dict[str, list[Row]] = {}
+    for row in rows:
+        if any(run.folder is not None and (run.folder / METRICS).is_file() for run in row.runs):
+            trained.setdefault(context(row.group), []).append(row)
+    unreadable = 0
+    for name, page in _pages("curves", trained):
+        curves = {}
+        for title, members in page.items():
+            curves[title], bad = read_curves(members)
+            unreadable += bad
+        if (figure := draw_curves(curves, colours)) is not None:
+            files.append(save_figure(figure, out / name))
     return files, unreadable
 
 
 def draw_base_new(rows: Sequence[Row], means: Sequence[DataMeans], out: Path) -> Path | None:
     """base_new.png in ``out``, None where no accuracy is known."""
-    figure = _base_new(rows, means, method_colours({item.group.method for items in (rows, means) for item in items}))
-    return None if figure is None else save_figure(figure, out / "base_new.png")
+    series = _all_series(rows, means, method_colours({item.group.method for items in (rows, means) for item in items}))
+    return save_figure(_base_new(series), out / "base_new.png") if series else None
+
+
+_Contents = TypeVar("_Contents")
+
+
+def _pages(stem: str, contexts: Mapping[str, _Contents]) -> Iterator[tuple[str, dict[str, _Contents]]]:
+    """What goes into one file each: its name, and its part of ``contexts``, which are by title."""
+    if not contexts:
+        return
+    if len(contexts) <= FEW:
+        yield f"{stem}.png", dict(contexts)
+        return
+    for number, (title, contents) in enumerate(contexts.items(), start=1):
+        yield f"{stem}-{number:03}-{plain_name(title, 60)}.png", {title: contents}
 
 
 def method_colours(methods: set[str]) -> dict[str, str]:
@@ -111,29 +105,31 @@ def method_colours(methods: set[str]) -> dict[str, str]:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write ``figure`` as PNG, atomically; returns the path."""
+    """Write ``figure`` as PNG, atomically, and empty it; returns the path."""
     FigureCanvasAgg(figure)
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)  # every figure here is made with it
     engine.set(w_pad=0.12, h_pad=0.08)  # inches
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+    with warnings.catch_warnings():
+        # Letters that matplotlib's font lacks are drawn as boxes; a sentence for each helps nobody.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+        write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+    # Its parts refer to one another, so that it would stay until a late garbage collection, with all its pixels.
+    figure.clear()
+    FigureCanvasBase(figure)
     return path
 
 
-def _context(group: Group) -> str:
-    """The title of what is drawn together."""
-    data = group.data + (f" drawn by {group.style}" if group.style else "")
-    return f"{data}, {short_model(group)}" + ("" if group.split == "test" else f", {group.split} images")
-
-
 def _labels(groups: Sequence[Group]) -> list[str]:
-    """Method names, with shots and classes where one method has several of them."""
+    """Method names, with what tells apart the rows of one method, and shots and classes where there are several."""
     several_shots = len({group.shots for group in groups} - {None}) > 1
     several_classes = len({group.classes for group in groups}) > 1
     return [
         group.method
         + (f", {group.shots} shots" if several_shots and group.shots is not None else "")
         + (f", {group.classes} classes" if several_classes else "")
+        + (f", trained on {group.trained_on}" if group.trained_on else "")
+        + (f", {group.settings}" if group.settings else "")
         for group in groups
     ]
 
@@ -143,14 +139,14 @@ def _all_series(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[s
     drawn: dict[str, list[tuple[Group, tuple[tuple[float, float], ...], dict[str, Stat]]]] = {}
     for mean in means:
         stats = {"base": mean.base, "new": mean.new, "hm": mean.hm_of_means, **mean.retained}
-        title = _context(mean.group._replace(data=f"mean of {len(mean.data)} data sets"))
+        title = context(mean.group._replace(data=f"mean of {len(mean.data)} data sets"))
         found = {part: Stat(value, None, 1) for part, value in stats.items() if value is not None}
         drawn.setdefault(title, []).append((mean.group, (), found))
     for row in rows:
         points = tuple((run.accuracy["base"], run.accuracy["new"]) for run in row.runs if "hm" in run.accuracy)
         found = {part: stat for part in (*PARTS, *RETAINED) if (stat := row.accuracy(part)) is not None}
         if found:
-            drawn.setdefault(_context(row.group), []).append((row.group, points, found))
+            drawn.setdefault(context(row.group), []).append((row.group, points, found))
     series: dict[str, list[_Series]] = {}
     for title, items in drawn.items():
         groups = [group for group, _, _ in items]
@@ -169,16 +165,13 @@ def _lighter(colour: str, share: float) -> tuple[float, ...]:
     return tuple(channel + (1 - channel) * share for channel in to_rgb(colour))
 
 
-def _base_new(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[str, str]) -> Figure | None:
-    """A line of two panels for each data set: base against new accuracy, and bars; None where no accuracy is known."""
-    contexts = _all_series(rows, means, colours)
-    if not contexts:
-        return None
+def _base_new(contexts: Mapping[str, Sequence[_Series]]) -> Figure:
+    """A line of two panels for each title: base against new accuracy, and bars."""
     widest = max(len(series) for series in contexts.values())
-    figure = Figure(figsize=(11 + 0.6 * max(0, widest - 4), 4.6 * len(contexts)), layout="constrained")
+    figure = Figure(figsize=(min(11 + 0.6 * max(0, widest - 4), WIDEST), 4.6 * len(contexts)), layout="constrained")
     lines = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
     for line, (title, series) in zip(lines, contexts.items(), strict=True):
-        line.suptitle(title, fontsize=12, fontweight="bold")
+        line.suptitle(plot(title), fontsize=12, fontweight="bold")
         if any("hm" in one.stats for one in series):
             scatter, bars = line.subplots(1, 2, width_ratios=(1, 1.5))
             _scatter(scatter, [one for one in series if "hm" in one.stats])
@@ -186,7 +179,7 @@ def _base_new(rows: Sequence[Row], means: Sequence[DataMeans], colours: dict[str
             bars = line.subplots()
         _bars(bars, series)
         handles = [
-            Line2D([], [], color=one.colour, marker=one.marker, markersize=9, linestyle="none", label=one.label)
+            Line2D([], [], color=one.colour, marker=one.marker, markersize=9, linestyle="none", label=plot(one.label))
             for one in series
         ]
         line.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
@@ -248,94 +241,4 @@ def _bars(axes: Axes, series: Sequence[_Series]) -> None:
     axes.set(ylim=(0, 108), yticks=range(0, 101, 20), ylabel="accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
     if any(stat.sd is not None for one in series for stat in one.stats.values()):
-        axes.set_title("mean and standard deviation over seeds", fontsize=9)
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """The ``step`` lines of one run's metrics.jsonl, numbers only."""
-
-    group: Group
-    lines: list[dict[str, float]]
-
-    def points(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of ``key``, which not every line has."""
-        found = [(line["step"], line[key]) for line in self.lines if key in line]
-        return [step for step, _ in found], [value for _, value in found]
-
-
-def _read_curves(rows: Sequence[Row]) -> tuple[list[_Curve], int]:
-    """One a run that has step lines; lines that are no JSON objects with a kind and a step are counted and left out."""
-    curves, unreadable = [], 0
-    for run in (run for row in rows for run in row.runs):
-        if run.folder is None:
-            continue
-        file = run.folder / "metrics.jsonl"
-        lines = []
-        for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
-            try:
-                line = json.loads(text)
-                if line["kind"] == "step":
-                    lines.append({"step": float(line["step"])} | _finite_numbers(line))
-            except (ValueError, KeyError, TypeError):
-                unreadable += 1
-        if lines:
-            curves.append(_Curve(run.group, lines))
-    return curves, unreadable
-
-
-def _finite_numbers(line: dict[str, object]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)}
-
-
-def _curves(curves: Sequence[_Curve], colours: dict[str, str]) -> Figure | None:
-    """A row of panels for each data set, one line a run in its method's colour; None where there are no curves."""
-    if not curves:
-        return None
-    contexts: dict[str, list[_Curve]] = {}
-    for curve in curves:
-        contexts.setdefault(_context(curve.group), []).append(curve)
-    panels = [panel for panel in PANELS if any(_has_values(curve, panel) for curve in curves)]
-    columns = min(3, len(panels))
-    height = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.4 * columns, (2.9 * height + 0.7) * len(contexts)), layout="constrained")
-    blocks = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
-    for block, (title, members) in zip(blocks, contexts.items(), strict=True):
-        block.suptitle(title, fontsize=12, fontweight="bold")
-        grid = list(block.subplots(height, columns, squeeze=False).flat)
-        for axes, panel in zip(grid, panels, strict=False):
-            _curve_panel(axes, panel, members, colours)
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
-        methods = sorted({curve.group.method for curve in members}, key=method_order)
-        handles = [Line2D([], [], color=colours[method], label=method) for method in methods]
-        block.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
-    return figure
-
-
-def _has_values(curve: _Curve, panel: _Panel) -> bool:
-    """Whether there is anything but zeros to draw."""
-    return any(any(curve.points(key)[1]) for key in panel.keys.values())
-
-
-def _curve_panel(axes: Axes, panel: _Panel, curves: Sequence[_Curve], colours: dict[str, str]) -> None:
-    drawn = [curve for curve in curves if _has_values(curve, panel)]
-    for curve in drawn:
-        for dash, key in zip(("-", "--"), panel.keys.values(), strict=False):
-            steps, values = curve.points(key)
-            if any(values):
-                axes.plot(steps, values, dash, color=colours[curve.group.method], linewidth=1.1, alpha=0.75)
-    if panel.logarithmic and drawn:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    if len(panel.keys) > 1:
-        dashes: tuple[Literal["-", "--"], ...] = ("-", "--")
-        pairs = zip(dashes, panel.keys, strict=True)
-        handles = [Line2D([], [], color="#333333", linestyle=dash, label=name) for dash, name in pairs]
-        axes.legend(handles=handles, fontsize=8, frameon=False)
-    axes.set_title(panel.title, fontsize=10)
-    axes.set(xlabel="optimiser step", ylabel=panel.unit)
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"mean and {DEVIATION}", fontsize=9)

@@ -8,30 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rmadapter.evaluation.results_file import harmonic_mean
 from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import Document, Picture
-from rmadapter.reports.finished_runs import (
-    PARTS,
-    RETAINED,
-    DataMeans,
-    Group,
-    Row,
-    Stat,
-    differing_settings,
-    find_runs,
-    harmonic_mean,
-    make_rows,
-    means_over_data,
-    one_a_seed,
-    short_model,
-)
+from rmadapter.reports.escape import csv_lines
+from rmadapter.reports.finished_runs import PARTS, RETAINED, find_runs
+from rmadapter.reports.groups import Group, grouped, misnamed, one_a_seed, several_contents
+from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE, DataMeans, Row, Stat, make_rows, means_over_data
 from rmadapter.reports.tables import Table, number
 
 __all__ = ["Report", "harmonic_mean", "report"]
 
 LEGEND = (
-    "Accuracy is top-1 in percent, mean ± standard deviation over seeds; HM is the mean over seeds of each seed's "
-    "harmonic mean of base and new."
+    f"Accuracy is top-1 in percent, mean ± {DEVIATION}; HM is the mean over seeds of each seed's harmonic mean of base "
+    f"and new. {DEVIATION_NOTE}"
 )
 RETENTION_LEGEND = (
     "Retained: the same classes drawn in a style that neither pretraining nor training has seen; what falls below "
@@ -39,8 +29,8 @@ RETENTION_LEGEND = (
 )
 MEANS_LEGEND = (
     "HM of means: of mean base and mean new accuracy. Mean of HMs: over the data sets, of each one's means over seeds. "
-    "HM per seed: of each seed's means over the data sets. ± is the standard deviation over seeds of a seed's means "
-    "over the data sets, for the seeds that all of them have."
+    f"HM per seed: of each seed's means over the data sets. ± is the {DEVIATION} of a seed's means over the data sets, "
+    "for the seeds that all of them have."
 )
 
 _HEADINGS = {"base": "base", "new": "new", "hm": "HM", "all": "all"} | {
@@ -89,12 +79,12 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
         InputError: what ``find_runs`` raises, or ``out`` cannot be written.
     """
     runs, unreadable = find_runs(folders)
-    runs, repeated = one_a_seed(runs)
-    rows = make_rows(runs)
+    members, repeated = one_a_seed(grouped(runs, by_settings=True))
+    rows = make_rows(members)
     means = means_over_data(rows)
     notes = [f"Left out, a newer run has its seed: {place}" for place in repeated]
     notes += [f"Unreadable, left out: {reason}" for _, reason in unreadable]
-    notes += differing_settings(runs)
+    notes += several_contents(runs) + misnamed(members)
     plots: list[Path] = []
     if out is not None:
         try:
@@ -111,7 +101,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     if out is not None:
         whole = replace(document, pictures=[Picture(path) for path in plots])
         write_text(out / "report.md", whole.markdown())
-        write_csv(out / "report.csv", CSV_HEADINGS, map(_line, rows))
+        write_csv(out / "report.csv", CSV_HEADINGS, csv_lines(map(_line, rows)))
         files = [out / "report.md", out / "report.csv", *plots]
         text += "\n" + "".join(f"written: {path}\n" for path in files)
     return Report(tuple(rows), tuple(means), tuple(unreadable), text, tuple(files))
@@ -126,9 +116,11 @@ def _blocks(rows: Sequence[Row], means: Sequence[DataMeans]) -> list[Table | str
         "method": lambda one: one.group.method,
         "data": lambda one: one.group.data,
         "style": lambda one: one.group.style or "",
-        "model": lambda one: short_model(one.group),
+        "model": lambda one: one.group.model_label,
         "classes": lambda one: one.group.classes,
         "split": lambda one: one.group.split,
+        "trained on": lambda one: one.group.trained_on,
+        "settings": lambda one: one.group.settings,
     }
     measured: _Columns = {
         "shots": lambda row: _plain(row.group.shots),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from rmadapter.reports.escape import markdown, paragraph
+
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headings. Columns that are empty throughout are left out when it is written.
+    """Rows of cells under headings, in plain text. Columns that are empty throughout are left out when it is written.
 
     Args:
         title: stands above; empty for none
@@ -35,13 +37,14 @@ class Table:
     def markdown(self) -> str:
         """Title, table and note, as far as there are any."""
         shown = self.shown
-        lines = [[_cell(line[n]) for n in shown] for line in (self.headings, *self.rows)]
+        lines = [[markdown(line[n]) for n in shown] for line in (self.headings, *self.rows)]
         words = [place for place, n in enumerate(shown) if n in self.words]
         if self.aligned:
             found = _aligned(lines, words)
         else:
             found = [compact_heading(lines[0], words), *map(compact_row, lines[1:])]
-        parts = [f"## {self.title}" if self.title else "", "\n".join(found) if shown else "", self.note]
+        title = f"## {markdown(self.title)}" if self.title else ""
+        parts = [title, "\n".join(found) if shown else "", paragraph(self.note)]
         return "\n\n".join(part for part in parts if part)
 
 
@@ -64,11 +67,6 @@ def _aligned(lines: Sequence[Sequence[str]], words: Container[int]) -> list[str]
         rule = "-" * width if n in words else "-" * (width - 1) + ":"
         columns.append([align(heading, width), rule, *(align(cell, width) for cell in cells)])
     return ["| " + " | ".join(parts) + " |" for parts in zip(*columns, strict=True)]
-
-
-def _cell(text: str) -> str:
-    """``text`` such that it ends neither its cell nor its line."""
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def number(value: float | None, form: str = ".2f") -> str:

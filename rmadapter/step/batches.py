@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +13,32 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rmadapter.data import EpochBatches, TrainImages
+from rmadapter.data import EpochBatches, TrainImages, steps_an_epoch
+from rmadapter.errors import StoppedError
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.train_step import Views
 from rmadapter.step.view_cache import ViewCache
 from rmadapter.tuners.encoders import Entry
+
+
+class WorkerLostError(StoppedError):
+    """A process that decodes images has ended."""
+
+
+@contextlib.contextmanager
+def lost_workers_said() -> Iterator[None]:
+    """Inside, PyTorch's error that a loader's process has ended becomes a WorkerLostError, which says what helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        # The sentence begins so wherever it is raised: where a batch is waited for, or in a handler of signals.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerLostError(
+            f"a process that decodes images has ended ({str(error).rstrip('. ')}), most often for want of memory; "
+            "--resume goes on from the last saved state (in a sweep or a search, that one's own command), with fewer "
+            "--workers, or with --workers 0, which decodes in the process itself"
+        ) from error
 
 
 @dataclass
@@ -85,7 +107,10 @@ class _Loading(Dataset):
 
 @dataclass
 class TrainBatches:
-    """Batches of a run; ``size`` is that of the whole batch, over all processes."""
+    """Batches of a run.
+
+    ``size`` is that of the whole batch, over all processes; ``drop_last`` is that of ``EpochBatches``.
+    """
 
     images: TrainImages
     size: int
@@ -94,6 +119,12 @@ class TrainBatches:
     device: torch.device
     cache: ViewCache | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    drop_last: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return steps_an_epoch(len(self.images), self.size, self.drop_last)
 
     def numbers(self, epoch: int, step: int) -> list[int]:
         """Which images the whole batch of a step has."""
@@ -105,7 +136,7 @@ class TrainBatches:
         # A generator of its own: the loader draws its workers' seeds from it, not from torch's global one.
         return DataLoader(
             _Loading(self.images, self.cache, self.ranks),
-            batch_sampler=EpochBatches(len(self.images), self.size, self.seed, 0),
+            batch_sampler=EpochBatches(len(self.images), self.size, self.seed, 0, drop_last=self.drop_last),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,  # an epoch may be ten steps
             pin_memory=self.device.type == "cuda",

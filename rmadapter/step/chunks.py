@@ -16,7 +16,6 @@ from rmadapter.errors import InputError
 
 # What one more chunk costs, in tokens: launches on a GPU, smaller matrix products on a CPU.
 CHUNK_TOKENS = {"cpu": 256, "cuda": 8192}
-FREE_SHARE = 0.25
 # The MLP's hidden layer of the images that go through a tower at once on a CPU. ViT-B/16 in bf16 on two cores with 32
 # MiB of cache, forward passes of 16 images in pieces of 16, 8, 4, 2 (19, 10, 5, 2 MB): frozen beginning 0.80, 0.69,
 # 0.70, 0.72 s, frozen rest 0.92, 0.83, 0.83, 0.87, adapted rest 1.13, 0.85, 0.89; in fp32, 38 to 10 MB, 5 to 7 % less.

@@ -15,7 +15,7 @@ from open_clip.transformer import QuickGELU
 from rmadapter.clip.towers import find_towers
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.chunks import Chunk
-from rmadapter.tuners.injection import AdaptedCLIP
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 
 
 @dataclass(frozen=True)

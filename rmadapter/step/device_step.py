@@ -6,15 +6,20 @@ whole can be recorded once and replayed (``cuda_graphs``); without a recording i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.tuners.encoders import Entry
+
+# Beside the loss terms of a step: 1.0 where its update was made, 0.0 where loss or gradient was not finite.
+FINITE = "finite"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the steps that were counted, those with a finite loss."""
+    """Sums over the steps that were counted, those with a finite loss and gradient."""
 
     losses: dict[str, float]
     correct: int
@@ -61,19 +66,27 @@ class Sums:
     steps: int
 
 
+def largest_gradient(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The largest magnitude in the gradients of ``parameters``, a scalar; not finite where one of them is not."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None], math.inf)
+
+
 class DeviceStep:
-    """One training step on the device, called with ``StepInputs``; a step whose loss is not finite changes no weight.
+    """One training step on the device, called with ``StepInputs``.
+
+    One whose loss is not finite, or whose gradient is not, changes no weight.
 
     Args:
         step: forward pass and losses.
         optimizer: SGD with ``fused=True``, whose kernel reads the learning rate and whether to skip from tensors.
-        scaler: for fp16; it then also skips what is not finite in the gradients, and takes a smaller scale after it.
+        scaler: for fp16; it then skips what is not finite in the gradients itself, takes a smaller scale after it, and
+            such a step counts as any other.
         w_down: parameters whose gradients' norms are taken where they are asked for.
 
     Attributes:
         lr: learning rate, a scalar in fp32; set it with ``set_lr``.
-        names: of the loss terms; empty before the first step.
-        losses: float64 [terms], those of the last step in the order of ``names``, its total last; None before it.
+        names: ``FINITE`` and the loss terms, their total last; empty before the first step.
+        losses: float64 [1 + terms], those of the last step in the order of ``names``; None before it.
     """
 
     def __init__(
@@ -108,15 +121,17 @@ class DeviceStep:
         logits, losses = self.step(inputs.images, inputs.labels, inputs.views)
         total = losses["total"]
         finite = torch.isfinite(total.detach())
-        if norms:
-            self._keep_norms(losses, finite)
+        found = gradient_norms(losses, self.step.model.loss, self.w_down) if norms else {}
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
             # What skips a step under the scaler is a gradient that is not finite, which that of such a loss may be.
             total = total * torch.where(finite, 1.0, float("nan"))
-        else:
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # its fused kernel reads it
         self.scaler.scale(total).backward()
+        if not self.scaler.is_enabled():
+            finite = finite & torch.isfinite(largest_gradient(self._group["params"]))
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # its fused kernel reads it
+        if norms:
+            self._keep_norms(found, finite)
         lr, self._group["lr"] = self._group["lr"], self.lr  # a number again afterwards, for the schedule and the log
         self.scaler.step(self.optimizer)
         self._group["lr"] = lr
@@ -124,17 +139,16 @@ class DeviceStep:
         self._count(logits.detach(), losses, inputs.labels, finite)
 
     def _count(self, logits: Tensor, losses: dict[str, Tensor], labels: Tensor, finite: Tensor) -> None:
-        values = torch.stack([value.detach() for value in losses.values()]).double()
+        values = torch.stack([finite.float(), *(value.detach() for value in losses.values())]).double()
         correct = (logits.argmax(-1) == labels).sum()
-        row = torch.cat([values, torch.stack([correct, torch.full_like(correct, len(labels)), finite.to(correct)])])
+        row = torch.cat([values, torch.stack([correct, torch.full_like(correct, len(labels))])])
         if self.losses is None:
-            self.names, self.losses = list(losses), torch.zeros_like(values)
+            self.names, self.losses = [FINITE, *losses], torch.zeros_like(values)
             self._sums = torch.zeros_like(row)
         self.losses.copy_(values)
         self._sums.add_(torch.where(finite, row, 0.0))
 
-    def _keep_norms(self, losses: dict[str, Tensor], finite: Tensor) -> None:
-        found = gradient_norms(losses, self.step.model.loss, self.w_down)
+    def _keep_norms(self, found: dict[str, Tensor], finite: Tensor) -> None:
         values = torch.stack(list(found.values()))
         if self._norms is None:
             self._norm_names, self._norms = list(found), torch.full_like(values, float("nan"))
@@ -144,9 +158,11 @@ class DeviceStep:
         """What was summed since the last call; waits for the device."""
         if self.losses is None:
             return Sums({}, 0, 0, 0)
-        *values, correct, images, steps = self._sums.tolist()
+        *values, correct, images = self._sums.tolist()
         self._sums.zero_()
-        return Sums(dict(zip(self.names, values, strict=True)), int(correct), int(images), int(steps))
+        found = dict(zip(self.names, values, strict=True))
+        steps = found.pop(FINITE)
+        return Sums(found, int(correct), int(images), int(steps))
 
     def take_norms(self) -> dict[str, float]:
         """The gradient norms measured last since the last call, or nothing; waits for the device."""

@@ -98,17 +98,21 @@ class _GatherRows(torch.autograd.Function):
         return gradient[start:stop], None, None
 
 
+def place() -> tuple[int, int]:
+    """The number of this process under torchrun, and how many there are; (0, 1) without it."""
+    # Launchers of other kinds set some of these without there being a group to join.
+    if not all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")):
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def start(name: str) -> Ranks:
     """This process's place under torchrun, each on a GPU of its own; without torchrun the only one, on device ``name``.
 
     Raises:
         InputError: the device is not there, or there are more processes on this machine than GPUs.
     """
-    # Launchers of other kinds set some of these without there being a group to join.
-    if not all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")):
-        return Ranks(device=resolve_device(name))
-    world = int(os.environ["WORLD_SIZE"])
-    if world == 1:
+    if place()[1] == 1:
         return Ranks(device=resolve_device(name))
     if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""How much memory a run may still take: a GPU's, or of the machine what its control groups leave to this process.
+"""How much memory a run may take, and still take: a GPU's, or of the machine what control groups leave to the process.
 
 A batch system or a container gives a job less than the machine has, and ends it when it takes more. Linux keeps that
 limit in the process's memory control group and in every group above it (cgroups v2: ``memory.max``; v1:
@@ -30,7 +30,7 @@ def parse_bytes(field: str, text: str) -> int:
     Raises:
         InputError: anything else, or nothing at all.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     found = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
     if found < 1:
         raise InputError(f"{field} is {text!r}; valid: a size such as 800MB or 4GB")
@@ -45,18 +45,34 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
+def total_bytes(device: torch.device) -> int:
+    """All memory that ``device`` has for this process, whatever else is in it now."""
+    if device.type != "cuda":
+        return host_total_bytes()
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def host_free_bytes(proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> int:
     """What Linux calls available, or less where a control group leaves less; 4 GB where the system says nothing."""
+    left = (max(0, limit - taken) for limit, taken in _limits(proc, mount))
+    return min([_meminfo(proc, "MemAvailable"), *left])
+
+
+def host_total_bytes(proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the machine has, or less where a control group allows less; 4 GB where the system says nothing."""
+    return min([_meminfo(proc, "MemTotal"), *(limit for limit, _ in _limits(proc, mount))])
+
+
+def _meminfo(proc: Path, field: str) -> int:
     try:
         lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return UNKNOWN
-    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), UNKNOWN)
-    return min([available, *_left_by_groups(proc, mount)])
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), UNKNOWN)
 
 
-def _left_by_groups(proc: Path, mount: Path) -> Iterator[int]:
-    """Bytes that each limited group of this process leaves."""
+def _limits(proc: Path, mount: Path) -> Iterator[tuple[int, int]]:
+    """Of each limited group of this process: what it allows, and what of that is taken for good, in bytes."""
     for version, folder in _groups(proc, mount):
         limit_file, taken_file, cache_field = FILES[version]
         try:
@@ -66,7 +82,7 @@ def _left_by_groups(proc: Path, mount: Path) -> Iterator[int]:
         except (OSError, ValueError):
             continue  # the root has no limit, and a container does not see the groups above its own
         if limit != "max":
-            yield max(0, int(limit) - taken + int(fields.get(cache_field, 0)))
+            yield int(limit), taken - int(fields.get(cache_field, 0))
 
 
 def _groups(proc: Path, mount: Path) -> Iterator[tuple[int, Path]]:

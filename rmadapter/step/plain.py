@@ -20,7 +20,8 @@ from rmadapter.config import LossConfig, RMAdapterConfig
 from rmadapter.errors import InputError
 from rmadapter.objectives import losses
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
-from rmadapter.tuners.injection import AdaptedCLIP, inject
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
+from rmadapter.tuners.injection import inject
 
 
 class RMAdapterCLIP(AdaptedClassifier):
@@ -36,6 +37,10 @@ class RMAdapterCLIP(AdaptedClassifier):
         trim: leave out what stands behind the longest prompt's end, where that changes no feature.
         keep_targets: compute the frozen text features once for a set of classes, not at every call.
     """
+
+    counted_vision: Tensor | None
+    _counted_text: Tensor | None
+    _frozen_text: Tensor | None
 
     def __init__(
         self,
@@ -68,15 +73,21 @@ class RMAdapterCLIP(AdaptedClassifier):
         super().set_classes(class_names, template)
         if self.config.rec_tokens == "all":
             self.prompts = replace(self.prompts, valid=torch.ones_like(self.prompts.valid))
-        self.counted = {tower: self._counted(tower) for tower in ("vision", "text")}
-        self._frozen_text: Tensor | None = None
+        # Buffers go where the model goes, and are not saved.
+        self.register_buffer("counted_vision", self._counted("vision"), persistent=False)
+        self.register_buffer("_counted_text", self._counted("text"), persistent=False)
+        self.register_buffer("_frozen_text", None, persistent=False)
+
+    @property
+    def counted(self) -> dict[str, Tensor | None]:
+        """Which tokens of each tower the reconstruction counts, see ``_counted``."""
+        return {"vision": self.counted_vision, "text": self._counted_text}
 
     @property
     def counted_text(self) -> Tensor:
         """Which tokens of the prompts the reconstruction counts: bool [classes, length]."""
-        counted = self.counted["text"]
-        assert counted is not None  # prompts say which of their tokens are valid
-        return counted
+        assert self._counted_text is not None  # prompts say which of their tokens are valid
+        return self._counted_text
 
     def _counted(self, tower: str) -> Tensor | None:
         """Which tokens the reconstruction counts: bool [classes, length] or [1, tokens], or None for all."""

@@ -15,11 +15,11 @@ from rmadapter.config import TrainConfig
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.errors import InputError
 from rmadapter.runtime import compiler_obstacle, residual_dtype
-from rmadapter.step.chunks import FREE_SHARE, Chunk
+from rmadapter.step.chunks import Chunk
 from rmadapter.step.costs import Cost, Workload, step_cost, workload
 from rmadapter.step.cuda_graphs import check_graphs
 from rmadapter.step.distributed import Ranks
-from rmadapter.step.memory import free_bytes, parse_bytes
+from rmadapter.step.memory import free_bytes, parse_bytes, total_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.train_step import TrainStep
 
@@ -34,6 +34,8 @@ WHAT = {
     "packed_weights": "frozen matrices laid out for the processor once a run",
 }
 
+# Of a device's memory, for the activations of all prompts.
+TEXT_SHARE = 0.25
 APPLY_OR_NOT = ("trim", "shared_start", "packed_weights")  # the others may apply to one of the towers
 
 
@@ -42,15 +44,24 @@ def wanted_shortcuts(config: TrainConfig) -> StepConfig:
     return config.step if config.shortcuts else StepConfig.none()
 
 
-def text_budget(config: TrainConfig, device: torch.device) -> int:
-    """Bytes for the activations of all prompts: --text-memory, or a quarter of what is free on the device.
+def text_budget(config: TrainConfig, device: torch.device) -> tuple[int, str]:
+    """Bytes for the activations of all prompts, and what that is: --text-memory, or a quarter of the device's memory.
 
-    Processes that share the memory of one machine share the quarter too.
+    Of all its memory, not of what is free, so that two runs on one machine have the same chunks of classes, and the
+    same last bits; unless more than half of it is taken. Processes that share the memory of one machine share it.
     """
     if config.text_memory is not None:
-        return parse_bytes("text_memory", config.text_memory)
+        return parse_bytes("text_memory", config.text_memory), "as --text-memory says"
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
-    return int(FREE_SHARE * free_bytes(device) / sharing)
+    total, free = total_bytes(device), free_bytes(device)
+    where = "this machine" if device.type == "cpu" else str(device)
+    shared = f", shared by {sharing} processes" if sharing > 1 else ""
+    if free >= 2 * TEXT_SHARE * total:
+        return int(TEXT_SHARE * total / sharing), f"a quarter of the {total / 1e9:.1f} GB that {where} has{shared}"
+    return int(free / 2 / sharing), (
+        f"half of the {free / 1e9:.1f} GB that are free on {where}{shared}: a run while more of its "
+        f"{total / 1e9:.1f} GB is free may differ in its last bits, unless both have the same --text-memory"
+    )
 
 
 def make_step(

@@ -65,6 +65,10 @@ class TrainStep(nn.Module):
         recompute: recompute each adapted block of the image tower, and every chunk of classes, in backward.
         ranks: this process among those that share the classes and the images of a batch.
 
+    Attributes:
+        chunks: of the classes.
+        text_bound: ``text_bytes`` where the chunks are others for it, None where all prompts fit.
+
     Raises:
         InputError: ``text_bytes`` is less than one class takes, or there are more processes than classes.
     """
@@ -87,6 +91,7 @@ class TrainStep(nn.Module):
         self.image = ImageEncoder(model.adapted, **settings, recompute=recompute)
         self.text = TextEncoder(model.adapted, **settings)
         self.frozen_stream = model.config.rec_stream == "frozen"
+        self.text_bound: int | None = None
         self.chunks = self._plan(text_bytes, recompute)
         self._classes: list[_Classes] | None = None
 
@@ -110,7 +115,8 @@ class TrainStep(nn.Module):
             chunks = by_length(lengths[self.order].tolist(), CHUNK_TOKENS.get(valid.device.type, 0), shared)
         if self.shortcuts.class_chunks and text_bytes is not None:
             shape = tower_shape(self.model.adapted, "text", stream=self.text.stream.itemsize)
-            chunks = by_memory(chunks, shape.saved_bytes, text_bytes)
+            within = by_memory(chunks, shape.saved_bytes, text_bytes)
+            self.text_bound, chunks = (text_bytes if within != chunks else None), within
         self.inverse = self.order.argsort()
         return [replace(chunk, recompute=chunk.recompute or recompute) for chunk in chunks]
 

@@ -10,7 +10,6 @@ its number: both are computed again. Whatever changes a record changes the key.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -20,14 +19,16 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from rmadapter.config import TrainConfig
+from rmadapter.data.reading import RULES
 from rmadapter.errors import InputError
-from rmadapter.files import cache_folder, write_json
+from rmadapter.files import cache_folder, clear_temporaries, reserve, write_json
+from rmadapter.locks import NO_LOCKS
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.memory import parse_bytes
 from rmadapter.step.train_step import TrainStep, Views
@@ -120,30 +121,50 @@ class ViewCache:
         if self.views == 0:
             return
         needed = self.views * view_bytes
-        made: list[Path] = []
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
-            with (folder / "lock").open("a") as gate:  # one run at a time counts and takes
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "lock").open("a") as gate:  # one run at a time opens, counts and takes
                 fcntl.flock(gate, fcntl.LOCK_EX)
-                os.utime(self.folder)
-                _make_room(folder, self.folder, limit, needed)
-                if not (self.folder / "key.json").exists():
-                    write_json(self.folder / "key.json", json.loads(text))
-                for view in range(self.views):
-                    for kind, size in (("records", record.bytes), ("index", 8)):
-                        path = self._path(view, kind)
-                        if not path.exists() or path.stat().st_size != images * size:  # another size: left by a kill
-                            made.append(path)
-                            _reserve(path, images * size)
+                self._open_folder(json.loads(text), limit, needed)
         except OSError as error:
-            for path in made:
-                path.unlink(missing_ok=True)
+            if error.errno in NO_LOCKS:
+                raise InputError(
+                    f"cache_dir {folder} is on a file system without locks, which keep runs apart in it; valid: "
+                    "--cache-dir with a folder on a disk of this machine"
+                ) from error
             raise InputError(
                 f"cache_dir {folder} cannot hold {needed / 1e9:.2f} GB of views: {error.strerror or error}; valid: a "
-                "folder on a disk with room (--cache-dir), fewer --views, or a smaller --cache-limit"
+                "folder on a disk with room (--cache-dir; this alone with --resume), fewer --views, or a smaller "
+                "--cache-limit"
             ) from error
+
+    def _open_folder(self, key: dict[str, Any], limit: int, needed: int) -> None:
+        """Make room, and the files that are not there or were not finished; what a kill has left goes."""
+        self.folder.mkdir(exist_ok=True)
+        self._lock = (self.folder / "lock").open("a")
+        alone = _locked(self._lock)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        os.utime(self.folder)
+        clear_temporaries(self.folder)
+        wanted = {self._path(view, kind) for view in range(self.views) for kind in ("records", "index")}
+        unused = [path for path in self.folder.glob("view-*") if path not in wanted]
+        _make_room(self.folder, limit, needed, unused, alone)
+        if not (self.folder / "key.json").exists():
+            write_json(self.folder / "key.json", key)
+        made: list[Path] = []
+        try:
+            for view in range(self.views):
+                for kind, width in (("records", self.record.bytes), ("index", 8)):
+                    path, size = self._path(view, kind), self.images * width
+                    if not path.exists() or path.stat().st_size != size:  # another size: left by a kill
+                        made.append(path)
+                        with path.open("wb") as file:
+                            # Mapped without its place on the disk, it would end the process where that is full.
+                            reserve(file, size)
+        except OSError:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker opens the files itself; the parent's lock stands for it.
@@ -184,51 +205,52 @@ class ViewCache:
             index[image] = WRITTEN + zlib.crc32(packed.data)
 
 
-def _reserve(path: Path, size: int) -> None:
-    """A file of zeros with its place on the disk."""
-    with path.open("wb") as file:
-        # A mapped file without its place would end the process with SIGBUS where the disk is full.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            for start in range(0, size, 2**20):
-                file.write(bytes(min(2**20, size - start)))
+def _locked(file: IO[str]) -> bool:
+    """Whether ``file`` is now locked for this process alone, as it can be where no other has it open."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _make_room(cache: Path, own: Path, limit: int, needed: int) -> None:
-    """Delete caches beside ``own`` that nobody has open, the longest unused first, until ``needed`` bytes fit too."""
+def _make_room(own: Path, limit: int, needed: int, unused: list[Path], alone: bool) -> None:
+    """Delete until ``needed`` bytes fit too: ``unused`` files of ``own``, if this run has it ``alone``, then caches
+    beside it that nobody has open, the longest unused first.
+    """
+    cache = own.parent
     others = sorted(
         (path for path in cache.iterdir() if path != own and path.is_dir()), key=lambda p: p.stat().st_mtime
     )
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
-    for path in others:
+    sizes |= {path: path.stat().st_size for path in unused}
+    for path in [*unused, *others]:
         if sum(sizes.values()) + needed <= limit:
             return
-        with (path / "lock").open("a") as lock, contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path)
-            del sizes[path]
+        if path in unused:
+            if alone:
+                path.unlink()
+                del sizes[path]
+            continue
+        with (path / "lock").open("a") as lock:
+            if _locked(lock):
+                shutil.rmtree(path)
+                del sizes[path]
     if sum(sizes.values()) + needed > limit:
         raise InputError(
             f"cache_limit is {limit / 1e9:.2f} GB, but other runs have {sum(sizes.values()) / 1e9:.2f} GB of views "
-            f"open in {cache} and this one needs {needed / 1e9:.2f} GB; valid: a larger --cache-limit, another "
-            "--cache-dir, fewer --views, or after those have ended"
+            f"open in {cache} and this one needs {needed / 1e9:.2f} GB; valid: another --cache-dir, or after those "
+            "have ended (these two with --resume), a larger --cache-limit, or fewer --views"
         )
 
 
 def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iterable[bytes], seed: int) -> dict:
-    """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte.
-
-    The same weights are another model with another activation or another number of heads.
-    """
+    """What a record depends on: base model, precision, layer, transform, seed, and the images byte by byte."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
-    visual = step.model.clip.visual
-    heads = [module.num_heads for module in visual.modules() if hasattr(module, "num_heads")]
     return {
         "base": base_hash,
-        "tower": hashlib.sha256(f"{visual} {heads}".encode()).hexdigest(),
         "dtype": str(step.image.dtype),
         "stream": str(step.image.stream),
         "first": step.image.first,
@@ -238,6 +260,7 @@ def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iter
         "transform": repr(transform),
         "seed": seed,
         "images": digest.hexdigest(),
+        "reading": RULES,
     }
 
 

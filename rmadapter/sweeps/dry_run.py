@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import statistics
+from collections.abc import Mapping
 
 from rmadapter.config import TrainConfig
-from rmadapter.data import ImageData, base_new_split, few_shot_sample
+from rmadapter.data import ImageData, base_new_split, few_shot_sample, steps_an_epoch
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import ADAPTERS
-from rmadapter.sweeps.progress import read_result, results_there, state
-from rmadapter.sweeps.protocols import PlannedRun, load_planned
+from rmadapter.sweeps.progress import holder_of, read_result, results_there, state
+from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.training.adapter_run import own_parts
 
 
-def describe_cost(sweep: Sweep) -> str:
+def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
     """A line a run: its state, steps of training and images to test; at the end the sums of what is not done.
 
-    Seconds are the mean of the finished runs of the same method on the same data set, else of that method.
-
-    Raises:
-        InputError: a data set that cannot be read.
+    Seconds are the mean of the finished runs of the same method on the same data set, else of that method. ``loaded``
+    are the sweep's data sets, by what it calls them.
     """
     found = state(sweep)
     states = {run: name for name in ("done", "failed", "running", "open") for run in getattr(found, name)}
     seconds = _seconds(sweep, found.done)
-    loaded = {name: load_planned(name, sweep.data_root) for name in dict.fromkeys(_data(sweep))}
     lines, steps_left, images_left, seconds_left, unknown = [], 0, 0, 0.0, 0
     for run in sweep.runs():
         config = sweep.config(run)
@@ -34,12 +31,13 @@ def describe_cost(sweep: Sweep) -> str:
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
         trains = METHODS[run.method].kind == ADAPTERS
-        steps = config.epochs * math.ceil(chosen / config.batch_size) if trains else 0
+        steps = config.epochs * steps_an_epoch(chosen, config.batch_size, config.drop_last) if trains else 0
         images = _tested(run, config, loaded)
         estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))
         lines.append(
             f"{states[run]:>7}  {run.key}: {steps:,} steps, {images:,} test images"
             + (f", about {estimate:.0f} s" if estimate is not None and states[run] != "done" else "")
+            + (f" ({holder_of(sweep, run) or 'just ended'})" if states[run] == "running" else "")
         )
         if states[run] != "done":
             steps_left += steps
@@ -56,7 +54,7 @@ def describe_cost(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def _tested(run: PlannedRun, config: TrainConfig, loaded: dict[str, ImageData]) -> int:
+def _tested(run: PlannedRun, config: TrainConfig, loaded: Mapping[str, ImageData]) -> int:
     """How many images ``run`` is tested on, those of the style that measures retention among them."""
     home = loaded[run.data]
     parts: tuple[str, ...]
@@ -75,10 +73,6 @@ def _images(data: ImageData, part: str, *, retention: bool) -> int:
     """Test images of ``part``, with those of the unseen style if ``retention`` is measured."""
     tests = [data.test] if data.retention is None or not retention else [data.test, data.retention.test]
     return sum(len(base_new_split(items, part, len(data.class_names))) for items in tests)
-
-
-def _data(sweep: Sweep) -> list[str]:
-    return [name for run in sweep.runs() for name in (run.data, *run.targets)]
 
 
 def _seconds(sweep: Sweep, done: list[PlannedRun]) -> dict[tuple[str, str | None], float]:

@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any
+
+from rmadapter.sweeps.faults import FAULT_STATUS
 
 
-def run_jobs(argv: list[str], jobs: int, began: float) -> None:
-    """``jobs`` workers of the sweep that was entered at ``began``; says how many did not come to their end, and why."""
+def run_jobs(argv: list[str], jobs: int, began: float) -> bool:
+    """``jobs`` workers of the sweep that was entered at ``began``; whether one ended for a fault of its device.
+
+    Says how many did not come to their end, and why.
+    """
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     children: list[subprocess.Popen] = []
     try:
         for number in range(jobs):
@@ -31,11 +34,11 @@ def run_jobs(argv: list[str], jobs: int, began: float) -> None:
                 child.terminate()
         for child in children:
             child.wait()
-        signal.signal(signal.SIGTERM, previous)
     early = [child.returncode for child in children if child.returncode]
     if early:
         reasons = ", ".join(dict.fromkeys(_reason(code) for code in early))
         print(f"{len(early)} of {jobs} workers ended early ({reasons})")
+    return FAULT_STATUS in early
 
 
 def worker_command(argv: list[str], began: float) -> list[str]:
@@ -50,10 +53,8 @@ def threads_each(jobs: int) -> int:
 
 
 def _reason(code: int) -> str:
+    if code == FAULT_STATUS:
+        return "their device failed"
     if code > 0:
         return f"exit status {code}"
     return f"signal {-code}" + (", often too little memory" if -code == signal.SIGKILL else "")
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

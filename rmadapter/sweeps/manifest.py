@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rmadapter.config import TrainConfig
+from rmadapter.data import ImageData
 from rmadapter.errors import InputError
-from rmadapter.files import read_json, shown_names, write_json
+from rmadapter.files import clear_temporaries, read_json, shown_names, write_json
 from rmadapter.locks import ProcessLock
 from rmadapter.runtime import environment, resolve_device, resolve_precision
-from rmadapter.sweeps.protocols import short_name
+from rmadapter.sweeps.protocols import load_planned, short_name
 from rmadapter.sweeps.settings import FREE, Sweep
+from rmadapter.training.run_folder import changed_data
 
 FORMAT = 1
 MANIFEST = "sweep.json"
+HASHES = "data_hashes"  # not in the manifests of earlier sweeps
 ENVIRONMENTS = "environments.json"
 SWEEP_LOCK = ".sweep.lock"
 
 
-def enter(sweep: Sweep) -> float:
+def load_all(sweep: Sweep) -> dict[str, ImageData]:
+    """Every data set of ``sweep`` by what it calls them; InputError for one that cannot be read."""
+    names = dict.fromkeys(name for run in sweep.runs() for name in (run.data, *run.targets))
+    return {name: load_planned(name, sweep.data_root) for name in names}
+
+
+def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:
     """Write what the sweep is made of into its folder, or join and extend the one that is there.
 
-    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was. Returns when
-    it was entered, by the clock that times the folder's files.
+    A sweep may be continued with more data sets, methods and seeds; everything else has to be as it was, and so has
+    what the data sets list. ``loaded`` is what ``load_all`` gives, and is by default. Returns when it was entered, by
+    the clock that times the folder's files.
 
     Raises:
-        InputError: what ``check_folder`` raises.
+        InputError: what ``load_all``, ``check_folder`` and ``check_data`` raise.
     """
     check_folder(sweep)
+    loaded = load_all(sweep) if loaded is None else loaded
+    check_data(sweep, loaded)
     file = sweep.out / MANIFEST
     sweep.out.mkdir(parents=True, exist_ok=True)
     with ProcessLock(sweep.out / SWEEP_LOCK).wait():
         before, settings = check_folder(sweep), sweep.settings()
         lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
+        hashes = known_hashes(sweep) | {short_name(name): data.content_hash for name, data in loaded.items()}
         if before is not None:
+            check_data(sweep, loaded)
             settings["precision"] = before["settings"]["precision"]  # what its first worker has made of auto
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
-        write_json(file, {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists})
+        clear_temporaries(sweep.out)
+        values = {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists, HASHES: hashes}
+        write_json(file, values)
         return file.stat().st_mtime
 
 
@@ -59,6 +77,26 @@ def check_folder(sweep: Sweep) -> dict[str, Any] | None:
     if sweep.out.is_dir() and (others := shown_names(sweep.out)):
         raise InputError(f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one")
     return None
+
+
+def known_hashes(sweep: Sweep) -> dict[str, str]:
+    """Of every data set of the sweep in the folder the hash of what it listed, by its short name, as far as known."""
+    return read_manifest(sweep.out).get(HASHES, {}) if (sweep.out / MANIFEST).is_file() else {}
+
+
+def check_data(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
+    """Raise InputError where one of ``loaded``, by what the sweep calls them, is not what it was to its first worker.
+
+    A folder in the place of another of its name would pass for it else: runs on the other one count as done.
+    """
+    before = known_hashes(sweep)
+    for name, data in loaded.items():
+        known = before.get(short_name(name), data.content_hash)
+        if known != data.content_hash:
+            raise InputError(
+                f"{changed_data(data, known, f'the sweep in {sweep.out} took it up')}; valid: the data as they were, "
+                "or another --out"
+            )
 
 
 def begin(sweep: Sweep) -> None:
@@ -132,8 +170,10 @@ def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
             f"{sweep.protocol}"
         )
     now = sweep.settings()
+    # An option that the manifest's version did not have was as it is by default.
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name in {**before["settings"], **now}:
-        old, new = before["settings"].get(name), now.get(name)
+        old, new = before["settings"].get(name, defaults.get(name)), now.get(name)
         if name == "precision" and new == "auto":
             continue
         if old != new and name not in FREE:

@@ -13,9 +13,9 @@ from rmadapter.evaluation.results_file import write_results
 from rmadapter.evaluation.stored import holds_probe
 from rmadapter.evaluation.stored_probe import evaluate_probe
 from rmadapter.methods import METHODS
-from rmadapter.sweeps.manifest import settle_precision
+from rmadapter.sweeps.manifest import check_data, settle_precision
 from rmadapter.sweeps.progress import read_result, result_file, results_there
-from rmadapter.sweeps.protocols import PlannedRun, placed, short_name
+from rmadapter.sweeps.protocols import PlannedRun, load_planned, placed, short_name
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.training.by_method import train_method
 
@@ -24,7 +24,8 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
     """Make ``run`` and its tests on other data sets, as far as they are not there; returns the training's results.
 
     Raises:
-        InputError: what ``settle_precision`` raises: the sweep is one that was entered.
+        InputError: what ``settle_precision`` raises: the sweep is one that was entered; data that are no longer what
+            they were to the sweep.
     """
     folder = sweep.folder(run)
     config = dataclasses.replace(sweep.config(run), precision=settle_precision(sweep))
@@ -40,27 +41,34 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         sweep.table.drop(run.key)
         there, left = [], list(run.targets)
     method = METHODS[run.method]
-    results = read_result(sweep, run, None) if None in there else train_method(method, config)
+    if None in there:
+        results = read_result(sweep, run, None)
+    else:
+        data = load_planned(run.data, sweep.data_root)
+        check_data(sweep, {run.data: data})
+        results = train_method(method, config, data=data)
     loaded = None
     for target in left:
         file = result_file(folder, short_name(target))
         where = placed(target, sweep.data_root)
+        data = load_planned(target, sweep.data_root)
+        check_data(sweep, {target: data})
         if run.seed is None:
-            found = train_method(method, dataclasses.replace(config, **where, out=str(file.parent / "run")))
+            found = train_method(method, dataclasses.replace(config, **where, out=str(file.parent / "run")), data=data)
         elif holds_probe(adapter):
             found = evaluate_probe(_test_on(where, config, adapter))
         else:
             test = _test_on(where, config, adapter)
             loaded = loaded or load_model(test)
             found = run_eval(test, loaded)
-        write_results(file, {**found, "trained_on": short_name(run.data)})
+        write_results(file, found)
     return results
 
 
 def _test_on(where: dict[str, str | None], config: TrainConfig, adapter: Path) -> EvalConfig:
     """The evaluation on the data set ``where`` of what the run of ``config`` has trained; they differ in data alone."""
     names = {f.name for f in dataclasses.fields(EvalConfig)} & {f.name for f in dataclasses.fields(config)}
-    names -= {"adapter", "classes", "out", "template", "model", "pretrained", "batch_size"}
+    names -= {"adapter", "classes", "out", "template", "batch_size"}
     shared = {name: getattr(config, name) for name in names} | where
     return EvalConfig(
         **shared,

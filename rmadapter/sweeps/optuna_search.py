@@ -11,7 +11,6 @@ import dataclasses
 import json
 import shutil
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,20 @@ import yaml
 
 from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
-from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
+from rmadapter.config.paths import PathText
+from rmadapter.config.seeds import seed_list
+from rmadapter.data import ImageData
+from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.files import read_json, shown_names, write_csv, write_json, write_text
-from rmadapter.locks import ProcessLock
-from rmadapter.sweeps.protocols import FIXED_OPTIONS, data_and_style, load_planned, short_name
+from rmadapter.files import write_csv, write_text
+from rmadapter.methods.naming import folder_of
+from rmadapter.sweeps.protocols import FIXED_OPTIONS, is_bundled, load_planned, short_name
+from rmadapter.sweeps.search_folder import SearchFolder
 from rmadapter.sweeps.settings import RESERVED
 
 FORMAT = 1
-LOCK = ".lock"
+# With the number of trials added it stays one that optuna takes.
+LARGEST_SAMPLER_SEED = 2**31 - 1
 PARAMETERS = ("lr", "scale", "layers", "lambdas")
 # Log grids around what the first trials saw: reconstruction does nothing at 1 and a little at 10, 1000 diverges;
 # consistency at 100 and more freezes the adapter. The fourth lambda is 2.5 times the third, as PromptSRC's.
@@ -59,8 +63,8 @@ class SearchConfig:
         out: folder of the search
     """
 
-    data: str = ""
-    data_root: str | None = None
+    data: PathText = ""
+    data_root: PathText | None = None
     parameters: str = "lr,scale,layers,lambdas"
     trials: int = 40
     seeds: str = "1"
@@ -68,7 +72,7 @@ class SearchConfig:
     scale_range: str | None = None
     images_a_class: int = 64
     sampler_seed: int = 0
-    out: str = "search"
+    out: PathText = "search"
 
     def __post_init__(self) -> None:
         self.options: list[str] = []  # of the trials' training; no option itself
@@ -86,17 +90,15 @@ class SearchConfig:
             check_choice("parameters", name, PARAMETERS)
         check_range("trials", self.trials, 1)
         check_range("images_a_class", self.images_a_class, 1)
-        check_range("sampler_seed", self.sampler_seed, 0)
-        words = [word.strip() for word in self.seeds.split(",")]
-        if not all(word.isdecimal() for word in words):
-            raise InputError(f"seeds is {self.seeds!r}; valid: numbers from 0, such as 1,2,3")
+        check_range("sampler_seed", self.sampler_seed, 0, LARGEST_SAMPLER_SEED)
+        seed_list(self.seeds)
         self.range("lr_range")
         self.range("scale_range")
 
     @property
     def bundled(self) -> bool:
         """Whether the data set is one of the test bed's."""
-        return is_testbed(data_and_style(self.data)[0])
+        return is_bundled(self.data)
 
     @property
     def wanted(self) -> list[str]:
@@ -154,31 +156,24 @@ def run_search(argv: list[str]) -> dict[str, Any]:
     data = load_planned(config.data, config.data_root)
     for note in data.notes:
         print(note)
-    out = Path(config.out)
+    folder, settings = SearchFolder(Path(config.out)), _settings(config, data)
     train, val = searchable(data, config.images_a_class)  # before the folder is taken for this search
-    _enter(config, out, short_name(config.data) if config.bundled else data.name)
-    with _alone(out):
-        return _search(config, write_search_data(data, train, val, out), out)
+    folder.check(settings, data)
+    with folder.alone():
+        folder.enter(settings, data)
+        with folder.storage_said():
+            return _search(config, write_search_data(data, train, val, folder.path), folder)
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Inside, no other process has the search in ``out``: each would take the other's trial for one left unfinished."""
-    with ProcessLock(out / LOCK).attempt() as alone:
-        if not alone:
-            raise InputError(f"out is {str(out)!r}, where a search is going on; valid: another --out, or its end")
-        yield
-
-
-def _search(config: SearchConfig, folder: Path, out: Path) -> dict[str, Any]:
-    """Every trial that is left, over the images in ``folder``; returns the best one's options."""
+def _search(config: SearchConfig, images: Path, folder: SearchFolder) -> dict[str, Any]:
+    """Every trial that is left, over the ``images`` in that folder; returns the best one's options."""
     import optuna
 
-    base = trial_config(config, folder, 1, {})
+    base = trial_config(config, images, 1, {})
     depth = _depth(base) if "layers" in config.wanted else 0
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = _study(config, out)
+    study = _study(config, folder)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     if not study.get_trials(states=(*finished, optuna.trial.TrialState.WAITING)):
         study.enqueue_trial(_start(config, base, depth))
@@ -186,9 +181,9 @@ def _search(config: SearchConfig, folder: Path, out: Path) -> dict[str, Any]:
     def objective(trial: Any) -> float:
         values = _suggest(trial, config, depth)
         hms = []
-        for seed in _seeds(config):
-            place = out / "trials" / f"{trial.number}" / f"seed{seed}"
-            found = _train(trial_config(config, folder, seed, values, place), optuna)
+        for seed in seed_list(config.seeds):
+            place = folder.trials / f"{trial.number}" / f"seed{seed}"
+            found = _train(trial_config(config, images, seed, values, place), optuna)
             hms.append(found["accuracy"]["hm"])
             trial.set_user_attr(f"seed{seed}", found["accuracy"])
         trial.set_user_attr("options", values)
@@ -205,37 +200,24 @@ def _search(config: SearchConfig, folder: Path, out: Path) -> dict[str, Any]:
     done = len(study.get_trials(states=finished))
     study.optimize(objective, n_trials=max(0, config.trials - done), callbacks=[said])
     if not study.get_trials(states=finished[:1]):
-        raise InputError(f"every trial in {out} diverged; valid: a lower --lr_range")
-    return _finish(study, out)
+        raise InputError(f"every trial in {folder.path} diverged; valid: a lower --lr-range, with another --out")
+    return _finish(study, folder.path)
 
 
-def _enter(config: SearchConfig, out: Path, data: str) -> None:
-    """Write what is searched into the folder, or check that the search there is this one."""
-    file = out / "search.json"
+def _settings(config: SearchConfig, data: ImageData) -> dict[str, Any]:
+    """What a search is of; one that goes on has to have the same."""
     names = ("parameters", "seeds", "lr_range", "scale_range", "images_a_class", "sampler_seed", "options")
-    now = {"format": FORMAT, "data": data, **{name: getattr(config, name) for name in names}}
-    if not file.is_file():
-        if out.is_dir() and (others := shown_names(out)):
-            raise InputError(
-                f"out is {str(out)!r}, a folder with other files in it ({others[0]}); valid: a new or empty one"
-            )
-        write_json(file, now)
-        return
-    before = read_json(file, "search file")
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise InputError(
-                f"{name} is {value!r}, but the search in {out} has {before.get(name)!r}; valid: that, or another --out"
-            )
+    name = short_name(config.data) if config.bundled else data.name
+    return {"format": FORMAT, "data": name, **{name: getattr(config, name) for name in names}}
 
 
-def _study(config: SearchConfig, out: Path) -> Any:
-    """The search in ``out``, begun or gone on with; trials that a kill has left unfinished have failed."""
+def _study(config: SearchConfig, folder: SearchFolder) -> Any:
+    """The search in ``folder``, begun or gone on with; trials that a kill has left unfinished have failed."""
     import optuna
 
     study = optuna.create_study(
         study_name="search",
-        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        storage=f"sqlite:///{folder.study_file.resolve()}",
         direction="maximize",
         load_if_exists=True,
     )
@@ -244,10 +226,6 @@ def _study(config: SearchConfig, out: Path) -> Any:
     # A sampler does not know what it drew before: one that began with the same seed again would draw it again.
     study.sampler = optuna.samplers.TPESampler(seed=config.sampler_seed + len(study.trials))
     return study
-
-
-def _seeds(config: SearchConfig) -> list[int]:
-    return [int(word) for word in config.seeds.split(",")]
 
 
 def _depth(config: TrainConfig) -> int:
@@ -310,7 +288,7 @@ def _train(config: TrainConfig, optuna: Any) -> dict[str, Any]:
     from rmadapter.training.adapter_run import train
     from rmadapter.training.loop import DivergedError
 
-    folder = config.run_folder
+    folder = folder_of(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:

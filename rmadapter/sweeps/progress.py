@@ -16,7 +16,7 @@ from typing import Any
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_table import KeptResult
 from rmadapter.files import read_json
-from rmadapter.locks import ProcessLock
+from rmadapter.locks import Holder, ProcessLock
 from rmadapter.sweeps.manifest import SWEEP_LOCK
 from rmadapter.sweeps.protocols import PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
@@ -71,6 +71,11 @@ def hold(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
         yield mine
 
 
+def holder_of(sweep: Sweep, run: PlannedRun) -> Holder | None:
+    """Who is at ``run``; None for nobody. It is looked at and not taken: a worker may try it at that moment."""
+    return ProcessLock(sweep.folder(run) / LOCK).holder
+
+
 def keep_results_alone(sweep: Sweep, run: PlannedRun) -> None:
     """Of a finished run put the results into the table and delete its folder, where no other worker is at it.
 
@@ -110,17 +115,13 @@ class Progress:
 
 
 def state(sweep: Sweep) -> Progress:
-    """How far every run is, now; a run is running where some process holds its claim."""
+    """How far every run is, now; a run is running where some process holds its claim. Nothing is written or taken."""
     found = Progress([], [], [], [])
     for run in sweep.runs():
         if is_done(sweep, run):
             found.done.append(run)
             continue
-        taken = False
-        if (sweep.folder(run) / LOCK).exists():
-            with hold(sweep, run) as mine:
-                taken = not mine
-        if taken:
+        if holder_of(sweep, run) is not None:
             found.running.append(run)
         elif (sweep.folder(run) / FAILURE).is_file():
             found.failed.append(run)

@@ -66,13 +66,21 @@ def short_name(data: str) -> str:
     if is_testbed(name):
         return f"{name}@{style or DEFAULT_STYLE}"
     record = record_of(data)
-    return record.name if record is not None else Path(data).name
+    if record is not None:
+        return record.name
+    last = Path(data).name
+    return last if last not in ("", "..") else Path(data).resolve().name  # of "." and "..", which name no folder
 
 
 def data_and_style(data: str) -> tuple[str, str | None]:
     """Name and style of a data set: a bundled one may be written ``emoji_food@openmoji``."""
     name, at, style = data.partition("@")
     return (name, style) if at and is_testbed(name) else (data, None)
+
+
+def is_bundled(data: str) -> bool:
+    """Whether a plan's ``data`` is a bundled data set, in whatever style."""
+    return is_testbed(data_and_style(data)[0])
 
 
 def placed(data: str, data_root: str | None) -> dict[str, Any]:
@@ -123,7 +131,12 @@ def plan(
             raise InputError(f"{field} is empty; valid: one or more, separated by commas")
         twice = next((value for value in values if list(values).count(value) > 1), None)
         if twice is not None:
-            raise InputError(f"{field} has {twice!r} twice; valid: each once")
+            folders = [name for name in data if field == "data" and short_name(name) == twice]
+            both = f", as {' and '.join(folders)}" if len(set(folders)) > 1 else ""
+            raise InputError(
+                f"{field} has {twice!r} twice{both}; valid: each once"
+                + (", a second folder of the name under another one or in a sweep of its own" if both else "")
+            )
     targets: dict[str, tuple[str, ...]] = {}
     if protocol not in TRANSFERS:
         if sources:
@@ -169,7 +182,7 @@ def sources_of(protocol: str, data: Sequence[str], asked: Sequence[str] = ()) ->
     if asked or protocol not in TRANSFERS:
         return tuple(asked)
     has_source = SOURCE in map(short_name, data)
-    if protocol == "domain" and not has_source and is_testbed(data[0]):
+    if protocol == "domain" and not has_source and is_bundled(data[0]):
         first: dict[str, str] = {}
         for name in data:
             first.setdefault(data_and_style(name)[0], name)

@@ -9,10 +9,11 @@
 ``--keep results`` leaves of a finished run its results alone, as lines of OUT/results.jsonl (``ResultsTable``), one for
 the training and one for each target; its folder is deleted.
 
-A run is claimed by a lock that the operating system drops with the process, so that a killed worker leaves none. What
-is finished is never made again; a run that was stopped goes on from its last state; one that failed is tried again
-by the next sweep command. ``one_run.make_run`` makes one run: a task of a scheduler (Slurm, Ray) may call it, after
-``manifest.enter``, or start the command on as many machines as share the folder.
+A run is claimed by a lock that the operating system drops with the process, so that a killed worker leaves none. A
+worker whose device fails ends itself, and its run goes to another process (``faults``). What is finished is never made
+again; a run that was stopped goes on from its last state; one that failed is tried again by the next sweep command.
+``one_run.make_run`` makes one run: a task of a scheduler (Slurm, Ray) may call it, after ``manifest.enter``, or start
+the command on as many machines as share the folder.
 """
 
 from __future__ import annotations
@@ -23,31 +24,55 @@ import traceback
 
 from rmadapter.files import read_json, write_json
 from rmadapter.sweeps.dry_run import describe_cost
+from rmadapter.sweeps.faults import FAULTS, MOST_FAULTS, DeviceFaultError, count_fault, is_device_fault
 from rmadapter.sweeps.jobs import run_jobs
-from rmadapter.sweeps.manifest import begin, check_folder, enter
+from rmadapter.sweeps.manifest import begin, check_data, check_folder, enter, load_all
 from rmadapter.sweeps.one_run import make_run
-from rmadapter.sweeps.progress import FAILURE, hold, is_done, keep_results_alone, state
-from rmadapter.sweeps.protocols import PlannedRun, load_planned
+from rmadapter.sweeps.progress import FAILURE, hold, holder_of, is_done, keep_results_alone, state
+from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep, parse_sweep
+
+# How often new workers are started of which none gets a run done, after such as ended for faults of their devices.
+FRUITLESS = 3
 
 
 def run_sweep(argv: list[str]) -> int:
     """``rmadapter sweep``; the exit status is 1 where a run failed or is left open."""
     config, sweep = parse_sweep(argv)
     check_folder(sweep)
+    loaded = load_all(sweep)  # before any work: is it there, is its split made, is it what it was?
+    check_data(sweep, loaded)
     if config.dry_run:
-        print(describe_cost(sweep))
+        print(describe_cost(sweep, loaded))
         return 0
-    for name in dict.fromkeys(name for run in sweep.runs() for name in (run.data, *run.targets)):
-        # Before any work: is it there, and is its split made?
-        for note in load_planned(name, sweep.data_root).notes:
+    for data in loaded.values():
+        for note in data.notes:
             print(note)
-    began = enter(sweep)
+    began = enter(sweep, loaded)
     if config.jobs > 1:
-        run_jobs(argv, config.jobs, began)
+        faulty = run_jobs(argv, config.jobs, began)
     else:
-        work(sweep, began)
+        faulty = False
+        try:
+            work(sweep, began)
+        except DeviceFaultError as error:
+            print(error)
+            faulty = True
+    _after_faults(sweep, argv, config.jobs, began, faulty)
     return _finish(sweep)
+
+
+def _after_faults(sweep: Sweep, argv: list[str], jobs: int, began: float, faulty: bool) -> None:
+    """While workers ended for faults of their devices, start new ones for the runs that are open.
+
+    Not for ever: after ``FRUITLESS`` times in which no run was made, it is left to the user.
+    """
+    fruitless, found = 0, state(sweep)
+    while faulty and found.open and fruitless < FRUITLESS:
+        print(f"{len(found.open)} runs are left by workers whose devices failed; new processes make them")
+        faulty = run_jobs(argv, min(jobs, len(found.open)), began)
+        before, found = found, state(sweep)
+        fruitless = 0 if len(found.done) > len(before.done) else fruitless + 1
 
 
 def work(sweep: Sweep, began: float) -> None:
@@ -55,6 +80,9 @@ def work(sweep: Sweep, began: float) -> None:
 
     One that failed after ``began``, when the command entered the sweep, is left to the next command: it would fail
     again. All runs are gone through until nothing is left to make, for those whose workers are killed meanwhile.
+
+    Raises:
+        DeviceFaultError: this process's device has failed, and with it all that it would do from here.
     """
     tried: set[PlannedRun] = set()
     while _work_once(sweep, began, tried):
@@ -100,10 +128,17 @@ def _attempt(sweep: Sweep, run: PlannedRun) -> str:
             results = make_run(sweep, run)
         percent = ", ".join(f"{part} {value:.2f}" for part, value in results["accuracy"].items())
     except Exception as error:  # whatever it is, the other runs go on
+        faulty = is_device_fault(error)
+        if faulty and count_fault(folder, error) < MOST_FAULTS:
+            raise DeviceFaultError(f"{run.key}: left to another process, since the device failed: {error}") from error
         values = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
         write_json(failure, values)
+        (folder / FAULTS).unlink(missing_ok=True)
+        if faulty:
+            raise DeviceFaultError(f"{run.key}: failed, since the device failed under it again: {error}") from error
         return f"failed: {type(error).__name__}: {error}"
-    failure.unlink(missing_ok=True)
+    for file in (failure, folder / FAULTS):
+        file.unlink(missing_ok=True)
     return f"{percent} ({time.perf_counter() - began:.0f} s)"
 
 
@@ -112,6 +147,8 @@ def _finish(sweep: Sweep) -> int:
     found = state(sweep)
     counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in ("done", "failed", "running", "open"))
     print(f"{len(sweep.runs())} runs in {sweep.out}: {counts}")
+    for run in found.running:
+        print(f"  running: {run.key}: {holder_of(sweep, run) or 'just ended'}")
     for run in found.failed:
         error = read_json(sweep.folder(run) / FAILURE, "failure file")["error"]
         print(f"  failed: {run.key}: {error} ({sweep.folder(run) / 'log.txt'})")

@@ -76,19 +76,22 @@ def write_search_data(data: ImageData, train: Sequence[Item], val: Sequence[Item
     for item in (*train, *val):
         place = folder / item.path
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            continue
-        if data.reader is not None:
+        if data.reader is None:
+            _link((data.root / item.path).resolve(), place)
+        elif not place.exists():
             picture = data.read(item.path.removesuffix(".png"))
             write_atomic(place, partial(picture.save, format="PNG"))
-        else:
-            _link((data.root / item.path).resolve(), place)
     write_json(folder / SPLIT_FILE, {"train": train, "val": [], "test": val})
     return folder
 
 
 def _link(image: Path, link: Path) -> None:
+    """``link`` leads to ``image``, or is a copy where there are no links; what it led to before is not touched."""
+    if link.is_symlink() and link.readlink() != image:
+        link.unlink()  # the data have moved since
+    if os.path.lexists(link):
+        return
     try:
         os.symlink(image, link)
     except (OSError, NotImplementedError):  # file systems and rights without symbolic links
-        shutil.copyfile(image, link)
+        write_atomic(link, partial(shutil.copyfile, image))

@@ -12,8 +12,10 @@ from typing import Any
 from rmadapter.clip.names import brings_weights
 from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments, split_options
+from rmadapter.config.paths import PathList, PathText
+from rmadapter.config.seeds import seed_list
 from rmadapter.data.catalog import FIELD, VARIANTS
-from rmadapter.data.emoji import DATA, DEFAULT_STYLE, is_testbed
+from rmadapter.data.emoji import DATA, DEFAULT_STYLE
 from rmadapter.data.emoji.atlas import STYLES
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
@@ -22,6 +24,7 @@ from rmadapter.sweeps.protocols import (
     PlannedRun,
     default_data,
     default_methods,
+    is_bundled,
     plan,
     run_config,
     sources_of,
@@ -75,12 +78,12 @@ class SweepConfig:
     """
 
     words: list[str] = field(default_factory=list)
-    data: str | None = None
-    data_root: str | None = None
+    data: PathList | None = None
+    data_root: PathText | None = None
     methods: str | None = None
     seeds: str = "1,2,3"
-    source: str | None = None
-    out: str | None = None
+    source: PathList | None = None
+    out: PathText | None = None
     jobs: int = 1
     keep: str = KEEP[0]
     dry_run: bool = False
@@ -91,9 +94,7 @@ class SweepConfig:
         check_choice("protocol", self.words[0], PROTOCOLS)
         check_range("jobs", self.jobs, 1)
         check_choice("keep", self.keep, KEEP)
-        for word in split_list(self.seeds):
-            if not word.isdecimal():
-                raise InputError(f"seeds has {word!r}; valid: numbers from 0, such as 1,2,3")
+        seed_list(self.seeds)
 
 
 def testbed_data(protocol: str, style: str | None) -> tuple[str, ...]:
@@ -167,7 +168,7 @@ class Sweep:
     def settings(self) -> dict[str, Any]:
         """The options as resolved values, without those that may differ when the sweep is continued."""
         # Of the bundled data sets the test bed's own defaults hold; of all others the same ones.
-        data = self.data[0] if is_testbed(self.data[0]) else "any"
+        data = self.data[0] if is_bundled(self.data[0]) else "any"
         config = run_config("base2new", PlannedRun("rmadapter", data, 1), self.options, None, Path("any"))
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         return {name: value for name, value in values.items() if name not in FREE}
@@ -188,8 +189,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     methods = tuple(split_list(config.methods or "") or default_methods(protocol))
     # The default depends on the data sets, which a later command may add to: what it means now stands in the manifest.
     sources = data if config.source == "each" else sources_of(protocol, data, split_list(config.source or ""))
-    seeds = tuple(int(seed) for seed in split_list(config.seeds))
     out = Path(config.out or f"sweeps/{protocol}")
+    seeds = tuple(seed_list(config.seeds))
     sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep)
     for run in sweep.runs():
         _check_weights(sweep.config(run))
@@ -197,16 +198,8 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
 
 
 def _check_weights(config: TrainConfig) -> None:
-    """Raise InputError where a run would be of random weights: a table of such runs is a mistake that takes hours."""
-    if config.pretrained is not None or brings_weights(config.model):
-        return
-    import open_clip
+    """Raise InputError where runs would be of random weights that nobody asked for: it is known before the first."""
+    if config.pretrained is None and not brings_weights(config.model):
+        from rmadapter.clip.backbone import check_source
 
-    from rmadapter.clip.backbone import check_name
-
-    check_name(config.model, None)
-    tags = open_clip.list_pretrained_tags_by_model(config.model)
-    valid = (
-        f"one of its {len(tags)} tags, such as {', '.join(tags[:3])}, or a weights file" if tags else "a weights file"
-    )
-    raise InputError(f"pretrained is None, which is random weights for {config.model}; valid: --pretrained {valid}")
+        check_source(config.model, config.pretrained)

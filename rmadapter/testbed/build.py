@@ -9,18 +9,20 @@ resvg-py, which nothing else here needs: ``pip install resvg-py==0.5.0``.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from rmadapter.config.arguments import run_module
+from rmadapter.config.paths import PathText
 from rmadapter.data.emoji import GROUPS
 from rmadapter.data.emoji.atlas import CATALOGUE, FILES, MANIFEST, STYLES, paste
 from rmadapter.errors import InputError
@@ -132,18 +134,23 @@ def _same_pixels(first: bytes, second: bytes) -> bool:
     return bool((one == other)[one[..., 3] > 0].all())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; the exit status is 1 where ``--check`` finds a difference, 2 for what has to be mended."""
-    parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.build", description=__doc__.splitlines()[0])
-    parser.add_argument("--sources", type=Path, default=Path("testbed-sources"), help="folder of the npm archives")
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    chosen = parser.parse_args(argv)
-    try:
-        made = build(chosen.sources)
-    except InputError as error:
-        print(f"build: {error}", file=sys.stderr)
-        return 2
-    if chosen.check:
+@dataclass
+class BuildConfig:
+    """The bundled drawings, catalogue and manifest, made from the sources or compared with them.
+
+    Args:
+        sources: folder of the npm archives
+        check: compare instead of writing
+    """
+
+    sources: PathText = "testbed-sources"
+    check: bool = False
+
+
+def run_build(config: BuildConfig) -> int:
+    """Write the bundled files, or print how they differ; the exit status is 1 where ``check`` finds a difference."""
+    made = build(Path(config.sources))
+    if config.check:
         found = differences(made)
         print("\n".join(found) or f"{len(made)} bundled files equal what the sources give")
         return 1 if found else 0
@@ -152,6 +159,11 @@ def main(argv: list[str] | None = None) -> int:
     write_manifest()
     print(f"written: {FILES}")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; the exit status is what ``commands.guarded`` says and, with --check, 1 for a difference."""
+    return run_module(BuildConfig, run_build, argv, prog="python -m rmadapter.testbed.build")
 
 
 if __name__ == "__main__":

@@ -12,20 +12,22 @@ methods and groups.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmadapter.errors import InputError
+from rmadapter.config.arguments import run_module
+from rmadapter.config.paths import PathText
+from rmadapter.errors import check_range
 from rmadapter.files import write_text
 from rmadapter.reports.document import Document
 from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
 from rmadapter.reports.tables import Table
-from rmadapter.testbed.runs import COMPARED, TestbedRun, run_planned
+from rmadapter.testbed.runs import COMPARED, HINT, TestbedRun, run_planned
 
 DATA = ("emoji_animals", "emoji_food", "emoji_objects", "emoji_travel")
 STYLES = ("fluent", "emojione")
@@ -74,8 +76,8 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
     data, styles, seeds = (sorted(set(names)) for names in zip(*paired, strict=True))
     lead = (
         f"{len(paired)} pairs of runs of {len(DATA) * len(STYLES) * len(SEEDS)}: seeds {seeds[0]} to {seeds[-1]}, "
-        f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups, of "
-        "means over seeds and styles."
+        f"{', '.join(data)}, drawn by {' and '.join(styles)}. Percent; ± is the standard error over the groups "
+        "(n - 1), of means over seeds and styles."
     )
     blocks: list[Table | str] = []
     for style in (None, *STYLES):
@@ -100,7 +102,7 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
             statistics.fmean(run[f"grad_norm_{term}"] for run in norms) for term in ("cross_entropy", "reconstruction")
         ]
         blocks.append(
-            f"Norm of the gradient to `w_down`, mean over the second half of RMAdapter's {len(norms)} runs: "
+            f"Norm of the gradient to w_down, mean over the second half of RMAdapter's {len(norms)} runs: "
             f"{means[0]:.3g} from cross-entropy, {means[1]:.3g} from reconstruction with its weights."
         )
     return Document(title, lead, blocks).markdown()
@@ -136,23 +138,38 @@ def _over_groups(values: dict[Key, float]) -> Estimate:
     return Estimate.of(unit_means(values))
 
 
+@dataclass
+class ClaimConfig:
+    """What RMAdapter is worth on the test bed: single branch against RMAdapter, paired.
+
+    Args:
+        out: folder of the results
+        seconds: begin no run after so many seconds
+        seeds: the first so many seeds
+        worker: I/N: every N-th run from the I-th, for N processes at once
+    """
+
+    out: PathText = "bench/results/testbed/claim"
+    seconds: float | None = None
+    seeds: int = len(SEEDS)
+    worker: str = "1/1"
+
+    def __post_init__(self) -> None:
+        check_range("seeds", self.seeds, 1, len(SEEDS))
+
+
+def run_claim(config: ClaimConfig) -> None:
+    """Make the runs that are missing, write the summary and print it."""
+    runs = [run for run in plan() if run.seed is None or run.seed <= config.seeds]
+    out = Path(config.out)
+    text = summary(run_planned(runs, out, budget=config.seconds, worker=config.worker))
+    write_text(out / "summary.md", text)
+    print(text)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.claim", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("bench/results/testbed/claim"))
-    parser.add_argument("--seconds", type=float, help="begin no run after so many seconds")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first so many seeds")
-    parser.add_argument("--worker", default="1/1", help="I/N: every N-th run from the I-th, for N processes at once")
-    chosen = parser.parse_args(argv)
-    try:
-        runs = [run for run in plan() if run.seed is None or run.seed <= chosen.seeds]
-        text = summary(run_planned(runs, chosen.out, budget=chosen.seconds, worker=chosen.worker))
-        write_text(chosen.out / "summary.md", text)
-        print(text)
-    except InputError as error:
-        print(f"claim: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line; the exit status is what ``commands.guarded`` says."""
+    return run_module(ClaimConfig, run_claim, argv, prog="python -m rmadapter.testbed.claim", hint=HINT)
 
 
 if __name__ == "__main__":

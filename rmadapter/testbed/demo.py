@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 
-from rmadapter.config.arguments import parse_arguments
+from rmadapter.config.arguments import run_module
+from rmadapter.config.paths import PathText
 from rmadapter.data.emoji import DATA
 from rmadapter.data.emoji.atlas import STYLES
-from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.errors import check_choice, check_range
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.reports.run_report import report
-from rmadapter.testbed.runs import COMPARED, train_config
+from rmadapter.testbed.runs import COMPARED, HINT, train_config
 from rmadapter.training.adapter_run import train
 
 
@@ -42,7 +43,7 @@ class DemoConfig:
         shortcuts: take the training step's shortcuts; --no-shortcuts computes everything anew at every step
     """
 
-    out: str = "demo"
+    out: PathText = "demo"
     data: str = "emoji_food"
     style: str = "fluent"
     seeds: int = 3
@@ -104,15 +105,10 @@ def _log(path: Path) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; the exit status is 2 for input that has to be mended."""
+    """The command line; the exit status is what ``commands.guarded`` says."""
     # At these sizes a second thread gives little, and beside other work its waiting costs several times what it gives.
     torch.set_num_threads(1)
-    try:
-        run_demo(parse_arguments(DemoConfig, sys.argv[1:] if argv is None else argv, prog="rmadapter.testbed.demo"))
-    except InputError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_module(DemoConfig, run_demo, argv, prog="python -m rmadapter.testbed.demo", hint=HINT)
 
 
 if __name__ == "__main__":

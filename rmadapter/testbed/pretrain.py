@@ -10,7 +10,6 @@ blended, their colours turned and washed out, and their shapes bent. Everything 
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -29,6 +28,8 @@ from tqdm import tqdm
 from rmadapter.clip import emoji_clip
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.prompts import encode_prompts
+from rmadapter.config.arguments import run_module
+from rmadapter.config.paths import PathText
 from rmadapter.data import Preprocessing
 from rmadapter.data.emoji import GROUPS, PREFIX
 from rmadapter.data.emoji.atlas import FILES, STYLES, catalogue, classes, drawings
@@ -39,6 +40,7 @@ from rmadapter.evaluation.accuracy import Loading, accuracy
 from rmadapter.files import read_json, write_atomic, write_bytes, write_json
 from rmadapter.reports.tables import Table
 from rmadapter.testbed.build import write_manifest
+from rmadapter.testbed.runs import HINT
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -319,27 +321,41 @@ def bundle(folder: Path) -> None:
     write_manifest()
 
 
+@dataclass(frozen=True)
+class PretrainConfig(Pretraining):
+    """The small CLIP of the test bed, pretrained on drawings.
+
+    Args:
+        steps: optimiser steps
+        batch_size: emoji a step, all different
+        lr: AdamW's, at the top
+        seed: of weights, batches and renderings
+        out: folder of weights and resumable state
+        bundle: put the weights where the package has them
+    """
+
+    out: PathText = ""
+    bundle: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.out:
+            raise InputError("out is missing; valid: --out FOLDER")
+
+
+def run_pretrain(config: PretrainConfig) -> None:
+    """Pretrain or go on with it, print zero-shot accuracies, and bundle the weights where that is asked for."""
+    out = Path(config.out)
+    weights = pretrain(Pretraining(config.steps, config.batch_size, config.lr, config.seed), out)
+    print(f"weights: {weights}\nzero-shot top-1 in percent, among the classes of a group:")
+    print(describe(zero_shot(out)))
+    if config.bundle:
+        bundle(out)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """The command line; the exit status is 2 for input that has to be mended."""
-    defaults = Pretraining()
-    parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of weights and resumable state")
-    for name in ("steps", "batch_size", "lr", "seed"):
-        value = getattr(defaults, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
-    parser.add_argument("--bundle", action="store_true", help="put the weights where the package has them")
-    chosen = parser.parse_args(argv)
-    try:
-        settings = Pretraining(chosen.steps, chosen.batch_size, chosen.lr, chosen.seed)
-        weights = pretrain(settings, chosen.out)
-        print(f"weights: {weights}\nzero-shot top-1 in percent, among the classes of a group:")
-        print(describe(zero_shot(chosen.out)))
-        if chosen.bundle:
-            bundle(chosen.out)
-    except InputError as error:
-        print(f"pretrain: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line; the exit status is what ``commands.guarded`` says."""
+    return run_module(PretrainConfig, run_pretrain, argv, prog="python -m rmadapter.testbed.pretrain", hint=HINT)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ COMPARED: dict[str, dict[str, Any]] = {
     "single": {"reconstruct": False, "lambda1": 0.0, "lambda2": 0.0, "lambda3": 0.0, "lambda4": 0.0},
     "rmadapter": {},
 }
+# What an experiment that was stopped needs to go on.
+HINT = "; the same command goes on"
 
 
 @dataclass(frozen=True)

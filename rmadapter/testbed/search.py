@@ -11,21 +11,23 @@ and seeds.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmadapter.config.arguments import run_module
+from rmadapter.config.paths import PathText
 from rmadapter.data import ImageData, base_new_split
 from rmadapter.data.emoji.emoji_data import load_emoji
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
 from rmadapter.reports.document import Document
 from rmadapter.reports.tables import Table
-from rmadapter.testbed.runs import COMPARED, TestbedRun, run_planned
+from rmadapter.testbed.runs import COMPARED, HINT, TestbedRun, run_planned
 
 DATA = ("emoji_activities", "emoji_symbols")
 STYLE = "fluent"
@@ -141,19 +143,31 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
     return text
 
 
+@dataclass
+class TestbedSearchConfig:
+    """The search that the test bed's training configuration comes from.
+
+    Args:
+        out: folder of the results
+        seconds: begin no run after so many seconds
+        worker: I/N: every N-th run from the I-th, for N processes at once
+    """
+
+    out: PathText = "bench/results/testbed/search"
+    seconds: float | None = None
+    worker: str = "1/1"
+
+
+def run_testbed_search(config: TestbedSearchConfig) -> None:
+    """Make the runs that are missing and print the tables."""
+    print(search(Path(config.out), config.seconds, config.worker))
+
+
 def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m rmadapter.testbed.search", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("bench/results/testbed/search"))
-    parser.add_argument("--seconds", type=float, help="begin no run after so many seconds")
-    parser.add_argument("--worker", default="1/1", help="I/N: every N-th run from the I-th, for N processes at once")
-    chosen = parser.parse_args(argv)
-    try:
-        print(search(chosen.out, chosen.seconds, chosen.worker))
-    except InputError as error:
-        print(f"search: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line; the exit status is what ``commands.guarded`` says."""
+    return run_module(
+        TestbedSearchConfig, run_testbed_search, argv, prog="python -m rmadapter.testbed.search", hint=HINT
+    )
 
 
 if __name__ == "__main__":

@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
-from rmadapter.data import DecodedImages, ImageData, Read, load_data
+from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
+from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
-from rmadapter.evaluation.results_file import describe, results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import cache_folder, write_json
+from rmadapter.methods.naming import folder_of, method_name
 from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_precision
 from rmadapter.step import distributed
+from rmadapter.step.batches import WorkerLostError, lost_workers_said
 from rmadapter.step.distributed import PeerLostError, Ranks
 from rmadapter.step.memory import parse_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts
+from rmadapter.training.before_training import check_test_images, check_test_prompts
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.loop import TrainingLoop
-from rmadapter.training.run_folder import RunFolder, finished_run, settings_of
+from rmadapter.training.run_folder import RunFolder, finished_run, not_tested, settings_of
+from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject
@@ -37,7 +43,9 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
 
     Raises:
         InputError: anything in the configuration, the data or the folder that cannot work, before training.
-        DivergedError: the loss was not finite at more than ``max_bad_steps`` steps.
+        DivergedError: the loss or its gradient was not finite at more than ``max_bad_steps`` steps.
+        StoppedError: the adapter is saved, but cannot be tested; the folder was deleted meanwhile.
+        WorkerLostError: a process that decodes images has ended.
         PeerLostError: under torchrun, another process has ended.
 
     Under torchrun every process runs this; the main one alone writes, prints and evaluates, and has results to return.
@@ -45,7 +53,7 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
     ranks = distributed.start(config.device)
     output = contextlib.nullcontext() if ranks.main else contextlib.redirect_stdout(None)
     try:
-        with output:
+        with output, lost_workers_said():
             results = _train(config, ranks, data)
     except RuntimeError as error:
         if ranks.world > 1 and distributed.is_lost_peer(error):
@@ -60,25 +68,40 @@ def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, An
 
 
 def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[str, Any]:
-    folder = RunFolder(config.run_folder)
-    if not config.explain and (done := finished_run(folder, config)) is not None:
+    folder = RunFolder(folder_of(config))
+    data = data or load_data(config.data, config.data_root, config.style)
+    if config.explain:
+        return _make(config, ranks, folder, data)
+    if (done := finished_run(folder, config, data)) is not None:
         return done
+    with folder.held() if ranks.main else contextlib.nullcontext():
+        # Another process may have had it until now.
+        done = finished_run(folder, config, data) if ranks.main else None
+        return _make(config, ranks, folder, data) if done is None else done
+
+
+def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData) -> dict[str, Any]:
+    """The run in its folder, which is this process's; with ``explain`` its plan alone."""
+    check_source(config.model, config.pretrained)
     device = ranks.device
     precision = resolve_precision(config.precision, device)
-    data = data or load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
+    parts = own_parts(config, data) if config.evaluate else ()
+    check_test_images(data, parts)
     read = _reader(config, data, ranks)
-    sample, items, names = few_shot(config, data, read)
+    sample, items, names, findings = few_shot(config, data, read)
     backbone = store_backbone(load_backbone(config.model, config.pretrained, device), DTYPES[precision])
+    check_test_prompts(backbone, data, parts, config.template)
     model, backend = _make_model(config, backbone, names, precision)
     state = folder.load_state() if config.resume and not config.explain else None
-    text_bytes = text_budget(config, device)
+    text_bytes, whence = text_budget(config, device)
     if state is not None and config.text_memory is None:
         # The chunks of classes depend on it, and the last bits on the chunks: what the run began with.
-        text_bytes = state.values["text_bytes"]
+        text_bytes, whence = state.values["text_bytes"], "as this run began with"
     step, sentence = make_step(model, config, precision, text_bytes, ranks)
     print(sentence)
+    print(f"text memory {text_bytes / 1e9:.2f} GB, {whence}")
     if config.explain:
         if blocks_obstacle(model.clip) is None:
             print(Plan.of(step, ranks.most(config.batch_size), config.views))
@@ -92,25 +115,37 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
 
     ranks.barrier()  # every process has looked into the folder before one writes to it
     if ranks.main:
-        folder.prepare(config)
-        write_json(folder.environment_file, {**environment(device), "backend": backend, "precision": precision})
+        folder.prepare(config, data.content_hash)
+        folder.check_room(run.bytes_written)
+        said = {"backend": backend, "precision": precision, "text_memory": text_bytes}
+        write_json(folder.environment_file, {**environment(device), **said})
         sample.save(folder.sample_file)
     run.fit(folder)
     distributed.stop(ranks)  # the others need not wait while the main one evaluates
     if not ranks.main:
         return {}
     training = {
-        "method": config.method,
+        "method": method_name(config),
         "data": data.name,
         "style": data.style,
+        "data_hash": data.content_hash,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
         # None: without encoders it went through open_clip's own forward passes.
         "residual": None if model.encoders is None else config.residual,
+        "settings": _settings(config, run),
     }
+    folder.check_held()
     model.adapted.save_adapter(folder.adapter, class_names=names, template=config.template, training=training)
-    results = _results(config, run, backend, _evaluate(config, run) if config.evaluate else None)
+    try:
+        with lost_workers_said():
+            found = _evaluate(config, run, parts) if parts else None
+    except (InputError, WorkerLostError) as error:
+        raise not_tested(folder, config, error) from error
+    source = trained_on(training, read_info(folder.adapter).weights_sha256)
+    results = _results(config, run, backend, findings, found, source)
+    folder.check_held()
     write_results(folder.results_file, results)
     folder.remove_state()
     if config.evaluate:
@@ -164,23 +199,37 @@ def own_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
     return tested_parts("base_new" if config.classes == "base" else config.classes, data.class_names)
 
 
-def _evaluate(config: TrainConfig, run: TrainingLoop) -> dict[str, Any]:
-    """Accuracy on the test images of ``own_parts``."""
+def _evaluate(config: TrainConfig, run: TrainingLoop, parts: Sequence[str]) -> dict[str, Any]:
+    """Accuracy on the test images of ``parts``."""
     loading = Loading(
         run.backbone.preprocessing, config.eval_batch_size, config.workers, skip_bad=config.skip_bad_images
     )
     began = time.perf_counter()
-    found = evaluate_parts(run.model, run.data, own_parts(config, run.data), loading)
+    found = evaluate_parts(run.model, run.data, parts, loading)
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[str, Any] | None) -> dict[str, Any]:
+def _settings(config: TrainConfig, run: TrainingLoop) -> dict[str, Any]:
+    """What determines the numbers, for the adapter's file and for results.json."""
+    return {**settings_of(config), "text_memory": run.text_bound}
+
+
+def _results(
+    config: TrainConfig,
+    run: TrainingLoop,
+    backend: str,
+    findings: SampleFindings,
+    found: dict[str, Any] | None,
+    source: dict[str, Any],
+) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
     return results_of(
-        method=config.method,
+        method=method_name(config),
         data=run.data,
+        trained_on=source,
         model=config.model,
         pretrained=config.pretrained,
+        base_hash=run.base_hash,
         shots=config.shots,
         seed=config.seed,
         classes=config.classes,
@@ -190,9 +239,10 @@ def _results(config: TrainConfig, run: TrainingLoop, backend: str, found: dict[s
         seconds={"train": run.seconds, "eval": found["seconds"]},
         precision=run.precision,
         device=str(run.device),
-        settings=settings_of(config),
+        settings=_settings(config, run),
         retention_style=run.data.retention.style if run.data.retention else None,
         bad_steps=run.bad_steps,
+        data_findings=findings.to_dict(),
         backend=backend,
-        few_shot_hash=json.loads((config.run_folder / "few_shot.json").read_text())["hash"],
+        few_shot_hash=json.loads((folder_of(config) / "few_shot.json").read_text())["hash"],
     )

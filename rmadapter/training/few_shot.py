@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from rmadapter.config import TrainConfig
 from rmadapter.data import (
     DecodedImages,
@@ -9,20 +11,31 @@ from rmadapter.data import (
     ImageData,
     Item,
     Read,
+    SampleFindings,
     base_new_split,
     check_images,
+    examine,
     few_shot_sample,
     part_names,
 )
 from rmadapter.errors import check_range
 
 
-def few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShotSample, list[Item], list[str]]:
-    """The few-shot sample over all classes, and of it the chosen part's training items and class names.
+class FewShot(NamedTuple):
+    """The sample over all classes; of the part that is trained on, items and class names; and what is odd about it."""
+
+    sample: FewShotSample
+    items: list[Item]
+    names: list[str]
+    findings: SampleFindings
+
+
+def few_shot(config: TrainConfig, data: ImageData, read: Read) -> FewShot:
+    """Draw the sample that ``config`` asks for; says what was left out and what is odd about it.
 
     Raises:
-        InputError: a part of fewer than two classes, more shots than the data set may have, no training images, or
-            (without ``skip_bad_images``) one that cannot be read.
+        InputError: a part of fewer than two classes, more shots than the data set may have, no training images, one
+            that cannot be read (without ``skip_bad_images``) or is a test image too (without ``allow_test_overlap``).
     """
     names = part_names(data.class_names, config.classes)
     if data.max_shots is not None:
@@ -43,5 +56,15 @@ def few_shot(config: TrainConfig, data: ImageData, read: Read) -> tuple[FewShotS
             f"image cache: {read.kept} of {len(train_items)} images in {read.folder}, {read.bytes / 1e9:.2f} GB"
             + (f"; --cache-limit {config.cache_limit} has no room for the others" if read.full else "")
         )
+    items = base_new_split(train_items, config.classes, len(data.class_names))
+    chosen = {item.path for item in items}
+    findings, sentences = examine(
+        data,
+        [item for item in train_items if item.path in chosen],
+        config.shots,
+        allow_test_overlap=config.allow_test_overlap,
+    )
+    for sentence in sentences:
+        print(sentence)
     sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
-    return sample, base_new_split(train_items, config.classes, len(data.class_names)), names
+    return FewShot(sample, items, names, findings)

@@ -18,23 +18,27 @@ from rmadapter.errors import InputError, StoppedError
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.step.batches import Batch, TrainBatches, Waited
 from rmadapter.step.cuda_graphs import CudaRecorder, GraphedStep
-from rmadapter.step.device_step import DeviceStep, StepInputs
+from rmadapter.step.device_step import FINITE, DeviceStep, StepInputs, largest_gradient
 from rmadapter.step.distributed import Ranks, parallel
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.training.arriving import Arriving
 from rmadapter.training.means import Means
-from rmadapter.training.run_folder import MetricsLog, RunFolder, State
+from rmadapter.training.metrics_log import MetricsLog
+from rmadapter.training.run_folder import RunFolder, State
 
-REMEDY = "A smaller --lr, or smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times lambda decides"
+REMEDY = (
+    "A new run with a smaller --lr, or with smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times "
+    "lambda decides"
+)
 
 # Waiting for the loader is said from this share of an epoch on; less is the start of its workers.
 SAID_WAITING = 0.2
 
 
 class DivergedError(StoppedError):
-    """The loss is not finite too often; the message names the last such batch and what usually helps."""
+    """The loss, or its gradient, is not finite too often; the message names the last such batch and what helps."""
 
 
 class TrainingLoop:
@@ -62,6 +66,8 @@ class TrainingLoop:
         self.batches = self._make_batches()
         self.forward = parallel(step, config.adapter, config.loss) if ranks.world > 1 else step
         self.parameters = model.adapted.adapter_tensors()
+        # Two states while one replaces the other, each with weights and momentum in fp32, and 1 MiB for what is small.
+        self.bytes_written = 16 * sum(p.numel() for p in self.parameters.values()) + 2**20
         self.optimizer = torch.optim.SGD(
             self.parameters.values(),
             lr=config.lr,
@@ -71,7 +77,7 @@ class TrainingLoop:
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=config.epochs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.steps_per_epoch = math.ceil(len(items) / config.batch_size)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch, self.step_in_epoch = 0, 0
         self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
         self.since_line, self.since_epoch = Means(), Means()
@@ -84,6 +90,11 @@ class TrainingLoop:
     def step(self) -> int:
         """Steps taken so far, over all epochs."""
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
+    @property
+    def text_bound(self) -> int | None:
+        """The bound on the prompts' memory where it decides the last bits, since not all of them fit in it."""
+        return self.step_module.text_bound if isinstance(self.step_module, TrainStep) else None
 
     def state(self) -> State:
         """What a resumed run needs; randomness is a function of (seed, epoch, index) and needs nothing."""
@@ -162,7 +173,14 @@ class TrainingLoop:
             key = view_cache.cache_key(self.step_module, self.base_hash, transform, contents, config.seed)
             cache = view_cache.open_cache(self.step_module, config, len(images), key, self.ranks)
         return TrainBatches(
-            images, config.batch_size, config.seed, config.workers, self.device, cache=cache, ranks=self.ranks
+            images,
+            config.batch_size,
+            config.seed,
+            config.workers,
+            self.device,
+            cache=cache,
+            ranks=self.ranks,
+            drop_last=config.drop_last,
         )
 
     def _make_graphed(self) -> GraphedStep:
@@ -233,7 +251,9 @@ class TrainingLoop:
                 self._save_state(folder, log)
         means = self.since_epoch.values(self.ranks)
         if not means:
-            raise DivergedError(f"the loss is not finite at any step of epoch {self.epoch + 1}. {REMEDY}")
+            raise DivergedError(
+                f"the loss or its gradient is not finite at any step of epoch {self.epoch + 1}. {REMEDY}"
+            )
         if log is not None:
             log.write({"kind": "epoch", "epoch": self.epoch + 1, "step": self.step, **means})
         self.since_epoch = Means()
@@ -274,20 +294,22 @@ class TrainingLoop:
         return self.forward(batch.images, batch.labels, self._views(batch), share)
 
     def _step(self, batch: Batch, wants_norms: bool) -> dict[str, float]:
-        """One step of the optimizer, skipped where the loss is not finite; returns the gradient norms if wanted."""
+        """One step of the optimizer, skipped where loss or gradient is not finite; the gradient norms if wanted."""
         if self.graphed is not None:
             self._graphed_step(batch, wants_norms)
             return {}
         output = self._output(batch)
-        # The mean over all processes, so that all skip the same steps.
-        total = Arriving(self.ranks.mean(output.losses["total"]))
+        # The mean over all processes, so that all skip the same steps; gradients are their means already.
+        total = self.ranks.mean(output.losses["total"]).detach()
         norms = {}
         if wants_norms:
             found = gradient_norms(output.losses, self.config.loss, self._w_down, self.ranks.mean)
             norms = {name: float(value) for name, value in found.items()}
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output.losses["total"]).backward()
-        if not math.isfinite(total.wait()):
+        # Gradients that the scaler has made too large are its own affair: it skips the step and scales less.
+        largest = total.new_zeros(()) if self.scaler.is_enabled() else largest_gradient(self.parameters.values())
+        if not Arriving(torch.stack([total, largest.to(total)])).wait().isfinite().all():
             values = {name: value.item() for name, value in output.losses.items()}
             self._count_bad_step(values, self.epoch, self.step_in_epoch)
             return {}
@@ -311,13 +333,13 @@ class TrainingLoop:
         self._judge(before)
 
     def _judge(self, step: tuple[Arriving, int, int] | None) -> None:
-        """Count a step of a recording whose loss was not finite."""
+        """Count a step of a recording whose loss or gradient was not finite."""
         if step is None:
             return
         assert self.graphed is not None
         arriving, epoch, number = step
         losses = dict(zip(self.graphed.step.names, arriving.wait().tolist(), strict=True))
-        if not math.isfinite(losses["total"]):
+        if not losses.pop(FINITE):
             self._count_bad_step(losses, epoch, number)
 
     def _settle(self) -> None:
@@ -338,8 +360,9 @@ class TrainingLoop:
             return
         names = ", ".join(self.items[index].path for index in self.batches.numbers(epoch, number))
         parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        what = "the gradient of the loss" if all(map(math.isfinite, losses.values())) else "the loss"
         raise DivergedError(
-            f"the loss is not finite at step {epoch * self.steps_per_epoch + number + 1} ({parts}), after "
+            f"{what} is not finite at step {epoch * self.steps_per_epoch + number + 1} ({parts}), after "
             f"{self.bad_steps - 1} such steps that were skipped; its images: {names}. {REMEDY}; "
             "--max-bad-steps allows more"
         )

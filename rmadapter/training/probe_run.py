@@ -15,38 +15,58 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.backbone import Backbone, check_source, load_backbone
+from rmadapter.clip.finite import check_finite
 from rmadapter.config import TrainConfig
 from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts
-from rmadapter.evaluation.results_file import describe, results_of, write_results
+from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
+from rmadapter.methods.naming import folder_of
 from rmadapter.runtime import environment, resolve_device
+from rmadapter.step.batches import WorkerLostError, lost_workers_said
+from rmadapter.training.before_training import check_test_images, check_test_prompts
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.probe_fit import DEFAULT_C, GRID, choose
-from rmadapter.training.run_folder import RunFolder, finished_run
-from rmadapter.tuners.probe import LinearProbe, save_probe
+from rmadapter.training.run_folder import RunFolder, finished_run, not_tested
+from rmadapter.tuners.probe import LinearProbe, read_probe, save_probe
 
 
-def train_probe(config: TrainConfig) -> dict[str, Any]:
+def train_probe(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Fit a probe on the few-shot sample, save it in ``adapter/`` of the run folder, evaluate it.
+
+    ``data`` is taken in place of the data set that the configuration names.
 
     Raises:
         InputError: as ``adapter_run.train``; an unreadable image.
+        StoppedError: the probe is saved, but cannot be tested; the folder was deleted meanwhile.
+        WorkerLostError: a process that decodes images has ended.
     """
-    folder = RunFolder(config.run_folder)
-    if (done := finished_run(folder, config)) is not None:
+    folder = RunFolder(folder_of(config), LINEAR_PROBE.kind)
+    data = data or load_data(config.data, config.data_root, config.style)
+    if (done := finished_run(folder, config, data)) is not None:
         return done
+    with folder.held(), lost_workers_said():
+        if (done := finished_run(folder, config, data)) is not None:  # another process may have had it until now
+            return done
+        return _run(config, folder, data)
+
+
+def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, Any]:
+    check_source(config.model, config.pretrained)
     device = resolve_device(config.device)
-    data = load_data(config.data, config.data_root, config.style)
     for note in data.notes:
         print(note)
-    sample, items, names = few_shot(config, data, data.read)
+    # New classes are unknown to it: of the halves it has the one that it was trained on.
+    parts = (config.classes,) if config.evaluate else ()
+    check_test_images(data, parts)
+    sample, items, names, findings = few_shot(config, data, data.read)
     val_items = base_new_split(sample.val, config.classes, len(data.class_names))
     backbone = load_backbone(config.model, config.pretrained, device)
-    folder.prepare(config)
+    check_test_prompts(backbone, data, parts, config.template)
+    folder.prepare(config, data.content_hash)
     write_json(folder.environment_file, environment(device))
     sample.save(folder.sample_file)
 
@@ -57,29 +77,39 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     print(f"linear probe: C = {inverse_penalty:g}, {len(items)} images of {len(names)} classes, {seconds:.1f} s")
     probe = _probe(backbone, names, config.template, solution)
+    settings = {"C": DEFAULT_C if validated is None else list(GRID)}
     training = {
         "method": LINEAR_PROBE.name,
         "data": data.name,
         "style": data.style,
+        "data_hash": data.content_hash,
         "classes": config.classes,
         "shots": config.shots,
         "seed": config.seed,
         "C": inverse_penalty,
+        "settings": settings,
     }
+    folder.check_held()
     save_probe(folder.adapter, probe, backbone, training)
+    weights_sha256 = read_probe(folder.adapter).weights_sha256
 
     found = {"accuracy": {}, "images": {}, "skipped": 0}
     began = time.perf_counter()
-    if config.evaluate:
+    if parts:
         loading = Loading(backbone.preprocessing, config.eval_batch_size, config.workers, config.skip_bad_images)
-        # New classes are unknown to it: of the halves it has the one that it was trained on.
-        found = evaluate_parts(probe, data, (config.classes,), loading)
+        try:
+            with lost_workers_said():
+                found = evaluate_parts(probe, data, parts, loading)
+        except (InputError, WorkerLostError) as error:
+            raise not_tested(folder, config, error) from error
         print(describe(found))
     results = results_of(
         method=LINEAR_PROBE.name,
         data=data,
+        trained_on=trained_on(training, weights_sha256),
         model=config.model,
         pretrained=config.pretrained,
+        base_hash=backbone.base_hash,
         shots=config.shots,
         seed=config.seed,
         classes=config.classes,
@@ -89,9 +119,11 @@ def train_probe(config: TrainConfig) -> dict[str, Any]:
         seconds={"train": seconds, "eval": time.perf_counter() - began},
         precision="fp32",
         device=str(device),
-        settings={"C": DEFAULT_C if validated is None else list(GRID)},
+        settings=settings,
+        data_findings=findings.to_dict(),
         few_shot_hash=sample.hash,
     )
+    folder.check_held()
     write_results(folder.results_file, results)
     print(f"adapter: {folder.adapter}\nresults: {folder.results_file}")
     return results
@@ -115,7 +147,8 @@ def encode(
         if unreadable and not config.skip_bad_images:
             raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
         if len(batch_labels):
-            features.append(F.normalize(backbone.clip.encode_image(batch.to(device)).float(), dim=-1))
+            found = check_finite("image features", backbone.clip.encode_image(batch.to(device)))
+            features.append(F.normalize(found.float(), dim=-1))
             labels.append(batch_labels.to(device))
     if not labels:
         raise InputError(f"none of {len(items)} images could be read")

@@ -1,16 +1,20 @@
 """A run's folder: resolved configuration, metrics, few-shot sample, resumable state, adapter, results.
 
-    config.yaml  environment.json  few_shot.json  metrics.jsonl  adapter/  results.json
+    run.json  config.yaml  environment.json  few_shot.json  metrics.jsonl  adapter/  results.json
     state.safetensors     while the run is unfinished: everything that --resume needs, in one file
 
-The state is one file, so that a kill at any moment leaves either the last state or the one before.
+The state is one file, so that a kill at any moment leaves either the last state or the one before. ``run.json`` says
+that the folder is a run's, of what kind, and which data it began with; a lock keeps other processes out meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
+import shlex
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +25,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rmadapter.config import RUN_CONFIG_FILE, TrainConfig
-from rmadapter.errors import InputError
+from rmadapter.data import ImageData
+from rmadapter.errors import InputError, StoppedError
 from rmadapter.evaluation.results_file import describe
-from rmadapter.files import read_json, shown_names, write_atomic, write_text
+from rmadapter.files import clear_temporaries, read_json, reserve, shown_names, write_atomic, write_json, write_text
+from rmadapter.locks import ProcessLock
+from rmadapter.methods.method import ADAPTERS
+from rmadapter.tuners.adapter_file import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from rmadapter.tuners.probe import PROBE_CONFIG, PROBE_WEIGHTS
 
-# What may differ between a run and its resumption: where things are, and what changes no weight beyond its last bits.
-FREE_ON_RESUME = {
+FORMAT = 1
+LOCK = ".lock"
+# Where things are and how fast it goes, which changes no weight beyond its last bits.
+_PLACES_AND_SPEED = {
     "out",
     "resume",
     "overwrite",
@@ -42,8 +53,14 @@ FREE_ON_RESUME = {
     "image_cache",
     "explain",
     "max_bad_steps",
+    "allow_test_overlap",
 }
-# No settings of a result: what results.json says beside them, and what is only written down or done afterwards.
+# What is written down or done beside training.
+_WITHOUT_WEIGHT = {"evaluate", "log_every", "grad_norm_every", "label"}
+# What may differ between a run and its resumption. Images that are left out change no sample that was drawn: it is
+# compared with the one that the run began with.
+FREE_ON_RESUME = _PLACES_AND_SPEED | _WITHOUT_WEIGHT | {"skip_bad_images"}
+# No settings of a result: what results.json says beside them.
 _SAID_BESIDE = {
     "data",
     "style",
@@ -55,9 +72,9 @@ _SAID_BESIDE = {
     "precision",
     "fused",
     "backend",
-    "label",
 }
-_WITHOUT_WEIGHT = {"evaluate", "log_every", "grad_norm_every"}
+# For people, of a run that has stopped, by whatever command it was made.
+GO_ON = "--resume goes on with it; in a sweep or a search, that one's own command does"
 
 
 @dataclass
@@ -74,10 +91,11 @@ class State:
 
 
 class RunFolder:
-    """The files of one run in ``path``."""
+    """The files of one run in ``path``; ``kind`` is that of its method."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, kind: str = ADAPTERS):
+        self.path, self.kind = path, kind
+        self.marker_file = path / "run.json"
         self.config_file = path / RUN_CONFIG_FILE
         self.environment_file = path / "environment.json"
         self.sample_file = path / "few_shot.json"
@@ -85,57 +103,154 @@ class RunFolder:
         self.state_file = path / "state.safetensors"
         self.results_file = path / "results.json"
         self.adapter = path / "adapter"
+        self._lock: ProcessLock | None = None
 
-    def check(self, config: TrainConfig) -> None:
-        """Before any work: may a run with ``config`` go into this folder?
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has begun here."""
+        return self.marker_file.is_file()
+
+    @property
+    def _own_files(self) -> list[Path]:
+        """All that a run may write, its marker last: while that is there, the folder is a run's."""
+        adapter = [self.adapter / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS)]
+        files = [self.results_file, self.state_file, self.metrics_file, self.sample_file, self.environment_file]
+        return [*files, *adapter, self.config_file, self.marker_file]
+
+    def _others(self) -> list[str]:
+        """What is in the folder that no run writes."""
+        own = self._own_files
+        names = [self.path / name for name in shown_names(self.path)]
+        if self.adapter.is_dir() and not self.adapter.is_symlink():
+            names.remove(self.adapter)
+            names += [self.adapter / name for name in shown_names(self.adapter)]
+        return [str(path.relative_to(self.path)) for path in names if path not in own]
+
+    def check(self, config: TrainConfig, data: ImageData | None = None) -> None:
+        """Before any work: may a run with ``config`` on ``data`` go into this folder?
 
         Raises:
             InputError: a run is there and neither resume nor overwrite is set, or the run there has another
-                configuration, or the folder holds something that is no run.
+                configuration, is of another method or on other data, or the folder holds something that is no run's.
         """
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise InputError(f"out is {str(self.path)!r}, which is a file")
-        is_run = self.config_file.is_file()
-        if not is_run and (others := shown_names(self.path)):
-            raise InputError(
-                f"out is {str(self.path)!r}, a folder with other files in it ({others[0]}); valid: a new or empty one"
-            )
-        if is_run and not (config.resume or config.overwrite):
-            raise InputError(
-                f"out is {str(self.path)!r}, where a run is already; valid: --resume to go on with it, --overwrite "
-                "to replace it, or another --out"
-            )
-        if is_run and config.resume:
-            self._check_same(config)
-
-    def _check_same(self, config: TrainConfig) -> None:
-        try:
-            before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{self.config_file} cannot be read: {error}") from error
-        now = _plain(config)
-        for name in now:
-            if name not in FREE_ON_RESUME and before.get(name) != now[name]:
+        if not self.is_run:
+            if others := shown_names(self.path):
                 raise InputError(
-                    f"{name} is {now[name]!r}, but the run in {self.path} has {before.get(name)!r}; "
-                    "valid with --resume: the same, or another --out"
+                    f"out is {str(self.path)!r}, a folder with other files in it ({others[0]}); valid: a new or empty "
+                    "one"
                 )
+            return
+        others = self._others()
+        if config.overwrite:
+            if others:
+                raise InputError(
+                    f"out is {str(self.path)!r}, where beside a run there is {others[0]!r}, and --overwrite deletes "
+                    "what is a run's alone; valid: another --out, or that file elsewhere"
+                )
+            return
+        difference = self._difference(config, data)
+        if config.resume:
+            if difference is not None:
+                raise InputError(f"{difference}; valid with --resume: the same, or another --out")
+            return
+        resume = "--resume to go on with it, " if difference is None else ""
+        overwrite = "" if others else "--overwrite to replace it, "
+        raise InputError(
+            f"out is {str(self.path)!r}, where a run is already{f': {difference}' if difference else ''}; valid: "
+            f"{resume}{overwrite}another --out"
+        )
 
-    def prepare(self, config: TrainConfig) -> None:
-        """Make the folder, emptied with ``overwrite``, and write the resolved configuration."""
-        if config.overwrite and self.path.exists():
-            shutil.rmtree(self.path)
+    def _difference(self, config: TrainConfig, data: ImageData | None) -> str | None:
+        """In what the run that is here is not the one that ``config`` and ``data`` describe; None where it is."""
+        marker = read_json(self.marker_file, "run file")
+        if not isinstance(marker, dict) or marker.get("format") != FORMAT:
+            return f"the run in {self.path} was made by another version"
+        if marker.get("kind") != self.kind:
+            return f"method is one of kind {self.kind!r}, but that of the run in {self.path} is {marker.get('kind')!r}"
+        if self.config_file.is_file():
+            try:
+                before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                return f"{self.config_file} cannot be read: {error}"
+            now = _plain(config)
+            for name in now:
+                old = before.get(name) if isinstance(before, dict) else None
+                if name not in FREE_ON_RESUME and old != now[name]:
+                    return f"{name} is {now[name]!r}, but the run in {self.path} has {old!r}"
+        if data is not None and data.content_hash != marker.get("data_hash"):
+            return changed_data(data, str(marker.get("data_hash")), f"the run in {self.path} began")
+        return None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, this process alone may write to the folder, which is made; one that stays empty goes again.
+
+        Raises:
+            InputError: another process has it, or it cannot be made.
+        """
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out is {str(self.path)!r}, which cannot be made: {error.strerror}") from error
+        lock = ProcessLock(self.path / LOCK)
+        try:
+            with lock.attempt() as mine:
+                if not mine:
+                    raise InputError(
+                        f"out is {str(self.path)!r}, where another run is going on ({lock.in_the_way}); valid: "
+                        "another --out, or its end"
+                    )
+                self._lock = lock
+                yield
+        finally:
+            self._lock = None
+            with contextlib.suppress(OSError):
+                for folder in missing:
+                    folder.rmdir()
+
+    def check_held(self) -> None:
+        """Raise StoppedError where the folder is no longer this process's alone, since somebody has deleted it."""
+        if self._lock is not None:
+            self._lock.check_held()
+
+    def prepare(self, config: TrainConfig, data_hash: str | None) -> None:
+        """Write what the run is and its resolved configuration; with ``overwrite`` delete the run that is there."""
+        if config.overwrite and self.is_run:
+            for path in self._own_files:
+                path.unlink(missing_ok=True)
+            if self.adapter.is_dir():
+                self.adapter.rmdir()
+        clear_temporaries(self.path)
+        if not self.is_run:
+            write_json(self.marker_file, {"format": FORMAT, "kind": self.kind, "data_hash": data_hash})
         if not self.config_file.exists():
-            write_text(self.config_file, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+            # Read by --config it makes this run again; what it does to a folder that is there is asked for each time.
+            values = {**_plain(config), "resume": False, "overwrite": False}
+            write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def check_room(self, size: int) -> None:
+        """Raise InputError unless ``size`` bytes more may be written to the folder."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                reserve(file, size)
+        except OSError as error:
+            raise InputError(
+                f"out is {str(self.path)!r}, where the {size / 1e6:.1f} MB that a run needs cannot be written: "
+                f"{error.strerror or error}; valid: a folder on a disk with room"
+            ) from error
 
     def results(self) -> dict[str, Any] | None:
         """What the finished run found, or None for an unfinished one."""
         return read_json(self.results_file, "results file") if self.results_file.is_file() else None
 
     def save_state(self, state: State) -> None:
-        """Replace the resumable state, atomically."""
+        """Replace the resumable state, atomically; StoppedError where the folder was taken from this process."""
+        self.check_held()
 
         def write(path: Path) -> None:
             try:
@@ -161,38 +276,9 @@ class RunFolder:
         self.state_file.unlink(missing_ok=True)
 
 
-class MetricsLog:
-    """``metrics.jsonl``, one JSON object a line; opened at ``length`` bytes, so that a resumed run repeats none."""
-
-    def __init__(self, path: Path, length: int):
-        try:
-            self._file = path.open("ab")
-            self._file.truncate(length)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
-        self.path = path
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Append a line and hand it to the operating system."""
-        try:
-            self._file.write(json.dumps(values).encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
-
-    @property
-    def length(self) -> int:
-        """Bytes so far."""
-        return self._file.seek(0, 2)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """What determines a training run's numbers beside its data, model and seed, for results.json."""
-    left_out = FREE_ON_RESUME | _SAID_BESIDE | _WITHOUT_WEIGHT
+    left_out = _PLACES_AND_SPEED | _SAID_BESIDE | _WITHOUT_WEIGHT
     return {name: value for name, value in _plain(config).items() if name not in left_out}
 
 
@@ -201,14 +287,42 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def finished_run(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
+def changed_data(data: ImageData, before: str, when: str) -> str:
+    """That ``data`` is not what it was ``when`` something else was made of it, for people; both by their hashes."""
+    return (
+        f"data {data.name} does not list the images, classes and labels that it did when {when}: its content hash is "
+        f"{data.content_hash[:12]}, and was {before[:12]}"
+    )
+
+
+def finished_run(folder: RunFolder, config: TrainConfig, data: ImageData | None = None) -> dict[str, Any] | None:
     """What the finished run found that ``config`` goes on with, which is said; None where there is work to do.
 
     Raises:
         InputError: what ``folder.check`` raises.
     """
-    folder.check(config)
+    folder.check(config, data)
     done = folder.results() if config.resume else None
     if done is not None:
         print(f"the run in {folder.path} is finished; its results: {folder.results_file}\n{describe(done)}")
+        if config.evaluate and not done["accuracy"]:
+            print(f"it was made without a test, which this does: {eval_command(folder, config)}")
     return done
+
+
+def eval_command(folder: RunFolder, config: TrainConfig, *more: str) -> str:
+    """What tests the adapter in ``folder`` on the data of ``config``, with ``more`` options, as words for a shell."""
+    words = ["rmadapter", "eval", "--adapter", str(folder.adapter), "--data", config.data]
+    words += [] if config.data_root is None else ["--data-root", config.data_root]
+    words += [] if config.style is None else ["--style", config.style]
+    halves = config.classes == "base" and folder.kind == ADAPTERS
+    return shlex.join([*words, "--classes", "base_new" if halves else config.classes, *more])
+
+
+def not_tested(folder: RunFolder, config: TrainConfig, error: Exception) -> StoppedError:
+    """For a run whose adapter is there, but whose test met ``error``: an image, or a process that decodes them."""
+    other = ["--skip-bad-images"] if isinstance(error, InputError) else ["--workers", "0"]
+    return StoppedError(
+        f"the adapter is trained and saved in {folder.adapter}, but its test failed: {error}. {GO_ON}, both with "
+        f"{' '.join(other)} too; or test it with {eval_command(folder, config, *other)}"
+    )

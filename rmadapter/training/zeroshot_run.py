@@ -6,19 +6,23 @@ import dataclasses
 from typing import Any
 
 from rmadapter.config import TrainConfig
+from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.evaluation.results_file import write_results
 from rmadapter.files import write_json
+from rmadapter.methods.naming import folder_of
 from rmadapter.methods.zeroshot import ZEROSHOT
 from rmadapter.runtime import environment, resolve_device
+from rmadapter.step.batches import lost_workers_said
 from rmadapter.training.run_folder import RunFolder, finished_run
 
 
-def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
+def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Evaluate the base model as training would have evaluated its adapter; writes the run folder.
 
+    ``data`` are the data that the configuration names, where they are at hand; a finished run is compared with them.
     The prompt is ``config.template`` where that is not the default, else the data set's (``data.catalog``).
 
     Raises:
@@ -26,10 +30,19 @@ def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
     """
     if not config.evaluate:
         raise InputError(f"evaluate is False, but {ZEROSHOT.name} does nothing else; valid: True")
-    folder = RunFolder(config.run_folder)
-    if (done := finished_run(folder, config)) is not None:
+    folder = RunFolder(folder_of(config), ZEROSHOT.kind)
+    if data is None and config.resume:
+        data = load_data(config.data, config.data_root, config.style)
+    if (done := finished_run(folder, config, data)) is not None:
         return done
-    own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out"}
+    with folder.held(), lost_workers_said():
+        if (done := finished_run(folder, config, data)) is not None:  # another process may have had it until now
+            return done
+        return _run(config, folder)
+
+
+def _run(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
+    own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out", "trust_base"}
     names = {field.name for field in dataclasses.fields(EvalConfig)} - own
     shared = {name: getattr(config, name) for name in names}
     results = run_eval(
@@ -41,7 +54,8 @@ def run_zeroshot(config: TrainConfig) -> dict[str, Any]:
             batch_size=config.eval_batch_size,
         )
     )
-    folder.prepare(config)
+    folder.check_held()
+    folder.prepare(config, results.get("data_hash"))
     write_json(folder.environment_file, environment(resolve_device(config.device)))
     write_results(folder.results_file, results)
     print(f"results: {folder.results_file}")

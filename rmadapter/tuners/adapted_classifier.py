@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.types import ClipModel
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.encoders import Encoders
-from rmadapter.tuners.injection import AdaptedCLIP
 
 
 class AdaptedClassifier(CLIPClassifier):
@@ -19,7 +19,8 @@ class AdaptedClassifier(CLIPClassifier):
         model: the model with its adapters.
         tokenizer, class_names, template, trim: as in ``CLIPClassifier``.
         encoders: where given they run the model in eval mode in place of open_clip's own forward passes and hooks:
-            the last block at the pooled token alone, the residual stream in a dtype of its own. They may be set later.
+            the last block at the pooled token alone, the residual stream in a dtype of its own. They may be set later;
+            while the model is on another device than they were made for, it runs without them.
     """
 
     model: AdaptedCLIP
@@ -34,6 +35,7 @@ class AdaptedClassifier(CLIPClassifier):
         trim: bool = True,
         encoders: Encoders | None = None,
     ):
+        model.use_tokenizer(tokenizer)
         super().__init__(model, tokenizer, class_names, template, trim=trim)
         self.encoders = encoders
 
@@ -59,4 +61,5 @@ class AdaptedClassifier(CLIPClassifier):
 
     @property
     def _running_encoders(self) -> Encoders | None:
-        return self.encoders if not self.training and self.adapted.enabled else None
+        found = self.encoders
+        return found if found is not None and not self.training and self.adapted.enabled and found.image.fits else None

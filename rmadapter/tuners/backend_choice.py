@@ -6,7 +6,7 @@ import torch
 
 from rmadapter.clip.towers import find_towers
 from rmadapter.errors import InputError, nearest
-from rmadapter.tuners.injection import AdaptedCLIP
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter_kernels import AUTO, Explanation, FusedRMAdapter, available_backends, explain
 
 EAGER = "eager"

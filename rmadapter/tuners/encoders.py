@@ -22,8 +22,8 @@ from rmadapter.clip.layout import Layout
 from rmadapter.clip.obstacles import blocks_obstacle, is_causal, last_block_obstacle
 from rmadapter.clip.prompts import embed_prompts, end_of_text, pool_text, project_text
 from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.branch import adapter_of, adapter_term
-from rmadapter.tuners.injection import AdaptedCLIP
 
 
 class Entry(NamedTuple):
@@ -50,7 +50,8 @@ class Encoder:
         recompute: recompute each adapted block in the backward pass.
         packed: on a CPU, keep the blocks' frozen matrices in the layout that oneDNN multiplies in, too.
 
-    It holds no state but frozen matrices: adapters are looked up in the model, and what is wanted is an argument.
+    It holds no state but frozen matrices and what the model's device and dtype decide (``fits`` says whether they are
+    still the same): adapters are looked up in the model, and what is wanted is an argument.
     """
 
     def __init__(
@@ -69,15 +70,25 @@ class Encoder:
         self.pre_ln = model.config.adapter_input == "pre_ln"
         self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
         self.stream = stream or self.dtype
-        packed = packed and packing_obstacle(model.clip.logit_scale.device, self.dtype) is None
+        self.device = model.clip.logit_scale.device
+        packed = packed and packing_obstacle(self.device, self.dtype) is None
         self.linear = frozen_linear if packed else F.linear
         self.matrices: list[Tensor] = []
         adapted = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
         self.first: int | None = adapted[0] if adapted else None
         self.by_token = by_token and last_block_obstacle(model.clip, modality) is None
-        mask = getattr(model.clip, self.kind.causal_mask) if self.kind.causal_mask else None
-        self.mask: Tensor | None = mask
-        self.causal = is_causal(mask)
+        self.causal = is_causal(self.mask)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The additive mask of a causal tower, where the model has it now."""
+        return getattr(self.clip, self.kind.causal_mask) if self.kind.causal_mask else None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model is still where it was, and in the same dtype; after a move encoders are made anew."""
+        dtype = find_towers(self.clip)[self.modality].transformer.get_cast_dtype()
+        return (self.clip.logit_scale.device, dtype) == (self.device, self.dtype)
 
     @property
     def depth(self) -> int:

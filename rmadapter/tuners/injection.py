@@ -1,287 +1,34 @@
-"""Adapters inside a frozen open_clip model: put in, switched, taken out.
+"""Adapters put into a frozen open_clip model.
 
 An adapter is a child module of its transformer block and one forward hook on the block adds its term:
 
     block(x) -> output          becomes          output + scale * base(ln_1(x))
 
-``tuners.block_adapter`` has the module and the hook; here they are put in, switched together, saved and taken out.
+``tuners.block_adapter`` has the module and the hook, ``tuners.adapted_clip`` what is done with all of them.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rmadapter.clip.identity import ModelSource, base_hash, uses_quick_gelu
+from rmadapter.clip.finite import check_base_weights
+from rmadapter.clip.handed import check_handed
+from rmadapter.clip.identity import ModelSource
 from rmadapter.clip.towers import CHILD, Tower, find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, layer_numbers
-from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
-from rmadapter.tuners.adapter_file import AdapterInfo, check_base, read_info, read_tensors, write_adapter
+from rmadapter.tuners.adapted_clip import AdaptedCLIP
+from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
+from rmadapter.tuners.stored_facts import check_facts
 from rmadapter.tuners.variants import SharedLayer, VariantAdapter
-from rmadapter.tuners.weight_draws import weight_generator
-from rmadapter_kernels import FusedRMAdapter, draw_weight
-
-
-class Injected(NamedTuple):
-    """One adapter and its place: tower "vision" or "text", block number from 1."""
-
-    tower: str
-    layer: int
-    adapter: BlockAdapter
-
-
-class AdaptedCLIP(nn.Module):
-    """An open_clip model with adapters in its blocks; made by ``inject``.
-
-    Attributes:
-        clip: the model itself, frozen; its own calls (``clip.encode_image`` ...) run the adapters too.
-        config: the adapters' configuration.
-        source: where the model came from, or None where the caller did not say.
-        weights_hash: the hash of its weights as loaded, where they are stored otherwise by now; else None.
-    """
-
-    def __init__(
-        self,
-        clip: ClipModel,
-        config: RMAdapterConfig,
-        source: ModelSource | None,
-        weights_hash: str | None = None,
-    ):
-        super().__init__()
-        self.clip = clip
-        self.config = config
-        self.source = source
-        self.weights_hash = weights_hash
-        self.train(False)
-
-    def train(self, mode: bool = True) -> AdaptedCLIP:
-        """Adapters follow ``mode``; the frozen model stays in eval mode, so that it drops no patches."""
-        self.training = mode
-        self.clip.eval()
-        for _, _, adapter in self.adapters():
-            adapter.train(mode)
-        return self
-
-    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Image features [batch, embed] of ``images`` [batch, 3, size, size]."""
-        return self.clip.encode_image(images, normalize=normalize)
-
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Text features [batch, embed] of ``tokens`` [batch, context] (int64), untrimmed."""
-        return self.clip.encode_text(tokens, normalize=normalize)
-
-    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
-        """The open_clip model's own forward."""
-        return self.clip(image, text)
-
-    def adapters(self, tower: str | None = None) -> Iterator[Injected]:
-        """Every adapter, image tower first, in the order of the blocks; of one tower where it is named."""
-        for name, found in find_towers(self.clip).items():
-            if tower in (None, name):
-                for layer, block in enumerate(found.blocks, start=1):
-                    if hasattr(block, CHILD):
-                        yield Injected(name, layer, getattr(block, CHILD))
-
-    def adapter_tensors(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by their name in an adapter file: ``vision.5.w_down``, ``shared.1.weight``."""
-        named: dict[str, nn.Parameter] = {}
-        for tower in TOWERS:
-            for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=1):
-                for key, parameter in adapter.branch.named_parameters():
-                    name = f"shared.{number}.{key[7:]}" if key.startswith("shared.") else f"{tower}.{layer}.{key}"
-                    named[name] = parameter
-        return named
-
-    def reset_adapters(self, seed: int) -> None:
-        """Draw every trained weight anew, each from a generator keyed by ``seed``, tower, block and name."""
-        for tower in TOWERS:
-            for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=1):
-                branch = adapter.branch
-                branch.reset_parameters(partial(weight_generator, seed, tower, layer))
-                if isinstance(branch, VariantAdapter) and branch.shared is not None:
-                    draw_weight(branch.shared.weight, weight_generator(seed, "shared", number, "weight"))
-                    nn.init.zeros_(branch.shared.bias)
-
-    def set_backend(self, backend: str) -> None:
-        """Let every adapter that the operator covers run on ``backend``; variants stay plain PyTorch."""
-        for _, _, adapter in self.adapters():
-            if isinstance(adapter.branch, FusedRMAdapter):
-                adapter.branch.backend = backend
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the adapters are switched on."""
-        return all(adapter.active for _, _, adapter in self.adapters())
-
-    def set_enabled(self, enabled: bool) -> None:
-        """Switch all adapters on or off.
-
-        Raises:
-            RuntimeError: a backward pass is still to come; recomputation in it would meet the other state.
-        """
-        if any(adapter.graph_alive for _, _, adapter in self.adapters()):
-            raise RuntimeError(
-                "adapters cannot be switched while a graph through them is alive: "
-                "run backward() first, or drop the outputs of the forward pass"
-            )
-        for _, _, adapter in self.adapters():
-            adapter.active = enabled
-
-    @contextlib.contextmanager
-    def adapters_disabled(self) -> Iterator[None]:
-        """Inside, the model is the untouched CLIP; raises as ``set_enabled`` does."""
-        before = [(adapter, adapter.active) for _, _, adapter in self.adapters()]
-        self.set_enabled(False)
-        try:
-            yield
-        finally:
-            for adapter, active in before:
-                adapter.active = active
-
-    @contextlib.contextmanager
-    def frozen_pass(self) -> Iterator[None]:
-        """For one forward pass of the frozen model inside a training step, while other graphs may be alive.
-
-        Nothing is recomputed for it: the frozen model leaves no graph, and a recomputation would come when the
-        adapters are switched on again.
-        """
-        adapters = [adapter for _, _, adapter in self.adapters()]
-        transformers = [tower.transformer for tower in find_towers(self.clip).values()]
-        checkpointing = [transformer.grad_checkpointing for transformer in transformers]
-        for adapter in adapters:
-            adapter.frozen_pass = True
-        for transformer in transformers:
-            transformer.grad_checkpointing = False
-        try:
-            yield
-        finally:
-            for adapter in adapters:
-                adapter.frozen_pass = False
-            for transformer, recomputes in zip(transformers, checkpointing, strict=True):
-                transformer.grad_checkpointing = recomputes
-
-    @contextlib.contextmanager
-    def collect(self, tower: str) -> Iterator[list[Tensor]]:
-        """Collects the per-token reconstruction losses [batch, tokens] of the forward pass run inside.
-
-        The list is filled, one tensor an adapter in the order of the blocks, when the context ends.
-        """
-        adapters = [adapter for _, _, adapter in self.adapters(tower)]
-        losses: list[Tensor] = []
-        for adapter in adapters:
-            adapter.slot_open, adapter.rec_loss = True, None
-        try:
-            yield losses
-            losses += [adapter.rec_loss for adapter in adapters if adapter.rec_loss is not None]
-        finally:
-            for adapter in adapters:
-                adapter.slot_open, adapter.rec_loss = False, None
-
-    def set_reconstruction(self, tower: str, wanted: bool) -> None:
-        """Whether training computes the reconstruction in ``tower``; off where its weight in the loss is 0."""
-        for _, _, adapter in self.adapters(tower):
-            adapter.reconstructs = wanted
-            adapter.train(adapter.training)
-
-    def summary(self) -> str:
-        """Towers, adapted layers, parameter shapes and counts, and the share of the whole model, as text."""
-        lines = []
-        for name, tower in find_towers(self.clip).items():
-            found = list(self.adapters(name))
-            layers = ", ".join(str(layer) for _, layer, _ in found) or "none"
-            lines.append(f"{name}: {tower.kind.name}, {tower.depth} blocks, width {tower.width}; adapters in {layers}")
-            if found:
-                shapes = {key: tuple(p.shape) for key, p in found[0].adapter.branch.named_parameters()}
-                lines.append("  each: " + ", ".join(f"{k} {list(s)}" for k, s in shapes.items()))
-                count = sum(p.numel() for _, _, a in found for p in a.branch.parameters())
-                lines.append(f"  parameters: {count:,}")
-        trained = sum(p.numel() for p in self.adapter_tensors().values())
-        total = sum(p.numel() for p in self.clip.parameters())
-        lines.append(f"trained: {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)")
-        return "\n".join(lines)
-
-    @property
-    def base_hash(self) -> str:
-        """The hash of the base model's weights as they were loaded."""
-        return self.weights_hash or base_hash(self.clip)
-
-    def save_adapter(
-        self,
-        folder: str | Path,
-        *,
-        class_names: list[str] | None = None,
-        template: str | None = None,
-        training: dict[str, Any] | None = None,
-    ) -> None:
-        """Write the adapter to ``folder``, each file atomically, the weights first.
-
-        Args:
-            class_names: the classes that it was trained on, for prediction.
-            template: the prompt that it was trained with, for prediction.
-            training: how it was trained, as plain values, for evaluation.
-
-        Raises:
-            InputError: the folder cannot be written or the disk is full, or a weight is not finite.
-        """
-        info = AdapterInfo(
-            config=self.config,
-            source=self.source,
-            base_hash=self.base_hash,
-            quick_gelu=uses_quick_gelu(self.clip),
-            preprocessing=Preprocessing.of(self.clip),
-            class_names=class_names,
-            template=template,
-            training=training,
-        )
-        write_adapter(Path(folder), self.adapter_tensors(), info)
-
-    def load_adapter(self, folder: str | Path) -> None:
-        """Read the weights in ``folder``, after every check has passed; until then the model is untouched.
-
-        Raises:
-            InputError: everything ``adapter_file.read_info`` raises, another base model, adapters of another shape,
-                tensors that are missing, too many, wrongly shaped or not finite, a truncated file, files that do not
-                belong together.
-        """
-        folder = Path(folder)
-        info = read_info(folder)
-        check_base(self.clip, info, folder, self.base_hash)
-        if info.config != self.config:
-            ours, theirs = self.config.to_dict(), info.config.to_dict()
-            name = next(name for name in ours if ours[name] != theirs[name])
-            raise InputError(
-                f"the adapter in {folder} has adapter.{name} = {theirs[name]!r}, the model has {ours[name]!r}; "
-                "inject with the adapter's configuration, or use rmadapter.load"
-            )
-        self._take_weights(folder, info)
-
-    def _take_weights(self, folder: Path, info: AdapterInfo) -> None:
-        """Read the weights in ``folder``, whose base and configuration are those of this model."""
-        parameters = self.adapter_tensors()
-        tensors = read_tensors(folder, info, {name: tuple(p.shape) for name, p in parameters.items()})
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[name])
-
-    def remove(self) -> nn.Module:
-        """Take the adapters out and return the CLIP model as it was (still frozen)."""
-        for tower in find_towers(self.clip).values():
-            for block in tower.blocks:
-                if hasattr(block, CHILD):
-                    delattr(block, CHILD)
-                    hooks = block._forward_hooks
-                    for key in [key for key, hook in hooks.items() if hook is adapter_hook]:
-                        del hooks[key]
-        return self.clip
+from rmadapter_kernels import FusedRMAdapter
 
 
 def inject(
@@ -298,14 +45,16 @@ def inject(
         clip: an open_clip CLIP model with two transformer towers, any device and floating dtype.
         config: the adapters; default ``RMAdapterConfig()``.
         source: name and pretrained tag of ``clip``, kept in adapter files so that they can be loaded by name.
-        weights_hash: ``Backbone.base_hash``, where ``clip`` was stored in another dtype than it was loaded in.
+        weights_hash: ``Backbone.weights_hash``, where ``clip`` was stored in another dtype than it was loaded in.
         seed: of the adapters' weights, see ``AdaptedCLIP.reset_adapters``; None: one from torch's global generator.
 
     Adapter weights are fp32 on the model's device.
 
     Raises:
-        InputError: a tower that is no transformer, a layer outside its tower, adapters there already.
+        InputError: no CLIP model (what was handed over is said), a tower that is no transformer, weights that are not
+            finite, a layer outside its tower, adapters there already.
     """
+    check_handed(clip)
     config = config or RMAdapterConfig()
     towers = find_towers(clip)
     if any(hasattr(block, CHILD) for tower in towers.values() for block in tower.blocks):
@@ -322,6 +71,7 @@ def inject(
             f"vision and {len(layers['text'])} in text; valid: as many in each"
         )
     seed = int(torch.randint(2**62, ())) if seed is None else seed
+    check_base_weights(clip)
     clip.requires_grad_(False)
     device = next(clip.parameters()).device
     with torch.random.fork_rng(devices=[]):  # what the modules draw when they are made is drawn anew below
@@ -361,21 +111,32 @@ def _make_branch(
 
 
 def load(
-    clip: ClipModel, folder: str | Path, *, source: ModelSource | None = None, weights_hash: str | None = None
+    clip: ClipModel,
+    folder: str | Path,
+    *,
+    source: ModelSource | None = None,
+    weights_hash: str | None = None,
+    tokenizer: Callable[..., Tensor] | None = None,
 ) -> AdaptedCLIP:
     """Put the adapter in ``folder`` into ``clip``: ``inject`` with its configuration, then ``load_adapter``.
 
-    ``source`` and ``weights_hash`` are as in ``inject``; the source is the adapter's where it is not given.
+    Args:
+        clip: the model that it was trained on, as it was loaded.
+        folder: what ``save_adapter`` has written.
+        source: as in ``inject``; default: the adapter's.
+        weights_hash: as in ``inject``.
+        tokenizer: where given it is compared with the one of the training now, and not when prompts are made.
 
     Raises:
-        InputError: as ``load_adapter``; ``clip`` is then without adapters, as it came.
+        InputError: as ``load_adapter``, another tokenizer; ``clip`` is then without adapters, as it came.
     """
+    check_handed(clip)
     folder = Path(folder)
     info = read_info(folder)
-    check_base(clip, info, folder, weights_hash or base_hash(clip))
+    check_facts(info, f"the adapter in {folder}", clip, loaded=weights_hash, tokenizer=tokenizer)
     model = inject(clip, info.config, source=source or info.source, weights_hash=weights_hash)
     try:
-        model._take_weights(folder, info)
+        model.take_weights(folder, info)
     except InputError:
         model.remove()
         raise

@@ -5,8 +5,8 @@ The probe knows the classes that it was trained on alone, so it has no accuracy 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from rmadapter.clip.backbone import Backbone, load_backbone
+from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.identity import tokenizer_hash
 from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError
-from rmadapter.files import read_json, write_atomic, write_json
+from rmadapter.files import write_atomic
+from rmadapter.tuners.stored_facts import (
+    StoredFacts,
+    check_facts,
+    check_weights_file,
+    identity_as_loaded,
+    precision_of,
+    read_facts,
+    write_facts,
+)
 
 PROBE_CONFIG, PROBE_WEIGHTS = "linear_probe.json", "linear_probe.safetensors"
-FILE_FORMAT = 1
-FIELDS = {
-    "model": dict,
-    "base_hash": str,
-    "class_names": list,
-    "template": str,
-    "training": dict,
-    "weights_sha256": str,
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeInfo(StoredFacts):
+    """What ``linear_probe.json`` says: the facts, among which the class names and the training always are."""
+
+    class_names: list[str]
+    template: str
+    training: dict[str, Any]
 
 
 class LinearProbe(CLIPClassifier):
@@ -92,56 +102,62 @@ def rows_of(class_names: list[str], trained: list[str]) -> list[int]:
 
 
 def save_probe(folder: Path, probe: LinearProbe, backbone: Backbone, training: dict[str, Any]) -> None:
-    """``linear_probe.safetensors`` (weight, bias) and ``linear_probe.json`` (names, base model, how it was trained)."""
+    """``linear_probe.safetensors`` (weight, bias) and ``linear_probe.json`` (names, base model, how it was trained).
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full, or a weight is not finite.
+    """
     tensors = {"weight": probe.weight.cpu(), "bias": probe.bias.cpu()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"the linear probe is not saved: {name} holds values that are not finite")
     write_atomic(folder / PROBE_WEIGHTS, lambda path: save_file(tensors, path))
-    values = {
-        "format": FILE_FORMAT,
-        "model": {"name": backbone.source.name, "pretrained": backbone.source.pretrained},
-        "base_hash": backbone.base_hash,
-        "class_names": probe.trained,
-        "template": probe.template,
-        "training": training,
-        "weights_sha256": hashlib.sha256((folder / PROBE_WEIGHTS).read_bytes()).hexdigest(),
-    }
-    write_json(folder / PROBE_CONFIG, values)
+    info = ProbeInfo(
+        source=backbone.source,
+        base=identity_as_loaded(backbone.clip, backbone.weights_hash),
+        tokenizer=tokenizer_hash(backbone.tokenizer),
+        preprocessing=backbone.preprocessing,
+        precision=precision_of(backbone.clip),
+        class_names=probe.trained,
+        template=probe.template,
+        training=training,
+    )
+    write_facts(folder / PROBE_CONFIG, info, folder / PROBE_WEIGHTS)
 
 
-def read_probe(folder: Path) -> dict[str, Any]:
+def read_probe(folder: Path) -> ProbeInfo:
     """What ``linear_probe.json`` in ``folder`` says.
 
     Raises:
-        InputError: a damaged file or one of another format.
+        InputError: everything ``read_facts`` raises.
     """
-    values = read_json(folder / PROBE_CONFIG, "linear probe file")
-    if not isinstance(values, dict) or values.get("format") != FILE_FORMAT:
-        raise InputError(f"{folder / PROBE_CONFIG} is no linear probe of format {FILE_FORMAT}")
-    for name, kind in FIELDS.items():
-        if not isinstance(values.get(name), kind):
-            raise InputError(f"the linear probe in {folder} is damaged: field {name} is missing or malformed")
-    return values
+    return read_facts(ProbeInfo, folder / PROBE_CONFIG, "linear probe")
 
 
-def load_probe(
-    folder: Path, values: dict[str, Any], device: torch.device, model: str | None = None, pretrained: str | None = None
-) -> tuple[LinearProbe, Backbone]:
-    """The probe in ``folder``, whose file says ``values``, on its base model (or the one named).
+def load_probe(folder: Path, info: ProbeInfo, backbone: Backbone) -> LinearProbe:
+    """The probe in ``folder``, whose file says ``info``, on its base model, which is on the device to use.
 
     Raises:
         InputError: damaged weights or those of another file, another base model.
     """
+    check_facts(
+        info, f"the linear probe in {folder}", backbone.clip, loaded=backbone.weights_hash, tokenizer=backbone.tokenizer
+    )
+    path = folder / PROBE_WEIGHTS
     try:
-        tensors = load_file(folder / PROBE_WEIGHTS)
+        tensors = load_file(path)
         weight, bias = tensors["weight"], tensors["bias"]
-        fits = hashlib.sha256((folder / PROBE_WEIGHTS).read_bytes()).hexdigest() == values["weights_sha256"]
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"the linear probe in {folder} is damaged: {error}") from error
-    names, source = values["class_names"], values["model"]
-    if not fits or weight.shape[0] != len(names):
-        raise InputError(f"{folder / PROBE_WEIGHTS} is not the file that {PROBE_CONFIG} was written with")
-    name, tag = (model, pretrained) if model else (source["name"], pretrained or source["pretrained"])
-    backbone = load_backbone(name, tag, device)
-    if backbone.base_hash != values["base_hash"]:
-        raise InputError(f"the linear probe in {folder} belongs to other base weights than those of {backbone.source}")
-    template = values["template"]
-    return LinearProbe(backbone.clip, backbone.tokenizer, names, template, weight.to(device), bias.to(device)), backbone
+    check_weights_file(path, folder / PROBE_CONFIG, info)
+    for name, tensor, dims in (("weight", weight, 2), ("bias", bias, 1)):
+        if tensor.dim() != dims or len(tensor) != len(info.class_names):
+            raise InputError(
+                f"{path}: {name} has shape {list(tensor.shape)}, and there are {len(info.class_names)} class names"
+            )
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds values that are not finite")
+    device = backbone.clip.logit_scale.device
+    return LinearProbe(
+        backbone.clip, backbone.tokenizer, info.class_names, info.template, weight.to(device), bias.to(device)
+    )

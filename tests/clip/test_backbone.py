@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from rmadapter import InputError, RMAdapterConfig, inject
 from rmadapter.clip.backbone import load_backbone
-from rmadapter.clip.identity import base_hash, uses_quick_gelu
+from rmadapter.clip.identity import base_hash
+from rmadapter.clip.structure import structure_of
 
 
 def test_a_local_folder(clip_folder):
@@ -42,6 +43,10 @@ def test_two_local_folders_side_by_side(clip_folder, tmp_path):
     assert again.preprocessing.mean != other.preprocessing.mean
 
 
+def activation(clip):
+    return structure_of(clip)["visual.transformer.resblocks.*.mlp.gelu"]
+
+
 @pytest.mark.parametrize(
     ("name", "tag", "quick"),
     [
@@ -49,23 +54,22 @@ def test_two_local_folders_side_by_side(clip_folder, tmp_path):
         ("ViT-B/32", "openai", True),
         ("ViT-B-32-quickgelu", "openai", True),
         ("ViT-B-32", "laion2b_s34b_b79k", False),
-        ("ViT-B-32", None, False),
+        ("ViT-B-32", "none", False),
     ],
 )
 def test_the_activation_is_that_of_the_weights(name, tag, quick, monkeypatch):
     """open_clip's "ViT-B-32" has GELU whatever the tag; OpenAI's weights were trained with QuickGELU."""
-    create = open_clip.create_model
 
-    def without_weights(name, pretrained, **options):
-        assert pretrained == tag
-        return create(name, pretrained=None, **options)
+    def without_weights(found, pretrained, force_quick_gelu):
+        assert (found, pretrained) == (name.replace("/", "-"), None if tag == "none" else tag)
+        return small_clip(quick_gelu=force_quick_gelu or found.endswith("quickgelu"))
 
     monkeypatch.setattr(open_clip, "create_model", without_weights)
-    assert uses_quick_gelu(load_backbone(name, tag).clip) == quick
+    assert activation(load_backbone(name, tag).clip) == ("QuickGELU" if quick else "GELU")
 
 
 def test_names_with_quickgelu_have_no_tag_of_other_weights():
-    """So ``check_name`` refuses the one mismatch that ``load_backbone`` does not mend."""
+    """So ``check_source`` refuses the one mismatch that ``load_backbone`` does not mend."""
     names = [name for name in open_clip.list_models() if name.endswith("-quickgelu")]
     assert "ViT-B-32-quickgelu" in names
     for name in names:
@@ -84,6 +88,12 @@ def test_names_with_quickgelu_have_no_tag_of_other_weights():
         ("s3:bucket", None, "scheme of model is 's3'; valid: 'local-dir', 'hf-hub'"),
         ("hf-hub:nobody/nothing", None, "cannot be loaded"),
         ("hf-hub:a/b", "openai", "brings its own weights"),
+        ("hf-hub:a/b", "none", "brings its own weights"),
+        (
+            "ViT-B-32",
+            None,
+            "pretrained is None.*random weights.*valid: --pretrained one of its .* tags.*a weights file, or none",
+        ),
     ],
 )
 def test_refusals(name, pretrained, message, tmp_path):
@@ -95,7 +105,7 @@ def test_refusals(name, pretrained, message, tmp_path):
 def test_damaged_weights(clip_folder, tmp_path):
     (tmp_path / "open_clip_config.json").write_bytes((clip_folder / "open_clip_config.json").read_bytes())
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=r"weights file .* is damaged"):
         load_backbone(f"local-dir:{tmp_path}")
 
 
@@ -111,18 +121,13 @@ def test_hash_knows_the_base_alone():
     assert base_hash(small_clip().bfloat16()) != value
 
 
-def test_quick_gelu_is_seen():
-    assert not uses_quick_gelu(small_clip())
-    assert uses_quick_gelu(small_clip(quick_gelu=True))
-
-
 @pytest.mark.slow
 def test_random_weights_are_the_same_each_time_and_warned_of():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match=r"random weights; it has \d+ pretrained tags, such as openai, "):
-        one = load_backbone("ViT-B-32")
+    with pytest.warns(UserWarning, match="ViT-B-32 with --pretrained none has random weights"):
+        one = load_backbone("ViT-B-32", "none")
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.warns(UserWarning, match="random weights"):
-        other = load_backbone("ViT-B-32")
+        other = load_backbone("ViT-B-32", "none")
     assert base_hash(one.clip) == base_hash(other.clip)

@@ -120,20 +120,3 @@ def test_training_values_out_of_range(arguments, message):
 def test_loss_weights_are_not_negative():
     with pytest.raises(InputError, match=r"loss\.lambda3 is -1"):
         LossConfig(lambda3=-1)
-
-
-@pytest.mark.parametrize(
-    ("adapter", "loss", "name"),
-    [
-        ({}, {}, "rmadapter"),
-        ({"reconstruct": False}, {"lambda3": 0, "lambda4": 0}, "single"),
-        ({"reconstruct": False}, {}, "single+consistency"),
-        ({"reconstruct": False, "shared_layer": True}, {"lambda3": 0, "lambda4": 0}, "mma"),
-        ({"rec_layers": 3, "objective": "l1"}, {"lambda3": 0, "lambda4": 0}, "rmadapter-rec3-l1-no-consistency"),
-        ({"separate_down": True}, {}, "rmadapter-separate-down"),
-    ],
-)
-def test_method_names(adapter, loss, name):
-    config = TrainConfig(data="animals", adapter=RMAdapterConfig(**adapter), loss=LossConfig(**loss))
-    assert config.method == name
-    assert config.run_folder.as_posix() == f"runs/animals-ViT-B-16-{name}-all-16shot-seed1"

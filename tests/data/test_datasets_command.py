@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import inspect
 import re
@@ -165,6 +166,11 @@ def test_split_files_come_from_google_drive_where_gdown_is_installed(tmp_path, m
     assert datasets("download", "eurosat", root=tmp_path) == 0
     assert (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").read_text() == content
 
+    assert (
+        "split_zhou_EuroSAT.json is not verified: the published file's hash is not known here"
+        in capsys.readouterr().out
+    )
+
     def refused(**_):
         raise RuntimeError("too many users")
 
@@ -175,6 +181,26 @@ def test_split_files_come_from_google_drive_where_gdown_is_installed(tmp_path, m
     assert "too many users" in out
     assert "1. fetch split_zhou_EuroSAT.json (under 10 MB) from https://drive.google.com/file/d/1Ip7" in out
     assert not list((tmp_path / "eurosat").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<!DOCTYPE html><title>Quota exceeded</title>", "split file .* cannot be read"),
+        ('{"error": "quota"}', "what came has not the lists train, val and test"),
+        ('{"train": [], "val": [], "test": []}', "what came has SHA-256 [0-9a-f]{64}, and the published file 00"),
+    ],
+)
+def test_what_comes_from_google_drive_is_checked_before_it_is_kept(tmp_path, monkeypatch, capsys, content, message):
+    build(tmp_path, "eurosat")
+    gdown = types.SimpleNamespace(download=lambda id, output, quiet: Path(output).write_text(content))
+    monkeypatch.setitem(sys.modules, "gdown", gdown)
+    monkeypatch.setitem(CATALOG, "eurosat", dataclasses.replace(CATALOG["eurosat"], split_sha256="00" * 32))
+    assert datasets("download", "eurosat", root=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"split_zhou_EuroSAT\.json could not be fetched from Google Drive: {message}", out)
+    assert "1. fetch split_zhou_EuroSAT.json" in out
+    assert not (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.data import DecodedImages, check_images, read_image
+from rmadapter.data import DecodedImages, cache_room, check_images, read_image
 from rmadapter.data.decoded import HEADER
 from rmadapter.data.items import Item
 from rmadapter.errors import InputError
@@ -70,7 +70,7 @@ def test_a_worker_reads_and_does_not_write(decoded, root, tmp_path):
     assert same(worker("0.jpg"), read_image(root / "0.jpg"))
     worker("1.jpg")
     assert decoded.paths == ["0.jpg", "1.jpg"]
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
     pickle.dumps(DecodedImages(read_image, root, tmp_path / "cache", 10**9))
 
 
@@ -82,11 +82,11 @@ def test_a_forked_worker_does_not_write(decoded, tmp_path):
     worker.start()
     worker.join(60)
     assert worker.exitcode == 0
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
     assert cache.keeps
     cache.keeps = False
     cache("2.jpg")
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
 
 
 @pytest.mark.parametrize("change", ["content", "time"])
@@ -106,7 +106,7 @@ def test_a_changed_file_is_decoded_anew(decoded, root, change):
 @pytest.mark.parametrize("damage", [lambda b: b[:-10], lambda b: b[:20], lambda b: b"", lambda b: b"x" * len(b)])
 def test_a_torn_file_is_made_again(decoded, root, tmp_path, damage):
     decoded()("0.jpg")
-    (kept,) = (tmp_path / "cache").iterdir()
+    (kept,) = (tmp_path / "cache").glob("*.npy")
     kept.write_bytes(damage(kept.read_bytes()))
     cache = decoded()
     assert same(cache("0.jpg"), read_image(root / "0.jpg"))
@@ -116,16 +116,13 @@ def test_a_torn_file_is_made_again(decoded, root, tmp_path, damage):
 
 
 def test_the_limit_holds_and_the_longest_unused_makes_room(decoded, tmp_path):
-    def size():
-        return sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
-
     limit = 2 * ONE + 100
     first = decoded(limit)
     for name in ("0.jpg", "1.jpg", "2.jpg"):
         first(name)
     assert first.full
-    assert size() == 2 * ONE == first.bytes
-    for age, path in enumerate(sorted((tmp_path / "cache").iterdir(), key=lambda p: p == first._file("0.jpg"))):
+    assert size(tmp_path / "cache") == 2 * ONE == first.bytes
+    for age, path in enumerate(sorted((tmp_path / "cache").glob("*.npy"), key=lambda p: p == first._file("0.jpg"))):
         os.utime(path, (1000 - age, 1000 - age))  # 0.jpg the longer unused
     second = decoded(limit)
     second("2.jpg")
@@ -137,7 +134,7 @@ def test_the_limit_holds_and_the_longest_unused_makes_room(decoded, tmp_path):
     assert second.full
     assert first._file("1.jpg").exists()
     assert first._file("2.jpg").exists()
-    assert size() == 2 * ONE == second.bytes
+    assert size(tmp_path / "cache") == 2 * ONE == second.bytes
 
 
 def test_checking_images_in_threads_fills_it(decoded):
@@ -158,3 +155,116 @@ def test_what_cannot_be_read_or_kept_is_said(decoded, root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cache_dir: images cannot be kept in .*valid: a folder"):
         DecodedImages(read_image, root, tmp_path / "file", 10**9)
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".npy", ".tmp"))
+
+
+def test_several_processes_together_hold_the_limit(decoded, root, tmp_path):
+    """Two that begin at once, and a third while the first is writing."""
+    one, two = decoded(2 * ONE), decoded(2 * ONE)
+    one("0.jpg")
+    two("1.jpg")
+    two("2.jpg")
+    one("3.jpg")
+    assert one.full
+    assert two.full
+    assert size(tmp_path / "cache") == 2 * ONE
+
+    def decode(path):
+        return read_image(root / path)
+
+    def begin(path):
+        later = DecodedImages(decode, root, tmp_path / "other", 2 * ONE)
+        later(path)
+        return later
+
+    begun, real = [], np.save
+
+    def save(file, pixels, **options):
+        if not begun:
+            begun.append(None)  # now, with the first file there, of its size and with nothing in it
+            begun[0] = begin("1.jpg")
+            begun[0]("2.jpg")
+        real(file, pixels, **options)
+
+    first = DecodedImages(decode, root, tmp_path / "other", 2 * ONE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "save", save)
+        first("0.jpg")
+    assert (first.kept, begun[0].kept, begun[0].full) == (1, 1, True)
+    assert size(tmp_path / "other") == 2 * ONE
+
+
+def test_what_another_process_has_begun_to_use_is_not_deleted(decoded):
+    before = decoded(2 * ONE)
+    for name in ("0.jpg", "1.jpg"):
+        before(name)
+        os.utime(before._file(name), (1000, 1000))
+    one, other = decoded(2 * ONE), decoded(2 * ONE)
+    other("0.jpg")
+    one("2.jpg")
+    one("3.jpg")
+    assert before._file("0.jpg").exists()
+    assert not before._file("1.jpg").exists()
+    assert one.full
+
+
+def test_an_image_that_two_processes_decode_at_once_is_counted_once(decoded, root, tmp_path):
+    other = decoded()
+
+    def decode(path):
+        if path == "0.jpg":
+            other(path)
+        return read_image(root / path)
+
+    first = DecodedImages(decode, root, tmp_path / "cache", 10**9)
+    first("0.jpg")
+    first("1.jpg")
+    assert first.bytes == size(tmp_path / "cache") == 2 * ONE
+    assert (first.kept, other.kept) == (2, 1)
+
+
+def test_what_killed_processes_left_is_cleared_and_counted_until_then(decoded, tmp_path):
+    decoded()("0.jpg")
+    temporary = tmp_path / "cache" / f".rmadapter-{'0' * 32}.tmp"
+    temporary.write_bytes(bytes(ONE))
+    (tmp_path / "cache" / ".bytes").write_text("torn")
+    assert decoded().bytes == 2 * ONE
+    os.utime(temporary, (1000, 1000))
+    assert decoded().bytes == ONE
+    assert not temporary.exists()
+
+
+@pytest.mark.parametrize("where", ["save", "truncate", "lock"])
+def test_a_full_disk_costs_the_cache_and_no_image(decoded, root, monkeypatch, where):
+    cache = decoded()
+    cache("0.jpg")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if where == "lock":
+        monkeypatch.setattr(cache_room.CacheRoom, "_write_bytes", full)
+    else:
+        monkeypatch.setattr(*((np, "save") if where == "save" else (cache_room.os, "truncate")), full)
+    items = [Item(f"{number}.jpg", 0, "name") for number in range(COUNT)]
+    with pytest.warns(
+        UserWarning, match="image cache: what is decoded is not kept any more: .*No space left"
+    ) as caught:
+        assert check_images(cache, items)[1] == []
+    assert 1 <= len(caught) <= 8  # one, or one of each thread that was writing
+    assert not cache.keeps
+    assert same(cache("3.jpg"), read_image(root / "3.jpg"))
+    monkeypatch.undo()
+    assert decoded().bytes == ONE
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_a_file_of_another_kind_is_made_again(decoded, root, pixels):
+    cache = decoded()
+    np.save(cache._file("0.jpg"), pixels)
+    assert same(cache("0.jpg"), read_image(root / "0.jpg"))
+    assert same(decoded()("0.jpg"), read_image(root / "0.jpg"))
+    assert decoded.paths == ["0.jpg"]

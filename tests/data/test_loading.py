@@ -113,32 +113,6 @@ def test_preprocessing_of_a_model():
     assert Preprocessing.from_dict(found.to_dict()) == found
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA", "1", "I;16"])
-def test_every_mode_is_read_as_rgb(tmp_path, mode):
-    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    if mode == "I;16":
-        Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(path)
-    else:
-        Image.new("RGB", (4, 4), (156, 156, 156)).convert(mode).save(path)
-    image = read_image(path)
-    assert image.mode == "RGB"
-    value = image.getpixel((0, 0))[0]
-    assert value in (0, 255) if mode == "1" else abs(value - 156) < 5
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_unreadable_images_are_named(tmp_path, content):
-    path = tmp_path / "bad.png"
-    if content is None:
-        Image.new("RGB", (64, 64), (1, 2, 3)).save(path)
-        content = path.read_bytes()[:-40]
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"image .*bad\.png cannot be read"):
-        read_image(path)
-    with pytest.raises(InputError, match=r"none\.png cannot be read"):
-        read_image(tmp_path / "none.png")
-
-
 def test_checking_names_the_first_ten_or_leaves_them_out(root):
     items = [*ITEMS, *(Item(f"bad{n:02}.png", 0, "bad") for n in range(12))]
     for item in items[7:]:

@@ -88,15 +88,20 @@ def test_two_split_files(folder):
         load_data(str(folder))
 
 
-@pytest.mark.parametrize("change", ["new image", "new class", "gone"])
+@pytest.mark.parametrize("change", ["new image", "deep image", "new class", "gone"])
 def test_our_own_split_notices_that_the_folder_has_changed(folder, change):
     load_data(str(folder))
     if change == "new image":
         Image.new("RGB", (4, 4)).save(folder / "ant" / "3.png")
         message = r"1 new, such as ant/3\.png; delete .*split_rmadapter\.json"
+    elif change == "deep image":
+        (folder / "ant" / "new" / "deep").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "ant" / "new" / "deep" / "3.png")
+        message = r"1 new, such as ant/new/deep/3\.png; delete"
     elif change == "new class":
         (folder / "cow").mkdir()
-        message = "1 new, such as cow"
+        Image.new("RGB", (4, 4)).save(folder / "cow" / "1.png")
+        message = r"1 new, such as cow/1\.png"
     else:
         (folder / "ant" / "1.png").unlink()
         message = r"not in .*: ant/1\.png; delete it to have a new split made"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rmadapter_kernels import cpu
 
@@ -118,9 +119,13 @@ def test_the_environment_chooses_the_instruction_set(monkeypatch):
         monkeypatch.setenv("RMADAPTER_CPU", "portable")
         assert runpy.run_path(cpu.__file__)["instruction_set"]() == "portable"
         monkeypatch.setenv("RMADAPTER_CPU", "sse9")
+        wrong = runpy.run_path(cpu.__file__)
         valid = ", ".join(cpu.instruction_sets())
+        assert wrong["refusal"](torch.zeros(2, 17), 4, 0).startswith("x has width D=17")
         with pytest.raises(ValueError, match="RMADAPTER_CPU: .* is 'sse9'; valid on this processor: " + valid):
-            runpy.run_path(cpu.__file__)
+            wrong["refusal"](torch.zeros(2, 64), 4, 0)
+        wrong["use_instruction_set"]("portable")
+        assert wrong["refusal"](torch.zeros(2, 64), 4, 0) is None
     finally:
         cpu.use_instruction_set(before)
 
@@ -131,15 +136,18 @@ def test_the_environment_chooses_the_instruction_set_of_a_process():
     ask = "from rmadapter_kernels import cpu; print(cpu.instruction_set())"
     environment = {"PYTHONPATH": str(cpu.LIBRARY.parents[1])}
     assert python("-c", ask, cwd=Path.home(), RMADAPTER_CPU="portable", **environment).stdout.strip() == "portable"
-    wrong = subprocess.run(
-        [sys.executable, "-c", ask],
-        env={**os.environ, **environment, "RMADAPTER_CPU": "sse9"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    # A wrong name breaks no import and no help, and is said where the backend would be used.
+    wrong = python(
+        "-c",
+        "import torch, rmadapter_kernels as k, rmadapter.config.run\n"
+        "print(k.explain(torch.zeros(1, 17)).backend)\n"
+        "try: k.explain(torch.zeros(1, 64))\n"
+        "except ValueError as error: print(error)",
+        cwd=Path.home(),
+        RMADAPTER_CPU="sse9",
+        **environment,
     )
-    assert "RMADAPTER_CPU: the instruction set is 'sse9'; valid on this processor:" in wrong.stderr
+    assert wrong.stdout.startswith("eager\nRMADAPTER_CPU: the instruction set is 'sse9'; valid on this processor:")
 
 
 def test_a_missing_or_broken_library_is_a_reason(tmp_path):

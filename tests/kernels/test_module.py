@@ -103,11 +103,18 @@ def test_print():
         ({"activation": "tanh"}, "activation is 'tanh'; valid: gelu"),
         ({"objective": "l3"}, "objective is 'l3'; valid: l2"),
         ({"init": "ones"}, "init is 'ones'; valid: kaiming, zero_up"),
+        ({"bottleneck": True}, "bottleneck is True"),
     ],
 )
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         FusedRMAdapter(**{"d_model": 64, **arguments})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn])
+def test_parameters_of_no_dtype_that_the_operator_takes(dtype):
+    with pytest.raises(TypeError, match=rf"dtype is {dtype}; valid: float64, float32, bfloat16, float16"):
+        FusedRMAdapter(64, dtype=dtype)
 
 
 def test_the_import_needs_torch_alone():

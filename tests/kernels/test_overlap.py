@@ -77,5 +77,7 @@ def test_interleaved_memory_is_taken(backend):
     torch.testing.assert_close(residual, expected)
     assert torch.equal(x, kept[0])
     assert torch.equal(other, kept[1])
+    meta = [tensor.to("meta") for tensor in (case.x, case.residual, *case.weights[:4])]
+    rm_adapter_(meta[0], *meta[2:], residual=meta[1])
     same = case.x
     rm_adapter_(same, *case.weights[:4], residual=same.view(6, 64), backend=backend)

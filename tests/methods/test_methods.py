@@ -21,6 +21,7 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import base_new_names, load_data
 from rmadapter.errors import InputError
 from rmadapter.methods import ABLATION_TABLE, METHODS, Method
+from rmadapter.methods.naming import method_name
 from rmadapter.methods.options import configure
 from rmadapter.training.probe_fit import DEFAULT_C, choose, fit
 from rmadapter.tuners.adapter_file import read_info
@@ -33,9 +34,10 @@ ADAPTERS = [name for name in METHODS if name not in ("zeroshot", "linear-probe")
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_method_s_options_make_the_method_of_that_name(name):
-    assert configure(name, ["--data", "x"]).method == name
+    config = configure(name, ["--data", "x"])
+    assert (method_name(config), config.label) == (name, None)
     # What the user says of the loss does not turn it into another one.
-    assert configure(name, ["--data", "x", "--loss.lambda1", "7"]).method == name
+    assert method_name(configure(name, ["--data", "x", "--loss.lambda1", "7"])) == name
 
 
 def test_the_ablation_table():
@@ -269,11 +271,13 @@ class TestLinearProbe:
         [
             (lambda f: (f / "linear_probe.safetensors").write_bytes(b"x"), "is damaged"),
             (lambda f: (f / "linear_probe.safetensors").unlink(), "is damaged"),
-            (lambda f: edit(f, format=9), "no linear probe of format 1"),
-            (lambda f: edit(f, class_names=["a"]), "is not the file that"),
-            (lambda f: edit(f, without="training"), "is damaged: field training is missing"),
-            (lambda f: edit(f, model=None), "is damaged: field model is missing or malformed"),
-            (lambda f: edit(f, base_hash="0"), "belongs to other base weights"),
+            (lambda f: edit(f, format=9), "format 9, newer than 2"),
+            (lambda f: edit(f, format=1), "format 1, which does not say all that 2 does"),
+            (lambda f: edit(f, class_names=["a"]), "weight has shape [2, 32], and there are 1 class names"),
+            (lambda f: edit(f, weights_sha256="0"), "is not the file that"),
+            (lambda f: edit(f, without="training"), "linear probe lacks field 'training'"),
+            (lambda f: edit(f, source=3), "linear probe.source is 3; valid: an object or null"),
+            (lambda f: edit(f, template=None), "linear probe.template is None; valid: text"),
         ],
     )
     def test_damaged_files(self, copied, animals, capsys, spoil, message):

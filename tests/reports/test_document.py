@@ -10,6 +10,7 @@ from fake_sweeps import cells, fake
 from PIL import Image
 
 from rmadapter.reports.document import Document, Picture
+from rmadapter.reports.escape import markdown
 from rmadapter.reports.sweep.page import sweep_report
 from rmadapter.reports.tables import Table, compact_heading, compact_row
 
@@ -107,7 +108,7 @@ def test_a_sweep_s_page_shows_a_label_of_any_characters(tmp_path):
     for file in (folder / "runs" / "mma").rglob("results.json"):
         file.write_text(json.dumps({**json.loads(file.read_text()), "method": name}))
     text = sweep_report(folder, tmp_path / "out")
-    assert dict(cells(text, "dtd", name))["seeds"] == "3"
+    assert dict(cells(text, "dtd", markdown(name)))["seeds"] == "3"
     page = Page((tmp_path / "out" / "report.html").read_text())
     assert page.texts("td").count(name) == 1
     assert f"{name} - zeroshot" in page.texts("td")

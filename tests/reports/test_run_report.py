@@ -14,7 +14,7 @@ from run_folders import three_methods, write_metrics, write_run
 
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_table import ResultsTable
-from rmadapter.reports.run_report import harmonic_mean, report
+from rmadapter.reports.run_report import MEANS_LEGEND, harmonic_mean, report
 
 
 @pytest.fixture
@@ -64,6 +64,14 @@ def test_table_has_methods_in_order_means_and_deviations(runs):
     assert "model: tiny; classes: base; split: test" in found.text
     assert found.files == ()
     assert found.means == ()
+
+
+def test_it_is_said_what_deviations_divide_by(runs):
+    """The field's scripts divide by n."""
+    found = report([runs])
+    assert "standard deviation over seeds (n - 1)" in found.text
+    assert "the field's tables divide by n" in found.text
+    assert "(n - 1) of a seed's means" in MEANS_LEGEND
 
 
 def test_markdown_is_aligned(runs):
@@ -188,14 +196,6 @@ def test_a_damaged_line_of_a_table_is_named(runs, tmp_path):
         report([runs, table.parent])
 
 
-def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
-    write_run(tmp_path / "r" / "a", {"base": 80, "new": 70}, settings={"lr": 0.1})
-    write_run(tmp_path / "r" / "b", {"base": 81, "new": 71}, settings={"lr": 0.2}, seed=2)
-    assert (
-        "- The runs of rmadapter on digits differ in lr: 0.1 (seed 1); 0.2 (seed 2)." in report([tmp_path / "r"]).text
-    )
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -204,7 +204,7 @@ def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
         ('{"format": 2}', "format 2; this version reads 1"),
         ('{"format": 1}', "accuracy is None"),
         ('{"format": 1, "accuracy": {"base": 101}}', "accuracy of base is 101"),
-        ('{"format": 1, "accuracy": {"base": NaN}}', "accuracy of base is nan"),
+        ('{"format": 1, "accuracy": {"base": NaN}}', "it holds NaN, which JSON does not have"),
         ('{"format": 1, "accuracy": {"base": "90"}}', "accuracy of base is '90'"),
         ('{"format": 1, "accuracy": {}, "data": "digits", "model": 3}', "model is 3"),
     ],

@@ -16,7 +16,7 @@ from rmadapter.clip.storage import store_weights
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.step.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep, check_graphs
-from rmadapter.step.device_step import DeviceStep, StepInputs
+from rmadapter.step.device_step import FINITE, DeviceStep, StepInputs
 from rmadapter.step.train_step import TrainStep
 
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig"]
@@ -124,6 +124,30 @@ def test_it_is_the_ordinary_step(tokenizer, kind, scaled, momentum):
     assert device_step.take_norms() == pytest.approx(norms, rel=1e-4)
     assert device_step.take_sums().steps == 0
     assert device_step.take_norms() == {}
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_not_counted(tokenizer):
+    """Though its loss is; under the scaler, which makes some gradients too large, that is the scaler's affair."""
+    step = make_step(tokenizer)
+    device_step = DeviceStep(step, sgd(step, True), no_scaler(), w_down(step))
+    device_step.set_lr(0.1)
+    device_step(batch(0))
+    before, momenta = (
+        weights(step),
+        [state["momentum_buffer"].clone() for state in device_step.optimizer.state.values()],
+    )
+    parameter = w_down(step)[-1]
+    hook = parameter.register_hook(lambda gradient: gradient * float("inf"))
+    device_step(batch(1))
+    hook.remove()
+    losses = dict(zip(device_step.names, device_step.losses.tolist(), strict=True))
+    assert math.isfinite(losses["total"])
+    assert losses[FINITE] == 0
+    assert_close(weights(step), before, 0)
+    assert all(map(torch.equal, momenta, (s["momentum_buffer"] for s in device_step.optimizer.state.values())))
+    device_step(batch(3))
+    assert device_step.losses[device_step.names.index(FINITE)] == 1
+    assert device_step.take_sums().steps == 2
 
 
 class NoHost(TorchDispatchMode):

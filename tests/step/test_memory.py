@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rmadapter.config import TrainConfig
 from rmadapter.errors import InputError
-from rmadapter.step.memory import UNKNOWN, free_bytes, host_free_bytes, parse_bytes
+from rmadapter.step import plan
+from rmadapter.step.memory import UNKNOWN, free_bytes, host_free_bytes, host_total_bytes, parse_bytes, total_bytes
+from rmadapter.step.plan import text_budget
 
 GIB = 2**30
 
@@ -37,14 +40,17 @@ def test_on_a_gpu_what_its_allocator_keeps_unused_is_free(monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path):
-    """Writes files of a machine with 20 GiB available, and says what is free of it for a process in ``groups``."""
+    """Writes files of a machine with 32 GiB, 20 of them available, finds what is free to one in ``groups``."""
 
-    def free(groups: str, files: dict[str, str]) -> int:
-        found = {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {20 * 2**20} kB\n", "proc/self/cgroup": groups}
+    def free(groups: str, files: dict[str, str], find=host_free_bytes) -> int:
+        found = {
+            "proc/meminfo": f"MemTotal: {32 * 2**20} kB\nMemAvailable: {20 * 2**20} kB\n",
+            "proc/self/cgroup": groups,
+        }
         for name, text in {**found, **{f"cgroup/{name}": text for name, text in files.items()}}.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        return host_free_bytes(tmp_path / "proc", tmp_path / "cgroup")
+        return find(tmp_path / "proc", tmp_path / "cgroup")
 
     return free
 
@@ -93,4 +99,30 @@ def test_more_taken_than_the_limit_leaves_nothing(machine):
 
 
 def test_a_system_that_says_nothing(tmp_path):
-    assert host_free_bytes(tmp_path, tmp_path) == UNKNOWN
+    assert host_free_bytes(tmp_path, tmp_path) == host_total_bytes(tmp_path, tmp_path) == UNKNOWN
+
+
+def test_all_memory_is_what_the_machine_or_its_group_has_whatever_is_taken(machine):
+    for taken in (0, 3 * GIB):
+        files = under("user/job", group(4 * GIB, taken, 0))
+        assert machine("0::/user/job\n", files, host_total_bytes) == 4 * GIB
+    assert machine("0::/\n", {}, host_total_bytes) == 32 * GIB
+    assert machine("0::/user/job\n", under("user/job", group("max", GIB, 0)), host_total_bytes) == 32 * GIB
+    assert free_bytes(torch.device("cpu")) <= total_bytes(torch.device("cpu"))
+
+
+def test_the_prompts_have_a_quarter_of_all_memory_whatever_is_free(monkeypatch):
+    """So that two runs on one machine have the same chunks of classes; what is said where too little is free."""
+    config, device = TrainConfig(data="x"), torch.device("cpu")
+    monkeypatch.setattr(plan, "total_bytes", lambda _: 32 * GIB)
+    for free in (32 * GIB, 16 * GIB):
+        monkeypatch.setattr(plan, "free_bytes", lambda _, free=free: free)
+        assert text_budget(config, device) == (8 * GIB, "a quarter of the 34.4 GB that this machine has")
+    monkeypatch.setattr(plan, "free_bytes", lambda _: 10 * GIB)
+    found, said = text_budget(config, device)
+    assert found == 5 * GIB
+    assert said.startswith("half of the 10.7 GB that are free on this machine: a run while more of its 34.4 GB is free")
+    monkeypatch.setattr(plan, "free_bytes", lambda _: 32 * GIB)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert text_budget(config, device)[0] == 4 * GIB
+    assert text_budget(TrainConfig(data="x", text_memory="2GB"), device) == (2 * GIB, "as --text-memory says")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import sqlite3
 
 import pytest
 import yaml
 from conftest import write_images
-from filelock import FileLock
 from small_runs import Killed
 
 from rmadapter.cli import main
@@ -19,8 +20,10 @@ from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.data.emoji import emoji_data as datasets
 from rmadapter.data.emoji.emoji_data import load_emoji, read_rendering
 from rmadapter.errors import InputError
+from rmadapter.locks import ProcessLock
 from rmadapter.sweeps import optuna_search as search
-from rmadapter.sweeps.optuna_search import SearchConfig, _enter, _layer_choices, parse_search, trial_config
+from rmadapter.sweeps.optuna_search import SearchConfig, _layer_choices, parse_search, trial_config
+from rmadapter.sweeps.search_folder import LOCK, SearchFolder
 from rmadapter.sweeps.search_images import searchable, write_search_data
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
@@ -116,7 +119,7 @@ def test_a_whole_search_never_reads_a_test_image_or_one_of_a_new_class(zoo, word
     assert "best: trial" in out
     # Spoil one that it does see, and it does not go through: the test can fail.
     (zoo.root / next(item.path for item in zoo.val if item.name in BASE)).write_bytes(b"spoilt")
-    assert main(words(out="third")) == 2
+    assert main(words(out="third")) == 1
 
 
 def test_what_it_leaves_and_that_it_goes_on(words, tmp_path, capsys):
@@ -191,18 +194,86 @@ def test_the_trial_of_the_options_is_made_after_a_kill_in_it(words, monkeypatch,
     out = capsys.readouterr().out
     assert "[1/2] HM 1.00" in out
     assert "[2/2] HM 1.00" in out
-    with FileLock(tmp_path / "s" / search.LOCK):
+    with ProcessLock(tmp_path / "s" / LOCK).attempt():
         assert main(words(**options)) == 2
-    assert "where a search is going on; valid: another --out" in capsys.readouterr().err
+    assert f"where a search is going on (process {os.getpid()} on " in capsys.readouterr().err
 
 
-def test_only_visible_files_are_in_the_way(tmp_path):
-    (tmp_path / ".search.json.123.tmp").write_text("")  # as a kill leaves it
-    _enter(SearchConfig(data="x"), tmp_path, "x")
-    assert (tmp_path / "search.json").is_file()
-    (tmp_path / "search.json").rename(tmp_path / "thesis.json")
+def test_a_study_that_is_damaged_or_gone_is_said(words, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    monkeypatch.setattr(search, "_train", Training())
+    options = {"parameters": "lr", "trials": 1}
+    assert main(words(**options)) == 0
+    study = tmp_path / "s" / "study.db"
+    content = study.read_bytes()
+
+    def lost(*_):
+        with sqlite3.connect(study) as file:
+            file.execute("DROP TABLE trials")
+
+    monkeypatch.setattr(search, "_train", lost)
+    capsys.readouterr()
+    assert main(words(parameters="lr", trials=2)) == 2
+    said = (
+        "which holds the trials of the search, is damaged or was deleted meanwhile (",
+        "valid: that file as it was, or",
+    )
+    assert all(words in capsys.readouterr().err for words in said[:1])
+    for damaged in (b"no database", content[: len(content) // 2]):
+        study.write_bytes(damaged)
+        assert main(words(**options)) == 2
+        error = capsys.readouterr().err
+        assert all(words in error for words in said)
+    (tmp_path / "s" / "trials" / "0").mkdir(parents=True)
+    study.unlink()
+    assert main(words(**options)) == 2
+    assert "made trials, but study.db, in which they stand, is missing; valid: that file" in capsys.readouterr().err
+    study.write_bytes(content)  # as it says
+    assert main(words(**options)) == 0
+
+
+def test_a_search_does_not_go_on_over_other_data(words, zoo, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    monkeypatch.setattr(search, "_train", Training())
+    options = {"parameters": "lr", "trials": 1}
+    assert main(words(**options)) == 0
+    (zoo.root / zoo.test[0].path).rename(zoo.root / "ant" / "other.png")
+    zoo.split_file.unlink()
+    after = load_data(str(zoo.root)).content_hash
+    assert main(words(**options)) == 2
+    said = (
+        f"its content hash is {after[:12]}, and was {zoo.content_hash[:12]}; valid: the data as they were, or another"
+    )
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_links_that_lead_nowhere_are_laid_anew_and_nothing_is_written_through_them(zoo, tmp_path, monkeypatch, links):
+    """As after the data have moved; where links cannot be made, images are copied, beside what a link leads to."""
+    train, val = searchable(zoo, 64)
+    folder = write_search_data(zoo, train, val, tmp_path / "s")
+    zoo.root.rename(tmp_path / "moved")
+    zoo.root.mkdir()
+    for name in CLASSES:
+        (zoo.root / name).mkdir()
+    if not links:
+        monkeypatch.setattr(os, "symlink", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    moved = dataclasses.replace(zoo, root=tmp_path / "moved")
+    assert write_search_data(moved, train, val, tmp_path / "s") == folder
+    assert not [path for path in zoo.root.rglob("*") if path.is_file()]
+    for item in (*train, *val):
+        assert (folder / item.path).is_symlink() == links
+        assert (folder / item.path).read_bytes() == (tmp_path / "moved" / item.path).read_bytes()
+
+
+def test_only_visible_files_are_in_the_way(zoo, tmp_path):
+    folder = SearchFolder(tmp_path / "s")
+    folder.path.mkdir()
+    (folder.path / ".search.json.123.tmp").write_text("")  # as a kill leaves it
+    folder.enter({}, zoo)
+    folder.settings_file.rename(folder.path / "thesis.json")
     with pytest.raises(InputError, match=r"a folder with other files in it \(thesis\.json\)"):
-        _enter(SearchConfig(data="x"), tmp_path, "x")
+        folder.enter({}, zoo)
 
 
 def test_what_a_configuration_file_says_of_what_the_search_decides_is_passed_over(words, tmp_path):
@@ -250,7 +321,7 @@ def test_trials_that_diverge_are_not_the_best(words, tmp_path, capsys):
     pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
     wild = {"parameters": "lr", "lr_range": "1e30,1e32", "epochs": 8, "adapter.layers": "2-3"}
     assert main(words(**wild)) == 2
-    assert "diverged; valid: a lower --lr_range" in capsys.readouterr().err
+    assert "diverged; valid: a lower --lr-range, with another --out" in capsys.readouterr().err
 
 
 def test_layers():
@@ -268,7 +339,10 @@ def test_layers():
             "parameters is 'depth'; valid: 'lr', 'scale'",
         ),
         (["--data", "x", "--trials", "0"], "trials is 0"),
-        (["--data", "x", "--seeds", "a"], "seeds is 'a'"),
+        (["--data", "x", "--seeds", "a"], "seeds has 'a'"),
+        (["--data", "x", "--seeds", ","], "seeds is ','; valid: numbers from 0"),
+        (["--data", "x", "--seeds", str(2**63)], f"seeds has '{2**63}'; valid: numbers from 0 to {2**63 - 1}"),
+        (["--data", "x", "--sampler_seed", str(2**32)], f"sampler_seed is {2**32}; valid: a number >= 0 and <= "),
         (["--data", "x", "--lr_range", "1"], "lr_range is '1'; valid: low,high"),
         (["--data", "x", "--scale_range", "2,1"], "scale_range is '2,1'; valid"),
         (["--data", "x", "--classes", "all"], "option '--classes' is decided by this command"),

@@ -9,6 +9,7 @@ import yaml
 
 from rmadapter.cli import main
 from rmadapter.data.emoji import TRAIN_CONFIG
+from rmadapter.methods.naming import folder_of
 from rmadapter.methods.options import configure, parse_train
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 
@@ -53,7 +54,7 @@ def test_a_printed_configuration_is_the_one_that_runs(capsys, tmp_path):
 
 
 def test_the_default_folder_names_the_style():
-    assert parse("--data", "emoji_food", "--style", "noto").run_folder.name == (
+    assert folder_of(parse("--data", "emoji_food", "--style", "noto")).name == (
         "emoji_food-noto-emoji-clip-rmadapter-base-16shot-seed1"
     )
 

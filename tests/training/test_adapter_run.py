@@ -30,6 +30,7 @@ def test_what_a_run_leaves_behind(config, tmp_path, capsys):
         "few_shot.json",
         "metrics.jsonl",
         "results.json",
+        "run.json",
     ]
     assert json.loads((folder / "results.json").read_text()) == results
     assert results["method"] == "rmadapter"
@@ -40,12 +41,13 @@ def test_what_a_run_leaves_behind(config, tmp_path, capsys):
     configured = yaml.safe_load((folder / "config.yaml").read_text())
     assert configured["adapter"]["bottleneck"] == 8
     settings = results["settings"]
+    assert settings.pop("text_memory") is None  # all prompts fit
     assert settings == {name: configured[name] for name in settings}
     assert {"lr", "epochs", "batch_size", "template", "augmentation", "adapter", "loss"} <= settings.keys()
     # Those that stand beside them, that say where and how fast, and what is written down.
     assert not {"data", "seed", "precision", "out", "device", "workers", "log_every"} & settings.keys()
     environment = json.loads((folder / "environment.json").read_text())
-    assert {"torch", "git", "backend", "precision"} <= set(environment)
+    assert {"torch", "git", "backend", "precision", "text_memory"} <= set(environment)
     lines = metrics_of(folder)
     assert [(m["kind"], m["epoch"], m["step"]) for m in lines] == [
         ("step", 1, 2),
@@ -80,7 +82,9 @@ def test_training_learns(config):
 def test_a_folder_with_a_run_is_not_written_over_unasked(config, tmp_path):
     train(config())
     before = adapter_of(tmp_path / "run")
-    with pytest.raises(InputError, match="--resume to go on with it, --overwrite"):
+    with pytest.raises(InputError, match="where a run is already; valid: --resume to go on with it, --overwrite"):
+        train(config())
+    with pytest.raises(InputError, match=r"already: seed is 2, but .* has 1; valid: --overwrite to replace it,"):
         train(config(seed=2))
     with pytest.raises(InputError, match=r"seed is 2, but the run in .* has 1"):
         train(config(seed=2, resume=True))
@@ -191,7 +195,7 @@ def test_a_class_without_a_readable_image_moves_no_other_into_its_half(config, i
     for item in data.train:
         if item.name == "ant":
             (images / item.path).write_bytes(b"no image")
-    _, items, names = few_shot(config(skip_bad_images=True), data, data.read)
+    _, items, names, _ = few_shot(config(skip_bad_images=True), data, data.read)
     assert names == ["ant", "bee"]
     assert {(item.label, item.name) for item in items} == {(1, "bee")}
 

@@ -16,5 +16,5 @@ TRAIN_CONFIG = Path(__file__).parent / "train.yaml"
 
 
 def is_testbed(data: str) -> bool:
-    """Whether ``data`` means a bundled data set, spelt rightly or not, and not a folder."""
-    return data.startswith(PREFIX) and not Path(data).is_dir()
+    """Whether ``data`` is the name of a bundled data set, and no folder is called so."""
+    return data in DATA and not Path(data).is_dir()

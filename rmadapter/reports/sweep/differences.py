@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rmadapter.errors import check_choice
-from rmadapter.reports.finished_runs import RETAINED, method_order
+from rmadapter.reports.finished_runs import RETAINED
+from rmadapter.reports.groups import method_order
 from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table
@@ -142,8 +143,8 @@ def _note(found: SweepResults, several_styles: bool) -> str:
     styles = " and styles" if several_styles else ""
     return (
         "Percentage points between runs with the same data and seed; a method without seeds stands against each. Mean "
-        f"over {unit} of the means over seeds{styles}, ± its standard error over {unit}; in brackets, in how many of "
-        "them the first method is higher."
+        f"over {unit} of the means over seeds{styles}, ± its standard error over {unit} (n - 1); in brackets, in how "
+        "many of them the first method is higher."
     )
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rmadapter.reports.finished_runs import Row, Stat, method_order
+from rmadapter.reports.escape import plot
+from rmadapter.reports.groups import method_order
+from rmadapter.reports.rows import DEVIATION, Row, Stat
 from rmadapter.reports.run_plots import MARKERS, draw_base_new, method_colours, save_figure
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.sweep.paper_tables import data_name
 
 # Beyond this many data sets the page shows base against new for their mean alone.
 FEW = 3
+# Inches; bars that need more go on in another file.
+HIGHEST = 50
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,7 @@ def draw(found: SweepResults, out: Path) -> list[Path]:
         few = found.rows if len({data_name(row) for row in found.rows}) <= limit else ()
         files.append(draw_base_new(few, found.means, out))
     title, bars = _bars_of(found)
-    if bars:
-        files.append(save_figure(_data_sets(bars, title), out / "data_sets.png"))
+    files += [save_figure(_data_sets(page, title), out / name) for name, page in _pages(bars)]
     if found.protocol == "ablation" and (figure := _ablation(found.rows)) is not None:
         files.append(save_figure(figure, out / "ablation.png"))
     points = _costs(found)
@@ -59,12 +63,27 @@ def _bars_of(found: SweepResults) -> tuple[str, list[_Bar]]:
     return title, [_Bar(row.method, data, stat) for row in found.transfers for data, stat in row.by_data.items()]
 
 
+def _pages(bars: Sequence[_Bar]) -> Iterator[tuple[str, list[_Bar]]]:
+    """What goes into one file each: data_sets.png, or the data sets in equal parts that ``HIGHEST`` has room for."""
+    data = list(dict.fromkeys(bar.data for bar in bars))
+    room = max(1, int(HIGHEST / _height(bars)))
+    count = math.ceil(len(data) / room)
+    for number in range(count):
+        chosen = set(data[number * len(data) // count : (number + 1) * len(data) // count])
+        yield f"data_sets{f'-{number + 1:03}' if count > 1 else ''}.png", [bar for bar in bars if bar.data in chosen]
+
+
+def _height(bars: Sequence[_Bar]) -> float:
+    """Inches that a data set takes."""
+    return 0.3 + 0.22 * len({bar.method for bar in bars})
+
+
 def _data_sets(bars: Sequence[_Bar], title: str) -> Figure:
     """Horizontal bars from 0, a group a data set, whiskers a standard deviation over seeds."""
     data = list(dict.fromkeys(bar.data for bar in bars))
     methods = sorted({bar.method for bar in bars}, key=method_order)
     colours = method_colours(set(methods))
-    figure = Figure(figsize=(9, 1.2 + len(data) * (0.3 + 0.22 * len(methods))), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + len(data) * _height(bars)), layout="constrained")
     axes = figure.subplots()
     height = 0.85 / len(methods)
     for bar in bars:
@@ -80,9 +99,11 @@ def _data_sets(bars: Sequence[_Bar], title: str) -> Figure:
             va="center",
             fontsize=7,
         )
-    axes.set_yticks(range(len(data)), data)
+    axes.set_yticks(range(len(data)), [plot(name) for name in data])
     axes.invert_yaxis()
     axes.set(xlim=(0, 108), xticks=range(0, 101, 20), xlabel=f"{title}, %")
+    if any(bar.stat.sd for bar in bars):
+        axes.set_title(f"mean and {DEVIATION}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     _legend(figure, methods, colours)
     return figure
@@ -116,7 +137,7 @@ def _ablation(rows: Sequence[Row]) -> Figure | None:
             ha="center",
             fontsize=8,
         )
-    axes.set_yticks(range(len(methods)), methods)
+    axes.set_yticks(range(len(methods)), [plot(name) for name in methods])
     axes.invert_yaxis()
     axes.set(xlabel=f"accuracy, %, mean of {len(shared)} data set{'s' if len(shared) > 1 else ''}")
     axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
@@ -193,7 +214,15 @@ def _legend(
     figure: Figure, methods: Sequence[str], colours: dict[str, str], markers: dict[str, str] | None = None
 ) -> None:
     handles = [
-        Line2D([], [], color=colours[m], marker=(markers or {}).get(m, "s"), markersize=8, linestyle="none", label=m)
-        for m in methods
+        Line2D(
+            [],
+            [],
+            color=colours[method],
+            marker=(markers or {}).get(method, "s"),
+            markersize=8,
+            linestyle="none",
+            label=plot(method),
+        )
+        for method in methods
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,9 @@ from typing import Any
 from rmadapter.errors import InputError
 from rmadapter.files import read_json
 from rmadapter.reports import published
-from rmadapter.reports.finished_runs import (
-    DataMeans,
-    FinishedRun,
-    Row,
-    Stat,
-    differing_settings,
-    make_rows,
-    means_over_data,
-    method_order,
-    read_run,
-)
+from rmadapter.reports.finished_runs import FinishedRun, read_run
+from rmadapter.reports.groups import differing_settings, grouped, method_order, misnamed, several_contents
+from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
 from rmadapter.sweeps.manifest import read_manifest
 from rmadapter.sweeps.progress import find_result, results_there, state
 from rmadapter.sweeps.protocols import TRANSFERS, PlannedRun, short_name
@@ -107,22 +99,30 @@ def read_sweep(out: Path) -> SweepResults:
         notes.append(f"{left} of {len(sweep.runs())} runs are not done; means are over those that are.")
     rows: list[Row] = []
     transfers: list[TransferRow] = []
+    planned = sweep.runs() if sweep.protocol in TRANSFERS else found.done
+    read = [one for run in planned for one in _read(sweep, run, notes)]
+    # Settings that differ within a row are said: the plan, not they, tells a sweep's rows apart.
+    members = grouped([result for _, _, result in read], by_settings=False)
     if sweep.protocol in TRANSFERS:
-        transfer_runs = {run: _transfer_run(sweep, run, notes) for run in sweep.runs()}
-        transfers = _transfers(transfer_runs)
-        by_data = [one for results in transfer_runs.values() for one in results.items()]
+        transfers = _transfers(
+            [
+                # A short name, and what tells its data set from others of that name.
+                _Tested(run, on, on + member.group.data.removeprefix(member.run.data.name), member.run)
+                for (run, on, _), member in zip(read, members, strict=True)
+            ]
+        )
+        by_data = [(on, result) for _, on, result in read]
     else:
-        read = [_read(sweep, run, None, notes) for run in found.done]
-        finished = [run for run in read if run is not None]
-        rows = make_rows(finished)
-        by_data = [(run.group.data, run) for run in finished]
+        rows = make_rows(members)
+        by_data = [(member.group.data, member.run) for member in members]
     if not rows and not transfers:
         raise InputError(f"no run of the sweep in {out} has a result yet" + "".join(f"; {note}" for note in notes))
     means = means_over_data(rows)
     if len({mean.data for mean in means}) > 1:
         notes.append("Methods are not all done on the same data sets: their means do not compare.")
     notes += _several_splits(by_data)
-    notes += differing_settings(run for _, run in by_data)
+    notes += several_contents(run for _, run in by_data)
+    notes += differing_settings(members) + misnamed(members)
     incomparable = {
         name: why for name, run in by_data if (why := published.obstacle(name, run.split_file, run.images)) is not None
     }
@@ -155,46 +155,63 @@ def _several_splits(by_data: Sequence[tuple[str, FinishedRun]]) -> list[str]:
     ]
 
 
-def _read(sweep: Sweep, run: PlannedRun, on: str | None, notes: list[str]) -> FinishedRun | None:
-    """A result of ``run`` that is there; None, and a note, where it cannot be read."""
-    found = find_result(sweep, run, on)
-    if found is None:
-        return None
-    try:
-        return read_run(found)
-    except InputError as error:
-        notes.append(f"Unreadable, left out: {error}")
-        return None
+def _read(sweep: Sweep, run: PlannedRun, notes: list[str]) -> Iterator[tuple[PlannedRun, str, FinishedRun]]:
+    """The results of ``run`` by the short name of the data set tested on; a note for one that cannot be read.
 
-
-def _transfers(read: dict[PlannedRun, dict[str, FinishedRun]]) -> list[TransferRow]:
-    """A row a method and source, of what every planned run has."""
-    by_row: dict[tuple[str, str], list[PlannedRun]] = {}
-    for run in read:
-        by_row.setdefault((run.method, run.data), []).append(run)
-    rows = []
-    for (method, data), runs in by_row.items():
-        source = short_name(data)
-        seeds = {run.seed: found for run in runs if (found := read[run])}
-        if not seeds:
+    Of a transfer those on all classes, of the source and the targets.
+    """
+    transfer = sweep.protocol in TRANSFERS
+    for on in results_there(sweep, run) if transfer else [None]:
+        found = find_result(sweep, run, on)
+        if found is None:
             continue
-        home = [found[source] for found in seeds.values() if source in found]
+        try:
+            result = read_run(found)
+        except InputError as error:
+            notes.append(f"Unreadable, left out: {error}")
+            continue
+        if not transfer or "all" in result.accuracy:
+            yield run, on or short_name(run.data), result
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A result of the planned ``run`` on all classes of the data set of the short name ``on``, called ``name``."""
+
+    run: PlannedRun
+    on: str
+    name: str
+    result: FinishedRun
+
+    @property
+    def at_home(self) -> bool:
+        """Whether it is tested where it is trained."""
+        return self.on == short_name(self.run.data)
+
+
+def _transfers(tested: Sequence[_Tested]) -> list[TransferRow]:
+    """A row a method and source, of what every planned run has."""
+    sources = {one.run: one.name for one in tested if one.at_home}
+    by_row: dict[tuple[str, str], list[_Tested]] = {}
+    for one in tested:
+        source = sources.get(one.run, short_name(one.run.data))
+        by_row.setdefault((one.run.method, source), []).append(one)
+    rows = []
+    for (method, source), found in by_row.items():
+        seeds: dict[int | None, dict[str, float]] = {}
+        for one in found:
+            seeds.setdefault(one.run.seed, {})[one.name] = one.result.accuracy["all"]
+        home = [one.result for one in found if one.at_home]
         seconds = [run.seconds["train"] for run in home if "train" in run.seconds]
         rows.append(
             TransferRow(
                 method,
                 source,
-                {seed: {name: run.accuracy["all"] for name, run in found.items()} for seed, found in seeds.items()},
-                tuple(short_name(name) for name in runs[0].targets),
+                seeds,
+                tuple(short_name(name) for name in found[0].run.targets),
                 Stat.of(run.accuracy["retained_all"] for run in home if "retained_all" in run.accuracy),
                 home[0].trained_parameters if home else None,
                 statistics.fmean(seconds) if seconds else None,
             )
         )
     return sorted(rows, key=lambda row: (row.source, method_order(row.method)))
-
-
-def _transfer_run(sweep: Sweep, run: PlannedRun, notes: list[str]) -> dict[str, FinishedRun]:
-    """The results that are there, by short name of the data set."""
-    read = {on or short_name(run.data): _read(sweep, run, on, notes) for on in results_there(sweep, run)}
-    return {name: found for name, found in read.items() if found is not None and "all" in found.accuracy}

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import Document, Picture
-from rmadapter.reports.finished_runs import model_label
+from rmadapter.reports.escape import csv_lines
+from rmadapter.reports.groups import model_label
+from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE
 from rmadapter.reports.run_report import LEGEND
 from rmadapter.reports.sweep.differences import DIFFERENCE_HEADINGS, difference_lines
 from rmadapter.reports.sweep.outcomes import SweepResults, read_sweep
@@ -22,7 +24,7 @@ TITLES = {
 }
 CAPTIONS = {
     "base_new": "Accuracy on base against new classes; grey lines have one harmonic mean.",
-    "data_sets": "Each data set.",
+    "data_sets": f"Each data set; whiskers: {DEVIATION}.",
     "ablation": "What each part of the method gives.",
     "cost": "What a method costs against what it reaches; a dashed line trains nothing.",
 }
@@ -57,10 +59,10 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
     text = document.markdown()
     if out is None:
         return text
-    whole = replace(document, pictures=[Picture(path, CAPTIONS[path.stem]) for path in plots])
+    whole = replace(document, pictures=[Picture(path, CAPTIONS[path.stem.partition("-")[0]]) for path in plots])
     write_text(out / "report.md", whole.markdown())
-    write_csv(out / "report.csv", RESULT_HEADINGS, result_lines(found))
-    write_csv(out / "differences.csv", DIFFERENCE_HEADINGS, difference_lines(found, compare))
+    write_csv(out / "report.csv", RESULT_HEADINGS, csv_lines(result_lines(found)))
+    write_csv(out / "differences.csv", DIFFERENCE_HEADINGS, csv_lines(difference_lines(found, compare)))
     write_text(out / "report.html", whole.page())
     names = ("report.md", "report.csv", "differences.csv", "report.html")
     files = [out / name for name in names] + plots
@@ -73,4 +75,4 @@ def _lead(found: SweepResults) -> str:
 
 
 def _legend(found: SweepResults) -> str:
-    return LEGEND if found.rows else "Accuracy is top-1 in percent, mean ± standard deviation over seeds."
+    return LEGEND if found.rows else f"Accuracy is top-1 in percent, mean ± {DEVIATION}. {DEVIATION_NOTE}"

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rmadapter.reports import published
-from rmadapter.reports.finished_runs import RETAINED, DataMeans, Row, Stat, method_order, model_label
+from rmadapter.reports.finished_runs import RETAINED
+from rmadapter.reports.groups import method_order, model_label
+from rmadapter.reports.rows import DEVIATION, DataMeans, Row, Stat
 from rmadapter.reports.sweep.differences import difference_tables
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table, difference, joined, number
@@ -16,8 +18,8 @@ from rmadapter.sweeps.protocols import TRANSFERS, data_and_style
 HM_NOTE = (
     "Three harmonic means, since publications differ in which they print: HM of means is of the mean base and the mean "
     "new accuracy; mean of HMs is over the data sets, of each one's means over seeds; HM per seed is each seed's HM of "
-    "its means over the data sets. ± is the standard deviation over seeds of a seed's means over the data sets, for "
-    "the seeds that all of them have."
+    f"its means over the data sets. ± is the {DEVIATION} of a seed's means over the data sets, for the seeds that all "
+    "of them have."
 )
 HM_HEADINGS = {published.HM_OF_MEANS: "HM of means", published.MEAN_OF_HMS: "mean of HMs"}
 RESULT_HEADINGS = ("method", "trained_on", "data", "part", "seeds", "mean", "sd", "published")
@@ -170,7 +172,7 @@ def _source_means(found: SweepResults) -> list[Table]:
         for method, count, home, kept, shown, mean in sorted(lines, key=lambda line: method_order(line[0]))
     )
     headings = ("method", "data sets", "trained on", "retained", *styles, "mean of the others")
-    note = "Accuracy on all classes, the mean over the data sets trained on; mean ± standard deviation over seeds."
+    note = f"Accuracy on all classes, the mean over the data sets trained on; mean ± {DEVIATION}."
     return [Table("Mean over the data sets trained on", headings, rows, note=note)]
 
 

@@ -13,6 +13,7 @@ from rmadapter.data import base_new_names, few_shot_sample, load_data
 from rmadapter.data.emoji import DATA, is_testbed
 from rmadapter.data.emoji.emoji_data import COUNTS, RETENTION_STYLE, load_emoji
 from rmadapter.errors import InputError
+from rmadapter.methods.options import parse_train
 from rmadapter.training.adapter_run import train
 
 
@@ -77,7 +78,7 @@ def test_the_few_shot_sample_is_drawn_as_elsewhere():
 
 
 def test_bad_names_are_answered_with_the_nearest_and_the_list():
-    with pytest.raises(InputError, match=r"data is 'emoji_fod'; valid: 'emoji_animals'.*did you mean 'emoji_food'"):
+    with pytest.raises(InputError, match=r"data is 'emoji_fod', which is no folder; did you mean 'emoji_food'"):
         load_data("emoji_fod")
     with pytest.raises(InputError, match=r"style is 'fluant'; valid: 'noto'.*did you mean 'fluent'"):
         load_data("emoji_food", style="fluant")
@@ -93,6 +94,15 @@ def test_a_folder_of_that_name_is_a_folder(images, monkeypatch):
     images.rename("emoji_food")
     assert not is_testbed("emoji_food")
     assert load_data("emoji_food").class_names == ["ant", "bee", "cat", "dog"]
+
+
+def test_a_name_like_those_of_the_bundled_sets_is_a_user_s_own(images):
+    images.rename(images.parent / "emoji_mine")
+    assert not is_testbed("emoji_mine")
+    data = load_data("emoji_mine", str(images.parent))
+    assert (data.name, data.style) == ("emoji_mine", None)
+    words = ["--data", "emoji_mine", "--data_root", str(images.parent)]
+    assert parse_train(words, prog="train").model == "ViT-B-16"  # not the test bed's
 
 
 def test_more_shots_than_renderings_are_refused_before_training(tmp_path):

@@ -244,7 +244,7 @@ def test_unfinished_and_failed_runs_are_said(tmp_path):
     (folder / "runs" / "mma" / "eurosat" / "seed2" / "run" / "results.json").write_text("{")
     text = sweep_report(folder, tmp_path / "out")
     assert "6 of 8 runs done" in text
-    assert "- Failed: mma/dtd/seed1: the loss is <not> finite" in text
+    assert "- Failed: mma/dtd/seed1: the loss is &lt;not> finite" in text
     assert "- 1 of 8 runs are not done" in text
     assert "- Unreadable, left out: results file" in text
     assert dict(cells(text, "eurosat", "mma"))["seeds"] == "1"
@@ -273,6 +273,15 @@ def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
     assert text.count("The runs of ") == 3
     change(1, settings=[])
     assert "settings is []" in sweep_report(folder)
+
+
+@pytest.mark.parametrize(("protocol", "source"), [("base2new", None), ("cross", "imagenet")])
+def test_a_sweep_s_legends_say_what_deviations_divide_by(tmp_path, protocol, source):
+    text = sweep_report(fake(tmp_path / "s", protocol, ["imagenet", "dtd"], ["zeroshot", "mma"], source=source))
+    lines = [line for line in text.splitlines() if "standard deviation over seeds" in line or "standard error" in line]
+    assert lines
+    assert all("(n - 1)" in line for line in lines)
+    assert "the field's tables divide by n" in text
 
 
 def test_runs_without_accuracies_have_a_report(tmp_path):
