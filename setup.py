@@ -124,6 +124,7 @@ setup(
     package_data={
         "rmadapter": ["py.typed"],
         "rmadapter_kernels": ["py.typed", "cpu_measured.json"],
+        "rmadapter_kernels.triton": ["compiled.json", "measured/*.json"],
         "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
         "rmadapter.reports": ["page.html.jinja"],
     },
