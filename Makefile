@@ -41,7 +41,8 @@ test-triton: $(INSTALLED)
 	for version in $(foreach v,$(TRITONS),"$(v)"); do \
 		folder="build/triton-$$(echo $$version | tr -dc 0-9.)"; \
 		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" "triton$$version" && \
-		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton*.py || exit 1; \
+		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton*.py && \
+		PYTHONPATH="$$folder" $(BIN)/python -m bench.machine_code --arch sm_90 --check || exit 1; \
 	done
 
 lint: $(INSTALLED)

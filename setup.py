@@ -123,7 +123,8 @@ setup(
     packages=find_packages(include=["rmadapter", "rmadapter.*", "rmadapter_kernels", "rmadapter_kernels.*"]),
     package_data={
         "rmadapter": ["py.typed"],
-        "rmadapter_kernels": ["py.typed"],
+        "rmadapter_kernels": ["py.typed", "cpu_measured.json"],
+        "rmadapter_kernels.triton": ["compiled.json", "measured/*.json"],
         "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
         "rmadapter.reports": ["page.html.jinja"],
     },

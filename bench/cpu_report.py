@@ -1,13 +1,22 @@
-"""The results of bench/test_cpu.py as a table: ``python bench/cpu_report.py cpu.json > bench/results/cpu.md``."""
+"""The results of bench/test_cpu.py as a table, and what `auto` takes from them.
+
+    python bench/cpu_report.py cpu.json --results bench/results/cpu_intel.md
+
+writes the table, and into rmadapter_kernels/cpu_measured.json the least advantage in each dtype over eager and
+torch.compile on this family of processors; without --results the table is printed.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
+from pathlib import Path
+from typing import Any
 
 from rmadapter.reports.document import Document
 from rmadapter.reports.tables import Table
+from rmadapter_kernels.cpu import MEASURED
 
 D, R = 768, 32
 FLOP = {"forward": 6 * D * R, "both": 22 * D * R}  # a token
@@ -30,9 +39,13 @@ def report(results: dict) -> str:
         else:
             times[info["dtype"], info["direction"], info["tokens"], info["contender"]] = median
     versions = results["machine_info"]
+    commit = f", commit {results['commit_info']['id'][:7]}" if "commit_info" in results else ""
+    timers = {entry.get("options", {}).get("timer", "perf_counter") for entry in results["benchmarks"]}
+    # Of the process where others share the machine: what the program did, not what it waited for.
+    machine += "".join(f", timed by {timer}" for timer in sorted(timers - {"perf_counter"}))
     lead = (
-        f"{versions['cpu']['brand_raw']}, {machine}, torch {versions['torch']}. Medians of one run; share: of the time "
-        "that the products alone take\n"
+        f"{versions['cpu']['brand_raw']}, {machine}, torch {versions['torch']}{commit}. Medians of one run; share: of "
+        "the time that the products alone take\n"
         f"at the rate of a 2048^3 matmul, fp32 {rate['fp32'] / 1e9:.0f} and bf16 {rate['bf16'] / 1e9:.0f} GFLOP/s."
     )
     sizes = []
@@ -62,6 +75,54 @@ def report(results: dict) -> str:
     return Document("", lead, blocks).markdown()
 
 
+def measured(results: dict, path: str) -> dict[str, Any]:
+    """The entry of cpu_measured.json for a table at ``path``: the least ratio to the fastest other, by dtype."""
+    entries = [entry["extra_info"] | {"median": entry["stats"]["median"]} for entry in results["benchmarks"]]
+    matmul = next(entry for entry in entries if entry["contender"] == "matmul")
+    times: dict[tuple[str, str, int], dict[str, float]] = {}
+    for entry in entries:
+        if entry["contender"] != "matmul":
+            case = times.setdefault((entry["dtype"], entry["direction"], entry["tokens"]), {})
+            case[entry["contender"]] = entry["median"]
+    least: dict[str, float] = {}
+    for (dtype, _, _), case in times.items():
+        name = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
+        ratio = min(case[other] for other in NAMES) / case["cpu"]
+        least[name] = min(least.get(name, math.inf), round(ratio, 2))
+    return {
+        "processors": [matmul["processor"]],
+        "instructions": matmul["instructions"],
+        "results": path,
+        "least": least,
+    }
+
+
+def keep(entry: dict[str, Any], path: Path = MEASURED) -> None:
+    """Puts ``entry`` in the place of the one with the same table, which may stand for more processors."""
+    runs = json.loads(path.read_text(encoding="utf-8"))
+    others = [run for run in runs if run["results"] != entry["results"]]
+    for run in runs:
+        if run["results"] == entry["results"]:
+            known = run["processors"]
+            new = [p for p in entry["processors"] if not p.startswith(tuple(known))]
+            entry = {**entry, "processors": known + new}
+    text = json.dumps(sorted([*others, entry], key=lambda run: run["results"]), indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", type=Path, help="what pytest wrote by --benchmark-json")
+    parser.add_argument("--results", type=Path, help="the table's file, relative to the root of the repository")
+    given = parser.parse_args()
+    results = json.loads(given.json.read_text(encoding="utf-8"))
+    if given.results is None:
+        print(report(results), end="")
+        return
+    given.results.write_text(report(results), encoding="utf-8")
+    keep(measured(results, given.results.as_posix()))
+
+
 if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as file:
-        print(report(json.load(file)), end="")
+    main()

@@ -1,11 +1,14 @@
 """All that a CUDA machine can tell about the kernels, in one call that ends by itself.
 
-python bench/gpu_check.py --out results [--minutes 9]
+python bench/gpu_check.py --out results [--minutes 9] [--jobs 12]
 
-Environment, the tests marked gpu, benchmarks, the compile report of this architecture, a profile of a training step,
-plots, the beginning of a sweep of launch configurations; a short table last. Needs torch, Triton, numpy and pytest;
-what needs more is left out with a line that says so.
-Ends with 1 where a test or a correctness check fails, with 2 where there is no CUDA device.
+Environment; the tests marked gpu in parallel processes, the most telling first; one sanitizer run a kernel; benchmarks,
+the most telling first, with triton and torch.compile before the others; a profile of a training step; the beginning of
+a sweep of launch configurations; a short table last. What needs no GPU is not here: bench.machine_code, bench.plot.
+Needs torch, Triton, numpy and pytest; what needs more is left out with a line that says so.
+
+Ends with 1 where a test, a sanitizer or a correctness check fails or runs out of time, with 2 where there is no CUDA
+device.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +30,18 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-# Shares of the time that is left when a step begins; of the whole for the sweep, which comes last.
-TESTS_SHARE, REPORT_SHARE, TUNE_SHARE = 0.45, 0.3, 0.15
+# Seconds of nine minutes that each step may have; more or less time is shared out alike. A test that compiles on 12 of
+# 16 cores takes some 10 s for a few kernels; torch.compile's contenders take the most of the benchmarks.
+BUDGETS = {
+    "telling tests": 110, "other tests": 110, "sanitizer": 45, "benchmarks": 170, "profile": 15, "sweep": 60,
+}  # fmt: skip
+# What a benchmark of one case and direction takes at most, contenders' compilation included.
+BENCHMARK_SECONDS = 12.0
+# One case a kernel: the prepare kernel, the forward and the backward kernels are all in it. fp16 goes through the
+# rarely used products of K2.
+SANITIZED = ("memcheck", "racecheck")
 
-
-class Clock:
-    """The time that is left."""
-
-    def __init__(self, minutes: float):
-        self.end = time.monotonic() + 60 * minutes
-
-    @property
-    def left(self) -> float:
-        return max(0.0, self.end - time.monotonic())
+KERNEL_TESTS = ROOT / "tests" / "kernels"
 
 
 def say(text: str) -> None:
@@ -45,81 +49,210 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run(command: list[str], log: Path, seconds: float) -> int | None:
-    """Exit status of a Python command whose output goes to ``log``; None: it ran out of time and was ended."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    with log.open("w", encoding="utf-8") as file:
-        try:
-            done = subprocess.run(
-                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
-                timeout=max(1.0, seconds), check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return None
-    return done.returncode
+class Machine:
+    """The clock, the device and the processes of this machine; a test has another."""
+
+    def now(self) -> float:
+        """Seconds."""
+        return time.monotonic()
+
+    def has_device(self) -> bool:
+        """Whether there is a CUDA device."""
+        return torch.cuda.is_available()
+
+    def has_tool(self, name: str) -> bool:
+        """Whether there is a command or a Python package of this name."""
+        return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+
+    def run(self, commands: Sequence[Sequence[str]], logs: Sequence[Path], seconds: float) -> list[int | None]:
+        """Exit statuses of commands that run at the same time; None: it ran out of time and was ended."""
+        path = os.pathsep.join([str(ROOT), str(KERNEL_TESTS), os.environ.get("PYTHONPATH", "")])
+        end = self.now() + max(1.0, seconds)
+        running = []
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("w", encoding="utf-8") as file:
+                running.append(
+                    subprocess.Popen(
+                        list(command), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
+                        env=os.environ | {"PYTHONPATH": path},
+                    )
+                )  # fmt: skip
+        found: list[int | None] = []
+        for process in running:
+            try:
+                found.append(process.wait(max(0.0, end - self.now())))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                found.append(None)
+        return found
+
+    def contest(self, names: Sequence[str], case: Any, direction: str, copy_rate: float) -> dict[str, dict[str, float]]:
+        """Check the contenders and measure them in turns."""
+        from bench import cases, measure
+
+        for name in names:
+            cases.check(cases.Step(name, case, torch.device("cuda")), case, direction)
+        return measure.contest(names, case, direction, copy_rate)
+
+    def copy_rate(self) -> float:
+        """Bytes a second of a copy."""
+        from bench import measure
+
+        return measure.copy_bytes_a_second()
+
+    def environment(self) -> dict[str, Any]:
+        """What the numbers are measured with."""
+        from bench import results
+
+        return results.environment()
+
+    def profile(self, out: Path) -> None:
+        """One training step under torch's profiler."""
+        _profile(out)
 
 
-def outcome(status: int | None) -> str:
-    return "out of time" if status is None else "passed" if status == 0 else f"FAILED ({status})"
+class Check:
+    """One check: where it writes, its machine, its end, and whether something failed.
+
+    Args:
+        out: folder of the results.
+        minutes: time for everything.
+        jobs: processes at a time.
+    """
+
+    def __init__(self, out: Path, minutes: float, jobs: int, machine: Machine):
+        self.out, self.machine, self.jobs = out, machine, jobs
+        self.scale = minutes * 60 / sum(BUDGETS.values())
+        self.end = machine.now() + 60 * minutes
+        self.failed = False
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self.end - self.machine.now())
+
+    def budget(self, step: str) -> float:
+        """Seconds of a step: its share, and what those before it left, but not what those after it need."""
+        after = list(BUDGETS)[list(BUDGETS).index(step) + 1 :]
+        return max(0.0, self.left - self.scale * sum(BUDGETS[name] for name in after))
+
+    def outcome(self, statuses: Sequence[int | None]) -> str:
+        """In words. A run that was ended has shown nothing, so it is a failure too."""
+        late = sum(status is None for status in statuses)
+        bad = [status for status in statuses if status]
+        self.failed |= bool(late or bad)
+        if not late and not bad:
+            return "passed"
+        return "FAILED: " + ", ".join(
+            [*([f"{late} of {len(statuses)} processes out of time"] if late else []),
+             *([f"status {', '.join(map(str, bad))}"] if bad else [])]
+        )  # fmt: skip
+
+    def tests(self, step: str, marks: str) -> str:
+        """The tests with these marks, dealt out to processes; those that need open_clip only where it is."""
+        whole = all(self.machine.has_tool(name) for name in ("open_clip", "hypothesis", "pytest_timeout"))
+        if not whole:
+            say("tests: open_clip, hypothesis or pytest-timeout is missing, so the kernels' own file alone is run")
+        target = ["tests"] if whole else ["--confcutdir", str(KERNEL_TESTS), str(KERNEL_TESTS / "test_triton_gpu.py")]
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", marks, "-q", "-ra", "-p", "no:cacheprovider"]
+        command += ["-p", "interpreter_shards"]
+        commands = [[*command, "--shard", f"{i}/{self.jobs}", *target] for i in range(1, self.jobs + 1)]
+        name = step.replace(" ", "-")
+        logs = [self.out / f"{name}-{i}.log" for i in range(1, self.jobs + 1)]
+        statuses = self.machine.run(commands, logs, self.budget(step))
+        # 5: pytest found no test for this process.
+        return self.outcome([0 if status == 5 else status for status in statuses])
+
+    def sanitizer(self) -> str:
+        """compute-sanitizer over one small case that runs every kernel."""
+        if not self.machine.has_tool("compute-sanitizer"):
+            return "left out: there is no compute-sanitizer"
+        test = f"{KERNEL_TESTS / 'test_triton_gpu.py'}::test_every_kernel_once"
+        commands = [
+            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-o",
+             "addopts=", "-p", "no:cacheprovider", "--confcutdir", str(KERNEL_TESTS), test]
+            for tool in SANITIZED
+        ]  # fmt: skip
+        logs = [self.out / f"{tool}.log" for tool in SANITIZED]
+        return self.outcome(self.machine.run(commands, logs, self.budget("sanitizer")))
+
+    def benchmarks(self) -> str:
+        """Every case and direction: triton and torch.compile in all of them, then the other contenders."""
+        from bench import results
+        from bench.cases import DIRECTIONS, cases, contenders
+
+        end = self.machine.now() + self.budget("benchmarks")
+        rate = self.machine.copy_rate()
+        failures: list[str] = []
+        skipped = 0
+        names = contenders("cuda")
+        for group in (names[:2], names[2:-1], names[-1:]):
+            for case in cases("cuda"):
+                for direction in DIRECTIONS:
+                    if self.machine.now() + BENCHMARK_SECONDS > end:
+                        skipped += len(group)
+                        continue
+                    try:
+                        found = self.machine.contest(group, case, direction, rate)
+                    except Exception as error:  # a row that fails is a finding; the others still count
+                        failures.append(f"{case} {direction} {group}: {type(error).__name__}: {error}")
+                        text = "\n".join([*failures, traceback.format_exc()])
+                        (self.out / "failures.log").write_text(text, encoding="utf-8")
+                        continue
+                    fields = vars(case) | {"dtype": str(case.dtype).removeprefix("torch."), "case": str(case)}
+                    fields["direction"] = direction
+                    self.rows += [fields | {"contender": name} | row for name, row in found.items()]
+                    state = {"copy_gb_s": rate / 1e9, "rows": self.rows, "failures": failures, "not_reached": skipped}
+                    results.write_json(self.out / "benchmark.json", {"environment": self.machine.environment()} | state)
+                    results.write_csv(self.out / "benchmark.csv", self.rows)
+        self.failed |= bool(failures)
+        text = f"{len(self.rows)} rows, {len(failures)} failed, {skipped} not reached"
+        return f"{text}; a copy moves {rate / 1e9:.0f} GB/s"
+
+    def sweep(self) -> str:
+        """Launch configurations of the most telling problems, in what time is left; a finding, never a failure."""
+        again = f"python -m bench.tune --out {self.out} goes on"
+        if self.left < 30:
+            return f"left out: {self.left:.0f} s are left; {again}"
+        minutes = f"{self.left / 60 - 0.25:.2f}"
+        command = [sys.executable, "-m", "bench.tune", "--out", str(self.out), "--minutes", minutes]
+        (status,) = self.machine.run([command], [self.out / "tune.log"], self.left)
+        how = {0: "", None: ", out of time"}.get(status, f", ended with {status}: tune.log")
+        return f"tune.json, tune.csv, the table{how}; {again}"
+
+    def profile(self) -> str:
+        """One training step of the module under torch's profiler: its table, and a trace for chrome://tracing."""
+        if self.budget("profile") < 5:
+            return "left out: no time"
+        self.machine.profile(self.out)
+        return "profile.txt, trace.json"
+
+    def run(self) -> None:
+        """Every step; one that fails does not keep the others from telling something."""
+        steps: dict[str, Callable[[], str]] = {
+            "telling tests": lambda: self.tests("telling tests", "gpu and telling"),
+            "other tests": lambda: self.tests("other tests", "gpu and not telling"),
+            "sanitizer": self.sanitizer,
+            "benchmarks": self.benchmarks,
+            "profile": self.profile,
+            "sweep": self.sweep,
+        }
+        assert list(steps) == list(BUDGETS)
+        for name, step in steps.items():
+            say(f"{name} ... ({self.left:.0f} s left)")
+            try:
+                found = step()
+            except Exception as error:
+                found = f"FAILED: {type(error).__name__}: {error}"
+                self.failed |= name != "sweep"
+                log = self.out / f"{name.replace(' ', '-')}-error.log"
+                log.write_text(traceback.format_exc(), encoding="utf-8")
+            say(f"{name}: {found}")
 
 
-def tests(out: Path, clock: Clock) -> str:
-    """The tests marked gpu; those that need open_clip only where it is."""
-    whole = all(importlib.util.find_spec(name) for name in ("open_clip", "hypothesis", "pytest_timeout"))
-    if not whole:
-        say("tests: open_clip, hypothesis or pytest-timeout is missing, so the kernels' own file alone is run")
-    folder = str(ROOT / "tests" / "kernels")
-    target = ["tests"] if whole else ["--confcutdir", folder, f"{folder}/test_triton_gpu.py"]
-    command = ["-m", "pytest", "-m", "gpu", "-q", "-x" if clock.left < 120 else "-ra", *target]
-    return outcome(run(command, out / "tests.log", clock.left * TESTS_SHARE))
-
-
-def report(out: Path, clock: Clock) -> str:
-    """Registers, spills and memory of every configuration, compiled for this architecture."""
-    from rmadapter_kernels.triton.tuning import KNOWN_DEVICES
-
-    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    if arch not in KNOWN_DEVICES:
-        return f"left out: {arch} is not one of {', '.join(KNOWN_DEVICES)}"
-    command = ["-m", "rmadapter_kernels.report", "--arch", arch, "--json", str(out / "report.json")]
-    return outcome(run(command, out / "report.log", clock.left * REPORT_SHARE))
-
-
-def benchmarks(out: Path, clock: Clock, reserve: float) -> tuple[str, list[dict[str, Any]]]:
-    """Every contender on every case, the most telling first, until ``reserve`` seconds are left."""
-    from bench import measure, results
-    from bench.cases import DIRECTIONS, Step, cases, check, contenders
-
-    rate = measure.copy_bytes_a_second()
-    rows: list[dict[str, Any]] = []
-    failures: list[str] = []
-    skipped = 0
-    for case in cases("cuda"):
-        for direction in DIRECTIONS:
-            for contender in contenders("cuda"):
-                if clock.left < reserve:
-                    skipped += 1
-                    continue
-                where = f"{case} {direction} {contender}"
-                try:
-                    check(Step(contender, case, torch.device("cuda")), case, direction)
-                    found = measure.on_cuda(contender, case, direction, rate)
-                except Exception as error:  # a row that fails is a finding; the others still count
-                    failures.append(f"{where}: {type(error).__name__}: {error}")
-                    (out / "failures.log").write_text("\n".join([*failures, traceback.format_exc()]), encoding="utf-8")
-                    torch.cuda.empty_cache()
-                    continue
-                fields = vars(case) | {"dtype": str(case.dtype).removeprefix("torch."), "case": str(case)}
-                rows.append(fields | {"direction": direction, "contender": contender} | found)
-                state = {"environment": results.environment(), "copy_gb_s": rate / 1e9, "rows": rows}
-                results.write_json(out / "benchmark.json", state | {"failures": failures, "not_reached": skipped})
-                results.write_csv(out / "benchmark.csv", rows)
-    text = f"{len(rows)} rows, {len(failures)} failed, {skipped} not reached; a copy moves {rate / 1e9:.0f} GB/s"
-    return text, rows
-
-
-def profile(out: Path) -> str:
-    """One training step of the module under torch's profiler: its table, and a trace for chrome://tracing."""
+def _profile(out: Path) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -146,72 +279,33 @@ def profile(out: Path) -> str:
     (out / "profile.txt").write_text(
         found.key_averages().table(sort_by="cuda_time_total", row_limit=40), encoding="utf-8"
     )
-    return "profile.txt, trace.json"
 
 
-def plots(out: Path) -> str:
-    """Figures of the benchmarks."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return "left out: matplotlib is missing"
-    from bench import plot
-
-    return ", ".join(path.name for path in plot.draw(plot.load(out / "benchmark.json"), out))
-
-
-def tune(out: Path, clock: Clock) -> str:
-    """Launch configurations of the most telling problems, in what time is left; a finding, never a failure."""
-    minutes = clock.left / 60
-    if minutes < 0.5:
-        return f"left out: {clock.left:.0f} s are left; python -m bench.tune --out {out}"
-    command = ["-m", "bench.tune", "--out", str(out), "--minutes", f"{minutes - 0.25:.2f}"]
-    status = run(command, out / "tune.log", clock.left)
-    how = {0: "", None: ", out of time"}.get(status, f", ended with {status}: tune.log")
-    return f"tune.json, tune.csv, tune.txt{how}; python -m bench.tune --out {out} goes on"
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, machine: Machine | None = None) -> int:
     """The command; returns the exit status."""
+    machine = machine or Machine()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (%(default)s)")
+    jobs = max(1, min(12, (os.cpu_count() or 1) - 2))
+    parser.add_argument("--jobs", type=int, default=jobs, help="processes that test at a time (%(default)s)")
     given = parser.parse_args(arguments)
-    if given.minutes <= 0:
-        parser.error(f"--minutes is {given.minutes}; valid: more than 0")
-    if not torch.cuda.is_available():
+    for name in ("minutes", "jobs"):
+        if getattr(given, name) <= 0:
+            parser.error(f"--{name} is {getattr(given, name)}; valid: more than 0")
+    if not machine.has_device():
         say(f"no CUDA device is here (torch {torch.__version__}): nothing was run, nothing was written")
         return 2
     from bench import results
 
-    clock = Clock(given.minutes)
+    check = Check(given.out, given.minutes, given.jobs, machine)
     given.out.mkdir(parents=True, exist_ok=True)
-    facts = results.environment()
+    facts = machine.environment()
     results.write_json(given.out / "environment.json", facts)
     say(f"{facts['device']}, torch {facts['torch']}, Triton {facts['triton']}, commit {facts['commit']}")
-    failed = False
-    reserve = TUNE_SHARE * 60 * given.minutes
-    rows: list[dict[str, Any]] = []
-    steps = {
-        "tests": lambda: tests(given.out, clock),
-        "report": lambda: report(given.out, clock),
-        "profile": lambda: profile(given.out),
-        "benchmarks": lambda: benchmarks(given.out, clock, 30 + reserve),
-        "plots": lambda: plots(given.out),
-        "sweep": lambda: tune(given.out, clock),
-    }
-    for name, step in steps.items():
-        say(f"{name} ... ({clock.left:.0f} s left)")
-        try:
-            found = step()
-        except Exception as error:  # the steps after it still tell something
-            found = f"FAILED: {type(error).__name__}: {error}"
-            (given.out / f"{name}-error.log").write_text(traceback.format_exc(), encoding="utf-8")
-        if isinstance(found, tuple):
-            found, rows = found
-            failed |= (given.out / "failures.log").exists()
-        failed |= "FAILED" in found and name != "sweep"
-        say(f"{name}: {found}")
-    say(results.table(rows))
-    return int(failed)
+    check.run()
+    say(results.table(check.rows))
+    return int(check.failed)
 
 
 if __name__ == "__main__":

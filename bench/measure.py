@@ -1,10 +1,16 @@
-"""How it is measured on CUDA: wall time with the host's share, GPU time with a cold L2, memory, bandwidth of a copy."""
+"""How it is measured on CUDA: wall time with the host's share, GPU time with a cold L2, memory, bandwidth of a copy.
+
+The GPU's time of a call comes from graphs of many calls, each with inputs and results of its own, together four times
+what L2 holds, so that nothing of a call is there when its turn comes. Contenders get the same inputs and take turns,
+graph by graph: a clock that moves moves for all. The device is kept busy before the first one counts, and each graph
+stands behind work that is queued already, so that no launch is waited for.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +18,16 @@ import torch
 from bench.cases import Case, Step
 
 ROUNDS = 20
+# Graphs of several contenders live at the same time.
+MOST_SETS = 256
+# A share of a copy's bandwidth above this says that the measurement is wrong: L2 was not cold.
+MOST_SHARE = 1.02
+SETTLE_SECONDS = 0.3
+BACKLOG_CYCLES = 2_000_000
+
+
+class WrongMeasurementError(RuntimeError):
+    """A figure that cannot be."""
 
 
 def wall_seconds(call: Callable[[], Any], rounds: int = ROUNDS, calls: int = 10) -> float:
@@ -27,8 +43,8 @@ def wall_seconds(call: Callable[[], Any], rounds: int = ROUNDS, calls: int = 10)
     return statistics.median(times)
 
 
-def graph_seconds(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> float:
-    """Median GPU seconds a call: all of ``calls``, each with inputs of its own, captured in one CUDA graph."""
+def graph_of(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    """A replay of all of ``calls``, recorded with results in memory of their own."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -37,24 +53,72 @@ def graph_seconds(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> float
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    times = []
-    graph.replay()
-    for _ in range(rounds):
-        start.record()
+        results = [call() for call in calls]
+
+    def replay() -> None:
         graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1000 / len(calls))
-    return statistics.median(times)
+
+    replay.results = results  # type: ignore[attr-defined]  # alive as long as the graph
+    return replay
 
 
-def rotations(bytes_a_call: int, most: int = 16) -> int:
-    """Sets of inputs whose bytes fill L2 four times over, so that none is left there when its turn comes again."""
-    l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return max(2, min(most, -(-4 * l2 // max(1, bytes_a_call))))
+def settle(replay: Callable[[], Any], seconds: float = SETTLE_SECONDS) -> None:
+    """Keep the device busy until its clocks have gone where this load takes them."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        replay()
+        torch.cuda.synchronize()
+
+
+def timed_once(replay: Callable[[], Any]) -> float:
+    """GPU seconds of one replay that was queued before the device came to it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(BACKLOG_CYCLES)
+    start.record()
+    replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def in_turns(
+    replays: Mapping[str, Callable[[], Any]], timed: Callable[[Callable[[], Any]], float], rounds: int
+) -> dict[str, float]:
+    """Median seconds of each replay: all of them once a round, and each round begins with another."""
+    names = list(replays)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(timed(replays[name]))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def graph_seconds(calls: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> float:
+    """Median GPU seconds a call of one contender."""
+    replay = graph_of(calls)
+    settle(replay)
+    return in_turns({"": replay}, timed_once, rounds)[""] / len(calls)
+
+
+def sets_of_inputs(bytes_read: int, l2_bytes: int, most: int = MOST_SETS) -> int:
+    """Sets whose bytes fill L2 four times over, so that none is left there when its turn comes again.
+
+    Args:
+        bytes_read: by one call, results not counted: they may stay unwritten in L2.
+    """
+    return max(2, min(most, -(-4 * l2_bytes // max(1, bytes_read))))
+
+
+def rotations(bytes_read: int) -> int:
+    """``sets_of_inputs`` for the current device."""
+    return sets_of_inputs(bytes_read, torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
+
+
+def bytes_read(case: Case, direction: str) -> int:
+    """By the fused operator in one call: rows of x, and of the residual or the incoming gradient."""
+    rows = 2 if case.residual or direction != "forward" else 1
+    return rows * case.tokens * case.d * case.dtype.itemsize
 
 
 def copy_bytes_a_second() -> float:
@@ -80,22 +144,51 @@ def memory_bytes(step: Step, direction: str) -> tuple[int, int]:
     return peak, max(0, kept)
 
 
-def on_cuda(contender: str, case: Case, direction: str, copy_rate: float) -> dict[str, float]:
-    """Everything about one contender: times in microseconds, rates, bytes. The caller has checked it."""
+def share_of_copy(moved: int, seconds: float, copy_rate: float) -> float:
+    """Bandwidth of a call as a share of a copy's.
+
+    Raises:
+        WrongMeasurementError: above ``MOST_SHARE``.
+    """
+    share = moved / seconds / copy_rate
+    if share > MOST_SHARE:
+        raise WrongMeasurementError(f"{share:.2f} of a copy's bandwidth; valid: at most {MOST_SHARE}: L2 was not cold")
+    return share
+
+
+def contest(contenders: Sequence[str], case: Case, direction: str, copy_rate: float,
+            rounds: int = ROUNDS) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Everything about each contender: times in microseconds, rates, bytes. The caller has checked them.
+
+    All have the same inputs and weights, and take turns.
+    """
     device = torch.device("cuda")
-    first = Step(contender, case, device)
     moved = case.bytes_moved(direction)
-    wall = wall_seconds(lambda: first.run(direction))
-    peak, kept = memory_bytes(first, direction)
-    steps = [first, *(Step(contender, case, device, seed, first) for seed in range(1, rotations(moved)))]
-    for step in steps:
-        step.run(direction)  # graphs of backward are recorded before the capture
-    cold = graph_seconds([lambda step=step: step.run(direction) for step in steps])
-    return {
-        "wall_us": wall * 1e6,
-        "cold_us": cold * 1e6,
-        "gb_s": moved / cold / 1e9,
-        "share_of_copy": moved / cold / copy_rate,
-        "peak_bytes": peak,
-        "saved_bytes": kept,
-    }
+    sets = rotations(bytes_read(case, direction))
+    found: dict[str, dict[str, float]] = {}
+    replays = {}
+    given: list[Step] = []
+    for name in contenders:
+        first = Step(name, case, device, data=given[0] if given else None)
+        steps = [first]
+        for seed in range(1, sets):
+            steps.append(Step(name, case, device, seed, first, given[seed] if given else None))
+        given = given or steps
+        wall = wall_seconds(lambda step=first: step.run(direction))
+        peak, kept = memory_bytes(first, direction)
+        found[name] = {"wall_us": wall * 1e6, "peak_bytes": peak, "saved_bytes": kept}
+        for step in steps:
+            step.run(direction)  # graphs of backward are recorded before the capture
+        replays[name] = graph_of([lambda step=step: step.run(direction) for step in steps])
+    settle(next(iter(replays.values())))
+    for name, seconds in in_turns(replays, timed_once, rounds).items():
+        cold = seconds / sets
+        found[name] |= {
+            "cold_us": cold * 1e6, "gb_s": moved / cold / 1e9, "share_of_copy": share_of_copy(moved, cold, copy_rate),
+        }  # fmt: skip
+    return found
+
+
+def on_cuda(contender: str, case: Case, direction: str, copy_rate: float) -> dict[str, float]:
+    """Everything about one contender."""
+    return contest([contender], case, direction, copy_rate)[contender]

@@ -1,7 +1,7 @@
 """The cpu backend against eager and torch.compile, and against the rate of the library's matmul in the same run.
 
     pytest bench/test_cpu.py --benchmark-only --benchmark-json=cpu.json
-    python bench/cpu_report.py cpu.json > bench/results/cpu.md
+    python bench/cpu_report.py cpu.json --results bench/results/cpu_intel.md   # or cpu_amd.md
 
 Tokens of width 768 with r = h = 32: 788 are 4 images of 197 tokens, 3,152 are 16, 12,608 are 64. Forward runs without
 autograd, "both" is forward and backward with gradients in x, the residual and every weight, through autograd for all.
@@ -19,7 +19,7 @@ from torch import Tensor
 from rmadapter_kernels import cpu, rm_adapter
 from rmadapter_kernels.reference import reference
 
-pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 
 D, R, SCALE = 768, 32, 0.001
 TOKENS = (788, 3152, 12608)
@@ -99,5 +99,7 @@ def test_cpu_matmul(benchmark, dtype: str) -> None:
     benchmark.group = f"{dtype} matmul"
     a, b = torch.randn(2, MATMUL, MATMUL, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
     benchmark.extra_info.update(contender="matmul", dtype=dtype, flop=2 * MATMUL**3)
-    benchmark.extra_info.update(threads=torch.get_num_threads(), instructions=cpu.instruction_set())
+    benchmark.extra_info.update(
+        threads=torch.get_num_threads(), instructions=cpu.instruction_set(), processor=cpu.processor()
+    )
     benchmark.pedantic(lambda: a @ b, rounds=8, iterations=1, warmup_rounds=2)

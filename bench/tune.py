@@ -1,17 +1,21 @@
-"""Measure launch configurations on a CUDA device and print the entries of rmadapter_kernels/triton/tuning.py's table.
+"""Measure launch configurations on a CUDA device and write the table that this device's calls are launched by.
 
 python -m bench.tune --out results [--minutes 60] [--dtype bf16,tf32,ieee] [--d 768] [--r 32] [--kernel forward]
-python -m bench.tune --out results --print        # the entries of what has been measured, no device needed
+python -m bench.tune --out results --print        # the table of what has been measured, no device needed
 
 Each configuration is checked against the definition before it is timed: the operator's GPU time from a CUDA graph over
 inputs that L2 does not hold, at one number of tokens for each bucket of the table. tune.json holds every row (tune.csv
-the same); a run with the same --out goes on from it. The most telling problems come first, and of each the
-configurations nearest to the heuristic's.
+the same); a run with the same --out goes on from it. The most telling problems come first, and of each the candidates
+in the order of the model's times.
+
+The table, DEVICE.json, is taken from rmadapter_kernels/triton/measured/ (for everybody) or from RMADAPTER_CACHE,
+~/.cache/rmadapter (for yourself): put it there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -20,16 +24,27 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from bench import results
-from rmadapter_kernels.triton import launch, operators, tuning
-from rmadapter_kernels.triton.autotune import source_hash
-from rmadapter_kernels.triton.tuning import KERNELS, LARGEST, TABLE, Config, Device, Problem, candidates, heuristic
+from rmadapter_kernels.triton import devices, operators, tuning
+from rmadapter_kernels.triton.devices import Device
+from rmadapter_kernels.triton.tuning import (
+    KERNELS,
+    LARGEST,
+    Config,
+    Problem,
+    candidates,
+    forced,
+    model,
+    predicted_ns,
+    table_key,
+    table_name,
+)
 
 # Bucket of the table -> tokens that stand for it: 4, 16, 32 and 128 images of 197, and many.
 TOKENS = {1024: 788, 4096: 3152, 8192: 6304, 32768: 25216, LARGEST: 65536}
@@ -57,10 +72,6 @@ class Group:
         """With a number of tokens."""
         return Problem(self.kernel, *KINDS[self.kind], self.d, self.r, self.r, tokens)
 
-    def key(self, device: Device, bucket: int) -> tuple:
-        """Of the table."""
-        return (device.capability, self.kernel, *KINDS[self.kind], self.d, self.r, self.r, bucket)
-
 
 def groups(
     kinds: Iterable[str], widths: Iterable[int], bottlenecks: Iterable[int], kernels: Iterable[str]
@@ -73,35 +84,32 @@ def groups(
     return [Group(kernel, kind, d, r) for kind in kinds for d, r in sizes for kernel in kernels]
 
 
+def source_hash() -> str:
+    """Of the kernels: others need other measurements."""
+    digest = hashlib.sha256()
+    for name in ("primitives", "prepare", "forward", "backward_rows", "backward_weights"):
+        digest.update(Path(tuning.__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def configurations(group: Group, device: Device, most: int) -> list[Config]:
-    """At most ``most``: the heuristic's of every bucket, then those nearest to the one for many tokens."""
-    usual = list(dict.fromkeys(heuristic(group.problem(tokens), device) for tokens in reversed(TOKENS.values())))
-    centre = usual[0]
-
-    def distance(config: Config) -> float:
-        sizes = (abs(math.log2(a / b)) for a, b in zip(astuple(config)[:3], astuple(centre)[:3], strict=True))
-        return sum(sizes) + abs(config.num_stages - centre.num_stages) / 2
-
-    others = sorted(candidates(group.problem(TOKENS[LARGEST]), device), key=distance)
+    """At most ``most``: the model's choice for every bucket, then the other candidates with 3, 2 and 4 stages, those
+    first that the model takes for the fastest with many tokens."""
+    usual = list(dict.fromkeys(model(group.problem(tokens), device) for tokens in reversed(TOKENS.values())))
+    problem = group.problem(TOKENS[LARGEST])
+    pairs = sorted(candidates(problem, device), key=lambda pair: predicted_ns(problem, *pair, device))
+    others = [replace(config, num_stages=stages) for stages in (3, 2, 4) for config, _ in pairs]
     return list(dict.fromkeys([*usual, *others]))[: max(most, len(usual))]
 
 
 @contextmanager
-def in_force(group: Group, device: Device, config: Config) -> Iterator[None]:
-    """The table gives ``config`` for the group; where it does not fit, the launch fails and is not made smaller."""
-    keys = [group.key(device, bucket) for bucket in TOKENS]
-    before = {key: TABLE[key] for key in keys if key in TABLE}
-    smaller = launch.smaller
-    TABLE.update(dict.fromkeys(keys, config))
-    launch.smaller = lambda config: None
+def in_force(group: Group, config: Config) -> Iterator[None]:
+    """Calls take ``config`` for the group's kernel; where it does not fit, the launch fails and is not made smaller."""
     operators.forget_plans()
     try:
-        yield
+        with forced(group.kernel, config):
+            yield
     finally:
-        launch.smaller = smaller
-        for key in keys:
-            del TABLE[key]
-        TABLE.update(before)
         operators.forget_plans()
 
 
@@ -145,7 +153,7 @@ class Inputs:
         self.forward = group.kernel == "forward"
         sets = 1
         if device.type == "cuda":
-            sets = measure.rotations(3 * tokens * group.d * dtype.itemsize)
+            sets = measure.rotations(2 * tokens * group.d * dtype.itemsize)
         draw = torch.randn(sets, 2, tokens, group.d, device=device).to(dtype)
         self.sets = [tuple(pair.unbind()) for pair in draw]
         self.d_loss = torch.full((tokens,), 1 / tokens, device=device)
@@ -161,20 +169,19 @@ class Inputs:
         ]
 
 
-def compile_on_device(group: Group, device: Device, config: Config) -> None:
+def compile_on_device(group: Group, config: Config) -> None:
     """In a worker: one call on few tokens leaves the compiled kernel in Triton's cache."""
-    with fp32_precision(group.kind), in_force(group, device, config), suppress(Exception):  # measured, it fails again
+    with fp32_precision(group.kind), in_force(group, config), suppress(Exception):  # measured, it fails again
         Inputs(group, 64, torch.device("cuda")).calls()[0]()
 
 
 class OnCuda:
     """Measures on the current CUDA device; kernels are compiled ahead in ``jobs`` processes."""
 
-    def __init__(self, device: Device, jobs: int):
+    def __init__(self, jobs: int):
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
 
-        self.device = device
         self.pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
         self.inputs: dict[int, Inputs] = {}
         self.ahead: dict[Config, Any] = {}
@@ -185,7 +192,7 @@ class OnCuda:
         self.inputs.update({bucket: Inputs(group, t, torch.device("cuda")) for bucket, t in TOKENS.items()})
         for future in self.ahead.values():
             future.cancel()
-        self.ahead = {c: self.pool.submit(compile_on_device, group, self.device, c) for c in configs}
+        self.ahead = {c: self.pool.submit(compile_on_device, group, c) for c in configs}
 
     def measure(self, group: Group, config: Config) -> dict[int, float]:
         """Checked on 300 tokens, whose last block is not full, then timed in every bucket."""
@@ -203,7 +210,7 @@ class OnCuda:
     def _measure(self, group: Group, config: Config) -> dict[int, float]:
         from bench import cases, measure
 
-        with fp32_precision(group.kind), in_force(group, self.device, config):
+        with fp32_precision(group.kind), in_force(group, config):
             case = cases.Case(300, group.d, group.r, KINDS[group.kind][0], norm=True)
             cases.check(cases.Step("triton", case, torch.device("cuda")), case, "both")
             with torch.no_grad():
@@ -268,7 +275,7 @@ def sweep(chosen: list[Group], device: Device, bench: Bench, rows: list[dict[str
 
 @dataclass(frozen=True)
 class Entry:
-    """The fastest configuration of a group and bucket, with microseconds of the operator, and the heuristic's."""
+    """The fastest configuration of a group and bucket, with microseconds of the operator, and the model's."""
 
     group: Group
     bucket: int
@@ -278,7 +285,7 @@ class Entry:
 
 
 def entries(rows: list[dict[str, Any]], device: Device, least_gain: float) -> list[Entry]:
-    """Where a measured configuration is faster than the heuristic's by at least ``least_gain``."""
+    """Where a measured configuration is faster than the model's choice by at least ``least_gain``."""
     times: dict[tuple[Group, int], dict[Config, float]] = {}
     for row in rows:
         if row["outcome"] == MEASURED:
@@ -286,24 +293,23 @@ def entries(rows: list[dict[str, Any]], device: Device, least_gain: float) -> li
     found = []
     for (group, bucket), own in times.items():
         best = min(own, key=own.get)
-        usual = own.get(heuristic(group.problem(TOKENS[bucket]), device))
+        usual = own.get(model(group.problem(TOKENS[bucket]), device))
         if usual is None or own[best] <= (1 - least_gain) * usual:
             found.append(Entry(group, bucket, best, own[best], usual))
     return found
 
 
-def table_text(found: list[Entry], device: Device, source: str) -> str:
-    """``found`` as lines of TABLE in tuning.py."""
-    lines = [f"    # {source}; microseconds of the operator, after it the heuristic's"]
-    for entry in found:
-        capability, kernel, dtype, precision, d, r, h, bucket = entry.group.key(device, entry.bucket)
-        end = "LARGEST" if bucket == LARGEST else bucket
-        usual = "fails" if entry.usual_microseconds is None else f"{entry.usual_microseconds:.1f}"
-        lines.append(
-            f'    ({capability}, "{kernel}", {dtype}, "{precision}", {d}, {r}, {h}, {end}): '
-            f"Config{astuple(entry.config)},  # {entry.microseconds:.1f}, {usual}"
-        )
-    return "\n".join(lines)
+def table_of(found: list[Entry], measured_with: dict[str, Any]) -> dict[str, Any]:
+    """The table's file: ``found`` as rmadapter_kernels/triton/tuning.py reads it, and what it was measured with."""
+    keys = [table_key(entry.group.problem(entry.bucket)) for entry in found]
+    return {
+        "measured_with": measured_with,
+        "entries": {key: list(astuple(entry.config)) for key, entry in zip(keys, found, strict=True)},
+        # Microseconds of the operator, and of the model's choice; None: that fails.
+        "microseconds": {
+            key: [entry.microseconds, entry.usual_microseconds] for key, entry in zip(keys, found, strict=True)
+        },
+    }
 
 
 def load(path: Path, expected: dict[str, Any] | None) -> dict[str, Any]:
@@ -336,16 +342,16 @@ def _listed(text: str, valid: Iterable[Any], name: str, number: bool = False) ->
 def main(arguments: list[str] | None = None) -> int:
     """The command; 2: no CUDA device is here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of tune.json, tune.csv and tune.txt")
+    parser.add_argument("--out", type=Path, required=True, help="folder of tune.json, tune.csv and the table")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time (default: when done)")
     parser.add_argument("--dtype", default="bf16,tf32,ieee", help=f"any of {','.join(KINDS)} (%(default)s)")
     parser.add_argument("--d", default=",".join(map(str, WIDTHS)), help="any of %(default)s")
     parser.add_argument("--r", default=",".join(map(str, BOTTLENECKS)), help="r = h, any of %(default)s")
     parser.add_argument("--kernel", default=",".join(KERNELS), help="any of %(default)s")
     parser.add_argument("--most", type=int, default=24, help="configurations of a problem (%(default)s)")
-    parser.add_argument("--least-gain", type=float, default=0.02, help="over the heuristic's time (%(default)s)")
+    parser.add_argument("--least-gain", type=float, default=0.02, help="over the model's time (%(default)s)")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="compilers (%(default)s)")
-    parser.add_argument("--print", action="store_true", help="print the entries of what has been measured")
+    parser.add_argument("--print", action="store_true", help="print the table of what has been measured")
     given = parser.parse_args(arguments)
     for name in ("minutes", "most", "jobs"):
         if getattr(given, name) <= 0:
@@ -361,17 +367,16 @@ def main(arguments: list[str] | None = None) -> int:
     path = given.out / "tune.json"
     if given.print:
         state = load(path, None)
-        print(_printed(state, given.least_gain))
+        print(json.dumps(_table(state, given.least_gain), indent=1))
         return 0
     if not torch.cuda.is_available():
         print(f"no CUDA device is here (torch {torch.__version__}): nothing was measured")
         return 2
     import triton
 
-    device = tuning.device_of(torch.cuda.current_device())
+    device = devices.device_of(torch.cuda.current_device())
     measured_with = {"device": torch.cuda.get_device_name(), "triton": triton.__version__, "kernels": source_hash(),
-                     "sizes": list(astuple(device))}  # fmt: skip
-    measured_with["sizes"][0] = list(device.capability)
+                     "sizes": asdict(device) | {"capability": list(device.capability)}}  # fmt: skip
     state = load(path, measured_with) | {"environment": results.environment()}
     end = time.monotonic() + 60 * given.minutes
 
@@ -379,7 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
         results.write_json(path, state)
         results.write_csv(given.out / "tune.csv", state["rows"], COLUMNS)
 
-    bench = OnCuda(device, given.jobs)
+    bench = OnCuda(given.jobs)
     try:
         sweep(chosen, device, bench, state["rows"], most=given.most, time_left=lambda: end - time.monotonic(),
               save=save, say=lambda text: print(text, flush=True))  # fmt: skip
@@ -387,18 +392,17 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(f"the device's context is lost: {error}; run again to go on behind it") from error
     finally:
         bench.close()
-    text = _printed(state, given.least_gain)
-    (given.out / "tune.txt").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    found = _table(state, given.least_gain)
+    path = given.out / table_name(device.name)
+    results.write_json(path, found)
+    print(f"{path}: {len(found['entries'])} entries")
     return 0
 
 
-def _printed(state: dict[str, Any], least_gain: float) -> str:
+def _table(state: dict[str, Any], least_gain: float) -> dict[str, Any]:
     used = state["measured_with"]
-    capability, multiprocessors, l2_bytes = used["sizes"]
-    device = Device(tuple(capability), multiprocessors, l2_bytes)
-    source = f"{used['device']}, Triton {used['triton']}, kernels {used['kernels']}, python -m bench.tune"
-    return table_text(entries(state["rows"], device, least_gain), device, source)
+    device = Device(**used["sizes"] | {"capability": tuple(used["sizes"]["capability"])})
+    return table_of(entries(state["rows"], device, least_gain), used)
 
 
 if __name__ == "__main__":

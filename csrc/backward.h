@@ -7,18 +7,19 @@ template <class P>
 struct BackwardWeights {
   using Element = typename P::Element;
   Element *w_down, *w_down_t, *w_up_t, *w_rec2, *w_rec2_t;
-  float *w_rec1, *w_rec1_t, *b_down, *b_rec1, *b_rec2, *gamma, *beta;
+  typename Narrow<P>::Element *w_rec1, *w_rec1_t;
+  float *b_down, *b_rec1, *b_rec2, *gamma, *beta;
   size_t bytes;
 
   BackwardWeights(const Sizes<P>& s, const char* base) {
     Memory memory(base);
-    w_down = memory.take<Element>(s.D * s.rn);
+    w_down = memory.take<Element>(s.width * s.rn);
     w_down_t = memory.take<Element>(s.rk * s.D);
-    w_up_t = memory.take<Element>(s.D * s.rn);
+    w_up_t = memory.take<Element>(s.width * s.rn);
     w_rec2 = memory.take<Element>(s.hk * s.D);
-    w_rec2_t = memory.take<Element>(s.D * s.hn);
-    w_rec1 = memory.take<float>(s.r * s.hn);
-    w_rec1_t = memory.take<float>(s.h * s.rn);
+    w_rec2_t = memory.take<Element>(s.width * s.hn);
+    w_rec1 = memory.take<typename Narrow<P>::Element>(s.narrow_r * s.hn);
+    w_rec1_t = memory.take<typename Narrow<P>::Element>(s.narrow_h * s.rn);
     b_down = memory.take<float>(s.rn);
     b_rec1 = memory.take<float>(s.hn);
     b_rec2 = memory.take<float>(s.D);
@@ -49,14 +50,15 @@ struct BackwardScratch {
   using Element = typename P::Element;
   const Element **u, **g, **e, **pairs;
   char **x, **dx;
-  const float **z_rows, **dh_rows;
-  Element *u_block, *g_block, *e_block, *pair_block, *elements, *factors;
+  const typename Narrow<P>::Element **z_rows, **dh_rows;
+  const float** z_floats;
+  Element *u_block, *g_block, *e_block, *pair_block, *elements, *factors, *narrow;
   float *target, *du, *z, *z_slope, *h, *h_slope, *dz_base, *dz_rec, *dh, *sums, *mean, *rstd, *dl, *target_factor;
   size_t bytes;
 
   BackwardScratch(const Problem& problem, const Sizes<P>& s, const char* base) {
     const Steps steps(problem);
-    const int64_t block = s.rows * s.D;
+    const int64_t block = s.rows * s.width;
     const int64_t widest = s.rows * (s.rn > s.hn ? s.rn : s.hn);
     Memory memory(base);
     u = memory.take<const Element*>(s.rows);
@@ -65,17 +67,19 @@ struct BackwardScratch {
     pairs = memory.take<const Element*>(s.rows);
     x = memory.take<char*>(s.rows);
     dx = memory.take<char*>(s.rows);
-    z_rows = memory.take<const float*>(s.rows);
-    dh_rows = memory.take<const float*>(s.rows);
-    u_block = memory.take<Element>(s.direct ? 0 : block);
+    z_rows = memory.take<const typename Narrow<P>::Element*>(s.rows);
+    z_floats = memory.take<const float*>(s.rows);
+    dh_rows = memory.take<const typename Narrow<P>::Element*>(s.rows);
+    u_block = memory.take<Element>(s.direct && !P::TILES ? 0 : block);
     g_block = memory.take<Element>(block);
     e_block = memory.take<Element>(steps.rec ? block : 0);
-    pair_block = memory.take<Element>(s.PAIRS ? block : 0);
+    pair_block = memory.take<Element>(s.PAIRS ? round_up(s.rows, P::K_STEP) * s.width : 0);
     const bool cosine = problem.objective == Objective::cosine;
     target = memory.take<float>(steps.rec && (cosine || (steps.target && s.PAIRS)) ? block : 0);
     du = memory.take<float>(problem.normalise && steps.x ? block : 0);
     elements = memory.take<Element>(s.PAIRS ? widest : 0);
-    factors = memory.take<Element>(widest);
+    factors = memory.take<Element>(round_up(s.rows, P::K_STEP) * (s.rn > s.hn ? s.rn : s.hn));
+    narrow = memory.take<Element>(P::TILES ? 2 * widest : 0);
     z = memory.take<float>(s.rows * s.rn);
     z_slope = memory.take<float>(s.rows * s.rn);
     dz_base = memory.take<float>(s.rows * s.rn);
@@ -92,20 +96,25 @@ struct BackwardScratch {
   }
 };
 
-// Weight-gradient sums; w_up and w_rec2 transposed, since the long side of a product is its rows.
+// Weight-gradient sums, of w_up and w_rec2 transposed, since the long side of a product is its rows [D, n]. On tiles it
+// is its columns, [n, stride], with a stride that puts rows into different sets of a cache.
 template <class P>
 struct Sums {
+  int64_t stride;
   int64_t w_down = 0, w_up = 0, w_rec1 = 0, w_rec2 = 0, b_down = 0, b_up = 0, b_rec1 = 0, b_rec2 = 0, count = 0;
 
-  Sums(const Problem& problem, const Sizes<P>& s) {
+  int64_t row_step(int64_t n) const { return P::TILES ? 1 : n; }
+  int64_t column_step() const { return P::TILES ? stride : 1; }
+
+  Sums(const Problem& problem, const Sizes<P>& s) : stride(P::TILES ? s.width + 16 : s.D) {
     const auto place = [&](Weight weight, int64_t floats) {
       const int64_t start = count;
       if (problem.gradients[weight].data) count += round_up(floats, 16);
       return start;
     };
-    w_down = place(Weight::w_down, s.D * s.rn);
-    w_up = place(Weight::w_up, s.D * s.rn);
-    w_rec2 = place(Weight::w_rec2, s.D * s.hn);
+    w_down = place(Weight::w_down, stride * s.rn);
+    w_up = place(Weight::w_up, stride * s.rn);
+    w_rec2 = place(Weight::w_rec2, stride * s.hn);
     w_rec1 = place(Weight::w_rec1, round_up(s.rn, TILE_COLUMNS) * s.hn);
     b_down = place(Weight::b_down, s.rn);
     b_up = place(Weight::b_up, s.D);
@@ -124,16 +133,17 @@ struct WriteDifference {
 
   template <int N>
   INLINE void operator()(int64_t row, int64_t column, Vec (&rec)[N]) const {
+    Vec difference[N];
     UNROLL for (int j = 0; j < N; ++j) {
       const int64_t d = column + j * WIDTH;
-      Vec difference = sub(rec[j], load(u[row] + d));
+      difference[j] = sub(rec[j], load(u[row] + d));
       if (OBJECTIVE == Objective::l1) {
-        const Vec negative = sub(splat(0.0f), difference);
-        difference = where_positive(difference, splat(1.0f), where_positive(negative, splat(-1.0f), splat(0.0f)));
+        const Vec negative = sub(splat(0.0f), difference[j]);
+        difference[j] = where_positive(difference[j], splat(1.0f), where_positive(negative, splat(-1.0f), splat(0.0f)));
       }
-      store(e + row * D + d, difference);
-      if (wide) store(wide + row * D + d, difference);
+      if (wide) store(wide + row * D + d, difference[j]);
     }
+    store_all(e + row * D + column, difference);
   }
 };
 
@@ -177,10 +187,11 @@ struct WriteInputGradient {
   template <int N>
   INLINE void operator()(int64_t row, int64_t column, Vec (&du)[N]) const {
     T* to = reinterpret_cast<T*>(dx[row]) + column;
+    prefetch_near(to + N * WIDTH);
     UNROLL for (int j = 0; j < N; ++j) {
       if (target) du[j] = fma(splat(factor[row]), load(target + row * D + column + j * WIDTH), du[j]);
-      store(to + j * WIDTH, du[j]);
     }
+    store_all(to, du);
   }
 };
 

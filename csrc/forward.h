@@ -7,15 +7,16 @@ template <class P>
 struct ForwardWeights {
   using Element = typename P::Element;
   Element *w_down, *w_up, *w_rec2;
-  float *w_rec1, *b_down, *b_up, *b_rec1, *b_rec2, *gamma, *beta;
+  typename Narrow<P>::Element* w_rec1;
+  float *b_down, *b_up, *b_rec1, *b_rec2, *gamma, *beta;
   size_t bytes;
 
   ForwardWeights(const Sizes<P>& s, const char* base) {
     Memory memory(base);
-    w_down = memory.take<Element>(s.D * s.rn);
+    w_down = memory.take<Element>(s.width * s.rn);
     w_up = memory.take<Element>(s.rk * s.D);
     w_rec2 = memory.take<Element>(s.hk * s.D);
-    w_rec1 = memory.take<float>(s.r * s.hn);
+    w_rec1 = memory.take<typename Narrow<P>::Element>(s.narrow_r * s.hn);
     b_down = memory.take<float>(s.rn);
     b_rec1 = memory.take<float>(s.hn);
     b_up = memory.take<float>(s.D);
@@ -30,24 +31,25 @@ template <class P>
 struct ForwardScratch {
   using Element = typename P::Element;
   const Element** u;
-  const float** z_rows;
+  const typename Narrow<P>::Element** z_rows;
   char **out, **residual, **next;
-  Element *block, *z_elements, *h_elements;
+  Element *block, *z_elements, *h_elements, *narrow;
   float *z, *h, *sums, *mean, *rstd;
   size_t bytes;
 
   ForwardScratch(const Sizes<P>& s, const char* base) {
     Memory memory(base);
     u = memory.take<const Element*>(s.rows);
-    z_rows = memory.take<const float*>(s.rows);
+    z_rows = memory.take<const typename Narrow<P>::Element*>(s.rows);
     out = memory.take<char*>(s.rows);
     residual = memory.take<char*>(s.rows);
     next = memory.take<char*>(s.rows);
-    block = memory.take<Element>(s.direct ? 0 : s.rows * s.D);
+    block = memory.take<Element>(s.direct && !P::TILES ? 0 : s.rows * s.width);
     z = memory.take<float>(s.rows * s.rn);
     h = memory.take<float>(s.rows * s.hn);
     z_elements = memory.take<Element>(s.PAIRS ? s.rows * s.rn : 0);
     h_elements = memory.take<Element>(s.PAIRS ? s.rows * s.hn : 0);
+    narrow = memory.take<Element>(P::TILES ? s.rows * 2 * s.rn : 0);
     sums = memory.take<float>(s.rows * 3 * WIDTH);
     mean = memory.take<float>(s.rows);
     rstd = memory.take<float>(s.rows);
@@ -65,10 +67,13 @@ struct WriteOut {
   INLINE void operator()(int64_t row, int64_t column, Vec (&base)[N]) const {
     T* to = reinterpret_cast<T*>(out[row]) + column;
     const T* from = reinterpret_cast<const T*>(residual[row]) + column;
+    prefetch_near(to + N * WIDTH);
+    if (HAS_RESIDUAL) prefetch_near(from + N * WIDTH);
     UNROLL for (int j = 0; j < N; ++j) {
-      const Vec added = mul(splat(scale), base[j]);
-      store(to + j * WIDTH, HAS_RESIDUAL ? add(added, load(from + j * WIDTH)) : added);
+      base[j] = mul(splat(scale), base[j]);
+      if (HAS_RESIDUAL) base[j] = add(base[j], load(from + j * WIDTH));
     }
+    store_all(to, base);
   }
 };
 
@@ -122,10 +127,10 @@ void pack_forward_weights(const Problem& problem, char* packed, int part, int pa
   const ForwardWeights<P> to(s, packed);
   const Matrix* w = problem.weights;
   const Dtype dtype = problem.dtype;
-  pack<P>(w[w_down], s.D, s.r, s.D, s.rn, dtype, to.w_down, part, parts);
+  pack<P>(w[w_down], s.D, s.r, s.width, s.rn, dtype, to.w_down, part, parts);
   pack<P>(w[w_up], s.r, s.D, s.rk, s.D, dtype, to.w_up, part, parts);
   if (s.h) {
-    pack<Floats>(w[w_rec1], s.r, s.h, s.r, s.hn, dtype, to.w_rec1, part, parts);
+    pack<Narrow<P>>(w[w_rec1], s.r, s.h, s.narrow_r, s.hn, dtype, to.w_rec1, part, parts);
     pack<P>(w[w_rec2], s.h, s.D, s.hk, s.D, dtype, to.w_rec2, part, parts);
   }
   if (part > 0) return;
@@ -148,7 +153,7 @@ void forward_block(const Problem& problem, const char* packed, char* scratch, in
   const Sizes<P> s(problem);
   const ForwardWeights<P> w(s, packed);
   const ForwardScratch<P> at(s, scratch);
-  const int64_t padded = round_up(rows, TILE_ROWS);
+  const int64_t padded = round_up(rows, P::ROWS);
 
   load_input<P>(problem, s, {w.gamma, w.beta, at.mean, at.rstd}, first, rows, padded, at.block, at.u);
   point_to_rows(problem.out, first, rows, padded, at.out);
@@ -156,7 +161,7 @@ void forward_block(const Problem& problem, const char* packed, char* scratch, in
 
   Ahead ahead;
   // In the third-level cache (788 tokens) fetching ahead costs more than it gives: 84% of the floor against 91%.
-  if (problem.M * s.D > (1 << 20)) {
+  if (!P::TILES && problem.M * s.D > (1 << 20)) {
     const int64_t lines = s.PAIRS && problem.out.dtype == Dtype::f32 ? 2 : 1;
     ahead.add(at.out, lines);
     if (problem.residual.base) ahead.add(at.residual, lines);
@@ -166,7 +171,7 @@ void forward_block(const Problem& problem, const char* packed, char* scratch, in
     }
     if (s.direct) ahead.add(at.next, 1);
   }
-  reduce<P>(at.u, padded, s.D, w.w_down, at.z, s.rn, ahead.count ? &ahead : nullptr);
+  reduce<P>(at.u, padded, s.width, w.w_down, at.z, s.rn, ahead.count ? &ahead : nullptr);
   activate(problem.activation, at.z, w.b_down, padded, s.rn, nullptr);
   const auto* z = as_elements(at.z, padded, s.rn, at.z_elements);
   with_type(problem.out.dtype, [&](auto* kind) {
@@ -178,8 +183,7 @@ void forward_block(const Problem& problem, const char* packed, char* scratch, in
   });
   if (!s.h) return;
 
-  point_to_rows<const float>(at.z, s.rn, padded, at.z_rows);
-  reduce<Floats>(at.z_rows, padded, s.r, w.w_rec1, at.h, s.hn);
+  reduce_narrow<P>(at.z, s.rn, padded, s.narrow_r, w.w_rec1, at.h, s.hn, at.narrow, at.z_rows);
   activate(problem.activation, at.h, w.b_rec1, padded, s.hn, nullptr);
   float* loss = problem.rec_loss + first;
   switch (problem.objective) {

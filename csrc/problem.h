@@ -53,14 +53,24 @@ struct Problem {
 struct Plan {
   int64_t block = 0;           // rows of a block at most, a multiple of `tile`
   int64_t tile = 0;            // rows that a product takes at once: fewer cost as much
+  int64_t chunk = 0;           // rows whose weight gradients are summed apart from others', at most
   size_t packed_bytes = 0;     // weights in the order in which the products read them, shared by all threads
   size_t scratch_bytes = 0;    // of one thread
   int64_t gradient_floats = 0;  // of the weight-gradient sums, one set for each thread and one for the total
 };
 
+// A thread's own state that kernels set and put back.
+struct ThreadState {
+  alignas(64) char bytes[64] = {};
+};
+
 // One instruction set's kernels. A part is one of `parts` independent pieces of work.
 struct Kernels {
   const char* name;
+  void (*begin)(const Problem&, ThreadState* before);
+  void (*end)(const Problem&, const ThreadState& before);
+  // Eight words that change with anything that pack_forward reads; false where the weights do not lie in one piece each.
+  bool (*fingerprint)(const Problem&, uint64_t* to);
   Plan (*plan_forward)(const Problem&);
   void (*pack_forward)(const Problem&, char* packed, int part, int parts);
   void (*forward)(const Problem&, const char* packed, char* scratch, int64_t first, int64_t rows);
@@ -75,6 +85,13 @@ struct Kernels {
 extern const Kernels portable_kernels;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define RMADAPTER_X86 1
+// Tiles need a compiler that knows them and Linux, which is asked for them. RMADAPTER_WITHOUT_TILES leaves them out, as an
+// older compiler does.
+#if defined(__linux__) && !defined(RMADAPTER_WITHOUT_TILES) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define RMADAPTER_TILES 1
+extern const Kernels amx_bf16_kernels;
+#endif
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels avx512_bf16_kernels;

@@ -4,12 +4,16 @@
 //   expand   tile[rows, D]  = a[rows, k] p[k, D]        k = r or h; the tile goes to an epilogue, not to memory
 //   collect  total[D, n]   += a[rows, D]^T b[rows, n]   weight gradients
 //
-// Columns are cut into panels of two vectors (the last may be one), and packed weights lie panel by panel.
-// `Floats` multiplies floats; `Pairs` multiplies neighbouring bf16 pairs and adds both to an fp32 sum.
+// `Floats` multiplies floats; `Pairs` multiplies neighbouring bf16 pairs and adds both to an fp32 sum. `Tiles` (tiles.h) has
+// the same three on the processor's matrix unit.
 
 struct Floats {
   using Element = float;
-  static constexpr int DEPTH = 1;  // elements along K in one step
+  static constexpr bool TILES = false;
+  static constexpr int DEPTH = 1;        // elements along K in one step
+  static constexpr int K_STEP = 1;       // K is a multiple of it
+  static constexpr int ROWS = TILE_ROWS;  // and the number of rows of a block of this
+  static constexpr int COLUMNS = WIDTH;  // and r and h, as numbers of columns, of this
   static INLINE Vec factor(const float* p) { return splat(*p); }
   static INLINE Vec weights(const float* p) { return load(p); }
   static INLINE Vec multiply(Vec a, Vec b, Vec total) { return fma(a, b, total); }
@@ -18,7 +22,11 @@ struct Floats {
 #ifdef RMADAPTER_BF16
 struct Pairs {
   using Element = BFloat16;
+  static constexpr bool TILES = false;
   static constexpr int DEPTH = 2;
+  static constexpr int K_STEP = 2;
+  static constexpr int ROWS = TILE_ROWS;
+  static constexpr int COLUMNS = WIDTH;
   static INLINE __m512bh factor(const BFloat16* p) {
     int32_t pair;
     std::memcpy(&pair, p, sizeof pair);
@@ -28,38 +36,6 @@ struct Pairs {
   static INLINE Vec multiply(__m512bh a, __m512bh b, Vec total) { return _mm512_dpbf16_ps(total, a, b); }
 };
 #endif
-
-constexpr int PANEL = 2 * WIDTH;
-
-// Calls f(first column, one or two vectors as an integral constant) for each panel of n columns, n a multiple of WIDTH.
-template <class F>
-INLINE void for_panels(int64_t n, F f) {
-  int64_t column = 0;
-  for (; column + PANEL <= n; column += PANEL) f(column, std::integral_constant<int, 2>());
-  if (column < n) f(column, std::integral_constant<int, 1>());
-}
-
-// Rows that will be needed soon, fetched into the second-level cache while `reduce` runs: the processor's own
-// prefetcher does not follow a dozen rows of 3 KB (forward at 12,608 tokens: 96% of the floor, without it 77%).
-struct Ahead {
-  struct Group {
-    char* const* rows;
-    int64_t lines;  // of the group for one of x
-  };
-  Group groups[3] = {};
-  int count = 0;
-
-  void add(char* const* rows, int64_t lines) { groups[count++] = {rows, lines}; }
-
-  // Line `line` of each of the TILE_ROWS rows from `row` on.
-  INLINE void fetch(int64_t row, int64_t line) const {
-    for (int g = 0; g < count; ++g) {
-      const Group& group = groups[g];
-      for (int64_t l = line * group.lines; l < (line + 1) * group.lines; ++l)
-        UNROLL for (int i = 0; i < TILE_ROWS; ++i) prefetch(group.rows[row + i] + 64 * l);
-    }
-  }
-};
 
 template <class P, int R, int N>
 INLINE void reduce_tile(const typename P::Element* const* a, int64_t steps, const typename P::Element* p, float* sums,
@@ -72,7 +48,7 @@ INLINE void reduce_tile(const typename P::Element* const* a, int64_t steps, cons
   }
   constexpr int64_t LINE = 64 / sizeof(typename P::Element) / P::DEPTH;  // steps a cache line
   for (int64_t start = 0; start < steps; start += LINE) {
-    if (ahead) ahead->fetch(first, start / LINE);
+    if (ahead) ahead->fetch<R>(first, start / LINE);
     const int64_t end = start + LINE < steps ? start + LINE : steps;
     for (int64_t k = start; k < end; ++k) {
       decltype(P::weights(p)) w[N];
@@ -92,11 +68,15 @@ INLINE void reduce_tile(const typename P::Element* const* a, int64_t steps, cons
 template <class P>
 void reduce(const typename P::Element* const* a, int64_t rows, int64_t K, const typename P::Element* p, float* sums,
             int64_t n, const Ahead* ahead = nullptr) {
-  for_panels(n, [&](int64_t column, auto vectors) INLINE_LAMBDA {
-    for (int64_t i = 0; i < rows; i += TILE_ROWS)
-      reduce_tile<P, TILE_ROWS, vectors.value>(a + i, K / P::DEPTH, p + column * K, sums + i * n + column, n, i,
-                                               column ? nullptr : ahead);
-  });
+  if constexpr (P::TILES) {
+    reduce_on_tiles(a, rows, K, p, sums, n, 1);
+  } else {
+    for_panels(n, [&](int64_t column, auto vectors) INLINE_LAMBDA {
+      for (int64_t i = 0; i < rows; i += TILE_ROWS)
+        reduce_tile<P, TILE_ROWS, vectors.value>(a + i, K / P::DEPTH, p + column * K, sums + i * n + column, n, i,
+                                                 column ? nullptr : ahead);
+    });
+  }
 }
 
 template <class P, int R, int N, class Epilogue>
@@ -126,10 +106,14 @@ INLINE void expand_tile(const typename P::Element* a, int64_t stride, int64_t st
 template <class P, class Epilogue>
 void expand(const typename P::Element* a, int64_t stride, int64_t rows, int64_t K, const typename P::Element* p,
             int64_t D, const float* bias, const Epilogue& epilogue) {
-  for (int64_t i = 0; i < rows; i += TILE_ROWS)
-    for_panels(D, [&](int64_t column, auto vectors) INLINE_LAMBDA {
-      expand_tile<P, TILE_ROWS, vectors.value>(a, stride, K / P::DEPTH, p + column * K, bias, i, column, epilogue);
-    });
+  if constexpr (P::TILES) {
+    expand_on_tiles(a, stride, rows, K, p, D, bias, epilogue);
+  } else {
+    for (int64_t i = 0; i < rows; i += TILE_ROWS)
+      for_panels(D, [&](int64_t column, auto vectors) INLINE_LAMBDA {
+        expand_tile<P, TILE_ROWS, vectors.value>(a, stride, K / P::DEPTH, p + column * K, bias, i, column, epilogue);
+      });
+  }
 }
 
 template <class P, int R, int N>
@@ -162,17 +146,21 @@ void collect(const typename P::Element* const* a, int64_t steps, int64_t D, cons
   });
 }
 
-// total[D] += factor[row] * a[row, D] over the rows; factor null: 1.
+template <int N, class T>
+INLINE void add_columns(const T* const* a, int64_t rows, int64_t d, const float* factor, float* total) {
+  Vec sums[N];
+  UNROLL for (int j = 0; j < N; ++j) sums[j] = load(total + d + j * WIDTH);
+  for (int64_t i = 0; i < rows; ++i) {
+    const Vec f = splat(factor ? factor[i] : 1.0f);
+    UNROLL for (int j = 0; j < N; ++j) sums[j] = fma(f, load(a[i] + d + j * WIDTH), sums[j]);
+  }
+  UNROLL for (int j = 0; j < N; ++j) store(total + d + j * WIDTH, sums[j]);
+}
+
+// total[D] += factor[row] * a[row, D] over the rows; factor null: 1. Eight vectors at a time, since each waits for itself.
 template <class T>
 void add_rows(const T* const* a, int64_t rows, int64_t D, const float* factor, float* total) {
-  constexpr int N = 16 / WIDTH;
-  for (int64_t d = 0; d < D; d += 16) {
-    Vec sums[N];
-    UNROLL for (int j = 0; j < N; ++j) sums[j] = load(total + d + j * WIDTH);
-    for (int64_t i = 0; i < rows; ++i) {
-      const Vec f = splat(factor ? factor[i] : 1.0f);
-      UNROLL for (int j = 0; j < N; ++j) sums[j] = fma(f, load(a[i] + d + j * WIDTH), sums[j]);
-    }
-    UNROLL for (int j = 0; j < N; ++j) store(total + d + j * WIDTH, sums[j]);
-  }
+  int64_t d = 0;
+  for (; d + 8 * WIDTH <= D; d += 8 * WIDTH) add_columns<8>(a, rows, d, factor, total);
+  for (; d < D; d += 16) add_columns<16 / WIDTH>(a, rows, d, factor, total);
 }

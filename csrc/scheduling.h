@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "packed_weights.h"
 #include "problem.h"
 
 #if defined(__SSE2__)
@@ -73,14 +74,32 @@ inline int64_t threads_for(const Problem& problem) {
   return worth < 1 ? 1 : worth < threads ? worth : threads;
 }
 
+// What the kernels need of a thread while this lives.
+class Prepared {
+ public:
+  Prepared(const Kernels& kernels, const Problem& problem) : kernels_(kernels), problem_(problem) {
+    kernels_.begin(problem_, &before_);
+  }
+  ~Prepared() { kernels_.end(problem_, before_); }
+  Prepared(const Prepared&) = delete;
+  Prepared& operator=(const Prepared&) = delete;
+
+ private:
+  const NoDenormals no_denormals_;
+  const Kernels& kernels_;
+  const Problem& problem_;
+  ThreadState before_;
+};
+
 // Calls work(item) once for each item, on up to `threads` threads, handing items out in ascending order.
 // work must not throw: older versions of torch lose what is thrown inside parallel_for.
 template <class Worker>
-void for_items(int64_t count, int64_t threads, const Worker& make_worker) {
+void for_items(const Kernels& kernels, const Problem& problem, int64_t count, int64_t threads,
+               const Worker& make_worker) {
   std::atomic<int64_t> next{0};
   if (threads > count) threads = count;
   const auto body = [&](int64_t, int64_t) {
-    const NoDenormals no_denormals;
+    const Prepared prepared(kernels, problem);
     auto work = make_worker();
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(item);
   };
@@ -127,16 +146,36 @@ inline thread_local Arena thread_arena;
 
 constexpr int PACK_PARTS = 8;
 
+struct Packed {
+  const char* data;
+  std::shared_ptr<const PackedWeights> kept;  // null: they are in the calling thread's arena
+};
+
+// Those of an earlier call, or new ones.
+inline Packed packed_weights(const Kernels& kernels, const Problem& problem, const Plan& plan, int64_t threads) {
+  static PackedCache& cache = *new PackedCache;  // outlives every thread
+  PackedCache::Key key(kernels, problem);
+  bool again = false;
+  std::shared_ptr<const PackedWeights> kept;
+  if (kernels.fingerprint(problem, key.fingerprint)) kept = cache.find(key, &again);
+  if (kept) return {kept->data(), kept};
+  if (again) kept = std::make_shared<PackedWeights>(plan.packed_bytes);
+  char* packed = kept ? kept->data() : shared_arena.at_least(plan.packed_bytes);
+  for_items(kernels, problem, PACK_PARTS, threads, [&] {
+    return [&](int64_t part) { kernels.pack_forward(problem, packed, static_cast<int>(part), PACK_PARTS); };
+  });
+  if (kept) cache.keep(key, kept);
+  return {packed, kept};
+}
+
 inline void run_forward(const Kernels& kernels, const Problem& problem) {
   const Plan plan = kernels.plan_forward(problem);
   const int64_t threads = threads_for(problem);
-  char* packed = shared_arena.at_least(plan.packed_bytes);
-  for_items(PACK_PARTS, threads, [&] {
-    return [&](int64_t part) { kernels.pack_forward(problem, packed, static_cast<int>(part), PACK_PARTS); };
-  });
+  const Packed weights = packed_weights(kernels, problem, plan, threads);
+  const char* packed = weights.data;
   const int64_t size = balanced_block(problem.M, plan, threads);
   const int64_t blocks = (problem.M + size - 1) / size;
-  for_items(blocks, threads, [&] {
+  for_items(kernels, problem, blocks, threads, [&] {
     char* scratch = thread_arena.at_least(plan.scratch_bytes);
     return [&, scratch](int64_t block) {
       const int64_t first = block * size;
@@ -155,13 +194,13 @@ inline void run_backward(const Kernels& kernels, const Problem& problem) {
   char* shared = shared_arena.at_least(total_bytes + plan.packed_bytes);
   float* total = reinterpret_cast<float*>(shared);
   char* packed = shared + total_bytes;
-  for_items(PACK_PARTS, threads, [&] {
+  for_items(kernels, problem, PACK_PARTS, threads, [&] {
     return [&](int64_t part) { kernels.pack_backward(problem, packed, static_cast<int>(part), PACK_PARTS); };
   });
   std::memset(total, 0, total_bytes);
 
-  // An even number of chunks of at most 256 tokens, the first ones a tile longer: at 788 tokens two threads have 396 each.
-  const int64_t chunks = 2 * ((problem.M + 511) / 512);
+  // An even number of chunks, the first ones a tile longer: at 788 tokens two threads have 396 each.
+  const int64_t chunks = 2 * ((problem.M + 2 * plan.chunk - 1) / (2 * plan.chunk));
   const int64_t tiles = (problem.M + plan.tile - 1) / plan.tile;
   const auto start = [&](int64_t chunk) {
     const int64_t longer = chunk < tiles % chunks ? chunk : tiles % chunks;
@@ -169,20 +208,22 @@ inline void run_backward(const Kernels& kernels, const Problem& problem) {
     return row < problem.M ? row : problem.M;
   };
   InOrder in_order;
-  for_items(chunks, threads, [&] {
+  for_items(kernels, problem, chunks, threads, [&] {
     char* scratch = thread_arena.at_least(total_bytes + plan.scratch_bytes);
     return [&, scratch](int64_t chunk) {
       float* sums = reinterpret_cast<float*>(scratch);
-      std::memset(sums, 0, total_bytes);
-      const int64_t end = start(chunk + 1);
-      for (int64_t first = start(chunk); first < end; first += plan.block) {
+      const int64_t begin = start(chunk), end = start(chunk + 1);
+      if (begin < end) std::memset(sums, 0, total_bytes);
+      for (int64_t first = begin; first < end; first += plan.block) {
         const int64_t rows = end - first < plan.block ? end - first : plan.block;
         kernels.backward(problem, packed, scratch + total_bytes, sums, first, rows);
       }
-      in_order.add(chunk, [&] { kernels.add(total, sums, plan.gradient_floats); });
+      in_order.add(chunk, [&] {
+        if (begin < end) kernels.add(total, sums, plan.gradient_floats);
+      });
     };
   });
-  for_items(PACK_PARTS, threads, [&] {
+  for_items(kernels, problem, PACK_PARTS, threads, [&] {
     return [&](int64_t part) { kernels.write_gradients(problem, total, static_cast<int>(part), PACK_PARTS); };
   });
 }

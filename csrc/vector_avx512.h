@@ -45,4 +45,43 @@ INLINE Vec power_of_two(Vec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a); }
+// Two vectors side by side in one instruction.
+#ifdef RMADAPTER_BF16
+INLINE void store_all(BFloat16* p, const Vec (&v)[2]) {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]));
+}
+#endif
+INLINE void transpose(Vec (&rows)[16]) {
+  Vec a[16];
+  UNROLL for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  // Four by four within each quarter of a vector: column 4 quarter + j of rows 4 group and on.
+  Vec b[16];
+  UNROLL for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  UNROLL for (int j = 0; j < 4; ++j) {  // quarters of four groups
+    const Vec even = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88), odd = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd);
+    const Vec even2 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88);
+    const Vec odd2 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
+    rows[j] = _mm512_shuffle_f32x4(even, even2, 0x88);
+    rows[j + 8] = _mm512_shuffle_f32x4(even, even2, 0xdd);
+    rows[j + 4] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+    rows[j + 12] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+  }
+}
+#ifdef RMADAPTER_BF16
+// Both rounded to bf16, element by element side by side, as the bits of floats.
+INLINE Vec pair_up(Vec even, Vec odd) {
+  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
+  return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+#endif
+INLINE void prefetch_near(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

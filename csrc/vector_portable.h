@@ -81,4 +81,13 @@ INLINE float sum(Vec a) {
   for (int i = 0; i < WIDTH; ++i) total += a.lane[i];
   return total;
 }
+INLINE void transpose(Vec (&rows)[WIDTH]) {
+  for (int i = 0; i < WIDTH; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float kept = rows[i].lane[j];
+      rows[i].lane[j] = rows[j].lane[i];
+      rows[j].lane[i] = kept;
+    }
+}
+INLINE void prefetch_near(const void*) {}
 INLINE void prefetch(const void*) {}

@@ -41,18 +41,25 @@ class Backend:
     advantage: Callable[[Call], str | None]
 
 
+def _why_eager(call: Call) -> str:
+    """What keeps ``auto`` from the others."""
+    if call.x.device.type == "cpu" and cpu.AVAILABLE and cpu.refusal(*call) is None:
+        return cpu.judgement(call.x.dtype)[1]
+    return f"no faster one takes {call.x.dtype} tensors on {call.x.device.type}"
+
+
 # By name, the fastest first; the last one takes every call.
 BACKENDS: dict[str, Backend] = {
     "triton": Backend(triton.status, triton.refusal, triton.advantage),
     "cpu": Backend(
-        status=lambda: BackendStatus(cpu.AVAILABLE, cpu.REASON),
+        status=lambda: BackendStatus(cpu.AVAILABLE, cpu.reason()),
         refusal=lambda call: cpu.refusal(*call),
-        advantage=lambda call: cpu.advantage(),
+        advantage=lambda call: cpu.advantage(call.x.dtype),
     ),
     "eager": Backend(
         status=lambda: BackendStatus(True, "plain PyTorch, runs wherever torch does"),
         refusal=lambda call: None,
-        advantage=lambda call: f"no faster one takes {call.x.dtype} tensors on {call.x.device.type}",
+        advantage=lambda call: _why_eager(call),
     ),
 }
 

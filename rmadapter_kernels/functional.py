@@ -11,24 +11,28 @@ from torch.autograd.function import once_differentiable
 
 from rmadapter_kernels.backends import AUTO, Call, choose
 from rmadapter_kernels.checks import check_settings, check_tensors, check_x
-from rmadapter_kernels.ops import IN_PLACE, OPERATORS
+from rmadapter_kernels.ops import IN_PLACE, OPERATORS, PREPARE
+from rmadapter_kernels.overlap import refuse_overlap
 from rmadapter_kernels.reference import Norm
+from rmadapter_kernels.triton.availability import prepare_for
 
 
 class _RMAdapter(torch.autograd.Function):
-    """The two operators of a backend under autograd; saves x and the weights alone.
+    """The two operators of a backend under autograd; saves x and the weights alone, and what was prepared of them.
 
-    Arguments: backend, x, residual, norm weight, norm bias, norm eps, the eight weights, the five settings.
+    Arguments: backend, x, residual, norm weight, norm bias, norm eps, the eight weights, the five settings, the
+    prepared weights or None.
     """
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return OPERATORS[inputs[0]][0](*inputs[1:])
+        prepared = () if inputs[19] is None else inputs[19:]
+        return OPERATORS[inputs[0]][0](*inputs[1:19], *prepared)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[1], inputs[3], inputs[4], *inputs[6:14])
-        ctx.backend, ctx.norm_eps, ctx.settings = inputs[0], inputs[5], inputs[14:]
+        ctx.save_for_backward(inputs[1], inputs[3], inputs[4], *inputs[6:14], inputs[19])
+        ctx.backend, ctx.norm_eps, ctx.settings = inputs[0], inputs[5], inputs[14:19]
         ctx.set_materialize_grads(False)
         if inputs[10] is None:
             ctx.mark_non_differentiable(output[1])
@@ -36,17 +40,18 @@ class _RMAdapter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, *weights = ctx.saved_tensors
+        x, norm_weight, norm_bias, *weights, prepared = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[1:3]
         needs = [need_x, *ctx.needs_input_grad[6:14]]
         gradients: list[Tensor | None] = [None] * 9
         if any(needs) and (d_out is not None or d_loss is not None):
             found = OPERATORS[ctx.backend][1](
-                x, d_out, d_loss, norm_weight, norm_bias, ctx.norm_eps, *weights, *ctx.settings, needs
-            )
+                x, d_out, d_loss, norm_weight, norm_bias, ctx.norm_eps, *weights, *ctx.settings, needs,
+                *(() if prepared is None else (prepared,)),
+            )  # fmt: skip
             gradients = [g if needed else None for g, needed in zip(found, needs, strict=True)]
         d_residual = d_out if need_residual else None
-        return (None, gradients[0], d_residual, None, None, None, *gradients[1:], None, None, None, None, None)
+        return (None, gradients[0], d_residual, None, None, None, *gradients[1:], None, None, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
@@ -148,7 +153,14 @@ def rm_adapter(
     settings = (scale, activation, objective, local_reconstruction, branch_grad_scale)
     call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
     chosen = choose(call, backend).backend
-    return _RMAdapter.apply(chosen, x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
+    arguments = (x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
+    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        return OPERATORS[chosen][0](*arguments)
+    prepared = None
+    if chosen in PREPARE and torch.is_grad_enabled() and prepare_for(x):
+        with torch.no_grad():
+            prepared = PREPARE[chosen](x, norm_weight, norm_bias, norm_eps, w_down, b_down, w_up, w_rec1, w_rec2)
+    return _RMAdapter.apply(chosen, *arguments, prepared)
 
 
 def rm_adapter_(
@@ -166,7 +178,7 @@ def rm_adapter_(
 ) -> Tensor:
     """``rm_adapter`` for inference: adds the adaptation branch to ``residual`` in place, without a reconstruction.
 
-    Arguments as of ``rm_adapter``; ``residual`` may be ``x`` itself, but must not overlap it otherwise.
+    Arguments as of ``rm_adapter``; ``residual`` may be ``x`` itself, but must not overlap it otherwise, nor itself.
 
     Returns:
         ``residual``.
@@ -186,6 +198,7 @@ def rm_adapter_(
         for name, tensor in zip(names, (x, residual, *weights), strict=True):
             if tensor.requires_grad:
                 raise ValueError(f"{name} requires grad; valid: rm_adapter_ under torch.no_grad(), or rm_adapter")
+    refuse_overlap(x, residual)
     norm_weight, norm_bias, norm_eps = norm or (None, None, None)
     chosen = choose(Call(x, w_down.shape[1], 0), backend).backend
     if chosen in IN_PLACE:

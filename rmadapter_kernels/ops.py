@@ -24,6 +24,12 @@ BACKWARD_SCHEMA = (
     f"(Tensor x, Tensor? d_out, Tensor? d_loss, {_SHARED}, bool[9] needs) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+# What the Triton backend also takes: its prepared weights, where a caller has them.
+PREPARED_ARGUMENT = "Tensor? prepared=None"
+PREPARE_SCHEMA = (
+    "(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float? norm_eps, Tensor w_down, Tensor b_down, Tensor w_up, "
+    "Tensor? w_rec1, Tensor? w_rec2) -> Tensor"
+)
 IN_PLACE_SCHEMA = (
     "(Tensor x, Tensor(a!) residual, Tensor? norm_weight, Tensor? norm_bias, float? norm_eps, "
     "Tensor w_down, Tensor b_down, Tensor w_up, Tensor b_up, float scale, str activation) -> ()"
@@ -39,11 +45,22 @@ def _forward_shapes(x: Tensor, residual: Tensor | None, *shared) -> tuple[Tensor
 
 def _backward_shapes(x: Tensor, d_out: Tensor | None, d_loss: Tensor | None, *shared) -> tuple[Tensor, ...]:
     """Results of the backward operator without their values."""
-    needs = shared[-1]
+    needs = shared[16]
     tensors = (x, *shared[3:11])
     return tuple(
         torch.empty_like(tensor) if needed else x.new_empty(0) for tensor, needed in zip(tensors, needs, strict=True)
     )
+
+
+def _prepare_shapes(
+    x: Tensor, norm_weight, norm_bias, norm_eps, w_down: Tensor, b_down, w_up, w_rec1, w_rec2
+) -> Tensor:
+    """The prepared weights without their values."""
+    from rmadapter_kernels.triton.buffers import prepared_parts
+
+    d, r = w_down.shape
+    _, size = prepared_parts(x.dtype, d, r, 0 if w_rec1 is None else w_rec1.shape[1])
+    return x.new_empty(size, dtype=torch.uint8)
 
 
 def _in_place_shapes(x: Tensor, residual: Tensor, *rest) -> None:
@@ -59,6 +76,8 @@ def _define(backend: str) -> tuple[Callable, Callable]:
         (f"{backend}_forward", FORWARD_SCHEMA, _forward_shapes),
         (f"{backend}_backward", BACKWARD_SCHEMA, _backward_shapes),
     ):
+        if backend == "triton":
+            schema = schema.replace(") ->", f", {PREPARED_ARGUMENT}) ->")
         _LIBRARY.define(name + schema)
         torch.library.register_fake(f"rmadapter::{name}", shapes, lib=_LIBRARY)
     namespace = torch.ops.rmadapter
@@ -89,6 +108,11 @@ def _triton(name: str) -> Callable:
 
 _LIBRARY.impl("triton_forward", _triton("forward"), "CompositeExplicitAutograd")
 _LIBRARY.impl("triton_backward", _triton("backward"), "CompositeExplicitAutograd")
+_LIBRARY.define("triton_prepare" + PREPARE_SCHEMA)
+torch.library.register_fake("rmadapter::triton_prepare", _prepare_shapes, lib=_LIBRARY)
+_LIBRARY.impl("triton_prepare", _triton("prepare"), "CompositeExplicitAutograd")
+# Backend name -> operator that prepares the weights for a forward call and its backward.
+PREPARE = {"triton": torch.ops.rmadapter.triton_prepare.default}
 _LIBRARY.define("triton_forward_" + IN_PLACE_SCHEMA)
 torch.library.register_fake("rmadapter::triton_forward_", _in_place_shapes, lib=_LIBRARY)
 _LIBRARY.impl("triton_forward_", _triton("forward_"), "CompositeExplicitAutograd")

@@ -12,6 +12,7 @@ import torch
 
 from rmadapter_kernels.calls import BackendStatus, Call
 from rmadapter_kernels.checks import outside_limits
+from rmadapter_kernels.triton.tuning import worth_preparing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOWEST_TRITON = (3, 6)
@@ -88,3 +89,11 @@ def refusal(call: Call) -> str | None:
 def advantage(call: Call) -> str | None:
     """Preferred on every CUDA device that it takes; under the interpreter never."""
     return "fused kernels for CUDA devices of capability 8.0 and later" if call.x.is_cuda else None
+
+
+def prepare_for(x: torch.Tensor) -> bool:
+    """Whether a forward call on ``x`` and its backward share prepared weights.
+
+    In a compiled graph always: a condition on the number of tokens would compile it again where they cross it.
+    """
+    return torch.compiler.is_compiling() or worth_preparing(x.numel() // x.shape[-1])

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from rmadapter_kernels.triton import backward, forward, launch, operators
+from rmadapter_kernels.triton import backward_rows, backward_weights, forward, launch, operators, prepare, prepared
 
 KERNELS = (
+    (prepare, "rm_adapter_prepare_kernel"),
     (forward, "rm_adapter_forward_kernel"),
-    (backward, "rm_adapter_backward_rows_kernel"),
-    (backward, "rm_adapter_backward_weights_kernel"),
-    (backward, "rm_adapter_backward_sum_kernel"),
+    (backward_rows, "rm_adapter_backward_rows_kernel"),
+    (backward_weights, "rm_adapter_backward_weights_kernel"),
+    (backward_weights, "rm_adapter_backward_sum_kernel"),
 )
 
 
@@ -45,6 +46,7 @@ class _DryKernel:
 
     def __init__(self, kernel: Any, record: list[Launched] | None):
         self.kernel, self.record = kernel, record
+        self.fn, self.arg_names = kernel.fn, kernel.arg_names
 
     def __getitem__(self, grid: tuple[int, int, int]):
         def run(*arguments, **options):
@@ -61,6 +63,7 @@ def dry_launches(record: list[Launched] | None = None) -> Iterator[None]:
     real = [(module, name, getattr(module, name)) for module, name in KERNELS]
     stream, direct = launch.current_stream, launch.DIRECT
     operators.forget_plans()
+    prepared.forget()
     try:
         for module, name, kernel in real:
             setattr(module, name, _DryKernel(kernel, record))
@@ -71,3 +74,4 @@ def dry_launches(record: list[Launched] | None = None) -> Iterator[None]:
             setattr(module, name, kernel)
         launch.current_stream, launch.DIRECT = stream, direct
         operators.forget_plans()
+        prepared.forget()

@@ -17,22 +17,23 @@ class Options:
     Attributes:
         fp32_precision: products of fp32 inputs: ieee, tf32 (10-bit mantissas), tf32x3 (three tf32 products, nearly
             ieee's accuracy); None: as ``torch.backends.cuda.matmul.fp32_precision`` says, tf32 or ieee.
-        max_autotune: measure every launch configuration at the first call with new shapes and keep the fastest, in
-            memory and on disk (``RMADAPTER_CACHE``, default ~/.cache/rmadapter); never during graph capture.
+        keep_prepared: prepared weights are kept from one call to the next while torch's version counters of the
+            weights stand. For inference with weights that rest: a write which the counters do not see (through
+            ``.data``, in a replayed CUDA graph, in what FSDP gathers) is not seen here either. False: they are kept
+            from a forward call to its own backward alone.
     """
 
     fp32_precision: str | None = None
-    max_autotune: bool = False
+    keep_prepared: bool = False
 
     def __post_init__(self) -> None:
         if self.fp32_precision is not None and self.fp32_precision not in PRECISIONS:
             raise ValueError(f"fp32_precision is {self.fp32_precision!r}; valid: None, {', '.join(PRECISIONS)}")
-        if not isinstance(self.max_autotune, bool):
-            raise TypeError(f"max_autotune is {self.max_autotune!r}; valid: True, False")
+        if not isinstance(self.keep_prepared, bool):
+            raise TypeError(f"keep_prepared is {self.keep_prepared!r}; valid: True, False")
 
 
 _current = Options()
-_generation = 0
 
 
 def options() -> Options:
@@ -40,14 +41,9 @@ def options() -> Options:
     return _current
 
 
-def generation() -> int:
-    """Changes with every change of options; cheaper to compare than they are."""
-    return _generation
-
-
 def _set(chosen: Options) -> None:
-    global _current, _generation
-    _current, _generation = chosen, _generation + 1
+    global _current
+    _current = chosen
 
 
 @contextmanager

@@ -1,18 +1,77 @@
-"""Launch configurations: a frozen table of measured ones, and a heuristic for what it lacks."""
+"""One way to a launch configuration: the table of measured ones of this device, and behind it a model of the time.
+
+``bench/tune.py`` writes the tables, a file a device, into ``measured/`` beside this file or into the folder that
+``RMADAPTER_CACHE`` names. The model is ``predicted_ns``; it starts from what ``bench/facts.py`` found in the machine
+code of every candidate (compiled.json).
+"""
 
 from __future__ import annotations
 
 import functools
-import itertools
+import json
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+from rmadapter_kernels.triton.buffers import padded
+from rmadapter_kernels.triton.devices import Device
 
 KERNELS = ("forward", "rows", "weights")
 # Tokens of 4, 16, 32 and 128 images of 197, and above; a bucket holds up to its number.
 BUCKETS = (1024, 4096, 8192, 32768)
 LARGEST = 1 << 31
+STAGES = 3
+
+FACTS_FILE = Path(__file__).with_name("compiled.json")
+# Devices whose code has the registers of another's.
+FAMILIES = ("sm_80", "sm_90", "sm_100")
+
+Tile = tuple[int, int, int]
+# Rows, columns and warps of the tiles that are looked at, by kernel, kind of product and padded width. Kinds: bf16,
+# fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers.
+CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
+    "forward": {
+        ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4), (64, 64, 8)),
+        ("bf16", 64): ((64, 64, 4), (64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4)),
+        ("bf16", 128): ((64, 64, 8), (64, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8)),
+        ("tf32", 32): ((32, 32, 4), (32, 16, 4), (16, 32, 4)),
+        ("tf32", 64): ((32, 32, 4), (16, 32, 4), (16, 16, 4)),
+        ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
+        ("exact", 32): ((16, 32, 4), (16, 16, 4)),
+        ("exact", 64): ((16, 16, 8),),
+        ("exact", 128): ((16, 16, 8),),
+    },
+    "rows": {
+        ("bf16", 32): ((64, 64, 4), (16, 128, 4), (32, 64, 4), (16, 64, 4), (64, 64, 8)),
+        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8)),
+        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 64, 4), (16, 128, 8)),
+        ("tf32", 32): ((16, 32, 4), (16, 16, 4)),
+        ("tf32", 64): ((16, 32, 4), (16, 16, 4)),
+        ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
+        ("exact", 32): ((16, 16, 4), (16, 16, 8)),
+        ("exact", 64): ((16, 16, 8),),
+        ("exact", 128): ((16, 16, 8),),
+    },
+    "weights": {
+        ("bf16", 32): ((32, 64, 4), (32, 128, 8), (64, 64, 4), (32, 64, 8), (16, 64, 4)),
+        ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
+        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 32, 4)),
+        ("fp16", 32): ((32, 64, 4), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
+        ("fp16", 64): ((32, 64, 8), (16, 64, 4), (16, 32, 4)),
+        ("fp16", 128): ((16, 64, 8), (16, 32, 8), (16, 32, 4)),
+        ("tf32", 32): ((32, 32, 4), (16, 32, 4)),
+        ("tf32", 64): ((16, 32, 4), (16, 32, 8)),
+        ("tf32", 128): ((16, 16, 4), (16, 32, 8)),
+        ("exact", 32): ((16, 32, 4), (16, 16, 8)),
+        ("exact", 64): ((16, 16, 8),),
+        ("exact", 128): ((16, 16, 4),),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -32,39 +91,6 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Device:
-    """What a choice depends on: compute capability, multiprocessors, bytes of L2."""
-
-    capability: tuple[int, int]
-    multiprocessors: int
-    l2_bytes: int
-
-
-# Devices to compile for where none is at hand (report.py): an A100, A10, L4, H100, B200 and an RTX 5090.
-KNOWN_DEVICES = {
-    "sm_80": Device((8, 0), 108, 40 << 20),
-    "sm_86": Device((8, 6), 72, 6 << 20),
-    "sm_89": Device((8, 9), 58, 48 << 20),
-    "sm_90": Device((9, 0), 132, 50 << 20),
-    "sm_100": Device((10, 0), 148, 126 << 20),
-    "sm_120": Device((12, 0), 170, 96 << 20),
-}
-# Shared memory that one program may take, bytes; CUDA C programming guide, table of compute capabilities.
-SHARED_LIMIT = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10,
-                "sm_120": 99 << 10}  # fmt: skip
-TMEM_LIMIT = 512
-
-
-@functools.cache
-def device_of(index: int | None) -> Device:
-    """The CUDA device ``index``; None, under the interpreter: a small one, so that chunks stay few."""
-    if index is None:
-        return Device((9, 0), 4, 50 << 20)
-    properties = torch.cuda.get_device_properties(index)
-    return Device((properties.major, properties.minor), properties.multi_processor_count, properties.L2_cache_size)
-
-
-@dataclass(frozen=True)
 class Problem:
     """What is launched; ``precision`` is ieee, tf32 or tf32x3 for fp32, "" for 16 bits; h is 0 without the branch."""
 
@@ -76,20 +102,91 @@ class Problem:
     h: int
     tokens: int
 
+    @property
+    def width(self) -> int:
+        """The padded width of the wider bottleneck, from 32 on."""
+        return max(32, padded(self.r), padded(self.h or 1))
+
+    @property
+    def kind(self) -> str:
+        """The kind of product, of those that ``CANDIDATES`` tells apart."""
+        if self.precision:
+            return "tf32" if self.precision == "tf32" else "exact"
+        return "fp16" if self.dtype == torch.float16 and self.kernel == "weights" else "bf16"
+
+
+class Fact(NamedTuple):
+    """What a candidate's machine code takes: registers and bytes of stack of a thread, instructions a token of width
+    768, bytes of shared memory of a program."""
+
+    registers: int
+    stack: int
+    instructions: int
+    shared: int
+
+
+def fact_key(kernel: str, kind: str, width: int, family: str, tile: Tile) -> str:
+    """Of compiled.json."""
+    return f"{kernel} {kind} {width} {family} {tile[0]}x{tile[1]} {tile[2]} warps"
+
+
+@functools.cache
+def _facts() -> dict[str, Fact]:
+    return {key: Fact(*values) for key, values in json.loads(FACTS_FILE.read_text(encoding="utf-8")).items()}
+
 
 def bucket(tokens: int) -> int:
     """The bucket that ``tokens`` fall into, by its upper end."""
     return next((end for end in BUCKETS if tokens <= end), LARGEST)
 
 
-# (capability, kernel, dtype, precision, D, r, h, bucket) -> Config, from sweeps on a device of that capability.
-# Empty until one has been run: every entry has to come with its measurement.
-TABLE: dict[tuple, Config] = {}
+# Seconds that a copy from memory takes to arrive, with the queues of a busy device; and those of a launch in a graph.
+LATENCY, LAUNCH = 0.8e-6, 1.5e-6
+# Of the instructions a scheduler could issue, what its warps get to with one, two, three, four or more of them: an
+# instruction's result is there after some four cycles, and two in a row seldom depend on each other. A guess, until a
+# device has been measured.
+ISSUE = (0.45, 0.6, 0.75, 0.8)
+# A thread whose stack is used reads it back in every loop: such a tile is taken where nothing else is there.
+SPILLED = 4.0
 
 
-def padded(width: int) -> int:
-    """A bottleneck as the matrix units take it: a power of two from 16 on."""
-    return max(16, 1 << (width - 1).bit_length())
+def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -> float:
+    """The model: nanoseconds a token that a kernel takes on a device, the largest of what bounds it.
+
+    - *Slots*: programs that a multiprocessor holds, by registers, shared memory and warps; multiprocessors that have
+      none are idle, and the last wave of programs is not full.
+    - *HBM*: each row once, at most what the bytes in flight allow (Little's law): the stages ahead of each program
+      divided by the latency.
+    - *L2*: rows as often as the kernel reads them, and the weights once a program.
+    - *Issue*: instructions of the machine code, at the rate that the warps of a scheduler get to.
+    """
+    size = problem.dtype.itemsize
+    row = problem.d * size
+    rows_read, streams, hbm_rows = {"forward": (3, 2, 3), "rows": (4, 2, 3), "weights": (2, 2, 2)}[problem.kernel]
+    slots = max(1, device.programs(fact.registers, fact.shared, config.num_warps))
+    if problem.kernel == "weights":
+        blocks = max(1, _chunks(problem, config, device, problem.tokens) * weights_tiles(problem, config))
+    else:
+        blocks = max(1, -(-problem.tokens // config.block_m))
+    held = min(slots, -(-blocks // device.multiprocessors))
+    share = min(1.0, blocks / device.multiprocessors)
+    waves = -(-blocks // (slots * device.multiprocessors))
+    filled = blocks / (waves * slots * device.multiprocessors) if waves > 1 else 1.0
+    flight = held * (config.num_stages - 1) * config.block_m * config.block_d * size * streams / 2
+    hbm_rate = min(device.hbm_rate, share * device.multiprocessors * flight / LATENCY)
+    weights = 0.0
+    if problem.kernel != "weights":
+        weight_size = size if worth_preparing(problem.tokens) else 4
+        weights = (2 * problem.r + (problem.h or 0)) * problem.d * weight_size / config.block_m
+        weights *= 4 / 3 if problem.kernel == "rows" else 1
+    warps = min(3, held * config.num_warps // 4 - 1)
+    issue = ISSUE[max(0, warps)] * device.instruction_rate * share
+    bounds = (
+        hbm_rows * row / hbm_rate,
+        (rows_read * row + weights) / (device.l2_rate * share),
+        fact.instructions * problem.d / 768 / issue,
+    )
+    return 1e9 * max(bounds) / filled * (SPILLED if fact.stack else 1.0)
 
 
 def _tile_of(d: int, largest: int) -> int:
@@ -98,88 +195,161 @@ def _tile_of(d: int, largest: int) -> int:
     return min(largest, dividing) if dividing >= 32 or d < 128 else largest
 
 
-# What a program's registers hold without spilling, by kernel, kind of product and padded width (report.py): rows,
-# columns and warps of the largest tile. Kinds: 16 bits, tf32, and "exact" for ieee and tf32x3, whose products need
-# several times the registers. K1 at width 128 keeps nine tiles of it: 64 rows spill at any number of warps.
-LARGEST_TILE = {
-    "forward": {
-        "16": {32: (64, 64, 8), 64: (64, 64, 8), 128: (64, 32, 8)},
-        "tf32": {32: (32, 16, 4), 64: (32, 32, 4), 128: (16, 32, 8)},
-        "exact": {32: (16, 16, 4), 64: (16, 16, 8), 128: (16, 16, 8)},
-    },
-    "rows": {
-        "16": {32: (64, 32, 4), 64: (32, 32, 4), 128: (16, 32, 8)},
-        "tf32": {32: (16, 16, 4), 64: (16, 16, 4), 128: (16, 16, 8)},
-        "exact": {32: (16, 16, 4), 64: (16, 16, 8), 128: (16, 16, 8)},
-    },
-    "weights": {
-        "16": {32: (32, 64, 4), 64: (32, 32, 4), 128: (16, 32, 4)},
-        "tf32": {32: (16, 32, 4), 64: (16, 32, 4), 128: (16, 16, 4)},
-        "exact": {32: (16, 32, 4), 64: (16, 16, 8), 128: (16, 16, 4)},
-    },
-}
-# What sm_86, sm_89 and sm_120 take instead: compiled for them, the tiles above spill 2 to 49 words (report.py).
-SMALL_TILE_CAPABILITIES = ((8, 6), (8, 9), (12, 0), (12, 1))
-SMALL_TILE = {
-    ("rows", "16", 32): (64, 16, 4),
-    ("rows", "exact", 32): (16, 16, 8),
-    ("weights", "16", 32): (16, 32, 4),
-}
+def family_of(device: Device) -> str:
+    """Of ``FAMILIES``: wgmma and tcgen05 have their own, all others the code of sm_80."""
+    return {(9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}.get(device.capability, "sm_80")
 
 
-def heuristic(problem: Problem, device: Device) -> Config:
-    """The largest tile that does not spill, smaller where tokens are few or L2 is; not a measured choice."""
-    kind = {"": "16", "tf32": "tf32"}.get(problem.precision, "exact")
-    width = max(32, padded(problem.r), padded(problem.h or 1))
-    block_m, block_d, num_warps = LARGEST_TILE[problem.kernel][kind][width]
-    if device.capability in SMALL_TILE_CAPABILITIES:
-        block_m, block_d, num_warps = SMALL_TILE.get((problem.kernel, kind, width), (block_m, block_d, num_warps))
-    if problem.kernel != "weights":
-        largest = block_m
-        # Few tokens: smaller blocks, so that every multiprocessor has one.
-        while block_m > 16 and -(-problem.tokens // block_m) < device.multiprocessors:
-            block_m //= 2
-        # x is read again from L2 only while the rows in flight, two blocks a multiprocessor, fill at most half of it.
-        row_bytes = problem.d * problem.dtype.itemsize
-        while block_m > 16 and 2 * block_m * device.multiprocessors * row_bytes > device.l2_bytes // 2:
-            block_m //= 2
-        if block_m < largest == 64:
-            num_warps = 4 if width < 128 else 8
-            # 32 rows by 32 columns spill some words: K1 on sm_80 and sm_100, the forward of width 128 on sm_100.
-            block_d = 16 if problem.kernel == "rows" else 64
-    return Config(block_m, _tile_of(problem.d, block_d), num_warps, 2)
+def candidates(problem: Problem, device: Device) -> list[tuple[Config, Fact]]:
+    """Those of the problem's kind that fit the device, with what their code takes."""
+    family = family_of(device)
+    found = []
+    for tile in CANDIDATES[problem.kernel][problem.kind, problem.width]:
+        fact = _facts().get(fact_key(problem.kernel, problem.kind, problem.width, family, tile))
+        if fact is not None and device.programs(fact.registers, fact.shared, tile[2]):
+            found.append((Config(tile[0], _tile_of(problem.d, tile[1]), tile[2], STAGES), fact))
+    if not found:  # more shared memory than it has: launches make it smaller
+        block_m, block_d, num_warps = CANDIDATES[problem.kernel][problem.kind, problem.width][-1]
+        found.append((Config(block_m, _tile_of(problem.d, block_d), num_warps, 2), Fact(255, 0, 0, 0)))
+    return found
+
+
+@functools.cache
+def model(problem: Problem, device: Device) -> Config:
+    """The candidate with the least time by ``predicted_ns``."""
+    return min(candidates(problem, device), key=lambda pair: predicted_ns(problem, pair[0], pair[1], device))[0]
+
+
+# A Problem's key in a table, and the folders with tables, the user's first.
+def table_key(problem: Problem) -> str:
+    """Of a device's table."""
+    dtype = str(problem.dtype).removeprefix("torch.")
+    kind = f"{dtype} {problem.precision}".strip()
+    return f"{problem.kernel} {kind} D={problem.d} r={problem.r} h={problem.h} M<={bucket(problem.tokens)}"
+
+
+def cache_folder() -> Path:
+    """Where a user's own tables are: ``RMADAPTER_CACHE`` or ~/.cache/rmadapter."""
+    return Path(os.environ.get("RMADAPTER_CACHE") or Path.home() / ".cache" / "rmadapter")
+
+
+def table_name(device_name: str) -> str:
+    """The file of a device's table."""
+    return "".join(c if c.isalnum() else "-" for c in device_name) + ".json"
+
+
+@functools.cache
+def table_of(device_name: str) -> dict[str, Config]:
+    """Measured configurations of a device, by ``table_key``; those of the user before those of the package."""
+    found: dict[str, Config] = {}
+    for folder in (Path(__file__).with_name("measured"), cache_folder()):
+        try:
+            entries = json.loads((folder / table_name(device_name)).read_text(encoding="utf-8"))["entries"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        found |= {key: Config(*values) for key, values in entries.items()}
+    return found
+
+
+# Kernel -> configuration in place of any other, while it is measured.
+_forced: dict[str, Config] = {}
+
+
+@contextmanager
+def forced(kernel: str, config: Config) -> Iterator[None]:
+    """Plans that are made until it ends take ``config`` for ``kernel``, and fail where it does not fit."""
+    before = _forced.get(kernel)
+    _forced[kernel] = config
+    try:
+        yield
+    finally:
+        del _forced[kernel]
+        if before is not None:
+            _forced[kernel] = before
+
+
+def is_forced(kernel: str) -> bool:
+    """Whether ``forced`` is in force for a kernel."""
+    return kernel in _forced
 
 
 def config_for(problem: Problem, device: Device) -> Config:
-    """The table's configuration, or the heuristic's."""
-    key = (device.capability, problem.kernel, problem.dtype, problem.precision, problem.d, problem.r, problem.h)
-    return TABLE.get((*key, bucket(problem.tokens))) or heuristic(problem, device)
+    """The table's configuration, or the model's. It depends on nothing else: not on the first call's moment."""
+    if problem.kernel in _forced:
+        return _forced[problem.kernel]
+    measured = table_of(device.name).get(table_key(problem)) if device.name else None
+    return measured or model(problem, device)
 
 
 def smaller(config: Config) -> Config | None:
     """What to try where ``config`` does not fit the device; None: nothing is left."""
-    if config.num_stages > 1:
-        return Config(config.block_m, config.block_d, config.num_warps, config.num_stages - 1)
-    if config.block_d > 16:
-        return Config(config.block_m, config.block_d // 2, config.num_warps, 1)
-    if config.block_m > 16:
-        return Config(config.block_m // 2, 16, config.num_warps, 1)
+    block_m, block_d, num_warps, num_stages = astuple(config)
+    if num_stages > 1:
+        return Config(block_m, block_d, num_warps, num_stages - 1)
+    if block_d > 16:
+        return Config(block_m, block_d // 2, num_warps, 1)
+    if block_m > 16:
+        return Config(block_m // 2, 16, num_warps, 1)
     return None
 
 
-def candidates(problem: Problem, device: Device) -> Iterator[Config]:
-    """What max-autotune measures, the usual choice first."""
-    first = config_for(problem, device)
-    yield first
-    tiles = sorted({_tile_of(problem.d, size) for size in (16, 32, 64, 128)})
-    for block_m, block_d, num_warps, num_stages in itertools.product((16, 32, 64, 128), tiles, (4, 8), (1, 2, 3)):
-        config = Config(block_m, block_d, num_warps, num_stages)
-        # Beyond these, accumulators alone fill the registers.
-        if config != first and block_m * max(padded(problem.r), padded(problem.h or 1)) <= 64 * 32 * num_warps:
-            yield config
+# Preparing the weights is one more launch. It spares each token, forward and backward, half the weights' bytes from L2
+# (2.3 + 3.1 KB at 64 rows a program) and a third of the instructions: some 0.75 ns on an H100, where it pays from
+# LAUNCH / 0.75 ns = 2,000 tokens on. Other devices have fewer tokens a nanosecond and the same launch.
+GAIN_NS = 0.75
 
 
-def chunk_count(problem: Problem, config: Config, device: Device) -> int:
-    """Chunks of rows of the weights kernel: two programs a multiprocessor, at most 64 parts to add."""
-    tiles = -(-problem.d // config.block_d) + 1
-    return max(1, min(64, -(-2 * device.multiprocessors // tiles), -(-problem.tokens // config.block_m)))
+def worth_preparing(tokens: int) -> bool:
+    """Whether the weights are prepared for calls with so many tokens."""
+    return tokens * GAIN_NS * 1e-9 >= LAUNCH
+
+
+def weights_tiles(problem: Problem, config: Config) -> int:
+    """Programs of the weights kernel for one chunk of rows."""
+    return -(-problem.d // config.block_d) + 1
+
+
+# Rows of x and d_out that lie in L2 at the same time, as a share of it: the rest is for what is written, and L2 keeps
+# lines by their addresses and not by their age.
+L2_ROWS = 0.6
+# Bytes of parts that a chunk may cost for each byte of the rows it reads.
+PARTS_SHARE = 0.5
+
+
+def _chunks(problem: Problem, config: Config, device: Device, rows: int) -> int:
+    fact = dict(candidates(problem, device)).get(config)
+    held = 2 if fact is None else max(1, device.programs(fact.registers, fact.shared, config.num_warps))
+    # One full wave: the largest number of chunks whose programs all run at once.
+    most = max(1, held * device.multiprocessors // weights_tiles(problem, config))
+    parts = (2 * problem.r + problem.h + 2) * problem.d * 4
+    chunk_bytes = 2 * problem.d * problem.dtype.itemsize
+    # Writing and reading parts of few rows would cost more than the rows.
+    few = max(1, int(PARTS_SHARE * rows * chunk_bytes / (2 * parts)))
+    return max(1, min(most, few, -(-rows // config.block_m)))
+
+
+def chunks_of(problem: Problem, config: Config, device: Device, rows: int) -> int:
+    """Rows of a chunk of the weights kernel: a multiple of its tile, in as many chunks as fill one wave of programs, or
+    in fewer where the rows are few."""
+    chunks = _chunks(problem, config, device, rows)
+    return max(1, -(-rows // (chunks * config.block_m))) * config.block_m
+
+
+def slice_rows(problem: Problem, config: Config, device: Device) -> int:
+    """Rows that the backward kernels take before the next ones, so that K2 finds x and d_out in L2 behind K1.
+
+    Whole waves of K1 in ``config``, as many as L2 holds the rows of; all rows where it does not hold one wave's, or
+    where the rest would be less than half a slice.
+
+    Args:
+        problem: of the rows kernel.
+    """
+    rows_problem = Problem("rows", *astuple(problem)[1:])
+    fact = dict(candidates(rows_problem, device)).get(config)
+    held = 2 if fact is None else max(1, device.programs(fact.registers, fact.shared, config.num_warps))
+    wave = config.block_m * held * device.multiprocessors
+    most = int(L2_ROWS * device.l2_bytes / (2 * problem.d * problem.dtype.itemsize))
+    rows = most // wave * wave
+    if rows == 0 or problem.tokens < 1.5 * rows:
+        return max(1, problem.tokens)
+    return rows

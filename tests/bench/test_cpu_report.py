@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bench.cpu_report import FLOP, report
+import json
+
+from bench.cpu_report import FLOP, keep, report
+from bench.cpu_report import measured as measured_entry
 
 MATMUL = 1e9
 # As many times what the backend takes.
@@ -42,3 +45,23 @@ def test_each_size_stands_beside_the_others_and_their_means_below():
     assert rows[10] == "| against eager | 4.00x | 5.66x | 4.00x | 5.66x |"
     assert "\n\nThe least advantage in any case: 1.50x (" in text
     assert text.endswith(", compile-max).\n")
+
+
+def test_auto_gets_the_least_advantage_over_the_fastest_other(tmp_path):
+    found = [measured("matmul", 1.0, dtype="bf16", processor="Vendor 6 9", instructions="avx2")]
+    for tokens, slower in ((1000, 1.0), (4000, 0.5)):
+        for name, times in TIMES.items():
+            seconds = times * (slower if name == "compile" else 1)
+            found.append(measured(name, seconds, dtype="bf16", direction="both", tokens=tokens))
+    entry = measured_entry({"benchmarks": found}, "some.md")
+    assert entry == {
+        "processors": ["Vendor 6 9"],
+        "instructions": "avx2",
+        "results": "some.md",
+        "least": {"bfloat16": 1.0},
+    }
+    path = tmp_path / "measured.json"
+    other = {**entry, "results": "other.md"}
+    path.write_text(json.dumps([{**entry, "processors": ["Vendor 6 ", "Else"], "least": {}}, other]))
+    keep(entry, path)
+    assert json.loads(path.read_text()) == [other, {**entry, "processors": ["Vendor 6 ", "Else"]}]

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="the first seed; default: the clock")
     options = parser.parse_args()
     if not cpu.AVAILABLE:
-        raise SystemExit(f"the cpu backend is not available: {cpu.REASON}")
+        raise SystemExit(f"the cpu backend is not available: {cpu.reason()}")
     first = seed = int(time.time()) if options.seed is None else options.seed
     end = time.monotonic() + options.seconds
     shown = 0.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from rmadapter_kernels import ACTIVATIONS, OBJECTIVES, available_backends, cpu, 
 from rmadapter_kernels.reference import activation as reference_activation
 
 SETS = cpu.instruction_sets() or ["none"]
-needs_the_extension = pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+needs_the_extension = pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 every_set = pytest.mark.parametrize("name", SETS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -27,7 +29,7 @@ def no_state_left():
     yield
     torch.set_num_threads(threads)
     if name is not None:
-        cpu.use_instruction_set(name)
+        cpu.use_instruction_set(None if name == SETS[0] else name)
 
 
 def small(**changes):
@@ -263,9 +265,10 @@ def test_the_caller_keeps_its_denormals():
 def test_explain_and_refusals():
     x = torch.zeros(2, 64)
     weights = [torch.zeros(64, 8), torch.zeros(8), torch.zeros(8, 64), torch.zeros(64)]
-    assert explain(x).backend == "cpu"
-    assert "bench/results" in explain(x).reason
     assert explain(x.double()).backend == "eager"
+    if cpu.instruction_sets()[0] != "portable":
+        with instructions(cpu.instruction_sets()[0]):
+            assert explain(x) == ("cpu", f"{cpu.instruction_set()} kernels, asked for by name")
     with instructions("portable"):  # never measured to be faster
         assert explain(x).backend == "eager"
         assert explain(x, backend="cpu").backend == "cpu"
@@ -295,8 +298,121 @@ def test_the_instruction_set_can_be_chosen():
     for name in SETS:
         cpu.use_instruction_set(name)
         assert cpu.instruction_set() == name
+        assert cpu.reason().startswith(f"{name} kernels, asked for by name")
     cpu.use_instruction_set(None)
     assert cpu.instruction_set() == SETS[0]
+    assert cpu.reason().startswith(f"{SETS[0]} kernels, the fastest ones, ")
     with pytest.raises(ValueError, match=r"'sse9'; valid on this processor: .*portable"):
         cpu.use_instruction_set("sse9")
     assert cpu.instruction_set() == SETS[0]
+
+
+RUNS = [
+    cpu.Measured(("GenuineIntel 6 207",), "amx_bf16", "intel.md", {"float32": 0.9, "bfloat16": 2.5}),
+    cpu.Measured(("AuthenticAMD 25 ",), "avx512_bf16", "amd.md", {"float32": 1.4}),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "model", "asked", "faster", "why"),
+    [
+        (torch.bfloat16, "amx_bf16", "GenuineIntel 6 207", False, True, "at least 2.50 times as fast .*intel.md"),
+        (torch.float32, "amx_bf16", "GenuineIntel 6 207", False, False, "is at 0.90 times the speed of eager or torch"),
+        (torch.float16, "amx_bf16", "GenuineIntel 6 207", False, False, "was not measured in float16 .*intel.md"),
+        (torch.bfloat16, "avx512", "GenuineIntel 6 207", False, False, "avx512 kernels .* not measured .*6 207"),
+        (torch.bfloat16, "avx2", "GenuineIntel 6 207", True, True, "avx2 kernels, asked for by name"),
+        (torch.bfloat16, "portable", "GenuineIntel 6 207", True, False, "only plain loops"),
+        (torch.float32, "avx512_bf16", "AuthenticAMD 25 17", False, True, "at least 1.40 times"),
+        (torch.float32, "avx512_bf16", "AuthenticAMD 26 2", False, False, "not measured on such processors"),
+    ],
+)  # fmt: skip
+def test_auto_asks_the_committed_benchmark_of_the_family(dtype, name, model, asked, faster, why):
+    found = cpu.judge(dtype, name, model, asked, RUNS)
+    assert found[0] is faster
+    assert re.search(why, found[1])
+
+
+def test_the_committed_runs_name_their_tables():
+    root = Path(__file__).parents[2]
+    for found in cpu.read_measured():
+        assert found.processors
+        assert set(found.least) <= {str(dtype).removeprefix("torch.") for dtype in DTYPES}
+        assert found.instructions in (root / found.results).read_text(encoding="utf-8").splitlines()[0]
+
+
+@needs_the_extension
+def test_eager_says_why_the_backend_was_not_taken(monkeypatch):
+    monkeypatch.setattr(cpu, "_judgements", {torch.float32: (False, "it was measured to be slower")})
+    assert explain(torch.zeros(2, 64)) == ("eager", "it was measured to be slower")
+
+
+@needs_the_extension
+def test_sets_can_be_timed():
+    assert all(0 < cpu.trial_seconds(name) < 10 for name in SETS)
+    with pytest.raises(ValueError, match="'sse9'; valid on this processor"):
+        cpu.trial_seconds("sse9")
+
+
+@needs_the_extension
+@every_set
+@every_dtype
+def test_packed_weights_are_kept_while_the_weights_hold_what_they_held(name, dtype):
+    """Changes that a version counter misses too: through .data, and of two elements at once."""
+    case = with_backend(small().to(dtype, torch.float32), "cpu")
+
+    def out():
+        return rm_adapter(case.x, *case.weights, residual=case.residual, norm=(gamma, None, 1e-5), backend="cpu")
+
+    def fresh():
+        """Of copies one of whose strides nothing is kept for."""
+        apart = [w.repeat_interleave(2, -1)[..., ::2] for w in case.weights]
+        return rm_adapter(case.x, *apart, residual=case.residual, norm=(gamma, None, 1e-5), backend="cpu")
+
+    gamma = torch.ones(64)
+    with instructions(name), torch.no_grad():
+        for _ in range(3):
+            first = out()
+        for number, tensor in enumerate([*case.weights, gamma]):
+            for change in (lambda t: t.data.view(-1)[-1].add_(1), lambda t: t.data.view(-1)[:2].neg_()):
+                before = tensor.clone()
+                change(tensor)
+                for _ in range(3):
+                    for one, other in zip(out(), fresh(), strict=True):
+                        assert torch.equal(one, other), number
+                tensor.data.copy_(before)
+        for one, other in zip(out(), first, strict=True):
+            assert torch.equal(one, other)
+
+
+@needs_the_extension
+@every_set
+def test_matmuls_of_the_library_between_calls(name):
+    """oneDNN configures the same tile registers on the same threads."""
+    torch.set_num_threads(2)
+    case = with_backend(make_case((700,), 256, 32, 32, norm=True).to(torch.bfloat16), "cpu")
+    a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    product = a @ b
+    with instructions(name):
+        expected = run(case)
+        for _ in range(3):
+            assert torch.equal(a @ b, product)
+            for key, value in run(case).items():
+                assert torch.equal(value, expected[key]), key
+    assert torch.equal(a @ b, product)
+
+
+@needs_the_extension
+def test_tiles_read_rows_at_any_distance():
+    """Rows of two strides, which tiles cannot read in place, those of one, and a block that is not full."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 67, 256).bfloat16()
+    weights = [w.bfloat16() for w in make_case((1,), 256, 32, 16, dtype=torch.float32).weights]
+    for name in SETS:
+        with instructions(name):
+            out, loss = rm_adapter(x, *weights, backend="cpu")
+            swapped = x.transpose(0, 1).contiguous().transpose(0, 1)
+            apart = x.repeat_interleave(2, 1)[:, ::2]
+            for view in (swapped, apart):
+                other, other_loss = rm_adapter(view, *weights, backend="cpu")
+                assert torch.equal(other, out)
+                assert torch.equal(other_loss, loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import runpy
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     return found
 
 
-@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no binutils here")
 def test_the_extension_uses_the_stable_abi_alone():
     """No name of torch's C++ classes, and none of Python's, is left for the loader to find."""
@@ -63,6 +64,20 @@ def test_the_extension_uses_the_stable_abi_alone():
     for name in names:
         assert not name.startswith(("Py", "_Py")), name
         assert not any(part in name for part in ("2at", "3c10", "5torch")), name
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another processor has no such kernels")
+def test_a_compiler_without_tiles_leaves_their_kernels_out_and_says_so():
+    def compiled(name: str) -> str:
+        """What is left of a file after its conditions."""
+        command = ["c++", "-std=c++17", "-E", "-P", "-DRMADAPTER_WITHOUT_TILES", str(ROOT / "csrc" / f"{name}.cpp")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    kernels, dispatch = compiled("kernels_amx_bf16"), compiled("dispatch")
+    assert "the amx_bf16 kernels are left out: they need Linux and GCC 11 or Clang 12" in kernels
+    assert "amx_bf16_kernels" not in kernels + dispatch
+    assert 'return "amx_bf16, which needs Linux and GCC 11 or Clang 12"' in dispatch
 
 
 def test_without_torch_there_is_no_extension(tmp_path):
@@ -111,7 +126,7 @@ def test_the_wheel_is_for_every_python_and_holds_the_extension(tmp_path):
     assert asked.stdout.splitlines()[1] == "cpu"
 
 
-@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 def test_the_environment_chooses_the_instruction_set(monkeypatch):
     """What the module does at its import, done again in this process."""
     before = cpu.instruction_set()
@@ -131,7 +146,7 @@ def test_the_environment_chooses_the_instruction_set(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.REASON)
+@pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 def test_the_environment_chooses_the_instruction_set_of_a_process():
     ask = "from rmadapter_kernels import cpu; print(cpu.instruction_set())"
     environment = {"PYTHONPATH": str(cpu.LIBRARY.parents[1])}

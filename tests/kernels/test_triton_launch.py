@@ -16,8 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from rmadapter_kernels.triton import configure, launch, operators
+from rmadapter_kernels.triton import configure, launch, operators, prepared, tuning
 from rmadapter_kernels.triton.dry import dry_launches
+from rmadapter_kernels.triton.launch import Launch
 
 
 def forward_arguments(case, activation: str = "gelu"):
@@ -80,6 +81,7 @@ def test_arguments_of_the_call_are_in_the_parameters_places():
     assert rows["d_out"] == weights["d_out"] == case.d_out.data_ptr()
     assert rows["d_loss"] == weights["d_loss"] == case.d_loss.data_ptr()
     assert (forward["M"], forward["scale"], forward["eps"]) == (5, 0.5, 1e-5)
+    assert (rows["first_row"], rows["last_row"], weights["first_row"], weights["last_row"]) == (0, 5, 0, 5)
     assert (rows["scale"], rows["branch_grad_scale"], total["up_factor"]) == (0.5, 2.0, 1.0)
     assert (rows["D"], rows["R"], rows["H"], rows["BLOCK_R"], rows["LOCAL"], rows["NORM"]) == (
         64,
@@ -89,8 +91,8 @@ def test_arguments_of_the_call_are_in_the_parameters_places():
         False,
         True,
     )
-    for name, key in (("z", "z"), ("h", "h"), ("dz", "dz"), ("dh", "dh"), ("mean", "mean"), ("rstd", "rstd")):
-        assert rows[f"{name}_out"] == weights[f"{key}_in"] != 0
+    for name in ("z", "h", "dz", "dh", "mean", "rstd"):
+        assert rows[name] == weights[name] != 0
     assert weights["parts"] == total["parts"] != 0
     names = ("dw_down", "db_down", "dw_up", "db_up", "dw_rec1", "db_rec1", "dw_rec2", "db_rec2")
     assert [total[name] for name in names] == [gradient.data_ptr() for gradient in gradients]
@@ -163,7 +165,7 @@ def test_triton_specialises_on_nothing_that_a_plan_leaves_open():
     assert specialisations(one) == specialisations(other)
     for kernel in specialisations(one):
         for name, kind, specialised in kernel:
-            if name in ("M", "inner", "chunks", "chunk_rows"):
+            if name in ("M", "inner", "chunks", "chunk_rows", "first_row", "last_row", "first_chunk"):
                 assert (kind, specialised) == ("i32", None), name
             if name.endswith(("stride0", "stride1")):
                 assert (kind, specialised) == ("i64", None), name
@@ -203,7 +205,150 @@ def test_a_device_with_less_memory_gets_smaller_tiles(monkeypatch):
 
         monkeypatch.setattr(launch.Launch, "_launch_slowly", scarce)
         operators.forward(*forward_arguments(case))
-        assert len(tries) == 3
-        assert tries[1] == 1
+        assert tries == [3, 2, 1]
         operators.forward(*forward_arguments(case))
         assert record[-1].direct
+
+
+def names(record) -> list[str]:
+    return [launched.kernel.fn.__name__.removeprefix("rm_adapter_").removesuffix("_kernel") for launched in record]
+
+
+@pytest.fixture
+def always_prepared(monkeypatch):
+    """Weights are prepared whatever the number of tokens."""
+    monkeypatch.setattr(tuning, "LAUNCH", 0.0)
+
+
+def test_arguments_go_by_name():
+    case = make_case((8,), 64, 4, 4).to(torch.float32)
+    record = []
+    with dry_launches(record):
+        operators.forward(*forward_arguments(case))
+    kernel = record[0].kernel
+    with pytest.raises(TypeError, match="rm_adapter_forward_kernel has no parameter nonesuch"):
+        Launch(kernel, {"nonesuch": 1}, {}, {})
+    with pytest.raises(TypeError, match="rm_adapter_forward_kernel lacks a value of D, R, H"):
+        Launch(kernel, {"M": 1}, {}, {})
+
+
+def test_prepared_weights_are_those_of_the_other_kernels(always_prepared):
+    case = make_case((8,), 64, 5, 6, norm=True).to(torch.bfloat16, torch.float32)
+    record = []
+    with dry_launches(record):
+        operators.forward(*forward_arguments(case))
+        made = operators.prepare(case.x, *case.norm, *(case.weights[index] for index in (0, 1, 2, 4, 6)))
+        operators.backward(*backward_arguments(case), made)
+    assert names(record) == [
+        "prepare", "forward", "prepare", "backward_rows", "backward_weights", "backward_sum",
+    ]  # fmt: skip
+    found = [dict(zip(launched.kernel.arg_names, values(launched), strict=True)) for launched in record]
+    for place, others in ((0, [1]), (2, [3, 4])):
+        for other in others:
+            for name in ("w_down", "b_down", "column_sum", "w_up", "w_rec1", "w_rec2"):
+                assert found[other].get(name, found[place][f"{name}_out"]) == found[place][f"{name}_out"], name
+            assert found[other]["PREPARED"]
+    assert made.data_ptr() <= found[3]["w_down"] < made.data_ptr() + made.numel()
+    # Nobody reads the weights that were prepared where they were.
+    for name, index in (("w_down", 0), ("w_up", 2), ("w_rec2", 6)):
+        address = case.weights[index].data_ptr()
+        assert all(arguments.get(name) != address for arguments in (found[1], found[3], found[4])), name
+
+
+def test_prepared_weights_are_kept_while_their_versions_stand(always_prepared, monkeypatch):
+    """Only where the user asked for it, and never in a graph: what it replays it has to make."""
+    case = make_case((8,), 64, 5, 6, norm=True).to(torch.bfloat16, torch.float32)
+    record = []
+
+    def prepares(arguments) -> bool:
+        record.clear()
+        operators.forward(*arguments)
+        return "prepare" in names(record)
+
+    with dry_launches(record):
+        arguments = forward_arguments(case)
+        assert [prepares(arguments) for _ in range(2)] == [True, True]
+        with configure(keep_prepared=True):
+            assert [prepares(arguments) for _ in range(3)] == [True, False, False]
+            for tensor in (case.weights[0], case.weights[6], case.norm[0]):
+                tensor.mul_(2)
+                assert [prepares(arguments) for _ in range(2)] == [True, False]
+            other = make_case((8,), 64, 5, 6, norm=True, seed=1).to(torch.bfloat16, torch.float32)
+            assert [prepares(forward_arguments(other)) for _ in range(2)] == [True, False]
+            assert not prepares(arguments)
+            assert len(prepared._kept) == 2
+            del other
+            assert len(prepared._kept) == 1  # another tensor may lie there now
+            monkeypatch.setattr(prepared, "_recording", lambda tensor: True)
+            assert [prepares(arguments) for _ in range(2)] == [True, True]
+            monkeypatch.undo()
+        with torch.inference_mode():
+            blind = make_case((8,), 64, 5, 6).to(torch.bfloat16, torch.float32)
+    with pytest.raises(TypeError, match="keep_prepared is 'yes'; valid: True, False"):
+        configure(keep_prepared="yes")
+    assert blind.x.is_inference()
+
+
+def test_the_first_call_chooses_nothing_that_a_later_one_would_not(monkeypatch):
+    """A first call that is recorded into a graph, or made while another thread records one: nothing is measured or
+    synchronised, and the configuration is that of every other call."""
+    case = make_case((300,), 64, 4, 4).to(torch.float16)
+
+    def forbidden(*arguments, **options):
+        raise AssertionError("a launch measures or waits")
+
+    def configuration() -> tuple:
+        record = []
+        with dry_launches(record):
+            operators.forward(*forward_arguments(case))
+            operators.backward(*backward_arguments(case))
+            return [(launched.arguments[-20:], launched.options) for launched in record if not launched.direct]
+
+    usual = configuration()
+    monkeypatch.setattr(triton.testing, "do_bench", forbidden)
+    monkeypatch.setattr(torch.cuda, "synchronize", forbidden)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert len(configuration()) == len(usual)
+    assert [options for _, options in configuration()] == [options for _, options in usual]
+
+
+def test_options_are_read_once_a_call(monkeypatch):
+    """Another thread changes them between a call's key and its plan: the plan is of the precision in the key."""
+    case = make_case((8,), 64, 4, 4).to(torch.float32)
+    answers = iter(["ieee", "tf32", "tf32", "ieee", "tf32", "tf32"])
+    monkeypatch.setattr(operators, "precision_of", lambda dtype: next(answers))
+    record = []
+    with dry_launches(record):
+        operators.forward(*forward_arguments(case))
+        operators.forward(*forward_arguments(case))
+        operators.forward(*forward_arguments(case))
+        operators.backward(*backward_arguments(case))
+    found = [dict(zip(launched.kernel.arg_names, launched.arguments, strict=True)) for launched in record]
+    assert [arguments["PRECISION"] for arguments in found[:4]] == ["ieee", "tf32", "tf32", "ieee"]
+
+
+def test_backward_goes_in_slices_that_lie_in_l2(monkeypatch):
+    """K1 and K2 of the same rows, one slice after the other, whole waves of K1; every row and chunk once."""
+    from rmadapter_kernels.triton import plans
+
+    monkeypatch.setattr(plans, "slice_rows", lambda problem, config, device: 4 * config.block_m)
+    case = make_case((700,), 64, 4, 4, norm=True).to(torch.bfloat16, torch.float32)
+    record = []
+    with dry_launches(record):
+        operators.backward(*backward_arguments(case))
+    order = names(record)
+    assert order[-1] == "backward_sum"
+    pairs = len(order) // 2
+    assert order[:-1] == ["backward_rows", "backward_weights"] * pairs
+    assert pairs > 1
+    found = [dict(zip(launched.kernel.arg_names, launched.arguments, strict=True)) for launched in record]
+    covered, chunks = [], 0
+    for rows, weights, launched in zip(found[:-1:2], found[1:-1:2], record[1:-1:2], strict=True):
+        assert (rows["first_row"], rows["last_row"]) == (weights["first_row"], weights["last_row"])
+        covered += range(rows["first_row"], rows["last_row"])
+        assert weights["first_chunk"] == chunks
+        assert weights["chunk_rows"] % weights["BLOCK_M"] == 0
+        chunks += launched.grid[1]
+        assert (launched.grid[1] - 1) * weights["chunk_rows"] < rows["last_row"] - rows["first_row"]
+    assert covered == list(range(700))
+    assert found[-1]["chunks"] == chunks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux alone")
 
-from rmadapter_kernels.triton import launch, tuning
+from rmadapter_kernels.triton import devices, tuning
+from rmadapter_kernels.triton.devices import KNOWN_DEVICES
 from rmadapter_kernels.triton.dry import dry_launches
-from rmadapter_kernels.triton.tuning import KNOWN_DEVICES, LARGEST, Config, config_for, heuristic
+from rmadapter_kernels.triton.tuning import Config, config_for, model
 
 DEVICE = KNOWN_DEVICES["sm_90"]
 
@@ -69,7 +71,7 @@ def test_every_usual_configuration_is_measured_and_then_its_neighbours(tune):
     for group in tune.groups(tune.KINDS, tune.WIDTHS, tune.BOTTLENECKS, tuning.KERNELS):
         found = tune.configurations(group, DEVICE, 24)
         assert len(found) == len(set(found)) <= 24
-        usual = {heuristic(group.problem(tokens), DEVICE) for tokens in tune.TOKENS.values()}
+        usual = {model(group.problem(tokens), DEVICE) for tokens in tune.TOKENS.values()}
         assert set(found[: len(usual)]) == usual
         # A smaller sweep is the beginning of a larger one.
         assert tune.configurations(group, DEVICE, 8) == found[: max(8, len(usual))]
@@ -107,7 +109,7 @@ def test_what_fails_is_recorded_and_never_an_entry(tune):
     assert {row["microseconds"] for row in failed} == {None}
     found = tune.entries(rows, DEVICE, 0.02)
     assert not {usual, other} & {entry.config for entry in found}
-    # Where the heuristic's fails, whatever runs is better.
+    # Where the model's fails, whatever runs is better.
     assert any(entry.usual_microseconds is None for entry in found)
 
 
@@ -123,35 +125,39 @@ def test_a_lost_device_ends_the_sweep_and_the_next_goes_on_behind_it(tune):
     assert [config for _, config in bench.measured] == configs[2:]
 
 
-def test_entries_are_lines_of_the_table(tune, monkeypatch):
+def test_a_device_is_launched_by_its_table(tune, monkeypatch, tmp_path):
     (group,) = tune.groups(["tf32"], [768], [64], ["rows"])
     best = tune.configurations(group, DEVICE, 6)[-1]
     rows = []
     sweep(tune, [group], Fake(tune, best), rows)
     found = tune.entries(rows, DEVICE, 0.02)
-    text = tune.table_text(found, DEVICE, "Test GPU")
-    table = eval("{\n" + text + "\n}", {"torch": torch, "LARGEST": LARGEST, "Config": Config})
-    assert len(table) == len(tune.TOKENS)
-    monkeypatch.setattr(tuning, "TABLE", table)
+    table = tune.table_of(found, {"device": "Test GPU"})
+    assert len(table["entries"]) == len(tune.TOKENS)
+    assert [3.152, 6.304] in [[round(value, 3) for value in pair] for pair in table["microseconds"].values()]
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    (tmp_path / tuning.table_name("Test GPU")).write_text(json.dumps(table))
+    here = dataclasses.replace(DEVICE, name="Test GPU")
+    tuning.table_of.cache_clear()
     for tokens in (1, 788, 6304, 25216, 262144):
-        assert config_for(group.problem(tokens), DEVICE) == best
-    assert config_for(group.problem(788), KNOWN_DEVICES["sm_80"]) != best
+        assert config_for(group.problem(tokens), here) == best
+        assert config_for(group.problem(tokens), dataclasses.replace(here, name="Other GPU")) != best
     assert tune.entries(rows, DEVICE, 0.6) == []  # half the time is not enough
-    assert ",  # 3.2, 6.3" in text
+    (tmp_path / tuning.table_name("Test GPU")).write_text("{ broken")
+    tuning.table_of.cache_clear()
+    assert config_for(group.problem(788), here) == model(group.problem(788), here)
 
 
 @pytest.mark.parametrize("kernel", tuning.KERNELS)
 def test_the_configuration_under_test_is_the_one_that_is_launched(tune, kernel):
-    here = tuning.device_of(None)
+    here = devices.device_of(None)
     (group,) = tune.groups(["bf16"], [512], [16], [kernel])
-    before, smaller = dict(tuning.TABLE), launch.smaller
-    config = Config(32, 128, 8, 3)
+    config = Config(32, 128, 8, 2)
     record = []
     with dry_launches(record):
-        with tune.in_force(group, here, config):
+        with tune.in_force(group, config):
             for call in tune.Inputs(group, 40, torch.device("cpu")).calls():
                 call()
-            assert launch.smaller(config) is None
+            assert tuning.is_forced(kernel)
         for call in tune.Inputs(group, 40, torch.device("cpu")).calls():
             call()
     names = {"forward": "forward_kernel", "rows": "backward_rows_kernel", "weights": "backward_weights_kernel"}
@@ -161,9 +167,8 @@ def test_the_configuration_under_test_is_the_one_that_is_launched(tune, kernel):
             arguments = dict(zip(launched.kernel.arg_names, launched.arguments, strict=True))
             options = launched.options["num_warps"], launched.options["num_stages"]
             found.append(Config(arguments["BLOCK_M"], arguments["BLOCK_D"], *options))
-    assert found == [config, heuristic(group.problem(40), here)]
-    assert before == tuning.TABLE
-    assert launch.smaller is smaller
+    assert found == [config, model(group.problem(40), here)]
+    assert not tuning.is_forced(kernel)
 
 
 def test_command(tune, monkeypatch, tmp_path, capsys):
@@ -185,8 +190,8 @@ def test_command(tune, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
     monkeypatch.setattr(tune.results, "environment", dict)
-    monkeypatch.setattr(tuning, "device_of", lambda index: DEVICE)
-    monkeypatch.setattr(tune, "OnCuda", lambda device, jobs: fake)
+    monkeypatch.setattr(devices, "device_of", lambda index: dataclasses.replace(DEVICE, name="Test GPU"))
+    monkeypatch.setattr(tune, "OnCuda", lambda jobs: fake)
     command = ["--out", str(tmp_path), "--dtype", "bf16", "--d", "768", "--r", "32", "--most", "4"]
     assert tune.main(command) == 0
     count = len(fake.measured)
@@ -197,7 +202,8 @@ def test_command(tune, monkeypatch, tmp_path, capsys):
     assert len(fake.measured) == count
     capsys.readouterr()
     assert tune.main(["--out", str(tmp_path), "--print"]) == 0
-    assert "# Test GPU, Triton" in capsys.readouterr().out
+    assert json.loads(capsys.readouterr().out)["measured_with"]["device"] == "Test GPU"
+    assert json.loads((tmp_path / "Test-GPU.json").read_text())["entries"].keys() >= set()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Other GPU")
     with pytest.raises(SystemExit, match="device 'Test GPU', here it is 'Other GPU'; choose another --out"):
         tune.main(command)

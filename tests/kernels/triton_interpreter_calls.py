@@ -8,13 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 from grids import diagonal, slow
-from interpreter_cases import columns, fused, permuted, poisoned, sliced  # noqa: F401
+from interpreter_cases import columns, fused, name_of, permuted, poisoned, sliced  # noqa: F401
 from operator_cases import make_case, run
 from triton.runtime import interpreter
 
-from rmadapter_kernels import FusedRMAdapter, available_backends, explain, rm_adapter, rm_adapter_
+from rmadapter_kernels import FusedRMAdapter, available_backends, explain, functional, ops, rm_adapter, rm_adapter_
 from rmadapter_kernels.reference import reference
-from rmadapter_kernels.triton import configure, operators, plans
+from rmadapter_kernels.triton import configure, operators, plans, tuning
 
 
 @pytest.mark.parametrize(("which", "layout"), diagonal(["x", "residual", "d_out", "all"], [permuted, sliced, columns]))
@@ -99,6 +99,47 @@ def test_opcheck(layout, reconstruct):
         )
 
 
+def test_opcheck_of_prepared_weights():
+    case = make_case((2, 3), 64, 4, 5, norm=True, dtype=torch.float32)
+    weights = [case.weights[index] for index in (0, 1, 2, 4, 6)]
+    prepare = torch.ops.rmadapter.triton_prepare.default
+    # Padding between the tensors in the buffer stays unwritten, so that what a compiled call makes is not compared.
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(prepare, (case.x, *case.norm, *weights), test_utils=checks)
+    prepared = prepare(case.x, *case.norm, *weights)
+    shared = (*case.norm, *case.weights, 0.5, "gelu", "l2", False, 2.0)
+    torch.library.opcheck(torch.ops.rmadapter.triton_forward.default, (case.x, case.residual, *shared, prepared))
+    torch.library.opcheck(
+        torch.ops.rmadapter.triton_backward.default,
+        (case.x, case.d_out, case.d_loss, *shared, [True] * 9, prepared),
+        test_utils=checks,
+    )
+
+
+def test_forward_prepares_for_its_backward(monkeypatch):
+    """Once for both; a step later the weights are others, and so is what was prepared of them."""
+    monkeypatch.setattr(tuning, "LAUNCH", 0.0)
+    calls = []
+    prepare = plans.PreparePlan.__init__
+    launch = operators.prepare
+    monkeypatch.setattr(operators, "prepare", lambda *arguments: calls.append(prepare) or launch(*arguments))
+    monkeypatch.setattr(ops, "PREPARE", {"triton": operators.prepare})
+    monkeypatch.setattr(functional, "PREPARE", {"triton": operators.prepare})
+    case = make_case((9,), 64, 4, 4, norm=True).to(torch.float32)
+    for _ in range(2):
+        count = len(calls)
+        found = run(case, implementation=fused)
+        assert len(calls) == count + 1
+        expected = run(case, implementation=reference)
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+        case.weights = [weight * 1.5 for weight in case.weights]
+    with torch.no_grad():
+        count = len(calls)
+        fused(case.x, *case.weights)
+        assert len(calls) == count + 1
+
+
 def test_compiled_equals_eager():
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -125,10 +166,12 @@ def test_vmap_over_x():
     assert torch.equal(loss, expected[1])
 
 
-def test_a_short_training_run_follows_the_reference():
-    curves = []
-    for backend in ("eager", "triton"):
-        torch.manual_seed(0)
+def test_a_short_training_run_ends_where_every_backend_ends():
+    """On the same inputs from the same weights: the loss curves differ by far less than those of other seeds do."""
+    curves = {}
+    backends = [name for name, status in available_backends().items() if status.available]
+    for backend, seed in [*((name, 0) for name in backends), ("eager", 1)]:
+        torch.manual_seed(seed)
         adapter = FusedRMAdapter(64, bottleneck=8, scale=0.1, backend=backend)
         optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
         x, goal = torch.randn(2, 12, 64).unbind()
@@ -140,9 +183,14 @@ def test_a_short_training_run_follows_the_reference():
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        curves.append(losses)
-    assert curves[1][-1] < curves[1][0]
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+        curves[backend, seed] = torch.tensor(losses)
+    usual = curves["eager", 0]
+    spread = (curves["eager", 1] - usual).abs().max()
+    for backend in backends:
+        difference = (curves[backend, 0] - usual).abs().max()
+        print(f"{backend}: largest difference of the loss curves {difference:.1e}, of another seed {spread:.1e}")
+        assert curves[backend, 0][-1] < curves[backend, 0][0]
+        assert difference <= 1e-5 * usual.max() < spread
 
 
 class Traffic:
@@ -184,12 +232,14 @@ def loads_of_x(objective: str, norm: bool, local: bool, need_x: bool) -> int:
     [
         slow(torch.float32, "l2", False, True),
         (torch.float16, "l2", False, True),
-        slow(torch.float32, "l2", True, True),
+        slow(torch.bfloat16, "l2", True, True),
         slow(torch.float16, "l1", True, False),
+        slow(torch.bfloat16, "l1", True, False),
         (torch.float32, "l2", False, False),
         slow(torch.float16, "cosine", False, True),
-        (torch.float32, "cosine", True, False),
+        (torch.bfloat16, "cosine", True, False),
     ],
+    ids=name_of,
 )
 def test_traffic(dtype, objective, norm, local, monkeypatch):
     case = make_case((21,), 80, 5, 20, norm=norm, objective=objective, local_reconstruction=local).to(dtype)
@@ -202,15 +252,18 @@ def test_traffic(dtype, objective, norm, local, monkeypatch):
         patch.setattr(torch, "empty_like", lambda t: seen.append(empty_like(t)) or seen[-1])
         launch = plans.TunedLaunch.__call__
 
-        def watched(self, device, tensors, *rest):
+        def watched(self, device, values, *rest):
             traffic.tensors["out"] = seen[0]
             for counts in (traffic.loads, traffic.stores):
                 counts["out"] = torch.zeros(seen[0].numel(), dtype=torch.long)
-            return launch(self, device, tensors, *rest)
+            return launch(self, device, values, *rest)
 
         patch.setattr(plans.TunedLaunch, "__call__", watched)
         forward(case.x, case.residual, *shared)
-    assert traffic.loads["x"].max() <= 2
+    # And once more where LayerNorm's sums begin.
+    most = torch.full((21, 80), 2)
+    most[:, : 16 if dtype == torch.float32 else 1] += norm
+    assert (traffic.loads["x"] <= most.flatten()).all()
     assert set(traffic.loads["residual"].tolist()) == {1}
     assert set(traffic.stores["out"].tolist()) == {1}
     assert not traffic.loads["out"].any()
@@ -229,7 +282,9 @@ def test_traffic(dtype, objective, norm, local, monkeypatch):
             patch.setattr(plans.TunedLaunch, "__call__", watched)
             backward(case.x, case.d_out, case.d_loss, *shared, [need_x] + [True] * 8)
         rows, weights = counted
-        assert rows["x"].max() <= loads_of_x(objective, norm, local, need_x)
+        most = torch.full((21, 80), loads_of_x(objective, norm, local, need_x))
+        most[:, : 16 if dtype == torch.float32 else 1] += norm
+        assert (rows["x"] <= most.flatten()).all()
         assert set(rows["d_out"].tolist()) == {1}
         assert set(weights["x"].tolist()) == {1}
         assert set(weights["d_out"].tolist()) == {1}
