@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 
 from rmadapter.config import TRAIN_HELP, TrainConfig
@@ -28,7 +29,7 @@ def parse_train(
     # Which defaults hold is seen from the data, before anything is printed.
     silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
     asked = parse_arguments(TrainConfig, silent, prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
-    own = ["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else []
+    own = ["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) and asked.data_root is None else []
     if not own and silent == argv:
         return asked
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
@@ -60,7 +61,30 @@ def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
         # A run's own config.yaml tells a method that no options make, such as the linear probe, by its label alone.
         labelled = METHODS.get(config.label or "", RMADAPTER)
         return (RMADAPTER if labelled.kind == ADAPTERS else labelled), config
-    return get_method(name), configure(name, rest)
+    method = get_method(name)
+    for option in _overruled(method, rest):
+        warnings.warn(
+            f"{option} is what makes method {name!r}; another value that was given is not taken", stacklevel=2
+        )
+    return method, configure(name, rest)
+
+
+def _overruled(method: Method, words: Sequence[str]) -> list[str]:
+    """The method's own options that the user's ``words`` give another value."""
+    own = {_option(word): word for word in method.options}
+    found = set()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--") and _option(word) in own:
+            value = following if "=" not in word and following and not following.startswith("--") else None
+            given = word if value is None else f"{word}={value}"
+            if given.replace("-", "_") != own[_option(word)].replace("-", "_"):
+                found.add(own[_option(word)])
+    return sorted(found)
+
+
+def _option(word: str) -> str:
+    """The name in a word such as ``--no-adapter.reconstruct`` or ``--lr=1``."""
+    return word.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
 
 
 def _take_method(argv: list[str]) -> tuple[str | None, list[str]]:
