@@ -41,6 +41,14 @@ def check_choice(field: str, value: object, choices: Iterable[object]) -> None:
         raise InputError(f"{field} is {value!r}; valid: {valid}{nearest(value, map(str, choices))}")
 
 
+def is_finite_number(value: float) -> bool:
+    """Whether a float can hold ``value``; a whole number may be too large for it."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def check_range(
     field: str, value: float, low: float | None = None, high: float | None = None, *, open_low: bool = False
 ) -> None:
@@ -52,7 +60,7 @@ def check_range(
         high = LARGEST_COUNT
     inside = (
         isinstance(value, (int, float))
-        and math.isfinite(value)
+        and is_finite_number(value)
         and (low is None or (value > low if open_low else value >= low))
         and (high is None or value <= high)
     )

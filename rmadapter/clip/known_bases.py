@@ -22,7 +22,7 @@ from rmadapter.files import cache_folder, write_text
 def check_known(source: ModelSource, named_by: str) -> None:
     """Raise InputError unless ``source``, which only ``named_by`` names, may be loaded without the user's word."""
     base = _foreign(source)
-    if base is not None and not _record(base).is_file():
+    if base is not None and not _is_kept(base):
         raise InputError(
             f"{named_by} names the base model {str(source)!r}, which was not chosen on this machine before; others may "
             "have made it. Valid: --trust-base to load it, now and from now on, or --model (and --pretrained) with the "
@@ -33,9 +33,16 @@ def check_known(source: ModelSource, named_by: str) -> None:
 def remember(source: ModelSource) -> None:
     """Keep that the user has chosen ``source``; where the cache cannot be written, nothing is kept."""
     base = _foreign(source)
-    if base is not None and not (record := _record(base)).is_file():
+    if base is not None and not _is_kept(base):
         with contextlib.suppress(InputError):
-            write_text(record, base)
+            write_text(_record(base), base)
+
+
+def _is_kept(base: str) -> bool:
+    """Whether the user has said it before; not for a user without a home folder, who says it each time."""
+    with contextlib.suppress(InputError, OSError):
+        return _record(base).is_file()
+    return False
 
 
 def _record(base: str) -> Path:

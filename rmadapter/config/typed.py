@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rmadapter.errors import InputError, check_choice
+from rmadapter.errors import InputError, check_choice, is_finite_number
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -89,7 +88,7 @@ def _conform(kind: Any, value: object, where: str) -> Any:
 def _is(origin: Any, value: object) -> bool:
     """Whether ``value`` is of ``origin``, where a bool is no number and JSON's list may be a tuple."""
     if origin is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite_number(value)
     if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, (list, tuple) if origin is tuple else origin)

@@ -32,6 +32,7 @@ REPORT = {"report.md", "report.csv"}
 OUTPUTS = (
     {RUN_CONFIG_FILE, "environment.json"},
     {"results.json"},
+    {"run.json"},
     {"results.jsonl"},
     {"adapter_config.json"},
     {"sweep.json"},

@@ -48,7 +48,8 @@ def read_image(path: Path) -> Image.Image:
             file. No other error is raised, whatever is in the file.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
+        # An open file: by its path Pillow maps some TIFFs into memory, those turned by EXIF with their sides swapped.
+        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
             _check_size(path, image.size)
             image.load()
             _check_size(path, image.size)  # some formats have another picture than their header says

@@ -105,7 +105,8 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
         )
     trained_data, trained_style = training.get("data") or "", training.get("style")
-    name = config.data or (trained_data if is_testbed(trained_data) else "")
+    # A folder of the user's own may have the name of a bundled data set, but no style.
+    name = config.data or (trained_data if is_testbed(trained_data) and trained_style is not None else "")
     if not name:
         raise InputError(f"data is missing, and the adapter was trained on {trained_data!r}; valid: {DATA_FORMS}")
     style = config.style or (trained_style if is_testbed(name) else None)

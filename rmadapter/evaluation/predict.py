@@ -140,7 +140,7 @@ def print_predictions(config: PredictConfig, names: list[str], probabilities: Te
             for i, p in zip(indices.tolist(), values.tolist(), strict=True)
         ]
         records.append({"image": path, "predictions": ranked})
-    print(json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) if config.json else _as_text(records))
+    print(json.dumps(records, indent=2, allow_nan=False) if config.json else _as_text(records))
     return records
 
 

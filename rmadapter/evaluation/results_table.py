@@ -137,7 +137,7 @@ def _parsed(path: Path, content: bytes) -> tuple[KeptResult, ...]:
         try:
             values = json.loads(text)
             run, on = values.pop("run"), values.pop("on")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{place}, is damaged: {type(error).__name__}: {error}; valid: a JSON object with run and on"
             ) from error

@@ -7,14 +7,14 @@ COMPOSITIONS = (
     Method(
         "rmadapter+prompts",
         "RMAdapter and four learned words",
-        groups=("adapter", "prompt", "loss"),
+        groups=("adapter", "prompt"),
         recipe=("--prompt.text_tokens=4",),
         overrides=ON_IMAGENET,
     ),
     Method(
         "rmadapter+lora",
         "RMAdapter and low-rank updates",
-        groups=("adapter", "lora", "loss"),
+        groups=("adapter", "lora"),
         recipe=("--lora.rank=2",),
         overrides=ON_IMAGENET,
     ),

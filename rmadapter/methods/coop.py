@@ -22,7 +22,7 @@ KGCOOP = Method(
     "kgcoop",
     "learned words whose features stay near the published prompt's",
     (*NO_ADAPTERS, "--loss.lambda3=0", "--loss.distance=cosine", "--loss.target=published"),
-    groups=("prompt", "loss"),
+    groups=("prompt",),
     recipe=(*_WORDS, "--epochs=100", "--batch_size=128", "--loss.lambda4=8"),
     testbed=("--lr=0.05", "--epochs=20", "--batch_size=32", "--loss.lambda4=8"),
 )

@@ -59,7 +59,7 @@ PROMPTSRC = Method(
     "promptsrc",
     "learned tokens in both towers, kept near the frozen model in three ways",
     (*NO_ADAPTERS, "--loss.distance=l1", "--loss.target=templates"),
-    groups=("prompt", "loss"),
+    groups=("prompt",),
     recipe=(
         *_BATCHES,
         "--prompt.text_tokens=4",

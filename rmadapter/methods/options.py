@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def parse_train(
     # Which defaults hold is seen from the data, before anything is printed.
     silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
     asked = parse_arguments(TrainConfig, [*recipe, *silent], prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
-    own = [*recipe, *(["--config", str(TRAIN_CONFIG), *testbed] if is_testbed(asked.data) else [])]
+    bundled = is_testbed(asked.data) and asked.data_root is None
+    own = [*recipe, *(["--config", str(TRAIN_CONFIG), *testbed] if bundled else [])]
     if not own and silent == argv:
         return asked
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
@@ -65,7 +67,10 @@ def configure(
         InputError: an option of a group that the method does not have.
     """
     method = get_method(name)
-    _check_groups(method, argv)
+    other = next((word for word in argv if _is_of_another(method, word)), None)
+    if other is not None and method.kind == TUNED:
+        own = ", ".join(f"--{group}.*" for group in method.groups)
+        raise InputError(f"option {other.partition('=')[0]!r} is none of method {name!r}; valid: {own}")
     record = record_of(data or _data_of(argv) or "")
     recipe = (*method.recipe, *method.overriding(record.name if record else data or "", transfer=transfer))
     words = [*argv, *method.options]
@@ -74,13 +79,24 @@ def configure(
     return config if method_name(config) == name else dataclasses.replace(config, label=name)
 
 
-def _check_groups(method: Method, argv: Sequence[str]) -> None:
-    """Raise InputError where ``argv`` has an option of something that ``method`` does not train."""
-    for word in argv:
-        group, dot, _ = word.removeprefix("--").removeprefix("no-").removeprefix("no_").partition(".")
-        if word.startswith("--") and dot and group in GROUPS and group not in method.groups and method.kind == TUNED:
-            own = ", ".join(f"--{name}.*" for name in method.groups)
-            raise InputError(f"option {word.partition('=')[0]!r} is none of method {method.name!r}; valid: {own}")
+def _is_of_another(method: Method, word: str) -> bool:
+    """Whether ``word`` is an option of something that ``method`` does not train."""
+    group, dot, _ = _option(word).partition(".")
+    return word.startswith("--") and bool(dot) and group in GROUPS and group not in method.groups
+
+
+def own_words(name: str, argv: Sequence[str]) -> list[str]:
+    """``argv`` without the options of what method ``name`` does not train, where they are meant for other methods."""
+    method, kept, words = get_method(name), list[str](), iter([*argv, ""])
+    word = next(words)
+    while word:
+        following = next(words, "")
+        if not _is_of_another(method, word):
+            kept.append(word)
+        elif "=" not in word and following and not following.startswith("--"):
+            following = next(words, "")
+        word = following
+    return kept
 
 
 def _data_of(argv: Sequence[str]) -> str | None:
@@ -104,7 +120,28 @@ def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
         # A run's own config.yaml tells a method that no options make, such as the linear probe, by its label alone.
         labelled = METHODS.get(config.label or "", RMADAPTER)
         return (RMADAPTER if labelled.kind == TUNED else labelled), config
-    return get_method(name), configure(name, rest)
+    method = get_method(name)
+    for option in _overruled(method, rest):
+        warnings.warn(f"{option} is what makes method {name!r}; the other value given is not taken", stacklevel=2)
+    return method, configure(name, rest)
+
+
+def _overruled(method: Method, words: Sequence[str]) -> list[str]:
+    """The method's own options that the user's ``words`` give another value."""
+    own = {_option(word): word for word in method.options}
+    found = set()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--") and _option(word) in own:
+            value = following if "=" not in word and following and not following.startswith("--") else None
+            given = word if value is None else f"{word}={value}"
+            if given.replace("-", "_") != own[_option(word)].replace("-", "_"):
+                found.add(own[_option(word)])
+    return sorted(found)
+
+
+def _option(word: str) -> str:
+    """The name in a word such as ``--no-adapter.reconstruct`` or ``--lr=1``."""
+    return word.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
 
 
 def _take_method(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -6,7 +6,7 @@ PROGRAD = Method(
     "prograd",
     "learned words, their gradient projected",
     (*NO_ADAPTERS, *NO_CONSISTENCY, "--loss.projected=1", "--loss.target=published"),
-    groups=("prompt", "loss"),
+    groups=("prompt",),
     recipe=(*FIELD_RECIPE, "--prompt.text_tokens=4", "--lr=0.002", "--epochs=100", "--batch_size=32"),
     testbed=("--lr=0.05", "--epochs=20"),
 )

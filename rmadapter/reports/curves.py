@@ -80,7 +80,7 @@ def read_curves(rows: Iterable[Row]) -> tuple[list[Curve], int]:
                 line = json.loads(text)
                 if line["kind"] == "step":
                     lines.append({"step": float(line["step"])} | _finite_numbers(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 unreadable += 1
         if lines:
             curves.append(Curve(group, lines))

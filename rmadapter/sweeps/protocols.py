@@ -23,7 +23,7 @@ from rmadapter.data.catalog import FIELD, VARIANTS, record_of
 from rmadapter.data.emoji import DEFAULT_STYLE, is_testbed
 from rmadapter.errors import InputError, check_choice
 from rmadapter.methods import ABLATION_TABLE, METHODS
-from rmadapter.methods.options import configure
+from rmadapter.methods.options import configure, own_words
 
 PROTOCOLS = ("base2new", "cross", "domain", "ablation")
 TRANSFERS = ("cross", "domain")
@@ -208,4 +208,5 @@ def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root
 @lru_cache(maxsize=256)
 def _parsed(method: str, words: tuple[str, ...], data: str, transfer: bool) -> TrainConfig:
     """``configure``, once for the runs that differ in seed and place alone: parsing takes tens of ms."""
-    return configure(method, list(words), prog="rmadapter sweep", data=data, transfer=transfer)
+    own = own_words(method, words)
+    return configure(method, own, prog="rmadapter sweep", data=data, transfer=transfer)

@@ -137,7 +137,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         "seed": config.seed,
         # None: without encoders it went through open_clip's own forward passes.
         "residual": None if model.encoders is None else config.residual,
-        "settings": _settings(config, run),
+        "settings": settings_of(config),
     }
     folder.check_held()
     model.adapted.save_adapter(folder.adapter, class_names=names, template=template, training=training)
@@ -235,11 +235,6 @@ def _evaluate(config: TrainConfig, run: TrainingLoop, parts: Sequence[str]) -> d
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def _settings(config: TrainConfig, run: TrainingLoop) -> dict[str, Any]:
-    """What determines the numbers, for the adapter's file and for results.json."""
-    return {**settings_of(config), "text_memory": run.text_bound}
-
-
 def _results(
     config: TrainConfig,
     run: TrainingLoop,
@@ -265,7 +260,8 @@ def _results(
         seconds={"train": run.seconds, "eval": found["seconds"]},
         precision=run.precision,
         device=str(run.device),
-        settings=_settings(config, run),
+        settings=settings_of(config),
+        text_memory=run.text_bound,
         retention_style=run.data.retention.style if run.data.retention else None,
         bad_steps=run.bad_steps,
         data_findings=findings.to_dict(),

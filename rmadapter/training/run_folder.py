@@ -107,8 +107,13 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run has begun here."""
-        return self.marker_file.is_file()
+        """Whether a run has begun here: ``run.json`` is there, and one that a run wrote."""
+        if not self.marker_file.is_file():
+            return False
+        with contextlib.suppress(InputError):
+            values = read_json(self.marker_file, "run file")
+            return isinstance(values, dict) and {"format", "kind", "data_hash"} <= values.keys()
+        return False
 
     @property
     def _own_files(self) -> list[Path]:
@@ -223,9 +228,11 @@ class RunFolder:
         if config.overwrite and self.is_run:
             for path in self._own_files:
                 path.unlink(missing_ok=True)
-            if self.adapter.is_dir():
+            with contextlib.suppress(OSError):  # not empty: something hidden is in it, which stays
                 self.adapter.rmdir()
         clear_temporaries(self.path)
+        if self.adapter.is_dir():
+            clear_temporaries(self.adapter)
         if not self.is_run:
             write_json(self.marker_file, {"format": FORMAT, "kind": self.kind, "data_hash": data_hash})
         if not self.config_file.exists():
@@ -278,7 +285,9 @@ class RunFolder:
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """What determines a training run's numbers beside its data, model and seed, for results.json."""
-    left_out = _PLACES_AND_SPEED | _SAID_BESIDE | _WITHOUT_WEIGHT
+    # What images were left out is counted in results.json, and only with views does the cache's limit weigh.
+    left_out = _PLACES_AND_SPEED | _SAID_BESIDE | _WITHOUT_WEIGHT | {"skip_bad_images"}
+    left_out |= set() if config.views else {"cache_limit"}
     return {name: value for name, value in _plain(config).items() if name not in left_out}
 
 

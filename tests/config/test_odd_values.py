@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 from commands_options import COMMAND_OPTIONS
 
+from rmadapter.config import RMAdapterConfig, TrainConfig
 from rmadapter.config.arguments import option_fields
 from rmadapter.config.seeds import LARGEST_SEED, seed_list
 from rmadapter.errors import InputError
@@ -112,3 +113,10 @@ def test_seeds():
 def test_devices(name):
     with pytest.raises(InputError, match=r"device is .*; valid: auto, cpu, cuda, cuda:N"):
         resolve_device(name)
+
+
+def test_a_whole_number_that_no_float_holds_is_refused():
+    with pytest.raises(InputError, match="lr is 1000"):
+        TrainConfig(data="x", lr=10**400)
+    with pytest.raises(InputError, match=r"adapter\.scale is 1000"):
+        RMAdapterConfig(scale=10**400)

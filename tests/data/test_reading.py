@@ -195,3 +195,13 @@ def test_whatever_a_decoder_raises(tmp_path, monkeypatch, error):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     with pytest.raises(InputError, match=r"x\.png cannot be read: (MemoryError|deep|odd|1)"):
         read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_grey_tiffs_are_turned_and_not_sheared(tmp_path, orientation):
+    pixels = np.arange(60 * 40, dtype=np.uint8).reshape(60, 40)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.tif", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.tif")), np.asarray(read_image(tmp_path / "a.png")))

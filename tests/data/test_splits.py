@@ -129,3 +129,12 @@ def test_a_data_set_is_told_by_what_it_holds(folder, tmp_path_factory):
     assert load_data(str(copied)).content_hash == first
     write(copied, {**GOOD, "test": GOOD["test"][::-1], "val": GOOD["test"][:1]})
     assert load_data(str(copied)).content_hash != first
+
+
+def test_other_images_under_the_same_names_are_another_data_set(folder, tmp_path_factory):
+    write(folder, GOOD)
+    first = load_data(str(folder)).content_hash
+    other = tmp_path_factory.mktemp("other") / folder.name
+    shutil.copytree(folder, other)
+    Image.new("RGB", (4, 4), "red").save(other / "ant" / "1.png")
+    assert load_data(str(other)).content_hash != first

@@ -22,7 +22,7 @@ from rmadapter.data import base_new_names, load_data
 from rmadapter.errors import InputError
 from rmadapter.methods import ABLATION_TABLE, METHODS, Method
 from rmadapter.methods.naming import method_name
-from rmadapter.methods.options import configure
+from rmadapter.methods.options import configure, own_words, parse_command
 from rmadapter.training.probe_fit import DEFAULT_C, choose, fit
 from rmadapter.training.recipe import EpochMean, make_optimizer, make_schedule
 from rmadapter.tuners.adapter_file import read_info
@@ -403,6 +403,31 @@ def edit(folder, without=None, **values):
     path = folder / "linear_probe.json"
     kept = {key: value for key, value in json.loads(path.read_text()).items() if key != without}
     path.write_text(json.dumps({**kept, **values}))
+
+
+def test_a_sweep_hands_on_to_each_method_what_it_has():
+    words = ["--lora.rank", "4", "--prompt.text_tokens=8", "--no-adapter.reconstruct", "--lr", "1"]
+    assert own_words("coop", words) == ["--prompt.text_tokens=8", "--lr", "1"]
+    assert own_words("clip-lora", words) == ["--lora.rank", "4", "--lr", "1"]
+    assert own_words("rmadapter", words) == ["--no-adapter.reconstruct", "--lr", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adapter.activation", "gelu"], ["--adapter.activation=relu"]),
+        (["--adapter.activation=relu", "--no_adapter.reconstruct"], []),
+        (["--adapter.reconstruct", "--lr", "0.1"], ["--no-adapter.reconstruct"]),
+    ],
+)
+def test_an_option_that_the_method_decides_is_said_not_to_be_taken(words, said, recwarn):
+    parse_command(["--method", "mma", "--data", "x", *words])
+    assert [str(warning.message).partition(" ")[0] for warning in recwarn] == said
+
+
+def test_a_folder_of_the_user_s_own_may_have_the_name_of_a_bundled_set(tmp_path):
+    _, config = parse_command(["--data", "emoji_food", "--data-root", str(tmp_path)])
+    assert (config.model, config.style) == ("ViT-B-16", None)
 
 
 def test_mistakes(options, capsys):

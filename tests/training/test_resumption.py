@@ -122,7 +122,7 @@ def test_a_resumed_run_keeps_its_chunks_whatever_the_machine_has_now(config, mon
     made = []
     real = trainings.make_step
     monkeypatch.setattr(trainings, "make_step", lambda *arguments: made.append(arguments[3]) or real(*arguments))
-    assert train(config(classes="all", resume=True))["settings"]["text_memory"] == 30_000
+    assert train(config(classes="all", resume=True))["text_memory"] == 30_000
     assert made == [30_000]
 
 

@@ -315,3 +315,26 @@ def test_a_probe_takes_no_more_shots_than_the_data_set_may_have(config, images, 
     with pytest.raises(InputError, match="shots is 3; valid: a number >= 1 and <= 2"):
         train_probe(config(shots=3), data=data)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_a_run_json_of_others_is_no_run(config, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "results.json", "metrics.jsonl"):
+        (folder / name).write_text("{}")
+    (folder / "run.json").write_text('{"wandb": 1}')
+    with pytest.raises(InputError, match="other files in it"):
+        train(config(overwrite=True))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "results.json",
+        "run.json",
+    ]
+
+
+def test_what_is_hidden_beside_an_adapter_does_not_stop_overwriting(config, tmp_path):
+    train(config(evaluate=False))
+    (tmp_path / "run" / "adapter" / ".DS_Store").write_text("x")
+    train(config(evaluate=False, overwrite=True))
+    assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()
