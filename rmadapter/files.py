@@ -10,9 +10,10 @@ import json
 import math
 import os
 import re
+import reprlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -198,6 +199,21 @@ def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> Any:
         raise InputError(f"{what} {path} cannot be read: it holds too many lists or objects in one another") from error
     except ValueError as error:  # a JSONDecodeError, or of a number with thousands of digits
         raise InputError(f"{what} {path} cannot be read: {error}") from error
+
+
+def read_object(path: Path, what: str, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The JSON object in ``path`` with ``fields`` of these types.
+
+    Raises:
+        InputError: as ``read_json``; no object, a field that is missing or of another type.
+    """
+    values = read_json(path, what)
+    if not isinstance(values, dict):
+        raise InputError(f"{what} {path} holds no JSON object")
+    for name, kinds in fields.items():
+        if not isinstance(values.get(name), kinds):
+            raise InputError(f"{what} {path} is damaged: {name} is {reprlib.repr(values.get(name))}")
+    return values
 
 
 def _no_json(constant: str) -> None:

@@ -16,6 +16,7 @@ from rmadapter.files import (
     is_temporary,
     read_bytes,
     read_json,
+    read_object,
     read_text,
     write_atomic,
     write_csv,
@@ -157,3 +158,15 @@ def test_names_that_are_not_utf_8_come_back(tmp_path):
     write_json(tmp_path / "a.json", {name: [name, "猫"]})
     assert read_json(tmp_path / "a.json", "sample") == {name: [name, "猫"]}
     assert "猫" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "holds no JSON object"), ('{"a": []}', r"is damaged: a is \[\]"), ("{}", "is damaged: a is None")],
+)
+def test_an_object_has_fields_of_their_types(tmp_path, text, message):
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_object(tmp_path / "file.json", "some file", {"a": dict})
+    (tmp_path / "file.json").write_text('{"a": {}, "b": 1}')
+    assert read_object(tmp_path / "file.json", "some file", {"a": dict}) == {"a": {}, "b": 1}

@@ -24,7 +24,7 @@ from rmadapter.clip.known_bases import remember
 from rmadapter.clip.names import HUB, LOCAL, MODEL, RANDOM, brings_weights
 from rmadapter.clip.own_config import read_config
 from rmadapter.clip.types import ClipModel
-from rmadapter.clip.weights_file import readable_weights
+from rmadapter.clip.weights_file import PICKLED, readable_weights
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_choice, nearest
 
@@ -93,6 +93,10 @@ def load_backbone(name: str, pretrained: str | None = None, device: torch.device
         raise
     except Exception as error:  # open_clip raises whatever its file and hub libraries raise
         said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
+        if "weights_only" in str(error):  # torch's advice is to switch its check off
+            said = f"its weights file {PICKLED}"
+        elif isinstance(error, EOFError):
+            said = "its weights file is empty or cut off; valid: a whole one, download it again"
         raise InputError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {said}") from error
     clip = clip.to(device).eval().requires_grad_(False)
     check_base_weights(clip)

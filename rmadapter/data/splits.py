@@ -171,8 +171,10 @@ def _item(path: Path, entry: Any) -> Item:
     if not well_formed:
         raise InputError(f"split file {path}: entry {entry!r}; valid: [relative path, label, class name]")
     image = entry[0]
-    windows = PureWindowsPath(image)
-    if windows.drive or windows.root or "\\" in image or ".." in PurePosixPath(image).parts:
+    windows, posix = PureWindowsPath(image), PurePosixPath(image)
+    # A split that was made here may name files as archives from Windows leave them on other systems: cat/a\\b.png.
+    elsewhere = path.name != OWN_FILE and (windows.drive or windows.root or "\\" in image)
+    if elsewhere or posix.is_absolute() or ".." in posix.parts:
         raise InputError(
             f"split file {path}: path {image!r} leaves the image folder; valid: a relative path without '..'"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError
-from rmadapter.files import clear_temporaries, read_json, shown_names, write_json
+from rmadapter.files import clear_temporaries, read_json, read_object, shown_names, write_json
 from rmadapter.locks import ProcessLock
 from rmadapter.runtime import environment, resolve_device, resolve_precision
 from rmadapter.sweeps.protocols import load_planned, short_name
@@ -116,6 +117,8 @@ def begin(sweep: Sweep) -> None:
     file = sweep.out / ENVIRONMENTS
     with ProcessLock(sweep.out / SWEEP_LOCK).wait():
         before = read_json(file, "environments file") if file.is_file() else []
+        if not isinstance(before, list):
+            raise InputError(f"environments file {file} is damaged: it holds no list; valid: delete it")
         if found not in before:
             write_json(file, [*before, found])
 
@@ -150,16 +153,16 @@ def _device(sweep: Sweep) -> torch.device:
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """What ``sweep.json`` in ``out`` says; InputError where it is damaged or of another version."""
-    values = read_json(out / MANIFEST, "sweep file")
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
+    number = read_object(out / MANIFEST, "sweep file", {}).get("format")
+    if number != FORMAT:
         raise InputError(
-            f"the sweep in {out} was made by another version (format {found!r}, this one has {FORMAT}); valid: another "
-            "--out, or the version that made it"
+            f"the sweep in {out} was made by another version (format {number!r}, this one has {FORMAT}); valid: "
+            "another --out, or the version that made it"
         )
-    missing = [key for key in ("protocol", "settings", "data", "methods", "seeds", "sources") if key not in values]
-    if missing:
-        raise InputError(f"sweep file {out / MANIFEST} is damaged: {missing[0]} is missing")
+    lists = dict.fromkeys(("data", "methods", "seeds", "sources"), list)
+    values = read_object(out / MANIFEST, "sweep file", {"protocol": str, "settings": dict, **lists})
+    if not isinstance(values.get(HASHES, {}), dict):
+        raise InputError(f"sweep file {out / MANIFEST} is damaged: {HASHES} is {reprlib.repr(values[HASHES])}")
     return values
 
 

@@ -22,7 +22,7 @@ import contextlib
 import time
 import traceback
 
-from rmadapter.files import read_json, write_json
+from rmadapter.files import read_object, write_json
 from rmadapter.sweeps.dry_run import describe_cost
 from rmadapter.sweeps.faults import FAULTS, MOST_FAULTS, DeviceFaultError, count_fault, is_device_fault
 from rmadapter.sweeps.jobs import run_jobs
@@ -150,7 +150,7 @@ def _finish(sweep: Sweep) -> int:
     for run in found.running:
         print(f"  running: {run.key}: {holder_of(sweep, run) or 'just ended'}")
     for run in found.failed:
-        error = read_json(sweep.folder(run) / FAILURE, "failure file")["error"]
+        error = read_object(sweep.folder(run) / FAILURE, "failure file", {"error": str})["error"]
         print(f"  failed: {run.key}: {error} ({sweep.folder(run) / 'log.txt'})")
     if found.failed:
         print("the same command tries failed runs again")

@@ -31,7 +31,7 @@ from rmadapter.step.batches import WorkerLostError, lost_workers_said
 from rmadapter.training.before_training import check_test_images, check_test_prompts
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.probe_fit import DEFAULT_C, GRID, choose
-from rmadapter.training.run_folder import RunFolder, finished_run, not_tested
+from rmadapter.training.run_folder import SMALL_FILES, RunFolder, finished_run, not_tested
 from rmadapter.tuners.probe import LinearProbe, read_probe, save_probe
 
 
@@ -52,6 +52,7 @@ def train_probe(config: TrainConfig, *, data: ImageData | None = None) -> dict[s
     with folder.held(), lost_workers_said():
         if (done := finished_run(folder, config, data)) is not None:  # another process may have had it until now
             return done
+        folder.check_room(SMALL_FILES)
         return _run(config, folder, data)
 
 

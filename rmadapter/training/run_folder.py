@@ -28,13 +28,24 @@ from rmadapter.config import RUN_CONFIG_FILE, TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError, StoppedError
 from rmadapter.evaluation.results_file import describe
-from rmadapter.files import clear_temporaries, read_json, reserve, shown_names, write_atomic, write_json, write_text
+from rmadapter.files import (
+    clear_temporaries,
+    read_json,
+    read_object,
+    reserve,
+    shown_names,
+    write_atomic,
+    write_json,
+    write_text,
+)
 from rmadapter.locks import ProcessLock
 from rmadapter.methods.method import TUNED
 from rmadapter.tuners.adapter_file import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rmadapter.tuners.probe import PROBE_CONFIG, PROBE_WEIGHTS
 
 FORMAT = 1
+# Bytes of what a run writes beside weights and states.
+SMALL_FILES = 2**20
 LOCK = ".lock"
 # Where things are and how fast it goes, which changes no weight beyond its last bits.
 _PLACES_AND_SPEED = {
@@ -253,7 +264,9 @@ class RunFolder:
 
     def results(self) -> dict[str, Any] | None:
         """What the finished run found, or None for an unfinished one."""
-        return read_json(self.results_file, "results file") if self.results_file.is_file() else None
+        if not self.results_file.is_file():
+            return None
+        return read_object(self.results_file, "results file", {"accuracy": dict, "images": dict, "skipped": int})
 
     def save_state(self, state: State) -> None:
         """Replace the resumable state, atomically; StoppedError where the folder was taken from this process."""

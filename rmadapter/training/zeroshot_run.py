@@ -16,7 +16,7 @@ from rmadapter.methods.naming import folder_of
 from rmadapter.methods.zeroshot import ZEROSHOT
 from rmadapter.runtime import environment, resolve_device
 from rmadapter.step.batches import lost_workers_said
-from rmadapter.training.run_folder import RunFolder, finished_run
+from rmadapter.training.run_folder import SMALL_FILES, RunFolder, finished_run
 
 
 def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[
     with folder.held(), lost_workers_said():
         if (done := finished_run(folder, config, data)) is not None:  # another process may have had it until now
             return done
+        folder.check_room(SMALL_FILES)
         return _run(config, folder)
 
 

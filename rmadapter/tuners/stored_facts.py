@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +32,18 @@ FORMAT = 2
 MOST_BYTES = 16 << 20
 PRECISION_OF = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 INTERPOLATIONS, RESIZE_MODES = ("bicubic", "bilinear"), ("shortest", "longest", "squash")
+
+# What is read of how something was trained.
+TRAINING: dict[str, tuple[type, ...]] = {
+    "method": (str,),
+    "data": (str,),
+    "style": (str,),
+    "data_hash": (str,),
+    "classes": (str,),
+    "shots": (int,),
+    "seed": (int,),
+    "settings": (dict,),
+}
 
 Facts = TypeVar("Facts", bound="StoredFacts")
 
@@ -66,6 +80,12 @@ class StoredFacts:
         check_choice("preprocessing.resize_mode", self.preprocessing.resize_mode, RESIZE_MODES)
         check_choice("precision", self.precision, (*PRECISION_OF.values(), None))
         check_choice("training.residual", (self.training or {}).get("residual"), (*STREAMS, None))
+        if min(self.preprocessing.std) <= 0:
+            raise InputError(f"preprocessing.std is {self.preprocessing.std}; valid: numbers above 0")
+        for name, kinds in TRAINING.items():
+            value = (self.training or {}).get(name)
+            if not isinstance(value, (*kinds, NoneType)) or (isinstance(value, bool) and bool not in kinds):
+                raise InputError(f"training.{name} is {reprlib.repr(value)}; valid: {kinds[0].__name__} or null")
         if self.template is not None:
             check_template(self.template)
 

@@ -284,3 +284,20 @@ class TestWhatAConfigurationMayAskFor:
         values["model_cfg"]["text_cfg"].update(text)
         (folder / "open_clip_config.json").write_text(json.dumps(values))
         return folder
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Re-running with weights_only set to False will likely succeed"), "holds Python objects"),
+        (EOFError(), "is empty or cut off"),
+    ],
+)
+def test_what_open_clip_itself_loads_never_advises_to_switch_the_check_off(monkeypatch, error, said):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(loading, "_from_hub", fails)
+    with pytest.raises(InputError, match=said) as raised:
+        load_backbone("hf-hub:someone/model")
+    assert "weights_only" not in str(raised.value)

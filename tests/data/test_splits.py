@@ -136,5 +136,5 @@ def test_other_images_under_the_same_names_are_another_data_set(folder, tmp_path
     first = load_data(str(folder)).content_hash
     other = tmp_path_factory.mktemp("other") / folder.name
     shutil.copytree(folder, other)
-    Image.new("RGB", (4, 4), "red").save(other / "ant" / "1.png")
+    Image.new("RGB", (40, 30), "red").save(other / "ant" / "1.png")
     assert load_data(str(other)).content_hash != first

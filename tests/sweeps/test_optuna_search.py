@@ -235,15 +235,13 @@ def test_a_study_that_is_damaged_or_gone_is_said(words, monkeypatch, tmp_path, c
 def test_a_search_does_not_go_on_over_other_data(words, zoo, monkeypatch, tmp_path, capsys):
     pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
     monkeypatch.setattr(search, "_train", Training())
-    options = {"parameters": "lr", "trials": 1}
+    options, before = {"parameters": "lr", "trials": 1}, zoo.content_hash
     assert main(words(**options)) == 0
     (zoo.root / zoo.test[0].path).rename(zoo.root / "ant" / "other.png")
     zoo.split_file.unlink()
     after = load_data(str(zoo.root)).content_hash
     assert main(words(**options)) == 2
-    said = (
-        f"its content hash is {after[:12]}, and was {zoo.content_hash[:12]}; valid: the data as they were, or another"
-    )
+    said = f"its content hash is {after[:12]}, and was {before[:12]}; valid: the data as they were, or another"
     assert said in capsys.readouterr().err
 
 

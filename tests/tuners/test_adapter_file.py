@@ -164,6 +164,12 @@ WRONG = {
         lambda f: (f / "adapter_config.json").write_text("[" * 100_000),
         "too many lists or objects in one another",
     ),
+    "settings that are none": (lambda f: damage_json(f, training={"settings": [1]}), r"training\.settings is \[1\]"),
+    "classes that are none": (lambda f: damage_json(f, training={"classes": {"a": 1}}), r"training\.classes is"),
+    "no deviation": (
+        lambda f: damage_json(f, preprocessing={"size": 32, "mean": [0, 0, 0], "std": [0, 0, 0]}),
+        "std is .*valid: numbers above 0",
+    ),
     "deep training": (lambda f: damage_json(f, training=nested(100)), r"adapter\.training\.a is nested deeper than"),
     "huge": (lambda f: damage_json(f, template="{}" + " " * (17 << 20)), "is larger than 16 MB"),
     "layers": (lambda f: damage_json(f, config={"adapter": {"layers": "1-99999999"}}), "layers.* (is|=) .1-99999999."),
