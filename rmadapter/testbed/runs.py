@@ -129,7 +129,8 @@ def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:
     keys = ("grad_norm_cross_entropy", "grad_norm_reconstruction", "reconstruction_vision", "reconstruction_text")
     later = metrics[len(metrics) // 2 :]  # the second half: past the first steps' large gradients
     found = {key: [line[key] for line in later if key in line] for key in keys}
-    settings = {"epochs": config.epochs, "lr": config.lr, "scale": config.adapter.scale, **vars(config.loss)}
+    weights = {name: getattr(config.loss, name) for name in ("lambda1", "lambda2", "lambda3", "lambda4")}
+    settings = {"epochs": config.epochs, "lr": config.lr, "scale": config.adapter.scale, **weights}
     return {
         **results,
         "settings": settings,

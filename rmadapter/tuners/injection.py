@@ -54,7 +54,8 @@ def inject(
         source: name and pretrained tag of ``clip``, kept in adapter files so that they can be loaded by name.
         weights_hash: ``Backbone.weights_hash``, where ``clip`` was stored in another dtype than it was loaded in.
         seed: of the trained weights, see ``AdaptedCLIP.reset_adapters``; None: one from torch's global generator.
-        tokenizer, template: for learned tokens that begin as the first words of the template.
+        tokenizer: for learned tokens that begin as words.
+        template: the prompt that these words are the first of.
         class_names: for what each class has of its own.
         cached_images: how many images a cache is to keep.
 

@@ -16,7 +16,7 @@ from rmadapter.methods.options import configure
 from rmadapter.training.adapter_run import train
 from rmadapter.tuners.weight_draws import weight_generator
 
-TRAINED = [name for name, method in METHODS.items() if method.kind == TUNED]
+TRAINED = [name for name, method in METHODS.items() if method.kind == TUNED and method.groups == ("adapter",)]
 
 
 def drawn(adapter: RMAdapterConfig, seed: int = 1) -> dict[str, torch.Tensor]:
