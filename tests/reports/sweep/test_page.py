@@ -307,7 +307,7 @@ def test_mistakes(tmp_path, capsys):
     with pytest.raises(InputError, match="made by another version"):
         read_sweep(folder)
     (folder / "sweep.json").write_text(json.dumps({"format": FORMAT}))
-    with pytest.raises(InputError, match="protocol is missing"):
+    with pytest.raises(InputError, match="protocol is None"):
         read_sweep(folder)
 
 
