@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.errors import check_choice, check_range
 
 DISTANCES = ("l1", "cosine")
-TARGETS = ("prompt", "published", "templates", "sentences")
+TARGETS = ("prompt", "published", "templates")
 
 
 @dataclass
@@ -24,9 +24,8 @@ class LossConfig:
         lambda4: distance of tuned to frozen text features
         distance: what both distances are: l1 (mean absolute difference) or cosine (one minus it)
         distillation: divergence of the tuned model's class probabilities from the frozen model's (PromptSRC)
-        target: prompts of the frozen text features: prompt (the run's own), published (the data set's),
-            templates (the mean over 60 of CLIP's) or sentences (of a file, one drawn at each step)
-        sentences: JSON file of sentences for each class, for target sentences
+        target: prompts of the frozen text features: prompt (the run's own), published (the data set's) or templates
+            (the mean over 60 of CLIP's)
         projected: keep the part of cross-entropy's gradient that does not raise the divergence from the frozen model's
             class probabilities (ProGrad)
     """
@@ -38,7 +37,6 @@ class LossConfig:
     distance: str = "l1"
     distillation: float = 0.0
     target: str = "prompt"
-    sentences: str | None = None
     projected: float = 0.0
 
     def __post_init__(self) -> None:
@@ -47,11 +45,6 @@ class LossConfig:
         check_choice("loss.distance", self.distance, DISTANCES)
         check_choice("loss.target", self.target, TARGETS)
         check_range("loss.projected", self.projected, 0, 1)
-        if (self.target == "sentences") != (self.sentences is not None):
-            raise InputError(
-                f"loss.target is {self.target!r} and loss.sentences {self.sentences!r}; valid: target sentences with a "
-                "file, or neither"
-            )
 
     @property
     def needs_image(self) -> bool:

@@ -84,6 +84,8 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
 
 def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData) -> dict[str, Any]:
     """The run in its folder, which is this process's; with ``explain`` its plan alone."""
+    if config.head.cache != "none":
+        raise InputError(f"head.cache is {config.head.cache!r}, which no training fills yet; valid: none")
     check_source(config.model, config.pretrained)
     device = ranks.device
     precision = resolve_precision(config.precision, device)

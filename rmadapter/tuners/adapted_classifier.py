@@ -10,8 +10,8 @@ from torch import Tensor
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.prompts import encode_prompts
 from rmadapter.clip.types import ClipModel
-from rmadapter.errors import InputError, nearest
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
+from rmadapter.tuners.bound_classes import rows_of
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.tuner import Features
 
@@ -69,7 +69,7 @@ class AdaptedClassifier(CLIPClassifier):
         """
         bound = self.adapted.classes
         if bound is not None:
-            rows = rows_of(list(class_names), bound)
+            rows = rows_of(list(class_names), bound, "the adapter, which has something of each class,")
             for tuner in self.adapted.tuners:
                 tuner.set_rows(rows)
         super().set_classes(class_names, template)
@@ -135,21 +135,3 @@ class AdaptedClassifier(CLIPClassifier):
     def _running_encoders(self) -> Encoders | None:
         found = self.encoders
         return found if found is not None and not self.training and self.adapted.enabled and found.image.fits else None
-
-
-def rows_of(class_names: list[str], bound: list[str]) -> list[int]:
-    """For each name its place in ``bound``; of a half of them in its order, which tells equal names apart.
-
-    Raises:
-        InputError: a name that is not in it.
-    """
-    count = len(class_names)
-    for first in range(len(bound) - count + 1):
-        if bound[first : first + count] == class_names:
-            return list(range(first, first + count))
-    if unknown := [name for name in class_names if name not in bound]:
-        raise InputError(
-            f"what was trained has something of each of its classes, and nothing of {unknown[0]!r}"
-            f"{nearest(unknown[0], bound)}; valid: the {len(bound)} classes that it was trained on, or some of them"
-        )
-    return [bound.index(name) for name in class_names]

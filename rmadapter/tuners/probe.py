@@ -22,6 +22,7 @@ from rmadapter.clip.identity import tokenizer_hash
 from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError
 from rmadapter.files import write_atomic
+from rmadapter.tuners.bound_classes import rows_of
 from rmadapter.tuners.stored_facts import (
     StoredFacts,
     check_facts,
@@ -71,7 +72,7 @@ class LinearProbe(CLIPClassifier):
             InputError: a name that was not trained on.
         """
         trained = getattr(self, "trained", class_names)  # none yet where the base class sets them
-        self.rows = rows_of(list(class_names), list(trained))
+        self.rows = rows_of(list(class_names), list(trained), "the linear probe")
         super().set_classes(class_names, template)
 
     def text_features(self) -> Tensor:
@@ -81,24 +82,6 @@ class LinearProbe(CLIPClassifier):
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """[batch, classes] in fp32."""
         return F.normalize(image_features.float(), dim=-1) @ text_features.T + self.bias[self.rows]
-
-
-def rows_of(class_names: list[str], trained: list[str]) -> list[int]:
-    """For each name its place in ``trained``; of a half of them in its order, which tells equal names apart.
-
-    Raises:
-        InputError: a name that is not in it.
-    """
-    count = len(class_names)
-    for first in range(len(trained) - count + 1):
-        if trained[first : first + count] == class_names:
-            return list(range(first, first + count))
-    if unknown := [name for name in class_names if name not in trained]:
-        raise InputError(
-            f"the linear probe was not trained on class {unknown[0]!r}; valid: the {len(trained)} classes that it was "
-            "trained on, or some of them"
-        )
-    return [trained.index(name) for name in class_names]
 
 
 def save_probe(folder: Path, probe: LinearProbe, backbone: Backbone, training: dict[str, Any]) -> None:
