@@ -423,25 +423,28 @@ def test_the_sweep_of_configurations_measures(tmp_path):
         assert row["microseconds"] > 0
 
 
+def training_losses(backend: str, seed: int, steps: int) -> torch.Tensor:
+    """Each step's loss, [steps] float32, of a small training run in bfloat16 autocast."""
+    torch.manual_seed(seed)
+    adapter = FusedRMAdapter(256, bottleneck=16, scale=0.1, backend=backend, device="cuda")
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
+    x, goal = torch.randn(2, 500, 256, device="cuda").unbind()
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            out, rec_loss = adapter(x, x)
+        loss = (out - goal).square().mean() + rec_loss.mean() / 256
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
 def test_a_training_run_follows_the_reference():
-    curves = []
-    for backend in ("eager", "triton"):
-        torch.manual_seed(0)
-        adapter = FusedRMAdapter(256, bottleneck=16, scale=0.1, backend=backend, device="cuda")
-        optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
-        x, goal = torch.randn(2, 500, 256, device="cuda").unbind()
-        losses = []
-        for _ in range(50):
-            optimizer.zero_grad()
-            with torch.autocast("cuda", torch.bfloat16):
-                out, rec_loss = adapter(x, x)
-            loss = (out - goal).square().mean() + rec_loss.mean() / 256
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        curves.append(losses)
-    assert curves[1][-1] < curves[1][0]
-    assert curves[1] == pytest.approx(curves[0], rel=5e-3)
+    eager, triton = (training_losses(backend, 0, 50).tolist() for backend in ("eager", "triton"))
+    assert triton[-1] < triton[0]
+    assert triton == pytest.approx(eager, rel=5e-3)
 
 
 def test_training_ends_within_the_spread_of_seeds():
@@ -450,20 +453,7 @@ def test_training_ends_within_the_spread_of_seeds():
     for seed in range(3):
         curves = {}
         for backend, found in ends.items():
-            torch.manual_seed(seed)
-            adapter = FusedRMAdapter(256, bottleneck=16, scale=0.1, backend=backend, device="cuda")
-            optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
-            x, goal = torch.randn(2, 500, 256, device="cuda").unbind()
-            losses = []
-            for _ in range(2000):
-                optimizer.zero_grad()
-                with torch.autocast("cuda", torch.bfloat16):
-                    out, rec_loss = adapter(x, x)
-                loss = (out - goal).square().mean() + rec_loss.mean() / 256
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
-            curves[backend] = torch.stack(losses)
+            curves[backend] = training_losses(backend, seed, 2000)
             found.append(curves[backend][-1].item())
         difference = (curves["eager"] - curves["triton"]).abs().max().item()
         print(f"seed {seed}: largest difference of the loss curves {difference:.1e}")
