@@ -1,11 +1,12 @@
 """All that a CUDA machine can tell about the kernels, in one call that ends by itself.
 
-python bench/gpu_check.py --out results [--minutes 9] [--jobs 12]
+python bench/gpu_check.py --out results [--minutes 9] [--jobs 12] [--steps tests,benchmarks]
 
-Environment; the tests marked gpu in parallel processes, the most telling first; one sanitizer run a kernel; benchmarks,
-the most telling first, with triton and torch.compile before the others; a profile of a training step; the beginning of
-a sweep of launch configurations; a short table last. What needs no GPU is not here: bench.machine_code, bench.plot.
-Needs torch, Triton, numpy and pytest; what needs more is left out with a line that says so.
+Environment; the tests marked gpu in parallel processes, the most telling first, and beside them the sanitizers over one
+case that runs every kernel; benchmarks, the most telling first, with triton and torch.compile before the others; a
+profile of a training step; the beginning of a sweep of launch configurations; a short table last. What needs no GPU is
+not here: bench.machine_code, bench.plot. Needs torch, Triton, numpy and pytest; what needs more is left out with a line
+that says so.
 
 Ends with 1 where a test, a sanitizer or a correctness check fails or runs out of time, with 2 where there is no CUDA
 device.
@@ -17,6 +18,7 @@ import argparse
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,16 +34,23 @@ import torch  # noqa: E402
 
 # Seconds of nine minutes that each step may have; more or less time is shared out alike. A test that compiles on 12 of
 # 16 cores takes some 10 s for a few kernels; torch.compile's contenders take the most of the benchmarks.
-BUDGETS = {
-    "telling tests": 110, "other tests": 110, "sanitizer": 45, "benchmarks": 170, "profile": 15, "sweep": 60,
-}  # fmt: skip
+BUDGETS = {"tests": 240, "benchmarks": 195, "profile": 15, "sweep": 60}
+# A process of tests ends by itself so many seconds before it would be ended, and so tells what it has found.
+REPORT_SECONDS = 12
 # What a benchmark of one case and direction takes at most, contenders' compilation included.
 BENCHMARK_SECONDS = 12.0
-# One case a kernel: the prepare kernel, the forward and the backward kernels are all in it. fp16 goes through the
+# Images of 197 tokens in the steps that are profiled.
+PROFILED = (32, 333)
+# test_every_kernel_once has the prepare kernel, the forward and the backward kernels in it; its fp16 goes through the
 # rarely used products of K2.
 SANITIZED = ("memcheck", "racecheck")
 
 KERNEL_TESTS = ROOT / "tests" / "kernels"
+
+
+def gpu_tests() -> list[str]:
+    """The files with tests marked gpu: collecting the others takes longer, and more packages, than running these."""
+    return [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
 
 
 def say(text: str) -> None:
@@ -74,7 +83,7 @@ class Machine:
                 running.append(
                     subprocess.Popen(
                         list(command), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
-                        env=os.environ | {"PYTHONPATH": path},
+                        env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
                     )
                 )  # fmt: skip
         found: list[int | None] = []
@@ -82,7 +91,7 @@ class Machine:
             try:
                 found.append(process.wait(max(0.0, end - self.now())))
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # what a sanitizer has started too
                 process.wait()
                 found.append(None)
         return found
@@ -108,7 +117,7 @@ class Machine:
         return results.environment()
 
     def profile(self, out: Path) -> None:
-        """One training step under torch's profiler."""
+        """Training steps under torch's profiler."""
         _profile(out)
 
 
@@ -119,11 +128,12 @@ class Check:
         out: folder of the results.
         minutes: time for everything.
         jobs: processes at a time.
+        steps: of ``BUDGETS``, in their order.
     """
 
-    def __init__(self, out: Path, minutes: float, jobs: int, machine: Machine):
-        self.out, self.machine, self.jobs = out, machine, jobs
-        self.scale = minutes * 60 / sum(BUDGETS.values())
+    def __init__(self, out: Path, minutes: float, jobs: int, steps: Sequence[str], machine: Machine):
+        self.out, self.machine, self.jobs, self.steps = out, machine, jobs, steps
+        self.scale = minutes * 60 / sum(BUDGETS[step] for step in steps)
         self.end = machine.now() + 60 * minutes
         self.failed = False
         self.rows: list[dict[str, Any]] = []
@@ -135,7 +145,7 @@ class Check:
 
     def budget(self, step: str) -> float:
         """Seconds of a step: its share, and what those before it left, but not what those after it need."""
-        after = list(BUDGETS)[list(BUDGETS).index(step) + 1 :]
+        after = self.steps[self.steps.index(step) + 1 :]
         return max(0.0, self.left - self.scale * sum(BUDGETS[name] for name in after))
 
     def outcome(self, statuses: Sequence[int | None]) -> str:
@@ -150,33 +160,36 @@ class Check:
              *([f"status {', '.join(map(str, bad))}"] if bad else [])]
         )  # fmt: skip
 
-    def tests(self, step: str, marks: str) -> str:
-        """The tests with these marks, dealt out to processes; those that need open_clip only where it is."""
+    def tests(self) -> str:
+        """Those marked gpu, dealt out to processes, the most telling first in each; the sanitizers beside them."""
         whole = all(self.machine.has_tool(name) for name in ("open_clip", "hypothesis", "pytest_timeout"))
         if not whole:
             say("tests: open_clip, hypothesis or pytest-timeout is missing, so the kernels' own file alone is run")
-        target = ["tests"] if whole else ["--confcutdir", str(KERNEL_TESTS), str(KERNEL_TESTS / "test_triton_gpu.py")]
-        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", marks, "-q", "-ra", "-p", "no:cacheprovider"]
-        command += ["-p", "interpreter_shards"]
+        target = gpu_tests() if whole else ["--confcutdir", str(KERNEL_TESTS), str(KERNEL_TESTS / "test_triton_gpu.py")]
+        seconds = self.budget("tests")
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", "-ra", "--durations", "5"]
+        command += ["-p", "no:cacheprovider", "-p", "interpreter_shards"]
+        if self.machine.has_tool("pytest_timeout"):
+            command += ["--session-timeout", f"{max(1.0, seconds - REPORT_SECONDS):.0f}"]
         commands = [[*command, "--shard", f"{i}/{self.jobs}", *target] for i in range(1, self.jobs + 1)]
-        name = step.replace(" ", "-")
-        logs = [self.out / f"{name}-{i}.log" for i in range(1, self.jobs + 1)]
-        statuses = self.machine.run(commands, logs, self.budget(step))
-        # 5: pytest found no test for this process.
-        return self.outcome([0 if status == 5 else status for status in statuses])
-
-    def sanitizer(self) -> str:
-        """compute-sanitizer over one small case that runs every kernel."""
-        if not self.machine.has_tool("compute-sanitizer"):
-            return "left out: there is no compute-sanitizer"
-        test = f"{KERNEL_TESTS / 'test_triton_gpu.py'}::test_every_kernel_once"
-        commands = [
+        logs = [self.out / f"tests-{i}.log" for i in range(1, self.jobs + 1)]
+        sanitizers = SANITIZED if self.machine.has_tool("compute-sanitizer") else ()
+        if not sanitizers:
+            say("tests: there is no compute-sanitizer, so none is run")
+        once = f"{KERNEL_TESTS / 'test_triton_gpu.py'}::test_every_kernel_once"
+        commands += [
             ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-o",
-             "addopts=", "-p", "no:cacheprovider", "--confcutdir", str(KERNEL_TESTS), test]
-            for tool in SANITIZED
+             "addopts=", "-p", "no:cacheprovider", "--confcutdir", str(KERNEL_TESTS), once]
+            for tool in sanitizers
         ]  # fmt: skip
-        logs = [self.out / f"{tool}.log" for tool in SANITIZED]
-        return self.outcome(self.machine.run(commands, logs, self.budget("sanitizer")))
+        logs += [self.out / f"{tool}.log" for tool in sanitizers]
+        statuses = self.machine.run(commands, logs, seconds)
+        # 5: pytest found no test for this process.
+        found = [self.outcome([0 if status == 5 else status for status in statuses[: self.jobs]])]
+        found += [
+            f"{tool} {self.outcome([status])}" for tool, status in zip(sanitizers, statuses[self.jobs :], strict=True)
+        ]
+        return "; ".join(found)
 
     def benchmarks(self) -> str:
         """Every case and direction: triton and torch.compile in all of them, then the other contenders."""
@@ -223,24 +236,23 @@ class Check:
         return f"tune.json, tune.csv, the table{how}; {again}"
 
     def profile(self) -> str:
-        """One training step of the module under torch's profiler: its table, and a trace for chrome://tracing."""
+        """Training steps of the module under torch's profiler: tables, and traces for chrome://tracing."""
         if self.budget("profile") < 5:
             return "left out: no time"
         self.machine.profile(self.out)
-        return "profile.txt, trace.json"
+        return "profile.txt, trace-*.json"
 
     def run(self) -> None:
         """Every step; one that fails does not keep the others from telling something."""
         steps: dict[str, Callable[[], str]] = {
-            "telling tests": lambda: self.tests("telling tests", "gpu and telling"),
-            "other tests": lambda: self.tests("other tests", "gpu and not telling"),
-            "sanitizer": self.sanitizer,
+            "tests": self.tests,
             "benchmarks": self.benchmarks,
             "profile": self.profile,
             "sweep": self.sweep,
         }
         assert list(steps) == list(BUDGETS)
-        for name, step in steps.items():
+        for name in self.steps:
+            step = steps[name]
             say(f"{name} ... ({self.left:.0f} s left)")
             try:
                 found = step()
@@ -260,25 +272,30 @@ def _profile(out: Path) -> None:
 
     adapter = FusedRMAdapter(768, scale=0.001, device="cuda", backend="triton")
     optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
-    x = torch.randn(32, 197, 768, device="cuda", dtype=torch.bfloat16)
+    tables = []
+    for images in PROFILED:
+        for norm in (None, (None, None, 1e-5)):
+            x = torch.randn(images, 197, 768, device="cuda", dtype=torch.bfloat16)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        leaf = x.detach().requires_grad_()
-        out, loss = adapter(leaf, x, (None, None, 1e-5))
-        (out.float().square().mean() + loss.mean()).backward()
-        optimizer.step()
+            def step(x: torch.Tensor = x, norm: Any = norm) -> None:
+                optimizer.zero_grad()
+                leaf = x.detach().requires_grad_()
+                out, loss = adapter(leaf, x, norm)
+                (out.float().square().mean() + loss.mean()).backward()
+                optimizer.step()
 
-    for _ in range(5):
-        step()
-    torch.cuda.synchronize()
-    with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        step()
-        torch.cuda.synchronize()
-    found.export_chrome_trace(str(out / "trace.json"))
-    (out / "profile.txt").write_text(
-        found.key_averages().table(sort_by="cuda_time_total", row_limit=40), encoding="utf-8"
-    )
+            for _ in range(5):
+                step()
+            torch.cuda.synchronize()
+            with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+                for _ in range(5):
+                    step()
+                torch.cuda.synchronize()
+            name = f"{images}-images{'' if norm is None else '-norm'}"
+            found.export_chrome_trace(str(out / f"trace-{name}.json"))
+            table = found.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=60)
+            tables.append(f"{name}, five steps\n{table}")
+    (out / "profile.txt").write_text("\n".join(tables), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None, machine: Machine | None = None) -> int:
@@ -289,7 +306,11 @@ def main(arguments: list[str] | None = None, machine: Machine | None = None) -> 
     parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (%(default)s)")
     jobs = max(1, min(12, (os.cpu_count() or 1) - 2))
     parser.add_argument("--jobs", type=int, default=jobs, help="processes that test at a time (%(default)s)")
+    parser.add_argument("--steps", default=",".join(BUDGETS), help="any of %(default)s")
     given = parser.parse_args(arguments)
+    asked = given.steps.split(",")
+    if unknown := [name for name in asked if name not in BUDGETS]:
+        parser.error(f"--steps has {', '.join(map(repr, unknown))}; valid: any of {','.join(BUDGETS)}")
     for name in ("minutes", "jobs"):
         if getattr(given, name) <= 0:
             parser.error(f"--{name} is {getattr(given, name)}; valid: more than 0")
@@ -298,7 +319,7 @@ def main(arguments: list[str] | None = None, machine: Machine | None = None) -> 
         return 2
     from bench import results
 
-    check = Check(given.out, given.minutes, given.jobs, machine)
+    check = Check(given.out, given.minutes, given.jobs, [name for name in BUDGETS if name in asked], machine)
     given.out.mkdir(parents=True, exist_ok=True)
     facts = machine.environment()
     results.write_json(given.out / "environment.json", facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is for Linux alone")
 from bench import gpu_check, measure
 from bench.cases import Case, cases
 
-SLOW_STEPS = {"gpu and telling": 105, "gpu and not telling": 105, "compute-sanitizer": 44, "bench.tune": 50}
+SLOW_STEPS = {"--shard": 235, "compute-sanitizer": 235, "bench.tune": 50}
 ENVIRONMENT = {"device": "Stub", "torch": "2", "triton": "3", "commit": "abc"}
 
 
@@ -76,9 +77,15 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
     machine = Stub(SLOW_STEPS, contest_seconds=11)
     assert run(machine, tmp_path) == 0
     assert machine.time <= 9 * 60
-    tests, others, sanitizers, sweep = machine.commands
-    assert len(tests) == len(others) == 12
+    together, sweep = machine.commands
+    tests, sanitizers = together[:12], together[12:]
     assert {command[command.index("--shard") + 1] for command in tests} == {f"{i}/12" for i in range(1, 13)}
+    assert {Path(file).name for command in tests for file in command if file.endswith(".py")} == {
+        "test_triton_gpu.py",
+        "test_device_step.py",
+    }
+    # They end by themselves, and say what failed, before they are ended.
+    assert 0 < float(tests[0][tests[0].index("--session-timeout") + 1]) < 9 * 60 * 240 / sum(gpu_check.BUDGETS.values())
     assert [command[:3:2] for command in sanitizers] == [
         ["compute-sanitizer", "memcheck"],
         ["compute-sanitizer", "racecheck"],
@@ -90,7 +97,7 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
     assert "passed" in printed
 
 
-@pytest.mark.parametrize("slow", ["gpu and telling", "gpu and not telling", "compute-sanitizer"])
+@pytest.mark.parametrize("slow", ["--shard", "compute-sanitizer"])
 def test_out_of_time_is_a_failure_and_the_rest_is_still_run(slow, tmp_path, capsys):
     machine = Stub({slow: 10_000})
     assert run(machine, tmp_path) == 1
@@ -103,7 +110,7 @@ def test_out_of_time_is_a_failure_and_the_rest_is_still_run(slow, tmp_path, caps
 
 @pytest.mark.parametrize(("minutes", "status"), [("1", 1), ("9", 0)])
 def test_a_minute_is_not_enough(minutes, status, tmp_path):
-    machine = Stub({"gpu and telling": 60, "gpu and not telling": 60})
+    machine = Stub({"--shard": 120})
     assert run(machine, tmp_path, "--minutes", minutes) == status
     assert machine.time <= float(minutes) * 60 + 3
 
@@ -127,7 +134,7 @@ def test_the_most_telling_benchmarks_come_first(tmp_path):
     assert names[0] == ("triton", "compile")
     assert names == sorted(names, key=[("triton", "compile"), ("eager", "autograd"), ("compile-max",)].index)
     assert machine.contests[0][1:] == (Case(65536), "forward")
-    machine = Stub({"gpu and": 10_000}, contest_seconds=12.0)
+    machine = Stub({"--shard": 10_000}, contest_seconds=12.0)
     run(machine, tmp_path)
     assert {names for names, _, _ in machine.contests} == {("triton", "compile")}
     assert {case.tokens for _, case, _ in machine.contests} >= {65536, 6304}
@@ -137,12 +144,22 @@ def test_without_a_device_or_tools(tmp_path, capsys, monkeypatch):
     machine = Stub(tools=False)
     assert run(machine, tmp_path) == 0
     printed = capsys.readouterr().out
-    assert "sanitizer: left out: there is no compute-sanitizer" in printed
+    assert "there is no compute-sanitizer, so none is run" in printed
     assert "the kernels' own file alone is run" in printed
     assert machine.commands[0][0][-1].endswith("test_triton_gpu.py")
     monkeypatch.setattr(Stub, "has_device", lambda self: False)
     assert run(Stub(), tmp_path / "none") == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_steps_are_chosen(tmp_path, capsys):
+    machine = Stub(SLOW_STEPS)
+    assert run(machine, tmp_path, "--steps", "sweep,tests") == 0
+    assert [len(commands) for commands in machine.commands] == [14, 1]
+    assert not machine.contests
+    with pytest.raises(SystemExit):
+        run(machine, tmp_path, "--steps", "test")
+    assert "--steps has 'test'; valid: any of tests,benchmarks,profile,sweep" in capsys.readouterr().err
 
 
 def test_processes_run_at_the_same_time_and_are_ended(tmp_path):

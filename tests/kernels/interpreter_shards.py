@@ -26,5 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Last, when -m and -k have taken theirs away."""
-    items[:] = part_of(items, config.getoption("--shard"))
+    """Last, when -m and -k have taken theirs away; what is marked ``telling`` first."""
+    ordered = sorted(items, key=lambda item: item.get_closest_marker("telling") is None)
+    items[:] = part_of(ordered, config.getoption("--shard"))
