@@ -50,17 +50,18 @@ def rm_adapter_prepare_kernel(
     if tile < TILES:
         columns = tile * BLOCK_D + tl.arange(0, BLOCK_D)
         mask = columns < D
-        weight = down_weight(w_down, norm_weight, columns, r, dtype, D, R, BLOCK_R, EVEN_D, False, PRECISION)
-        tl.store(w_down_out + columns[:, None] * BLOCK_R + r[None, :], weight, mask=mask[:, None])
-        weight = load_up(w_up, columns, R, D, BLOCK_R, EVEN_D, dtype, False, PRECISION)
-        tl.store(w_up_out + r[:, None] * D + columns[None, :], weight, mask=mask[None, :])
+        # A name a shape: the compiler refuses a branch that gives a name of the code before it another one.
+        down = down_weight(w_down, norm_weight, columns, r, dtype, D, R, BLOCK_R, EVEN_D, False, PRECISION)
+        tl.store(w_down_out + columns[:, None] * BLOCK_R + r[None, :], down, mask=mask[:, None])
+        up = load_up(w_up, columns, R, D, BLOCK_R, EVEN_D, dtype, False, PRECISION)
+        tl.store(w_up_out + r[:, None] * D + columns[None, :], up, mask=mask[None, :])
         if w_rec2 is not None:
             h = tl.arange(0, BLOCK_H)
-            weight = load_up(w_rec2, columns, H, D, BLOCK_H, EVEN_D, dtype, False, PRECISION)
-            tl.store(w_rec2_out + h[:, None] * D + columns[None, :], weight, mask=mask[None, :])
+            rec2 = load_up(w_rec2, columns, H, D, BLOCK_H, EVEN_D, dtype, False, PRECISION)
+            tl.store(w_rec2_out + h[:, None] * D + columns[None, :], rec2, mask=mask[None, :])
             if tile == 0:
-                weight = load_rec1(w_rec1, R, H, BLOCK_R, BLOCK_H, dtype, False, PRECISION)
-                tl.store(w_rec1_out + r[:, None] * BLOCK_H + h[None, :], weight)
+                rec1 = load_rec1(w_rec1, R, H, BLOCK_R, BLOCK_H, dtype, False, PRECISION)
+                tl.store(w_rec1_out + r[:, None] * BLOCK_H + h[None, :], rec1)
     else:
         prepare_sums(w_down, b_down, norm_weight, norm_bias, b_down_out, column_sum_out, (tile - TILES) * COLUMNS,
                      dtype, D, R, BLOCK_R, ROWS, COLUMNS, NORM, PRECISION)  # fmt: skip
