@@ -94,10 +94,10 @@ def in_turns(
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def graph_seconds(calls: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> float:
-    """Median GPU seconds a call of one contender."""
+def graph_seconds(calls: Sequence[Callable[[], Any]], rounds: int = ROUNDS, busy: float = SETTLE_SECONDS) -> float:
+    """Median GPU seconds a call of one contender, after ``busy`` seconds of them."""
     replay = graph_of(calls)
-    settle(replay)
+    settle(replay, busy)
     return in_turns({"": replay}, timed_once, rounds)[""] / len(calls)
 
 

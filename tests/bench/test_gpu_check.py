@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is for Linux alone")
 from bench import gpu_check, measure
 from bench.cases import Case, cases
 
-SLOW_STEPS = {"--shard": 235, "compute-sanitizer": 235, "bench.tune": 50}
+SLOW_STEPS = {"compile_ahead": 55, "--shard": 145, "compute-sanitizer": 145, "bench.tune": 50}
 ENVIRONMENT = {"device": "Stub", "torch": "2", "triton": "3", "commit": "abc"}
 
 
@@ -77,7 +77,7 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
     machine = Stub(SLOW_STEPS, contest_seconds=11)
     assert run(machine, tmp_path) == 0
     assert machine.time <= 9 * 60
-    together, sweep = machine.commands
+    together, ahead, sweep = machine.commands
     tests, sanitizers = together[:12], together[12:]
     assert {command[command.index("--shard") + 1] for command in tests} == {f"{i}/12" for i in range(1, 13)}
     assert {Path(file).name for command in tests for file in command if file.endswith(".py")} == {
@@ -85,7 +85,10 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
         "test_device_step.py",
     }
     # They end by themselves, and say what failed, before they are ended.
-    assert 0 < float(tests[0][tests[0].index("--session-timeout") + 1]) < 9 * 60 * 240 / sum(gpu_check.BUDGETS.values())
+    share = gpu_check.BUDGETS["tests"] / sum(gpu_check.BUDGETS.values())
+    assert 0 < float(tests[0][tests[0].index("--session-timeout") + 1]) < 9 * 60 * share
+    assert len(ahead) == 12
+    assert "bench.compile_ahead" in ahead[0]
     assert [command[:3:2] for command in sanitizers] == [
         ["compute-sanitizer", "memcheck"],
         ["compute-sanitizer", "racecheck"],
@@ -97,7 +100,7 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
     assert "passed" in printed
 
 
-@pytest.mark.parametrize("slow", ["--shard", "compute-sanitizer"])
+@pytest.mark.parametrize("slow", ["-m pytest", "compute-sanitizer"])
 def test_out_of_time_is_a_failure_and_the_rest_is_still_run(slow, tmp_path, capsys):
     machine = Stub({slow: 10_000})
     assert run(machine, tmp_path) == 1
@@ -110,7 +113,7 @@ def test_out_of_time_is_a_failure_and_the_rest_is_still_run(slow, tmp_path, caps
 
 @pytest.mark.parametrize(("minutes", "status"), [("1", 1), ("9", 0)])
 def test_a_minute_is_not_enough(minutes, status, tmp_path):
-    machine = Stub({"--shard": 120})
+    machine = Stub({"-m pytest": 120})
     assert run(machine, tmp_path, "--minutes", minutes) == status
     assert machine.time <= float(minutes) * 60 + 3
 
@@ -134,7 +137,7 @@ def test_the_most_telling_benchmarks_come_first(tmp_path):
     assert names[0] == ("triton", "compile")
     assert names == sorted(names, key=[("triton", "compile"), ("eager", "autograd"), ("compile-max",)].index)
     assert machine.contests[0][1:] == (Case(65536), "forward")
-    machine = Stub({"--shard": 10_000}, contest_seconds=12.0)
+    machine = Stub({"-m pytest": 10_000}, contest_seconds=12.0)
     run(machine, tmp_path)
     assert {names for names, _, _ in machine.contests} == {("triton", "compile")}
     assert {case.tokens for _, case, _ in machine.contests} >= {65536, 6304}
@@ -159,7 +162,7 @@ def test_steps_are_chosen(tmp_path, capsys):
     assert not machine.contests
     with pytest.raises(SystemExit):
         run(machine, tmp_path, "--steps", "test")
-    assert "--steps has 'test'; valid: any of tests,benchmarks,profile,sweep" in capsys.readouterr().err
+    assert "--steps has 'test'; valid: any of tests,compilation,benchmarks,profile,sweep" in capsys.readouterr().err
 
 
 def test_processes_run_at_the_same_time_and_are_ended(tmp_path):
