@@ -72,7 +72,7 @@ def rows_of(text: str, problems: Sequence[tuple[int, bool]]) -> list[dict[str, o
         row: dict[str, object] = {}
         for name, unit, value in zip(head, units, values, strict=True):
             if name == "Kernel Name":
-                row["kernel"] = value.split("(")[0].removeprefix("rm_adapter_").removesuffix("_kernel")
+                row["kernel"] = value.split("(")[0].removeprefix("rm_adapter_")
             elif name in METRICS:
                 row[METRICS[name]] = float(value.replace(",", "")) * SCALES.get(unit, 1.0)
         if MARK in str(row["kernel"]):
@@ -88,13 +88,13 @@ def rows_of(text: str, problems: Sequence[tuple[int, bool]]) -> list[dict[str, o
 
 def table(rows: list[dict[str, object]]) -> str:
     """By kernel; bytes a token."""
-    lines = [f"{'tokens':>7} {'norm':5} {'kernel':18}{'us':>8}{'GB/s':>7}{'read':>8}{'written':>8}{'L2':>8}{'hits':>6}"
+    lines = [f"{'tokens':>7} {'norm':5} {'kernel':24}{'us':>8}{'GB/s':>7}{'read':>8}{'written':>8}{'L2':>8}{'hits':>6}"
              f"{'warps':>7}{'issue':>7}{'regs':>6}{'grid':>6}"]  # fmt: skip
     for row in rows:
         read, written, l2, us = (float(row[name]) for name in ("memory_read", "memory_written", "l2_bytes", "us"))
         n = int(row["tokens"])
         lines.append(
-            f"{n:7} {row['norm']!s:5} {row['kernel']:18}{us:8.1f}{(read + written) / us / 1e3:7.0f}{read / n:8.0f}"
+            f"{n:7} {row['norm']!s:5} {row['kernel']:24}{us:8.1f}{(read + written) / us / 1e3:7.0f}{read / n:8.0f}"
             f"{written / n:8.0f}{l2 / n:8.0f}{row['l2_hits_pct']:5.0f}%{row['warps_pct']:6.0f}%{row['issue_pct']:6.0f}%"
             f"{row['registers']:6.0f}{row['programs']:6.0f}"
         )
@@ -118,9 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
         for problem in problems:
             work(*problem)
         return 0
-    command = ["ncu", "--clock-control", "none", "--cache-control", "none", "--kernel-name", f"regex:rm_adapter|{MARK}",
-               "--csv", "--page", "raw", "--metrics", ",".join(METRICS), sys.executable, "-m", "bench.counters", "--out",
-               str(given.out), "--work", "--tokens", given.tokens, "--norm", given.norm]  # fmt: skip
+    command = ["ncu", "--clock-control", "none", "--cache-control", "none", "--csv", "--page", "raw"]
+    command += ["--kernel-name", f"regex:rm_adapter|{MARK}", "--metrics", ",".join(METRICS)]
+    command += [sys.executable, "-m", "bench.counters", "--out", str(given.out), "--work"]
+    command += ["--tokens", given.tokens, "--norm", given.norm]
     ran = subprocess.run(command, capture_output=True, text=True)
     write_text(given.out / "counters.log", ran.stdout + ran.stderr)
     if ran.returncode:

@@ -4,9 +4,9 @@ python bench/gpu_check.py --out results [--minutes 9] [--jobs 12] [--steps tests
 
 Environment; the tests marked gpu in parallel processes, the most telling first, and beside them the sanitizers over one
 case that runs every kernel; benchmarks, compiled ahead in parallel, the most telling first, with triton and
-torch.compile before the others; profiles of training steps and the host's time of a call; the beginning of a sweep of launch configurations; a short table last. What needs no GPU is
-not here: bench.machine_code, bench.plot. Needs torch, Triton, numpy and pytest; what needs more is left out with a line
-that says so.
+torch.compile before the others; profiles of training steps and the host's time of a call; the beginning of a sweep of
+launch configurations; a short table last. What needs no GPU is not here: bench.machine_code, bench.plot.
+Needs torch, Triton, numpy and pytest; what needs more is left out with a line that says so.
 
 Ends with 1 where a test, a sanitizer or a correctness check fails or runs out of time, with 2 where there is no CUDA
 device.

@@ -22,10 +22,10 @@ def test_the_second_step_of_each_problem_counts():
     again = [(name, value + 1) for name, value in step]
     rows = counters.rows_of(printed([*step, *again, *step, *step]), [(6304, True), (100, False)])
     assert [(row["tokens"], row["norm"], row["kernel"], row["us"]) for row in rows] == [
-        (6304, True, "forward", 11.0),
-        (6304, True, "backward_sum", 6.0),
-        (100, False, "forward", 10.0),
-        (100, False, "backward_sum", 5.0),
+        (6304, True, "forward_kernel", 11.0),
+        (6304, True, "backward_sum_kernel", 6.0),
+        (100, False, "forward_kernel", 10.0),
+        (100, False, "backward_sum_kernel", 5.0),
     ]
     assert rows[0]["memory_read"] == 2e6
     text = counters.table(rows)
