@@ -110,7 +110,6 @@ def rm_adapter_backward_rows_kernel(
     z_rows = index_rows[:, None] * BLOCK_R + r[None, :]
     h_rows = index_rows[:, None] * BLOCK_H + h_columns[None, :]
     x_rows = row_offsets(rows, inner, x_stride0, x_stride1, UNIT, TWO_DIMS, INDEX64)
-    d_out_rows = row_offsets(rows, inner, d_out_stride0, d_out_stride1, UNIT, TWO_DIMS, INDEX64)
 
     pre, own_mean, own_rstd, down_bias, sums_of_columns = down_projection(
         x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,
@@ -203,6 +202,7 @@ def rm_adapter_backward_rows_kernel(
 
     dz_base = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
     if d_out is not None and (NEED_V or NEED_DZ):
+        d_out_rows = row_offsets(rows, inner, d_out_stride0, d_out_stride1, UNIT, TWO_DIMS, INDEX64)
         for index in tl.range(0, TILES, num_stages=STAGES):
             columns = index * BLOCK_D + tl.arange(0, BLOCK_D)
             gradient = load_rows(d_out, d_out_rows, row_mask, columns, D, EVEN_D, "")
