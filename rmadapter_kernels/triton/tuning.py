@@ -33,9 +33,10 @@ FAMILIES = ("sm_80", "sm_90", "sm_100")
 
 Tile = tuple[int, int, int]
 # Rows, columns and warps of the tiles that are looked at, by kernel, kind of product and padded width. Kinds: bf16,
-# fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers. No 64 rows by eight warps
-# at width 32: two groups of warps then share a product of 32 columns, and Triton 3.6 lets the second one read behind the
-# end of shared memory where its operand comes last (an H100's memory checker found it in the forward with two stages).
+# fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers. No 64 rows by eight
+# warps at width 32: two groups of warps then share a product of 32 columns, and Triton 3.6 lets the second one read
+# behind the end of shared memory where its operand comes last (an H100's memory checker found it in the forward with
+# two stages).
 CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
     "forward": {
         ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4)),
