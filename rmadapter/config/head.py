@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmadapter.errors import check_choice, check_range
+from rmadapter.errors import InputError, check_choice, check_range
 
 CACHES = ("none", "fixed", "trained")
+# Where the search for alpha and beta begins.
+SEARCH_FROM = 0.1
 
 
 @dataclass
@@ -21,6 +23,9 @@ class HeadConfig:
         cache: a cache of the training images' features that adds to the logits (Tip-Adapter): none, fixed, or trained
         cache_weight: alpha, factor on what the cache adds
         cache_sharpness: beta, how fast that falls with the distance to a cached image
+        cache_views: augmented views of an image whose mean features the cache keeps
+        max_weight: upper end of the search for alpha on the validation images; 0: alpha stays as it is
+        max_sharpness: upper end of the search for beta; 0: beta stays as it is
     """
 
     image_ratio: float = 0.0
@@ -30,6 +35,9 @@ class HeadConfig:
     cache: str = "none"
     cache_weight: float = 1.0
     cache_sharpness: float = 1.0
+    cache_views: int = 10
+    max_weight: float = 0.0
+    max_sharpness: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("head.image_ratio", self.image_ratio, 0, 1)
@@ -39,8 +47,26 @@ class HeadConfig:
         check_choice("head.cache", self.cache, CACHES)
         check_range("head.cache_weight", self.cache_weight, 0)
         check_range("head.cache_sharpness", self.cache_sharpness, 0, open_low=True)
+        check_range("head.cache_views", self.cache_views, 1)
+        for name in ("max_weight", "max_sharpness"):
+            end = getattr(self, name)
+            check_range(f"head.{name}", end, 0)
+            if 0 < end <= SEARCH_FROM:
+                raise InputError(f"head.{name} is {end}, and the search begins at {SEARCH_FROM}; valid: more, or 0")
+            if end and self.cache == "none":
+                raise InputError(f"head.{name} is {end}, but head.cache is 'none'; valid: 0, or with a cache")
 
     @property
     def any(self) -> bool:
-        """Whether anything is trained after the towers."""
-        return self.image_ratio + self.text_ratio + self.offset > 0 or self.cache != "none"
+        """Whether there is anything after the towers."""
+        return self.trains or self.cache != "none"
+
+    @property
+    def searched(self) -> bool:
+        """Whether alpha or beta is searched."""
+        return self.max_weight + self.max_sharpness > 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether training changes anything of it: a fixed cache is filled and not trained."""
+        return self.image_ratio + self.text_ratio + self.offset > 0 or self.cache == "trained"

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from rmadapter.config.adapter import RMAdapterConfig
+from rmadapter.config.adapter import TOWERS, RMAdapterConfig
 from rmadapter.config.head import HeadConfig
 from rmadapter.config.lora import LoraConfig
 from rmadapter.config.prompt import PromptConfig
@@ -32,6 +32,12 @@ class TunerConfig:
     def others(self) -> bool:
         """Whether anything beside the adapters is trained."""
         return self.prompt.any or self.lora.any or self.head.any
+
+    @property
+    def trains(self) -> bool:
+        """Whether training changes anything of it."""
+        adapters = any(self.adapter.tower(name).layers not in ("none", []) for name in TOWERS)
+        return adapters or self.prompt.any or self.lora.any or self.head.trains
 
     @property
     def bound(self) -> bool:

@@ -94,6 +94,9 @@ class ImageCache(Tuner):
 
     The keys ``K`` [images, embed] are features of the training images, put in by ``fill``; training changes them and
     does not bring them to length 1 again. The values ``V`` [images, classes] are ones at the images' labels.
+
+    Attributes:
+        weight, sharpness: alpha and beta.
     """
 
     labels: Tensor
@@ -118,13 +121,22 @@ class ImageCache(Tuner):
         """Among which of its classes it is asked from now on."""
         self.rows = rows
 
+    def nearness(self, image_features: Tensor) -> Tensor:
+        """``z K^T`` [n, images] of ``image_features`` [n, embed], which need not be normalised."""
+        return F.normalize(image_features.float(), dim=-1) @ self.keys.T
+
+    def votes(self, nearness: Tensor, sharpness: float) -> Tensor:
+        """``exp(-beta (1 - nearness)) V`` [n, classes], for the classes that it is asked among."""
+        numbers = torch.arange(len(self.classes or ()), device=nearness.device)
+        # Not F.one_hot, which waits for the device to look at the labels.
+        values = (self.labels[:, None] == numbers).to(nearness.dtype)
+        if self.rows is not None:
+            values = values[:, self.rows]
+        return torch.exp(-sharpness * (1 - nearness)) @ values
+
     def add_to_logits(self, logits: Tensor, image_features: Tensor) -> Tensor:
         """The cache's votes added."""
-        nearness = F.normalize(image_features.float(), dim=-1) @ self.keys.T
-        votes = F.one_hot(self.labels, len(self.classes or ())).to(nearness.dtype)
-        if self.rows is not None:
-            votes = votes[:, self.rows]
-        return logits + self.weight * torch.exp(-self.sharpness * (1 - nearness)) @ votes
+        return logits + self.weight * self.votes(self.nearness(image_features), self.sharpness)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """``cache.keys`` [images, embed] and ``cache.labels`` [images]."""
