@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rmadapter.errors import InputError, check_choice, check_range
 
+CLASS_PROMPTS = ("run", "seven")
 CACHES = ("none", "fixed", "trained")
 # Where the search for alpha and beta begins.
 SEARCH_FROM = 0.1
@@ -20,6 +21,8 @@ class HeadConfig:
         text_ratio: the same of the text features
         reduction: the features' width over that of these adapters' hidden layer
         offset: factor on a vector a class that is added to the frozen text features (TaskRes); 0: none
+        class_prompts: prompts of the classes: run (the run's template), or seven (the mean features of those that CLIP
+            has for ImageNet, which binds the result to its classes)
         cache: a cache of the training images' features that adds to the logits (Tip-Adapter): none, fixed, or trained
         cache_weight: alpha, factor on what the cache adds
         cache_sharpness: beta, how fast that falls with the distance to a cached image
@@ -32,6 +35,7 @@ class HeadConfig:
     text_ratio: float = 0.0
     reduction: int = 4
     offset: float = 0.0
+    class_prompts: str = "run"
     cache: str = "none"
     cache_weight: float = 1.0
     cache_sharpness: float = 1.0
@@ -44,6 +48,7 @@ class HeadConfig:
         check_range("head.text_ratio", self.text_ratio, 0, 1)
         check_range("head.reduction", self.reduction, 1)
         check_range("head.offset", self.offset, 0)
+        check_choice("head.class_prompts", self.class_prompts, CLASS_PROMPTS)
         check_choice("head.cache", self.cache, CACHES)
         check_range("head.cache_weight", self.cache_weight, 0)
         check_range("head.cache_sharpness", self.cache_sharpness, 0, open_low=True)
@@ -59,7 +64,12 @@ class HeadConfig:
     @property
     def any(self) -> bool:
         """Whether there is anything after the towers."""
-        return self.trains or self.cache != "none"
+        return self.trains or self.cache != "none" or self.class_prompts != "run"
+
+    @property
+    def bound(self) -> bool:
+        """Whether there is something of each class."""
+        return self.offset > 0 or self.cache != "none" or self.class_prompts != "run"
 
     @property
     def searched(self) -> bool:

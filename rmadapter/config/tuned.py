@@ -42,7 +42,7 @@ class TunerConfig:
     @property
     def bound(self) -> bool:
         """Whether something is trained of each class, so that no others can be told."""
-        return self.prompt.class_specific or self.head.offset > 0 or self.head.cache != "none"
+        return self.prompt.class_specific or self.head.bound
 
     def flat(self) -> dict[str, Any]:
         """Plain values by dotted name: ``adapter.scale``."""

@@ -3,11 +3,11 @@
 Tip-Adapter trains nothing; Tip-Adapter-F trains the cache's keys, 512 numbers a training image on ViT-B/16.
 """
 
-from rmadapter.methods.method import NO_ADAPTERS, NO_CONSISTENCY, Method
+from rmadapter.methods.method import IMAGENET, NO_ADAPTERS, NO_CONSISTENCY, Method
 
 # By data set: upper ends of the search for beta and alpha, and what alpha begins with; beta begins with 1 everywhere.
 _PUBLISHED = {
-    "imagenet": (7, 3, 1.17),
+    IMAGENET: (7, 3, 1.17),
     "oxford_pets": (7, 3, 1.17),
     "caltech101": (12, 5, 3),
     "dtd": (13, 13, 2),
@@ -28,6 +28,7 @@ def _strength(sharpness: float, weight: float, start: float) -> tuple[str, ...]:
 # Data sets of one's own have what SUN397 has.
 _CACHE = ("--template=published", "--min_crop=0.5", "--batch_size=256", *_strength(*_PUBLISHED["sun397"]))
 _OVERRIDES = {data: _strength(*values) for data, values in _PUBLISHED.items()}
+_OVERRIDES[IMAGENET] = (*_OVERRIDES[IMAGENET], "--head.class_prompts=seven")
 
 TIP_ADAPTER = Method(
     "tip-adapter",

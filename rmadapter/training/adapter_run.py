@@ -28,8 +28,9 @@ from rmadapter.step.memory import parse_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts
 from rmadapter.training.before_training import check_test_images, check_test_prompts
-from rmadapter.training.cache_fit import choose, fill_cache
+from rmadapter.training.choosing import choose
 from rmadapter.training.few_shot import few_shot
+from rmadapter.training.filling import fill
 from rmadapter.training.loop import TrainingLoop
 from rmadapter.training.run_folder import RunFolder, finished_run, not_tested, settings_of
 from rmadapter.training.validation import validation_of
@@ -129,7 +130,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         write_json(folder.environment_file, {**environment(device), **said})
         sample.save(folder.sample_file)
     if state is None:
-        fill_cache(run)
+        fill(run)
     run.fit(folder)
     distributed.stop(ranks)  # the others need not wait while the main one evaluates
     if not ranks.main:

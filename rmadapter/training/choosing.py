@@ -1,75 +1,23 @@
-"""A cache of the training images (Tip-Adapter): its keys before training, and after it the search for its strength."""
+"""What a run chooses on validation images when it has been trained: how strongly a cache counts (Tip-Adapter)."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rmadapter.clip.classifier import CLIPClassifier
-from rmadapter.clip.finite import check_finite
 from rmadapter.config import HeadConfig
 from rmadapter.config.head import SEARCH_FROM
-from rmadapter.step.batches import Batch
-from rmadapter.step.train_step import TrainStep
 from rmadapter.training.loop import TrainingLoop
 from rmadapter.training.recipe import BestEpoch
 from rmadapter.training.validation import Validation, evaluating
-from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.feature_heads import ImageCache
 
 # Values of beta and of alpha that the search tries; the upper end is not among them.
 SHARPNESSES, WEIGHTS = 200, 20
-
-
-def cache_of(model: AdaptedCLIP) -> ImageCache | None:
-    """The cache among what is trained, if there is one."""
-    return next((tuner for tuner in model.tuners if isinstance(tuner, ImageCache)), None)
-
-
-@torch.no_grad()
-def fill_cache(run: TrainingLoop) -> None:
-    """Make the keys of ``run``'s cache: of each image the mean over its first augmented views, in fp32.
-
-    Features are those of the frozen model; with ``--views`` they are taken from what is kept, and kept.
-    """
-    cache = cache_of(run.model.adapted)
-    if cache is None:
-        return
-    began, count = time.perf_counter(), run.config.head.cache_views
-    kept = run.batches.cache is not None and run.batches.cache.views >= count and _untouched(run)
-    sums = torch.zeros_like(cache.keys)
-    for batch in run.batches.passes(count, kept=kept):
-        features = check_finite("image features", _frozen_features(run, batch, kept))
-        sums[batch.numbers[: batch.count]] += features[: batch.count].float()
-    sums = run.ranks.world * run.ranks.mean(sums)  # each image is one process's, and zero in the others
-    cache.fill(sums / count, torch.tensor([item.label for item in run.items]))
-    seconds = time.perf_counter() - began
-    run.seconds += seconds
-    print(f"cache: {len(sums)} images of {len(cache.classes or ())} classes, {count} views each, {seconds:.1f} s")
-
-
-def _untouched(run: TrainingLoop) -> bool:
-    """Whether what the step keeps of an image are the frozen model's features."""
-    return isinstance(run.step_module, TrainStep) and run.step_module.image.first is None
-
-
-def _frozen_features(run: TrainingLoop, batch: Batch, kept: bool) -> Tensor:
-    """Features [n, embed] of the images of ``batch``, not normalised."""
-    if kept:
-        views = run.views(batch)
-        assert views is not None  # a run with a cache of views has them
-        return views.entry.output
-    assert batch.images is not None  # nothing is taken from a cache
-    if _untouched(run):
-        assert isinstance(run.step_module, TrainStep)
-        return run.step_module.views(batch.images).entry.output
-    with run.model.adapted.frozen_pass():
-        return run.model.image_features(batch.images)
 
 
 def choose(run: TrainingLoop, validation: Validation) -> dict[str, Any]:
@@ -103,8 +51,7 @@ def search_strength(validation: Validation, head: HeadConfig) -> Strength:
     than all of the grid.
     """
     model = validation.model
-    cache = cache_of(model.adapted)
-    assert cache is not None  # the caller has looked
+    cache = next(tuner for tuner in model.adapted.tuners if isinstance(tuner, ImageCache))
     features, labels = validation.features()
     with evaluating(model):
         features = model.headed(*features)
