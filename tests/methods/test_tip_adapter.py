@@ -317,6 +317,8 @@ def test_without_validation_images_nothing_is_chosen(clip_folder, tmp_path, caps
 
 def test_a_sweep_and_its_report(sweep_words, tmp_path, capsys):
     options = {"methods": "zeroshot,tip-adapter,tip-adapter-f", "head.cache_views": 1, "data": "animals"}
+    assert main(["sweep", *sweep_words(**options), "--dry-run"]) == 0
+    assert "tip-adapter/animals/seed1: 0 steps" in capsys.readouterr().out
     assert main(["sweep", *sweep_words(**options)]) == 0
     (file,) = (tmp_path / "s").glob("runs/tip-adapter/*/seed1/run/results.json")
     results = json.loads(file.read_text())
