@@ -28,6 +28,7 @@ AUGMENTATIONS = ("crop_flip", "crop", "none")
 PUBLISHED = "published"  # in the place of a template
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DECAYS = ("epoch", "step")
+SELECTIONS = ("last", "validation")
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
 RUN_CONFIG_FILE = "config.yaml"
 # What ``rmadapter train --help`` shows first, and where each of the other options stands.
@@ -68,6 +69,7 @@ TRAIN_HELP = HelpLayout(
             "warmup_lr",
             "steps_per_shot",
             "average",
+            "select",
             "drop_last",
             "max_bad_steps",
         ),
@@ -143,6 +145,8 @@ class TrainConfig:
         warmup_lr: that rate
         steps_per_shot: steps for each training image of a class, in place of epochs; 0: epochs count
         average: "mean,std": the result is the mean of all epochs' weights, weighted by a Gaussian over their number
+        select: the epoch whose weights are the result: the last, or the first of those that are best on the few-shot
+            validation images
         weight_decay: of SGD
         augmentation: crop_flip (random resized crop and flip), crop, or none
         min_crop: smallest share of the image's area that a random crop keeps
@@ -206,6 +210,7 @@ class TrainConfig:
     warmup_lr: float = 1e-5
     steps_per_shot: int = 0
     average: str | None = None
+    select: str = "last"
     weight_decay: float = 5e-4
     augmentation: str = "crop_flip"
     min_crop: float = 0.08
@@ -239,6 +244,10 @@ class TrainConfig:
             check_template(self.template)
         if self.label is not None:
             check_label(self.label)
+        if self.head.cache != "none" and self.shots == 0:
+            raise InputError(
+                f"shots is 0, but head.cache is {self.head.cache!r}, which keeps training images; valid: 1 or more"
+            )
         for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
             check_range(name, getattr(self, name), 1)
         check_range("seed", self.seed, 0, LARGEST_SEED)
@@ -259,6 +268,9 @@ class TrainConfig:
             check_range(name, getattr(self, name), 0)
         check_range("final_lr", self.final_lr, 0, self.lr)
         gaussian(self.average)
+        check_choice("select", self.select, SELECTIONS)
+        if self.average is not None and self.select != "last":
+            raise InputError(f"average is {self.average!r} and select {self.select!r}; valid: one of them")
         check_range("momentum", self.momentum, 0, 1)
         check_range("min_crop", self.min_crop, 0, 1, open_low=True)
         if self.resume and self.overwrite:

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 
+# Those that OpenAI's notebook chooses for ImageNet.
+SEVEN_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 # Of the 80 prompts of OpenAI's notebook, which open_clip brings, these 20 are not among PromptSRC's 60.
 _NOT_AMONG_THE_60 = (
     "a jpeg corrupted photo of the {}.",

@@ -19,10 +19,12 @@ from rmadapter.methods.mma import MMA
 from rmadapter.methods.prograd import PROGRAD
 from rmadapter.methods.rmadapter import RMADAPTER
 from rmadapter.methods.single import SINGLE
+from rmadapter.methods.tip_adapter import TIP_ADAPTER, TIP_ADAPTER_F
 from rmadapter.methods.zeroshot import ZEROSHOT
 
 _COMPARATORS = (COOP, COCOOP, KGCOOP, PROGRAD, VPT, IVLP, MAPLE, PROMPTSRC, CLIP_ADAPTER, TASKRES, CLIP_LORA)
-_EVERY = (ZEROSHOT, LINEAR_PROBE, *_COMPARATORS, SINGLE, MMA, RMADAPTER, *ABLATIONS, *COMPOSITIONS)
+_CACHES = (TIP_ADAPTER, TIP_ADAPTER_F)
+_EVERY = (ZEROSHOT, LINEAR_PROBE, *_COMPARATORS, *_CACHES, SINGLE, MMA, RMADAPTER, *ABLATIONS, *COMPOSITIONS)
 METHODS: dict[str, Method] = {method.name: method for method in _EVERY}
 # The paper's ablation table: each of these differs from the last in one respect or a few.
 ABLATION_TABLE = (ZEROSHOT.name, SINGLE.name, MMA.name, *(method.name for method in ABLATIONS), RMADAPTER.name)

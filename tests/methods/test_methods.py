@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -58,9 +59,11 @@ def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):
         "clip-adapter": 131_072,
         "taskres": 512 * 10,
         "clip-lora": 184_320,
+        "tip-adapter": 0,
+        "tip-adapter-f": 512 * 16 * 10,
     }
     clip = open_clip.create_model("ViT-B-16")
-    settings = {"tokenizer": tokenizer, "class_names": [str(number) for number in range(10)]}
+    settings = {"tokenizer": tokenizer, "class_names": [str(number) for number in range(10)], "cached_images": 160}
     for name, count in published.items():
         config = configure(name, ["--data", "x"])
         model = inject(
@@ -187,11 +190,86 @@ def test_train_evaluate_and_predict_with_every_method(name, trained, animals, tm
     assert evaluated["method"] == name
     assert evaluated["split_file"] == results["split_file"]
     assert evaluated["accuracy"]["base"] == results["accuracy"]["base"]
-    assert evaluated["trained_parameters"] == results["trained_parameters"] > 0
+    assert evaluated["trained_parameters"] == results["trained_parameters"]
+    assert (results["trained_parameters"] > 0) == (name != "tip-adapter")
     capsys.readouterr()
     assert main(["predict", *adapter, str(animals / "ant" / "00.png"), "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert {p["class"] for p in record["predictions"]} == {"ant", "bee"}
+
+
+class TestBoundMethods:
+    """Those that have something of each class, and so know no others."""
+
+    @pytest.fixture(params=["taskres", "tip-adapter", "linear-probe", "class-specific coop"])
+    def adapter(self, request, trained, options, tmp_path, capsys):
+        if request.param != "class-specific coop":
+            return ["--adapter", str(trained(request.param) / "adapter")]
+        words = ["--prompt.init", "random", "--prompt.class_specific", *training_of("coop"), "--no-evaluate"]
+        assert main(["train", "--method", "coop", *options, *words, "--out", str(tmp_path / "csc")]) == 0
+        capsys.readouterr()
+        return ["--adapter", str(tmp_path / "csc" / "adapter")]
+
+    @pytest.fixture
+    def evaluated(self, animals, tmp_path):
+        def make(*words):
+            data = ["--data", str(animals), "--workers", "0", "--precision", "fp32"]
+            assert main(["eval", *data, *words, "--out", str(tmp_path / "eval")]) == 0
+            return json.loads((tmp_path / "eval" / "results.json").read_text())
+
+        return make
+
+    def test_other_classes_are_refused_or_answered_by_the_frozen_model(
+        self, adapter, evaluated, animals, clip_folder, capsys
+    ):
+        data = ["--data", str(animals), "--workers", "0"]
+        for classes in ("new", "all"):
+            assert main(["eval", *data, *adapter, "--classes", classes]) == 2
+            assert re.search("not trained on class 'cat'|knows one half alone", capsys.readouterr().err)
+        model = ["--method", "zeroshot", "--model", f"local-dir:{clip_folder}"]
+        frozen, own = evaluated(*model, "--classes", "base_new"), evaluated(*adapter, "--classes", "base")
+        assert "answered_by" not in own
+        assert "unknown" not in own["settings"]
+        both = evaluated(*adapter, "--classes", "base_new", "--unknown", "zeroshot")
+        assert both["answered_by"] == {"base": "adapter", "new": "zeroshot"}
+        assert both["settings"]["unknown"] == "zeroshot"
+        assert both["method"] == own["method"]
+        assert both["accuracy"]["base"] == own["accuracy"]["base"]
+        assert both["accuracy"]["new"] == frozen["accuracy"]["new"]
+        # One class that it does not know is enough: what two classifiers say cannot be compared.
+        everything = evaluated(*adapter, "--classes", "all", "--unknown", "zeroshot")
+        assert everything["answered_by"] == {"all": "zeroshot"}
+        assert everything["accuracy"] == evaluated(*model, "--classes", "all")["accuracy"]
+        asked = evaluated(*adapter, "--classes", "base", "--unknown", "zeroshot")
+        assert (asked["answered_by"], asked["accuracy"]) == ({"base": "adapter"}, own["accuracy"])
+        assert "unknown" not in asked["settings"]
+
+    def test_predictions_say_who_answered(self, adapter, animals, clip_folder, capsys):
+        image, common = str(animals / "ant" / "00.png"), ["--json", "--precision", "fp32"]
+
+        def predicted(*words):
+            capsys.readouterr()
+            assert main(["predict", image, *words, *common]) == 0
+            out, err = capsys.readouterr()
+            return json.loads(out)[0], err
+
+        assert main(["predict", *adapter, image, "--classes", "ant,cow"]) == 2
+        assert "was not trained on class 'cow'" in capsys.readouterr().err
+        frozen, _ = predicted("--model", f"local-dir:{clip_folder}", "--classes", "ant,cow")
+        found, said = predicted(*adapter, "--classes", "ant,cow", "--unknown", "zeroshot")
+        assert found.pop("answered_by") == "zeroshot"
+        assert "not all of these classes were trained on: the frozen model answers" in said
+        assert found == frozen
+        own, _ = predicted(*adapter, "--classes", "ant,bee")
+        found, said = predicted(*adapter, "--classes", "ant,bee", "--unknown", "zeroshot")
+        assert found.pop("answered_by") == "adapter"
+        assert (found, said) == (own, "")
+
+    def test_a_method_that_is_open_answers_itself(self, trained, evaluated):
+        adapter = ["--adapter", str(trained("coop") / "adapter"), "--classes", "base_new"]
+        unasked, asked = evaluated(*adapter), evaluated(*adapter, "--unknown", "zeroshot")
+        assert asked["accuracy"] == unasked["accuracy"]
+        assert "answered_by" not in asked
 
 
 def test_zero_shot_takes_the_data_set_s_own_prompt(tmp_path, clip_folder, monkeypatch, capsys):
@@ -318,7 +396,7 @@ class TestLinearProbe:
             ("eval", "--method", "zeroshot"): "holds a linear probe; valid: without --adapter",
             ("eval", "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
             ("predict", image, "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
-            ("predict", image, "--classes", "ant,cow"): "was not trained on class 'cow'",
+            ("predict", image, "--classes", "ant,cow"): "some of them; in eval and predict also --unknown zeroshot",
         }.items():
             data = ["--data", str(animals), "--workers", "0"] if argv[0] == "eval" else []
             assert main([argv[0], *adapter, *data, *argv[1:]]) == 2

@@ -48,6 +48,10 @@ CASES: dict[str, tuple[dict, LossConfig]] = {
     ),
     "offsets": ({"head": HeadConfig(offset=0.5)}, CROSS_ENTROPY),
     "cache": ({"head": HeadConfig(cache="trained", cache_weight=2.0)}, CROSS_ENTROPY),
+    "cache and class features": (
+        {"head": HeadConfig(class_prompts="seven", cache="trained", text_ratio=0.3)},
+        CROSS_ENTROPY,
+    ),
     "tokens and feature adapters": (
         {
             "prompt": PromptConfig(2, text_depth=3, vision_tokens=2, vision_depth=3, coupled=True),
@@ -85,7 +89,7 @@ def move(adapted) -> None:
         for name, tensor in adapted.adapter_tensors().items():
             if name == "cache.labels":
                 tensor.copy_(torch.arange(len(tensor)) % len(NAMES))
-            elif name.rpartition(".")[2] in ("b", "offsets", "keys"):
+            elif name.rpartition(".")[2] in ("b", "offsets", "keys") or name == "head.text":
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
             elif name.endswith("tokens"):
                 tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.02)
