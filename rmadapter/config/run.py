@@ -63,6 +63,7 @@ TRAIN_HELP = HelpLayout(
             "weight_decay",
             "adam_eps",
             "decay",
+            "decay_power",
             "final_lr",
             "warmup_epochs",
             "warmup_lr",
@@ -138,6 +139,8 @@ class TrainConfig:
         momentum: of SGD
         adam_eps: epsilon of Adam
         decay: whether the rate falls by epoch or by step
+        decay_power: power of the cosine's factor on the rate; 2 is what two schedules on one optimiser give (KgCoOp's
+            first release)
         final_lr: learning rate that the cosine ends at
         warmup_epochs: epochs before it at a constant learning rate
         warmup_lr: that rate
@@ -201,6 +204,7 @@ class TrainConfig:
     momentum: float = 0.9
     adam_eps: float = 1e-8
     decay: str = "epoch"
+    decay_power: int = 1
     final_lr: float = 0.0
     warmup_epochs: int = 0
     warmup_lr: float = 1e-5
@@ -239,7 +243,7 @@ class TrainConfig:
             check_template(self.template)
         if self.label is not None:
             check_label(self.label)
-        for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
+        for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every", "decay_power"):
             check_range(name, getattr(self, name), 1)
         check_range("seed", self.seed, 0, LARGEST_SEED)
         for name in (

@@ -85,15 +85,41 @@ def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):
 def test_learning_rates_by_epoch(name, options, expected):
     """As the field's code has them: the cosine begins anew after the warm-up, and with it does not end."""
     config = configure(name, ["--data", "x"], data="imagenet" if options else None, transfer=bool(options))
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = make_optimizer(config, [weight])
+    assert rates_of(config, config.epochs) == pytest.approx(expected, rel=2e-3)
+
+
+def rates_of(config, epochs):
+    """The learning rate of each epoch."""
+    optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     schedule = make_schedule(config, optimizer, steps_per_epoch=7)
     found = []
-    for _ in range(config.epochs):
+    for _ in range(epochs):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert found == pytest.approx(expected, rel=2e-3)
+    return found
+
+
+def test_the_two_learning_rates_of_kgcoop():
+    """Plain, and with the factor squared, as its author's log has it: 1.217e-10 behind the last of 100 epochs.
+
+    The cosine's angles at epochs 1, 26, 51, 76 are 0, pi/4, pi/2 and 3 pi/4, its factors 1, (2 + 2^0.5) / 4, 1/2 and
+    (2 - 2^0.5) / 4.
+    """
+    plain = rates_of(configure("kgcoop", ["--data", "x"]), 101)
+    squared = rates_of(configure("kgcoop", ["--data", "x", "--decay-power", "2"]), 101)
+    assert [plain[epoch] for epoch in (0, 1, 26, 51, 76)] == pytest.approx([1e-5, 2e-3, 1.707107e-3, 1e-3, 2.92893e-4])
+    assert [squared[epoch] for epoch in (0, 1, 26, 51, 76)] == pytest.approx([1e-5, 2e-3, 1.457107e-3, 5e-4, 4.28932e-5])
+    assert (plain[100], squared[100]) == pytest.approx((4.934e-7, 1.217e-10), rel=1e-3)
+
+
+def test_a_power_of_the_cosine_ends_at_the_final_rate_too():
+    words = ["--data", "x", "--lr", "0.1", "--final-lr", "0.02", "--epochs", "4", "--decay-power", "2"]
+    # Of 4 epochs: factors 1, (2 + 2^0.5) / 4, 1/2, (2 - 2^0.5) / 4 and 0, squared, on what lies above the final rate.
+    expected = [0.1, 0.02 + 0.08 * 0.728553, 0.02 + 0.08 * 0.25, 0.02 + 0.08 * 0.021447, 0.02]
+    assert rates_of(configure("single", words), 5) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(InputError, match="decay_power is 0; valid: a number >= 1"):
+        configure("kgcoop", ["--data", "x", "--decay-power", "0"])
 
 
 def test_a_rate_that_falls_by_step():
