@@ -147,8 +147,8 @@ class TrainConfig:
         steps_per_shot: steps for each training image of a class, in place of epochs; 0: epochs count
         average: "mean,std": the result is the mean of all epochs' weights, weighted by a Gaussian over their number
         weight_decay: of SGD
-        augmentation: crop_flip (random resized crop and flip), crop, randaugment (the whole image squeezed into the square,
-            and two random operations of RandAugment at strength 10 of 30), or none
+        augmentation: crop_flip (random resized crop and flip), crop, randaugment (the whole image squeezed into the
+            square, and two random operations of RandAugment at strength 10 of 30), or none
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time

@@ -68,9 +68,9 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 def train_transform(preprocessing: Preprocessing, augmentation: str = "crop_flip", min_crop: float = 0.08) -> Transform:
     """What ``augmentation`` does to an image, and normalisation: PIL image -> float [3, size, size].
 
-    "crop_flip" is a random resized crop of at least ``min_crop`` of the area and a flip, "crop" the same without a flip;
-    "randaugment" squeezes the whole image into the square and applies ``OPERATIONS`` random operations of RandAugment;
-    "none" is ``eval_transform``.
+    "crop_flip" is a random resized crop of at least ``min_crop`` of the area and a flip, "crop" the same without a
+    flip; "randaugment" squeezes the whole image into the square and applies ``OPERATIONS`` random operations of
+    RandAugment; "none" is ``eval_transform``.
     """
     check_choice("augmentation", augmentation, AUGMENTATIONS)
     if augmentation == "none":

@@ -1,8 +1,8 @@
 """CoPrompt (Roy and Etemad, ICLR 2024): MaPLe's tokens and two feature adapters, kept near another view's features.
 
-Trained parameters on ViT-B/16, as published: 5,014,528 with 4 tokens in 12 blocks, 5,002,240 with 2 in 12, 3,826,432 with
-4 in 9. Blocks, tokens and the weight of the consistency are those of the original's table of data sets; for others they
-are those of its configuration file.
+Trained parameters on ViT-B/16, as published: 5,014,528 with 4 tokens in 12 blocks, 5,002,240 with 2 in 12, 3,826,432
+with 4 in 9. Blocks, tokens and the weight of the consistency are those of the original's table of data sets; for others
+they are those of its configuration file.
 """
 
 from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, Method

@@ -79,7 +79,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         self.loss = loss or LossConfig()
         if self.loss.reads_two_views and self.per_image:
             raise InputError(
-                "loss.second_view is True, but prompt.per_image reads the frozen features of the first view; valid: False"
+                "loss.second_view is True, but prompt.per_image reads the frozen features of the first view; valid: "
+                "False"
             )
         self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
         adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
@@ -189,8 +190,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         """Classify ``images`` [batch, 3, size, size]; with ``labels`` [batch] (int64) also compute the losses.
 
         In training mode the losses hold every term whose weight is not 0; in eval mode cross-entropy alone. Where
-        training reads two views ``images`` are [batch, 2, 3, size, size]; ``drawn`` is that of ``check_drawn``, an int64
-        scalar.
+        training reads two views ``images`` are [batch, 2, 3, size, size]; ``drawn``, an int64 scalar, says which of the
+        sentences it compares with.
         """
         if labels is None:
             return super().forward(images)

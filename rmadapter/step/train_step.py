@@ -429,7 +429,7 @@ class TrainStep(nn.Module):
 
     @torch.no_grad()
     def _targets_of(self, classes: _Classes) -> Tensor:
-        """Frozen features [classes, embed] that the losses compare with, or of sentences [sentences, classes, embed]."""
+        """Frozen features [classes, embed] to compare with; of sentences [sentences, classes, embed]."""
         if not self.model.targets:
             return self._frozen(self._entry(classes), classes.prompts, classes.layout)
         rows = self.own[classes.rows]

@@ -39,7 +39,12 @@ def test_all_shortcuts_together(tokenizer, case):
 @pytest.mark.parametrize("name", SHORTCUTS)
 @pytest.mark.parametrize(
     "case",
-    ["both towers", "per image", "another view and sentences", *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank"))],
+    [
+        "both towers",
+        "per image",
+        "another view and sentences",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank")),
+    ],
 )
 def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
     expected = plain(tokenizer, case)
