@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rmadapter_kernels.triton import backward_rows, backward_weights, prepare
 from rmadapter_kernels.triton import forward as forward_kernels
+from rmadapter_kernels.triton.availability import interpreted
 from rmadapter_kernels.triton.buffers import Buffer, Part, padded, prepared_parts
 from rmadapter_kernels.triton.devices import device_of
 from rmadapter_kernels.triton.launch import Launch, TunedLaunch
@@ -18,7 +19,7 @@ from rmadapter_kernels.triton.options import options
 from rmadapter_kernels.triton.tuning import Config, Problem, chunks_of, config_for, is_forced, slice_rows
 
 INT32_LIMIT = 2**31 - 1
-SUM_BLOCK, SUM_CHUNKS = 128, 16
+SUM_BLOCK, SUM_CHUNKS = 128, 32
 PREPARE_BLOCK_D, PREPARE_COLUMNS = 64, 4
 # For tests: 64-bit addresses must give the same bits.
 force_index64 = False
@@ -152,6 +153,17 @@ def tiles_of(config: Config) -> dict[str, int]:
     return {"BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "STAGES": config.num_stages}
 
 
+def prefetch_pieces(config: Config, row_bytes: int) -> dict[str, Any]:
+    """In how many pieces a kernel asks for a row of ``row_bytes`` at its beginning: as many as its threads make of the
+    block's rows, each a multiple of 16 bytes."""
+    if not config.prefetch or interpreted():  # the interpreter knows no such instruction
+        return {"PREFETCH": 0, "BULK": False}
+    if config.prefetch == "lines":
+        return {"PREFETCH": 1 << (row_bytes // 64 - 1).bit_length(), "BULK": False}
+    even = row_bytes // 16 & -(row_bytes // 16)
+    return {"PREFETCH": min(even, max(1, 32 * config.num_warps // config.block_m)), "BULK": True}
+
+
 def row_blocks(config: Config, rows: int) -> tuple[int, int, int]:
     """The grid of a kernel whose programs take blocks of rows."""
     return -(-rows // config.block_m), 1, 1
@@ -186,7 +198,7 @@ class ForwardPlan:
         rec = {} if s.h else dict.fromkeys(("w_rec1", "b_rec1", "w_rec2", "b_rec2", "rec_loss"))
         fixed = s.sizes | a.constants | a.strides("x", "residual", "out") | tiles_of(config) | rec | s.without_norm | {
             "M": s.tokens, "ACTIVATION": s.activation, "OBJECTIVE": s.objective, "PREPARED": s.prepared,
-        } | ({} if s.prepared else {"column_sum": None})  # fmt: skip
+        } | prefetch_pieces(config, s.d * s.dtype.itemsize) | ({} if s.prepared else {"column_sum": None})  # fmt: skip
         return Launch(kernel, fixed, s.weights(kernel), launch_options(config))
 
 
@@ -256,9 +268,7 @@ class BackwardPlan:
             self.parts = scratch.take((self.chunks, (2 * r + h + 2) * d + (r + 1) * h + 2 * r), torch.float32)
             self.weights = TunedLaunch(config, self._weights, self._weights_grid, tokens, is_forced("weights"))
             self.sum = self._sum()
-            sizes = (d * r, r, r * d, d, r * h, h, h * d, d)
-            largest = max(n for n, needed in zip(sizes, needs[1:], strict=True) if needed)
-            self.sum_grid = (-(-largest // SUM_BLOCK), 8, 1)
+            self.sum_grid = (backward_weights.sum_blocks(d, r, h, SUM_BLOCK), 1, 1)
         self.scratch_bytes = scratch.size
 
     def _shared(self) -> dict[str, Any]:
@@ -277,7 +287,7 @@ class BackwardPlan:
             absent += ["column_sum"]
         fixed = self._shared() | self.addresses.strides("", "", "dx") | tiles_of(config) | {
             "ACTIVATION": s.activation, "LOCAL": self.local,
-        } | dict.fromkeys(absent)  # fmt: skip
+        } | prefetch_pieces(config, s.d * s.dtype.itemsize) | dict.fromkeys(absent)  # fmt: skip
         parts = {name: part for name, part in s.weights(kernel).items() if name not in absent}
         return Launch(kernel, fixed, self.between | parts, launch_options(config))
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,39 +36,42 @@ Tile = tuple[int, int, int]
 # fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers.
 CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
     "forward": {
-        ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4), (64, 64, 8)),
-        ("bf16", 64): ((64, 64, 4), (64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4)),
-        ("bf16", 128): ((64, 64, 8), (64, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8)),
+        ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4), (64, 64, 8), (64, 128, 8),
+                       (32, 256, 4), (16, 256, 4)),
+        ("bf16", 64): ((64, 64, 4), (64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4), (32, 128, 4), (64, 128, 8)),
+        ("bf16", 128): ((64, 64, 8), (64, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8), (32, 64, 4), (64, 128, 8)),
         ("tf32", 32): ((32, 32, 4), (32, 16, 4), (16, 32, 4)),
         ("tf32", 64): ((32, 32, 4), (16, 32, 4), (16, 16, 4)),
         ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
-        ("exact", 32): ((16, 32, 4), (16, 16, 4)),
-        ("exact", 64): ((16, 16, 8),),
+        ("exact", 32): ((16, 32, 4), (16, 16, 4), (32, 32, 4), (32, 64, 8), (64, 32, 8)),
+        ("exact", 64): ((16, 16, 8), (32, 32, 8)),
         ("exact", 128): ((16, 16, 8),),
     },
     "rows": {
-        ("bf16", 32): ((64, 64, 4), (16, 128, 4), (32, 64, 4), (16, 64, 4), (64, 64, 8)),
-        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8)),
-        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 64, 4), (16, 128, 8)),
+        ("bf16", 32): ((64, 64, 4), (16, 128, 4), (32, 64, 4), (16, 64, 4), (64, 64, 8), (32, 128, 4), (32, 128, 8),
+                       (64, 128, 8)),
+        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8), (64, 64, 4), (32, 64, 4),
+                       (64, 128, 8)),
+        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 64, 4), (16, 128, 8), (64, 64, 8)),
         ("tf32", 32): ((16, 32, 4), (16, 16, 4)),
         ("tf32", 64): ((16, 32, 4), (16, 16, 4)),
         ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
-        ("exact", 32): ((16, 16, 4), (16, 16, 8)),
+        ("exact", 32): ((16, 16, 4), (16, 16, 8), (32, 32, 8), (32, 32, 4), (64, 32, 8)),
         ("exact", 64): ((16, 16, 8),),
         ("exact", 128): ((16, 16, 8),),
     },
     "weights": {
-        ("bf16", 32): ((32, 64, 4), (32, 128, 8), (64, 64, 4), (32, 64, 8), (16, 64, 4)),
-        ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
-        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 32, 4)),
+        ("bf16", 32): ((32, 64, 4), (32, 128, 8), (64, 64, 4), (32, 64, 8), (16, 64, 4), (64, 64, 8), (64, 128, 8)),
+        ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (64, 64, 4)),
+        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 32, 4), (64, 64, 8)),
         ("fp16", 32): ((32, 64, 4), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
         ("fp16", 64): ((32, 64, 8), (16, 64, 4), (16, 32, 4)),
         ("fp16", 128): ((16, 64, 8), (16, 32, 8), (16, 32, 4)),
         ("tf32", 32): ((32, 32, 4), (16, 32, 4)),
         ("tf32", 64): ((16, 32, 4), (16, 32, 8)),
         ("tf32", 128): ((16, 16, 4), (16, 32, 8)),
-        ("exact", 32): ((16, 32, 4), (16, 16, 8)),
-        ("exact", 64): ((16, 16, 8),),
+        ("exact", 32): ((16, 32, 4), (16, 16, 8), (32, 32, 4), (32, 64, 8), (16, 64, 4)),
+        ("exact", 64): ((16, 16, 8), (32, 32, 8)),
         ("exact", 128): ((16, 16, 4),),
     },
 }
@@ -76,18 +79,24 @@ CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """One launch configuration: tile of rows by tile of D, warps a program, stages of the load pipeline."""
+    """One launch configuration: tile of rows by tile of D, warps a program, stages of the load pipeline; ``prefetch``:
+    a program asks for its rows as a whole at its beginning (capability 9.0 and later)."""
 
     block_m: int
     block_d: int
     num_warps: int
     num_stages: int
+    prefetch: str = ""
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_d"):
             value = getattr(self, name)
             if value < 16 or value & (value - 1):
                 raise ValueError(f"{name} is {value}; valid: a power of two from 16 on")
+
+    def __str__(self) -> str:
+        ahead = f" prefetch={self.prefetch}" if self.prefetch else ""
+        return f"{self.block_m}x{self.block_d} warps={self.num_warps} stages={self.num_stages}{ahead}"
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,9 @@ LATENCY, LAUNCH = 0.8e-6, 1.5e-6
 # instruction's result is there after some four cycles, and two in a row seldom depend on each other. A guess, until a
 # device has been measured.
 ISSUE = (0.45, 0.6, 0.75, 0.8)
+# What of L2 keeps the rows of x until their second reading: on an H100 at 65,536 tokens, with 39 MB of them in the forward
+# programs at work, 0.64 of a row came from memory once more (bench/results/gpu_h100.md).
+L2_REUSE = 0.28
 # A thread whose stack is used reads it back in every loop: such a tile is taken where nothing else is there.
 SPILLED = 4.0
 
@@ -157,7 +169,8 @@ def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -
       none are idle, and the last wave of programs is not full.
     - *HBM*: each row once, at most what the bytes in flight allow (Little's law): the stages ahead of each program
       divided by the latency.
-    - *L2*: rows as often as the kernel reads them, and the weights once a program.
+    - *L2*: rows as often as the kernel reads them, and the weights once a program. What the programs at work have of
+      rows that are read twice, beyond ``L2_REUSE`` of L2, comes from HBM again.
     - *Issue*: instructions of the machine code, at the rate that the warps of a scheduler get to.
     """
     size = problem.dtype.itemsize
@@ -172,7 +185,8 @@ def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -
     share = min(1.0, blocks / device.multiprocessors)
     waves = -(-blocks // (slots * device.multiprocessors))
     filled = blocks / (waves * slots * device.multiprocessors) if waves > 1 else 1.0
-    flight = held * (config.num_stages - 1) * config.block_m * config.block_d * size * streams / 2
+    columns = problem.d if config.prefetch else (config.num_stages - 1) * config.block_d
+    flight = held * config.block_m * columns * size * streams / 2
     hbm_rate = min(device.hbm_rate, share * device.multiprocessors * flight / LATENCY)
     weights = 0.0
     if problem.kernel != "weights":
@@ -181,8 +195,12 @@ def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -
         weights *= 4 / 3 if problem.kernel == "rows" else 1
     warps = min(3, held * config.num_warps // 4 - 1)
     issue = ISSUE[max(0, warps)] * device.instruction_rate * share
+    again = 0.0
+    if problem.kernel != "weights":
+        own = min(blocks, held * device.multiprocessors) * config.block_m * row
+        again = row * max(0.0, 1 - L2_REUSE * device.l2_bytes / own)
     bounds = (
-        hbm_rows * row / hbm_rate,
+        (hbm_rows * row + again) / hbm_rate,
         (rows_read * row + weights) / (device.l2_rate * share),
         fact.instructions * problem.d / 768 / issue,
     )
@@ -216,8 +234,21 @@ def candidates(problem: Problem, device: Device) -> list[tuple[Config, Fact]]:
 
 @functools.cache
 def model(problem: Problem, device: Device) -> Config:
-    """The candidate with the least time by ``predicted_ns``."""
-    return min(candidates(problem, device), key=lambda pair: predicted_ns(problem, pair[0], pair[1], device))[0]
+    """The candidate with the least time by ``predicted_ns``; with its rows asked for ahead where all of them fit into
+    L2, so that none leaves it before its turn."""
+    config, _ = min(candidates(problem, device), key=lambda pair: predicted_ns(problem, *pair, device))
+    ahead = can_prefetch(problem.kernel, device) and rows_fit(problem, device)
+    return replace(config, prefetch="lines" if ahead else "")
+
+
+def can_prefetch(kernel: str, device: Device) -> bool:
+    """Whether a kernel's programs can ask for whole rows: those that take whole rows, where there is such a request."""
+    return kernel != "weights" and device.capability >= (9, 0)
+
+
+def rows_fit(problem: Problem, device: Device) -> bool:
+    """Whether two wide tensors of the problem, read together, stay in L2."""
+    return 2 * problem.tokens * problem.d * problem.dtype.itemsize <= L2_ROWS * device.l2_bytes
 
 
 # A Problem's key in a table, and the folders with tables, the user's first.
@@ -283,13 +314,12 @@ def config_for(problem: Problem, device: Device) -> Config:
 
 def smaller(config: Config) -> Config | None:
     """What to try where ``config`` does not fit the device; None: nothing is left."""
-    block_m, block_d, num_warps, num_stages = astuple(config)
-    if num_stages > 1:
-        return Config(block_m, block_d, num_warps, num_stages - 1)
-    if block_d > 16:
-        return Config(block_m, block_d // 2, num_warps, 1)
-    if block_m > 16:
-        return Config(block_m // 2, 16, num_warps, 1)
+    if config.num_stages > 1:
+        return replace(config, num_stages=config.num_stages - 1)
+    if config.block_d > 16:
+        return replace(config, block_d=config.block_d // 2)
+    if config.block_m > 16:
+        return replace(config, block_m=config.block_m // 2)
     return None
 
 
@@ -312,20 +342,25 @@ def weights_tiles(problem: Problem, config: Config) -> int:
 # Rows of x and d_out that lie in L2 at the same time, as a share of it: the rest is for what is written, and L2 keeps
 # lines by their addresses and not by their age.
 L2_ROWS = 0.6
-# Bytes of parts that a chunk may cost for each byte of the rows it reads.
-PARTS_SHARE = 0.5
+# Tiles of rows that a chunk has at least: with few tokens it is the length of its loop that counts, not the bytes of its
+# parts, which stay in L2.
+LEAST_TILES = 2
+
+
+def slots(problem: Problem, config: Config, device: Device) -> int:
+    """Programs of a configuration that a multiprocessor holds; 2 where nothing is known of its tile."""
+    for known, fact in candidates(problem, device):
+        if replace(known, num_stages=config.num_stages, prefetch=config.prefetch) == config:
+            shared = fact.shared * max(1, config.num_stages) // STAGES
+            return max(1, device.programs(fact.registers, shared, config.num_warps))
+    return 2
 
 
 def _chunks(problem: Problem, config: Config, device: Device, rows: int) -> int:
-    fact = dict(candidates(problem, device)).get(config)
-    held = 2 if fact is None else max(1, device.programs(fact.registers, fact.shared, config.num_warps))
+    held = slots(problem, config, device)
     # One full wave: the largest number of chunks whose programs all run at once.
     most = max(1, held * device.multiprocessors // weights_tiles(problem, config))
-    parts = (2 * problem.r + problem.h + 2) * problem.d * 4
-    chunk_bytes = 2 * problem.d * problem.dtype.itemsize
-    # Writing and reading parts of few rows would cost more than the rows.
-    few = max(1, int(PARTS_SHARE * rows * chunk_bytes / (2 * parts)))
-    return max(1, min(most, few, -(-rows // config.block_m)))
+    return max(1, min(most, rows // (LEAST_TILES * config.block_m)))
 
 
 def chunks_of(problem: Problem, config: Config, device: Device, rows: int) -> int:
@@ -345,9 +380,7 @@ def slice_rows(problem: Problem, config: Config, device: Device) -> int:
         problem: of the rows kernel.
     """
     rows_problem = Problem("rows", *astuple(problem)[1:])
-    fact = dict(candidates(rows_problem, device)).get(config)
-    held = 2 if fact is None else max(1, device.programs(fact.registers, fact.shared, config.num_warps))
-    wave = config.block_m * held * device.multiprocessors
+    wave = config.block_m * slots(rows_problem, config, device) * device.multiprocessors
     most = int(L2_ROWS * device.l2_bytes / (2 * problem.d * problem.dtype.itemsize))
     rows = most // wave * wave
     if rows == 0 or problem.tokens < 1.5 * rows:
