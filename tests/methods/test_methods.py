@@ -468,6 +468,8 @@ def test_coprompt_has_other_sizes_for_each_data_set(data):
     assert (head.image_ratio, head.text_ratio, head.reduction) == (0.1, 0.2, 4)
     assert (loss.second_view, config.augmentation, config.batch_size, config.lr) == (True, "randaugment", 4, 0.0035)
     assert method_name(config) == "coprompt"
+    # The original cannot train on ImageNet for other data sets; here that is as on ImageNet alone.
+    assert configure("coprompt", ["--data", "x"], data=data, transfer=True) == config
 
 
 def test_a_sweep_hands_sentences_on_to_the_methods_that_read_them():

@@ -12,6 +12,7 @@ from tuned_cases import SENTENCES, make_tuned
 from rmadapter import InputError, LossConfig, RMAdapterCLIP
 from rmadapter.config import HeadConfig, PromptConfig, RMAdapterConfig, TunerConfig
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.step.device_step import DeviceStep, StepInputs
 from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep
 from rmadapter.tuners.injection import inject
@@ -52,6 +53,23 @@ def test_the_loss_by_hand(tokenizer, drawn):
         assert set(losses) == set(expected)
         for name, value in expected.items():
             assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_a_recorded_step_reads_what_is_copied_into_its_inputs(tokenizer):
+    """Both views and the number of the sentence, as CUDA graphs replay it; without momentum and rate nothing moves."""
+    model = make_tuned(tokenizer, "another view and sentences")
+    step = TrainStep(model)
+    optimizer = torch.optim.SGD(model.adapted.trained().values(), lr=0.0, fused=True)
+    device_step = DeviceStep(step, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    (images, labels), _ = inputs_of(model)
+    own = StepInputs(labels, images, drawn=torch.tensor(0)).clone()
+    for number, pixels in ((1, images), (2, images), (2, images.flip(1))):
+        own.copy_(StepInputs(labels, pixels, drawn=torch.tensor(number)))
+        device_step(own)
+        expected = model(pixels, labels, torch.tensor(number)).losses
+        for name in ("consistency_image", "consistency_text", "total"):
+            value = device_step.losses[device_step.names.index(name)]
+            assert value.item() == pytest.approx(expected[name].item(), rel=1e-4)
 
 
 def test_the_frozen_pass_of_another_view_shares_nothing(tokenizer):
