@@ -66,7 +66,8 @@ def graph_of(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     def replay() -> None:
         graph.replay()
 
-    replay.results = results  # type: ignore[attr-defined]  # alive as long as the graph
+    # Alive as long as the graph: what it writes, and what it reads, such as tensors that a forward has saved.
+    replay.results, replay.calls = results, calls  # type: ignore[attr-defined]
     return replay
 
 

@@ -37,7 +37,6 @@ from rmadapter_kernels.triton.tuning import (
     KERNELS,
     LARGEST,
     Config,
-    can_prefetch,
     candidates,
     model,
     predicted_ns,
@@ -47,7 +46,7 @@ from rmadapter_kernels.triton.tuning import (
 
 WIDTHS, BOTTLENECKS = (768, 512, 1024), (32, 16, 64, 128)
 COLUMNS = ("kernel", "kind", "d", "r", "bucket", "tokens", "block_m", "block_d", "num_warps", "num_stages",
-           "prefetch", "microseconds", "outcome")  # fmt: skip
+           "microseconds", "outcome")  # fmt: skip
 MEASURED = "measured"
 
 
@@ -71,18 +70,12 @@ def source_hash() -> str:
 
 
 def configurations(group: Group, device: Device, most: int) -> list[Config]:
-    """At most ``most``: the model's choice for every bucket, then the other candidates with 3, 4 and 5 stages, without
-    rows asked for ahead and with them, those first that the model takes for the fastest with many tokens."""
+    """At most ``most``: the model's choice for every bucket, then the other candidates with 3, 4 and 5 stages, those
+    first that the model takes for the fastest with many tokens."""
     usual = list(dict.fromkeys(model(group.problem(tokens), device) for tokens in reversed(TOKENS.values())))
     problem = group.problem(TOKENS[LARGEST])
     pairs = sorted(candidates(problem, device), key=lambda pair: predicted_ns(problem, *pair, device))
-    ahead = ("", "lines", "bulk") if can_prefetch(group.kernel, device) else ("",)
-    others = [
-        replace(config, num_stages=stages, prefetch=prefetch)
-        for stages in (3, 4, 5)
-        for config, _ in pairs
-        for prefetch in ahead
-    ]
+    others = [replace(config, num_stages=stages) for stages in (3, 4, 5) for config, _ in pairs]
     return list(dict.fromkeys([*usual, *others]))[: max(most, len(usual))]
 
 
@@ -110,7 +103,7 @@ def rows_of(group: Group, config: Config, seconds: dict[int, float], outcome: st
 
 def config_of(row: dict[str, Any]) -> Config:
     """The configuration of a row."""
-    return Config(row["block_m"], row["block_d"], row["num_warps"], row["num_stages"], row["prefetch"])
+    return Config(row["block_m"], row["block_d"], row["num_warps"], row["num_stages"])
 
 
 def group_of(row: dict[str, Any]) -> Group:

@@ -34,7 +34,6 @@ from rmadapter_kernels.triton.primitives import (
     load_vector,
     nearest,
     normalise,
-    prefetch_rows,
     row_offsets,
     store_rows,
     target,
@@ -90,7 +89,6 @@ def rm_adapter_backward_rows_kernel(
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, ACTIVATION: tl.constexpr,
     OBJECTIVE: tl.constexpr, LOCAL: tl.constexpr, NORM: tl.constexpr, FOLD: tl.constexpr, PREPARED: tl.constexpr,
     UNIT: tl.constexpr, TWO_DIMS: tl.constexpr, INDEX64: tl.constexpr, PRECISION: tl.constexpr,
-    PREFETCH: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     """K1 of the rows from first_row to last_row. d_out or d_loss is None where that result was not used, every output
     where nobody needs it. FOLD: dz is stored times rstd, for K2's product with x as it is."""
@@ -113,10 +111,6 @@ def rm_adapter_backward_rows_kernel(
     h_rows = index_rows[:, None] * BLOCK_H + h_columns[None, :]
     x_rows = row_offsets(rows, inner, x_stride0, x_stride1, UNIT, TWO_DIMS, INDEX64)
     d_out_rows = row_offsets(rows, inner, d_out_stride0, d_out_stride1, UNIT, TWO_DIMS, INDEX64)
-    if PREFETCH:
-        prefetch_rows(x, x_rows, row_mask, D, PREFETCH, BULK)
-        if d_out is not None:
-            prefetch_rows(d_out, d_out_rows, row_mask, D, PREFETCH, BULK)
 
     pre, own_mean, own_rstd, down_bias, sums_of_columns = down_projection(
         x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,

@@ -24,7 +24,6 @@ from rmadapter_kernels.triton.primitives import (
     load_vector,
     nearest,
     normalise,
-    prefetch_rows,
     row_offsets,
     store_rows,
     target,
@@ -43,10 +42,9 @@ def rm_adapter_forward_kernel(
     D: tl.constexpr, R: tl.constexpr, H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, ACTIVATION: tl.constexpr,
     OBJECTIVE: tl.constexpr, NORM: tl.constexpr, PREPARED: tl.constexpr, UNIT: tl.constexpr, TWO_DIMS: tl.constexpr,
-    INDEX64: tl.constexpr, PRECISION: tl.constexpr, PREFETCH: tl.constexpr, BULK: tl.constexpr,
+    INDEX64: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out [M, D] and, with w_rec1, rec_loss [M] fp32; absent tensors are None. PREFETCH: pieces of a row that are asked
-    for at the beginning, or 0."""
+    """out [M, D] and, with w_rec1, rec_loss [M] fp32; absent tensors are None."""
     dtype: tl.constexpr = x.dtype.element_ty
     EVEN_D: tl.constexpr = D % BLOCK_D == 0
     RECONSTRUCT: tl.constexpr = w_rec1 is not None
@@ -55,10 +53,6 @@ def rm_adapter_forward_kernel(
     x_rows = row_offsets(rows, inner, x_stride0, x_stride1, UNIT, TWO_DIMS, INDEX64)
     out_rows = row_offsets(rows, inner, out_stride0, out_stride1, UNIT, TWO_DIMS, INDEX64)
     residual_rows = row_offsets(rows, inner, residual_stride0, residual_stride1, UNIT, TWO_DIMS, INDEX64)
-    if PREFETCH:
-        prefetch_rows(x, x_rows, row_mask, D, PREFETCH, BULK)
-        if residual is not None:
-            prefetch_rows(residual, residual_rows, row_mask, D, PREFETCH, BULK)
 
     pre, mean, rstd, _bias, _sums = down_projection(
         x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,

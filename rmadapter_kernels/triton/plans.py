@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rmadapter_kernels.triton import backward_rows, backward_weights, prepare
 from rmadapter_kernels.triton import forward as forward_kernels
-from rmadapter_kernels.triton.availability import interpreted
 from rmadapter_kernels.triton.buffers import Buffer, Part, padded, prepared_parts
 from rmadapter_kernels.triton.devices import device_of
 from rmadapter_kernels.triton.launch import Launch, TunedLaunch
@@ -153,17 +152,6 @@ def tiles_of(config: Config) -> dict[str, int]:
     return {"BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "STAGES": config.num_stages}
 
 
-def prefetch_pieces(config: Config, row_bytes: int) -> dict[str, Any]:
-    """In how many pieces a kernel asks for a row of ``row_bytes`` at its beginning: as many as its threads make of the
-    block's rows, each a multiple of 16 bytes."""
-    if not config.prefetch or interpreted():  # the interpreter knows no such instruction
-        return {"PREFETCH": 0, "BULK": False}
-    if config.prefetch == "lines":
-        return {"PREFETCH": 1 << (row_bytes // 64 - 1).bit_length(), "BULK": False}
-    even = row_bytes // 16 & -(row_bytes // 16)
-    return {"PREFETCH": min(even, max(1, 32 * config.num_warps // config.block_m)), "BULK": True}
-
-
 def row_blocks(config: Config, rows: int) -> tuple[int, int, int]:
     """The grid of a kernel whose programs take blocks of rows."""
     return -(-rows // config.block_m), 1, 1
@@ -198,7 +186,7 @@ class ForwardPlan:
         rec = {} if s.h else dict.fromkeys(("w_rec1", "b_rec1", "w_rec2", "b_rec2", "rec_loss"))
         fixed = s.sizes | a.constants | a.strides("x", "residual", "out") | tiles_of(config) | rec | s.without_norm | {
             "M": s.tokens, "ACTIVATION": s.activation, "OBJECTIVE": s.objective, "PREPARED": s.prepared,
-        } | prefetch_pieces(config, s.d * s.dtype.itemsize) | ({} if s.prepared else {"column_sum": None})  # fmt: skip
+        } | ({} if s.prepared else {"column_sum": None})  # fmt: skip
         return Launch(kernel, fixed, s.weights(kernel), launch_options(config))
 
 
@@ -287,7 +275,7 @@ class BackwardPlan:
             absent += ["column_sum"]
         fixed = self._shared() | self.addresses.strides("", "", "dx") | tiles_of(config) | {
             "ACTIVATION": s.activation, "LOCAL": self.local,
-        } | prefetch_pieces(config, s.d * s.dtype.itemsize) | dict.fromkeys(absent)  # fmt: skip
+        } | dict.fromkeys(absent)  # fmt: skip
         parts = {name: part for name, part in s.weights(kernel).items() if name not in absent}
         return Launch(kernel, fixed, self.between | parts, launch_options(config))
 

@@ -51,30 +51,6 @@ def store_rows(pointer, offsets, row_mask, columns, value, D: tl.constexpr, EVEN
 
 
 @triton.jit
-def prefetch_rows(pointer, offsets, row_mask, D: tl.constexpr, PIECES: tl.constexpr, BULK: tl.constexpr):
-    """Ask for whole rows of a wide tensor, PIECES requests a row: they come into L2 while the program does other work.
-
-    A loop over D has a few tiles on their way. With few programs that is less than the memory takes to be busy.
-    """
-    size: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth // 8
-    # Masked rows ask for the block's first one again.
-    first = tl.sum(tl.where(tl.arange(0, offsets.shape[0]) == 0, offsets, 0), 0)
-    offsets = tl.where(row_mask, offsets, first)
-    if BULK:
-        STEP: tl.constexpr = D // PIECES
-        address = (pointer + (offsets[:, None] + tl.arange(0, PIECES)[None, :] * STEP)).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;", "=r,l,r", [address & -16, STEP * size],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:
-        columns = tl.minimum(tl.arange(0, PIECES) * (64 // size), D - 1)
-        address = (pointer + (offsets[:, None] + columns[None, :])).to(tl.int64)
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32,
-                                  is_pure=False, pack=1)  # fmt: skip
-
-
-@triton.jit
 def load_matrix(
     pointer,
     rows,

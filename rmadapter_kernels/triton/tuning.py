@@ -33,14 +33,15 @@ FAMILIES = ("sm_80", "sm_90", "sm_100")
 
 Tile = tuple[int, int, int]
 # Rows, columns and warps of the tiles that are looked at, by kernel, kind of product and padded width. Kinds: bf16,
-# fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers.
+# fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers. No 64 rows by eight warps
+# at width 32: two groups of warps then share a product of 32 columns, and Triton 3.6 lets the second one read behind the
+# end of shared memory where its operand comes last (an H100's memory checker found it in the forward with two stages).
 CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
     "forward": {
-        ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4), (64, 64, 8), (64, 128, 8),
-                       (32, 256, 4), (16, 256, 4)),
-        ("bf16", 64): ((64, 64, 4), (64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4), (32, 128, 4), (64, 128, 8)),
-        ("bf16", 128): ((64, 64, 8), (64, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8), (32, 64, 4), (64, 128, 8)),
-        ("tf32", 32): ((32, 32, 4), (32, 16, 4), (16, 32, 4)),
+        ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4)),
+        ("bf16", 64): ((64, 64, 4), (64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4), (32, 128, 4)),
+        ("bf16", 128): ((64, 64, 8), (64, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8), (32, 64, 4)),
+        ("tf32", 32): ((32, 32, 4), (32, 16, 4), (16, 32, 4), (32, 64, 4)),
         ("tf32", 64): ((32, 32, 4), (16, 32, 4), (16, 16, 4)),
         ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
         ("exact", 32): ((16, 32, 4), (16, 16, 4), (32, 32, 4), (32, 64, 8), (64, 32, 8)),
@@ -48,20 +49,18 @@ CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
         ("exact", 128): ((16, 16, 8),),
     },
     "rows": {
-        ("bf16", 32): ((64, 64, 4), (16, 128, 4), (32, 64, 4), (16, 64, 4), (64, 64, 8), (32, 128, 4), (32, 128, 8),
-                       (64, 128, 8)),
-        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8), (64, 64, 4), (32, 64, 4),
-                       (64, 128, 8)),
+        ("bf16", 32): ((64, 64, 4), (16, 128, 4), (32, 128, 4), (16, 64, 4)),
+        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8), (64, 64, 4), (32, 64, 4)),
         ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 64, 4), (16, 128, 8), (64, 64, 8)),
-        ("tf32", 32): ((16, 32, 4), (16, 16, 4)),
+        ("tf32", 32): ((16, 32, 4), (16, 16, 4), (32, 32, 4), (16, 64, 4)),
         ("tf32", 64): ((16, 32, 4), (16, 16, 4)),
         ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
-        ("exact", 32): ((16, 16, 4), (16, 16, 8), (32, 32, 8), (32, 32, 4), (64, 32, 8)),
+        ("exact", 32): ((16, 16, 4), (16, 16, 8), (16, 32, 4), (32, 32, 4)),
         ("exact", 64): ((16, 16, 8),),
         ("exact", 128): ((16, 16, 8),),
     },
     "weights": {
-        ("bf16", 32): ((32, 64, 4), (32, 128, 8), (64, 64, 4), (32, 64, 8), (16, 64, 4), (64, 64, 8), (64, 128, 8)),
+        ("bf16", 32): ((32, 64, 4), (32, 128, 8), (64, 64, 4), (32, 64, 8), (16, 64, 4)),
         ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (64, 64, 4)),
         ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 32, 4), (64, 64, 8)),
         ("fp16", 32): ((32, 64, 4), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
@@ -79,14 +78,12 @@ CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """One launch configuration: tile of rows by tile of D, warps a program, stages of the load pipeline; ``prefetch``:
-    a program asks for its rows as a whole at its beginning (capability 9.0 and later)."""
+    """One launch configuration: tile of rows by tile of D, warps a program, stages of the load pipeline."""
 
     block_m: int
     block_d: int
     num_warps: int
     num_stages: int
-    prefetch: str = ""
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_d"):
@@ -95,8 +92,7 @@ class Config:
                 raise ValueError(f"{name} is {value}; valid: a power of two from 16 on")
 
     def __str__(self) -> str:
-        ahead = f" prefetch={self.prefetch}" if self.prefetch else ""
-        return f"{self.block_m}x{self.block_d} warps={self.num_warps} stages={self.num_stages}{ahead}"
+        return f"{self.block_m}x{self.block_d} warps={self.num_warps} stages={self.num_stages}"
 
 
 @dataclass(frozen=True)
@@ -152,14 +148,13 @@ def bucket(tokens: int) -> int:
 # Seconds that a copy from memory takes to arrive, with the queues of a busy device; and those of a launch in a graph.
 LATENCY, LAUNCH = 0.8e-6, 1.5e-6
 # Of the instructions a scheduler could issue, what its warps get to with one, two, three, four or more of them: an
-# instruction's result is there after some four cycles, and two in a row seldom depend on each other. A guess, until a
-# device has been measured.
+# instruction's result is there after some four cycles, and two in a row seldom depend on each other. On an H100 other
+# values choose no better: the model's choices take 3.5% longer than the fastest of those measured, in the mean over 60
+# problems (bench/results/gpu_h100). A stack is no reason against a tile there: K1 with r = h = 64 is fastest with one.
 ISSUE = (0.45, 0.6, 0.75, 0.8)
-# What of L2 keeps the rows of x until their second reading: on an H100 at 65,536 tokens, with 39 MB of them in the forward
-# programs at work, 0.64 of a row came from memory once more (bench/results/gpu_h100.md).
+# What of L2 keeps the rows of x until their second reading: on an H100 at 65,536 tokens, with 39 MB of them in the
+# forward's programs at work, 0.64 of a row came from memory once more (bench/results/gpu_h100).
 L2_REUSE = 0.28
-# A thread whose stack is used reads it back in every loop: such a tile is taken where nothing else is there.
-SPILLED = 4.0
 
 
 def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -> float:
@@ -185,8 +180,7 @@ def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -
     share = min(1.0, blocks / device.multiprocessors)
     waves = -(-blocks // (slots * device.multiprocessors))
     filled = blocks / (waves * slots * device.multiprocessors) if waves > 1 else 1.0
-    columns = problem.d if config.prefetch else (config.num_stages - 1) * config.block_d
-    flight = held * config.block_m * columns * size * streams / 2
+    flight = held * (config.num_stages - 1) * config.block_m * config.block_d * size * streams / 2
     hbm_rate = min(device.hbm_rate, share * device.multiprocessors * flight / LATENCY)
     weights = 0.0
     if problem.kernel != "weights":
@@ -204,7 +198,7 @@ def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -
         (rows_read * row + weights) / (device.l2_rate * share),
         fact.instructions * problem.d / 768 / issue,
     )
-    return 1e9 * max(bounds) / filled * (SPILLED if fact.stack else 1.0)
+    return 1e9 * max(bounds) / filled
 
 
 def _tile_of(d: int, largest: int) -> int:
@@ -234,28 +228,14 @@ def candidates(problem: Problem, device: Device) -> list[tuple[Config, Fact]]:
 
 @functools.cache
 def model(problem: Problem, device: Device) -> Config:
-    """The candidate with the least time by ``predicted_ns``; with its rows asked for ahead where all of them fit into
-    L2, so that none leaves it before its turn."""
-    config, _ = min(candidates(problem, device), key=lambda pair: predicted_ns(problem, *pair, device))
-    ahead = can_prefetch(problem.kernel, device) and rows_fit(problem, device)
-    return replace(config, prefetch="lines" if ahead else "")
-
-
-def can_prefetch(kernel: str, device: Device) -> bool:
-    """Whether a kernel's programs can ask for whole rows: those that take whole rows, where there is such a request."""
-    return kernel != "weights" and device.capability >= (9, 0)
-
-
-def rows_fit(problem: Problem, device: Device) -> bool:
-    """Whether two wide tensors of the problem, read together, stay in L2."""
-    return 2 * problem.tokens * problem.d * problem.dtype.itemsize <= L2_ROWS * device.l2_bytes
+    """The candidate with the least time by ``predicted_ns``."""
+    return min(candidates(problem, device), key=lambda pair: predicted_ns(problem, pair[0], pair[1], device))[0]
 
 
 # A Problem's key in a table, and the folders with tables, the user's first.
 def table_key(problem: Problem) -> str:
     """Of a device's table."""
-    dtype = str(problem.dtype).removeprefix("torch.")
-    kind = f"{dtype} {problem.precision}".strip()
+    kind = problem.precision or problem.kind
     return f"{problem.kernel} {kind} D={problem.d} r={problem.r} h={problem.h} M<={bucket(problem.tokens)}"
 
 
@@ -342,15 +322,15 @@ def weights_tiles(problem: Problem, config: Config) -> int:
 # Rows of x and d_out that lie in L2 at the same time, as a share of it: the rest is for what is written, and L2 keeps
 # lines by their addresses and not by their age.
 L2_ROWS = 0.6
-# Tiles of rows that a chunk has at least: with few tokens it is the length of its loop that counts, not the bytes of its
-# parts, which stay in L2.
+# Tiles of rows that a chunk has at least: with few tokens it is the length of its loop that counts, not the bytes of
+# its parts, which stay in L2.
 LEAST_TILES = 2
 
 
 def slots(problem: Problem, config: Config, device: Device) -> int:
     """Programs of a configuration that a multiprocessor holds; 2 where nothing is known of its tile."""
     for known, fact in candidates(problem, device):
-        if replace(known, num_stages=config.num_stages, prefetch=config.prefetch) == config:
+        if replace(known, num_stages=config.num_stages) == config:
             shared = fact.shared * max(1, config.num_stages) // STAGES
             return max(1, device.programs(fact.registers, shared, config.num_warps))
     return 2
