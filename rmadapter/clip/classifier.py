@@ -79,6 +79,11 @@ class CLIPClassifier(nn.Module):
         prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim, learned=learned)
         return prompts.to(self.clip.logit_scale.device)
 
+    def written(self, texts: Sequence[str]) -> Prompts:
+        """Prompts that are ``texts`` as they stand, one a class, on the model's device."""
+        prompts = make_prompts(self.clip, self.tokenizer, texts, "{}", trim=self.trim)
+        return prompts.to(self.clip.logit_scale.device)
+
     @property
     def prompts(self) -> Prompts:
         """The classes' prompts, on the model's device: buffers, which go where it goes and are not saved."""

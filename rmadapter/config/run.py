@@ -24,7 +24,7 @@ from rmadapter.errors import InputError, check_choice, check_range, printable, p
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
-AUGMENTATIONS = ("crop_flip", "crop", "none")
+AUGMENTATIONS = ("crop_flip", "crop", "randaugment", "none")
 PUBLISHED = "published"  # in the place of a template
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DECAYS = ("epoch", "step")
@@ -64,6 +64,7 @@ TRAIN_HELP = HelpLayout(
             "weight_decay",
             "adam_eps",
             "decay",
+            "decay_power",
             "final_lr",
             "warmup_epochs",
             "warmup_lr",
@@ -140,6 +141,8 @@ class TrainConfig:
         momentum: of SGD
         adam_eps: epsilon of Adam
         decay: whether the rate falls by epoch or by step
+        decay_power: power of the cosine's factor on the rate; 2 is what two schedules on one optimiser give (KgCoOp's
+            first release)
         final_lr: learning rate that the cosine ends at
         warmup_epochs: epochs before it at a constant learning rate
         warmup_lr: that rate
@@ -148,7 +151,8 @@ class TrainConfig:
         select: the epoch whose weights are the result: the last, or the first of those that are best on the few-shot
             validation images
         weight_decay: of SGD
-        augmentation: crop_flip (random resized crop and flip), crop, or none
+        augmentation: crop_flip (random resized crop and flip), crop, randaugment (the whole image squeezed into the
+            square, and two random operations of RandAugment at strength 10 of 30), or none
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time
@@ -205,6 +209,7 @@ class TrainConfig:
     momentum: float = 0.9
     adam_eps: float = 1e-8
     decay: str = "epoch"
+    decay_power: int = 1
     final_lr: float = 0.0
     warmup_epochs: int = 0
     warmup_lr: float = 1e-5
@@ -248,7 +253,7 @@ class TrainConfig:
             raise InputError(
                 f"shots is 0, but head.cache is {self.head.cache!r}, which keeps training images; valid: 1 or more"
             )
-        for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
+        for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every", "decay_power"):
             check_range(name, getattr(self, name), 1)
         check_range("seed", self.seed, 0, LARGEST_SEED)
         for name in (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rmadapter.config import TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import parse_arguments
+from rmadapter.config.loss import SENTENCES
 from rmadapter.data.catalog import record_of
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
@@ -88,10 +89,11 @@ def _is_of_another(method: Method, word: str) -> bool:
 def own_words(name: str, argv: Sequence[str]) -> list[str]:
     """``argv`` without the options of what method ``name`` does not train, where they are meant for other methods."""
     method, kept, words = get_method(name), list[str](), iter([*argv, ""])
+    reads_sentences = _value_of("loss.target", [*method.recipe, *argv, *method.options]) == SENTENCES
     word = next(words)
     while word:
         following = next(words, "")
-        if not _is_of_another(method, word):
+        if not _is_of_another(method, word) and (reads_sentences or _option(word) != "loss.sentences"):
             kept.append(word)
         elif "=" not in word and following and not following.startswith("--"):
             following = next(words, "")
@@ -101,12 +103,17 @@ def own_words(name: str, argv: Sequence[str]) -> list[str]:
 
 def _data_of(argv: Sequence[str]) -> str | None:
     """What ``--data`` names in the options, by the last part of its path."""
+    found = _value_of("data", argv)
+    return None if found is None else Path(found).name
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """The value that the option ``name`` has in the words ``argv``, the last one of several."""
     found = None
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        option, equals, value = word.partition("=")
-        if option == "--data":
-            found = value if equals else following
-    return None if found is None else Path(found).name
+        if word.startswith("--") and _option(word) == name:
+            found = word.partition("=")[2] if "=" in word else following
+    return found
 
 
 def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:

@@ -47,7 +47,7 @@ class Batch:
 
     Attributes:
         labels: int64 [n].
-        images: [n, 3, size, size], or None where ``views`` are at hand.
+        images: [n, 3, size, size], of two views [n, 2, 3, size, size], or None where ``views`` are at hand.
         views: what the frozen model made of the images, or None.
         total: images of the whole batch; ``count`` of them are here. A process without any has one that counts 0.
         view, numbers: which view of which images, for the cache.

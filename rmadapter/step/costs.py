@@ -116,6 +116,7 @@ class Workload:
         rebuilds: whether the reconstruction of the towers is that of the frozen pass, which then runs in every step.
         by_block: whether adapted blocks are computed again in the backward pass, one by one (--grad-checkpointing).
         per_image: whether the classes are computed for each image.
+        two_views: whether the frozen image features are those of a second view.
     """
 
     image: TowerShape
@@ -128,6 +129,7 @@ class Workload:
     rebuilds: tuple[bool, bool]
     by_block: bool
     per_image: bool = False
+    two_views: bool = False
 
     @property
     def classes(self) -> int:
@@ -147,6 +149,7 @@ def workload(
     targets: tuple[bool, bool],
     rebuilds: tuple[bool, bool],
     stream: int,
+    two_views: bool = False,
 ) -> Workload:
     """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number."""
     visual = model.clip.visual
@@ -163,6 +166,7 @@ def workload(
         rebuilds=rebuilds,
         by_block=bool(visual.transformer.grad_checkpointing),
         per_image=model.sites("text").per_image,
+        two_views=two_views,
     )
 
 
@@ -198,7 +202,7 @@ def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool]
         at_token[0],
         prefix=0 if cached_views else 1,
         frozen=work.rebuilds[0] or (work.targets[0] and not cached_views),
-        shared=shortcuts.image_prefix,
+        shared=shortcuts.image_prefix and not work.two_views,
         by_block=work.by_block,
     )
     text = _tower_cost(

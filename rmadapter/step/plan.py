@@ -158,6 +158,8 @@ class Plan:
         if fast and not model.loss.needs_image:
             reasons["image_prefix"] = "no loss term needs a frozen pass to share it with: lambda3 is 0"
         loss = model.loss
+        if fast and loss.reads_two_views:
+            reasons["image_prefix"] = "the frozen pass is of a second view"
         work = workload(
             model.adapted,
             planned.chunks,
@@ -165,6 +167,7 @@ class Plan:
             targets=(loss.needs_image, loss.needs_text),
             rebuilds=(model.rebuilds_frozen("vision"), model.rebuilds_frozen("text")),
             stream=planned.text.stream.itemsize,
+            two_views=loss.reads_two_views,
         )
         return cls(work, planned.shortcuts, (last["vision"] is None, last["text"] is None), reasons, views)
 

@@ -12,8 +12,10 @@ from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import PUBLISHED, TrainConfig
+from rmadapter.config.loss import SENTENCES
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
 from rmadapter.data.catalog import template_for
+from rmadapter.data.sentences import read_sentences
 from rmadapter.data.templates import sixty_templates
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
@@ -211,6 +213,7 @@ def _make_model(
         trim=shortcuts.trim,
         keep_targets=shortcuts.frozen_targets,
         target_templates=_target_templates(config, data),
+        sentences=None if config.loss.sentences is None else read_sentences(config.loss.sentences),
     )
     if shortcuts.any:
         stream = residual_dtype(config.residual, precision)
@@ -221,7 +224,7 @@ def _make_model(
 
 def _target_templates(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
     """The prompts whose frozen features the losses compare with; none for the run's own."""
-    if config.loss.target == "published":
+    if config.loss.target in (PUBLISHED, SENTENCES):  # of sentences where there are none
         return (template_for(PUBLISHED, data.name),)
     return sixty_templates() if config.loss.target == "templates" else ()
 
@@ -277,5 +280,6 @@ def _results(
         bad_steps=run.bad_steps,
         data_findings=findings.to_dict(),
         backend=backend,
+        sentences_hash=run.sentences_hash,
         few_shot_hash=json.loads((folder_of(config) / "few_shot.json").read_text())["hash"],
     )

@@ -7,13 +7,15 @@ import sys
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import Output
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
+from rmadapter.data.loading import drawn_number
+from rmadapter.data.sentences import sentences_hash
 from rmadapter.errors import InputError, StoppedError
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.objectives.projection import project_gradients
@@ -95,6 +97,11 @@ class TrainingLoop:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
+    def sentences_hash(self) -> str | None:
+        """Of the sentences that the losses compare with, or None."""
+        return sentences_hash(self.model.sentences) if self.model.draws else None
+
+    @property
     def text_bound(self) -> int | None:
         """The bound on the prompts' memory where it decides the last bits, since not all of them fit in it."""
         return self.step_module.text_bound if isinstance(self.step_module, TrainStep) else None
@@ -124,6 +131,7 @@ class TrainingLoop:
             "base_hash": self.base_hash,
             "precision": self.precision,
             "items": [list(item) for item in self.items],
+            "sentences": self.sentences_hash,
         }
         return State(tensors, values)
 
@@ -134,6 +142,11 @@ class TrainingLoop:
             raise InputError("the base model's weights are not those that this run began with")
         if values["items"] != [list(item) for item in self.items]:
             raise InputError("the few-shot sample is not the one that this run began with; has the data changed?")
+        if values.get("sentences") != self.sentences_hash:
+            raise InputError(
+                f"the sentences in {self.config.loss.sentences} are not those that this run began with; valid with "
+                "--resume: the same file as then, or another --out"
+            )
         if values["precision"] != self.precision:
             raise InputError(
                 f"precision is {self.precision!r} here, but this run began with {values['precision']!r}; valid: "
@@ -177,7 +190,7 @@ class TrainingLoop:
         """The training images in batches, with a cache of views where they are wanted."""
         config = self.config
         transform = train_transform(self.backbone.preprocessing, config.augmentation, min_crop=config.min_crop)
-        images = TrainImages(self.read, self.items, transform, config.seed)
+        images = TrainImages(self.read, self.items, transform, config.seed, config.loss.reads_two_views)
         cache = None
         if config.views:
             from rmadapter.step import view_cache  # needs a system with file locks
@@ -322,9 +335,16 @@ class TrainingLoop:
     def _output(self, batch: Batch) -> Output:
         """Logits and losses."""
         if not isinstance(self.step_module, TrainStep):
-            return self.forward(batch.images, batch.labels)
+            return self.forward(batch.images, batch.labels, self._drawn())
         share = batch.count * self.ranks.world / batch.total
-        return self.forward(batch.images, batch.labels, self.views(batch), share)
+        return self.forward(batch.images, batch.labels, self.views(batch), share, self._drawn())
+
+    def _drawn(self) -> Tensor | None:
+        """Which sentence of every class this step compares with, the same in all processes; None without sentences."""
+        if not self.model.draws:
+            return None
+        number = drawn_number(self.config.seed, self.epoch, self.step_in_epoch, len(self.model.sentences))
+        return torch.full((), number, dtype=torch.int64, device=self.device)
 
     def _step(self, batch: Batch, wants_norms: bool) -> dict[str, float]:
         """One step of the optimizer, skipped where loss or gradient is not finite; the gradient norms if wanted."""
@@ -359,7 +379,7 @@ class TrainingLoop:
     def _graphed_step(self, batch: Batch, wants_norms: bool) -> None:
         """``_step`` from a recording, which itself skips the update; the one before it is judged here."""
         views = self.views(batch)
-        inputs = StepInputs(batch.labels, batch.images if views is None else None, views)
+        inputs = StepInputs(batch.labels, batch.images if views is None else None, views, self._drawn())
         graphed = self.graphed
         assert graphed is not None
         graphed.step.set_lr(self.optimizer.param_groups[0]["lr"])

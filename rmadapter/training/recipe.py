@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LRScheduler, SequentialLR
 
 from rmadapter.config import TrainConfig
 from rmadapter.config.run import gaussian
@@ -39,18 +39,32 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_p
     """The learning rate, to be moved on at the end of each epoch or of each step.
 
     As the field has it: ``warmup_epochs`` at ``warmup_lr``, then half a cosine from the peak that would end with the
-    last epoch if there were no warm-up. With it the cosine begins late and does not end.
+    last epoch if there were no warm-up. With it the cosine begins late and does not end. ``decay_power`` is that of the
+    cosine's factor, which falls from 1 to 0.
     """
     unit = steps_per_epoch if config.decay == "step" else 1
     total = epochs_of(config, steps_per_epoch) * unit
     if config.steps_per_shot and config.decay == "step":
         total = config.steps_per_shot * config.shots
-    cosine = CosineAnnealingLR(optimizer, T_max=total, eta_min=config.final_lr)
+    cosine = _cosine(config, optimizer, total)
     if not config.warmup_epochs:
         return cosine
     warm = config.warmup_epochs * unit
     constant = ConstantLR(optimizer, factor=config.warmup_lr / config.lr, total_iters=warm)
     return SequentialLR(optimizer, [constant, cosine], milestones=[warm])
+
+
+def _cosine(config: TrainConfig, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:
+    """Half a cosine from the peak to ``final_lr`` over ``total`` moves, its factor to the power of ``decay_power``."""
+    if config.decay_power == 1:
+        return CosineAnnealingLR(optimizer, T_max=total, eta_min=config.final_lr)
+    floor = config.final_lr / config.lr
+
+    def share(move: int) -> float:
+        factor = (1 + math.cos(math.pi * move / total)) / 2
+        return floor + (1 - floor) * factor**config.decay_power
+
+    return LambdaLR(optimizer, share)
 
 
 class EpochMean:

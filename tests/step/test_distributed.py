@@ -33,7 +33,7 @@ NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cow", "hen
 COUNTS = {5: "uneven", 1: "a process without images"}
 
 
-# By name: weights of the loss, further settings of the adapters.
+# By name: weights of the loss, further settings of the adapters; and of the loss.
 KINDS = {
     "all terms": ((2, 3, 4, 5), {}),
     "no image reconstruction": ((0, 3, 4, 5), {}),
@@ -41,7 +41,10 @@ KINDS = {
     "no reconstruction, frozen stream": ((0, 0, 4, 5), {"rec_stream": "frozen"}),
     "frozen stream": ((2, 3, 4, 5), {"rec_stream": "frozen"}),
     "frozen stream, images alone": ((2, 0, 0, 0), {"rec_stream": "frozen"}),
+    "another view and sentences": ((2, 3, 4, 5), {}),
 }
+OF_LOSS = {"another view and sentences": {"target": "sentences", "second_view": True, "distillation": 2}}
+SENTENCES = {name: [f"a {name}", f"{name}, an animal"] for name in NAMES}
 
 
 def make_step(ranks: Ranks | None = None, kind: str = "all terms") -> tuple[TrainStep, RMAdapterCLIP]:
@@ -52,15 +55,20 @@ def make_step(ranks: Ranks | None = None, kind: str = "all terms") -> tuple[Trai
     weights, settings = KINDS[kind]
     config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5, **settings)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=LossConfig(*weights)).train()
+    loss = LossConfig(*weights, **OF_LOSS.get(kind, {}))
+    sentences = SENTENCES if loss.target == "sentences" else None
+    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=loss, sentences=sentences).train()
     return TrainStep(model, ranks=ranks), model
 
 
 def gradients_of(module, model, images, labels, share) -> dict[str, torch.Tensor | None]:
     """Loss and gradients of a second step, since it is the second that what the first has left undone stops."""
+    drawn = torch.tensor(1)
+    if model.loss.reads_two_views:
+        images = torch.stack([images, 0.5 * images.flip(-1)], 1)
     for _ in range(2):
         model.zero_grad()
-        losses = module(images, labels, None, share).losses
+        losses = module(images, labels, None, share, drawn).losses
         losses["total"].backward()
     return {"loss": losses["total"].detach()} | {n: p.grad for n, p in model.adapted.adapter_tensors().items()}
 

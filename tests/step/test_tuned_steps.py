@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from step_cases import SHORTCUTS, TOWERS, assert_same, run, some
+import torch
+from step_cases import SHORTCUTS, TOWERS, assert_same, inputs_of, run, some
 from tuned_cases import CASES, make_tuned
 
 from rmadapter.config.shortcuts import StepConfig
@@ -38,7 +39,12 @@ def test_all_shortcuts_together(tokenizer, case):
 @pytest.mark.parametrize("name", SHORTCUTS)
 @pytest.mark.parametrize(
     "case",
-    ["both towers", "per image", *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank"))],
+    [
+        "both towers",
+        "per image",
+        "another view and sentences",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank")),
+    ],
 )
 def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
     expected = plain(tokenizer, case)
@@ -54,7 +60,10 @@ def test_other_towers(tokenizer, case, towers):
     assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["class specific words", "per image", "both towers", "adapters and low rank"])
+CHUNKED = ["class specific words", "per image", "both towers", "adapters and low rank", "another view and sentences"]
+
+
+@pytest.mark.parametrize("case", CHUNKED)
 def test_chunks_and_recomputation(tokenizer, case):
     model = make_tuned(tokenizer, case)
     shape = tower_shape(model.adapted, "text", stream=4)
@@ -63,3 +72,13 @@ def test_chunks_and_recomputation(tokenizer, case):
     step = TrainStep(model, text_bytes=int(0.8 * images * whole), images=4, recompute=True)
     assert len(step.chunks) > 1
     assert_same(run(step, model), plain(tokenizer, case), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][1].second_view])
+def test_kept_views_hold_the_second_view_s_features(tokenizer, case):
+    model = make_tuned(tokenizer, case)
+    step = TrainStep(model)
+    (images, labels), drawn = inputs_of(model)
+    expected = step(images, labels, **drawn)
+    found = step(None, labels, step.views(images), **drawn)
+    assert torch.equal(found.losses["total"], expected.losses["total"])

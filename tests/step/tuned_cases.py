@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from conftest import small_clip
 from step_cases import NAMES
@@ -13,6 +15,11 @@ from rmadapter.tuners.injection import inject
 CROSS_ENTROPY = LossConfig(0, 0, 0, 0)
 KEPT = LossConfig(0, 0, 10, 25)
 ADAPTERS = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5)
+# As others might have written them: three for each class, of unlike lengths.
+SENTENCES = {
+    name: [f"{name} that sleeps.", f"an animal called {name}, seen from {'afar' * len(name)}", f"{name}"]
+    for name in NAMES
+}
 
 CASES: dict[str, tuple[dict, LossConfig]] = {
     "random context": ({"prompt": PromptConfig(4, "random")}, CROSS_ENTROPY),
@@ -59,6 +66,25 @@ CASES: dict[str, tuple[dict, LossConfig]] = {
         },
         LossConfig(0, 0, 1, 1, distance="cosine"),
     ),
+    "another view and sentences": (
+        {
+            "prompt": PromptConfig(2, text_depth=3, vision_tokens=2, vision_depth=3, coupled=True),
+            "head": HeadConfig(image_ratio=0.1, text_ratio=0.2),
+        },
+        LossConfig(0, 0, 2, 3, distance="cosine", target="sentences", second_view=True),
+    ),
+    "another view of an untouched tower": (
+        {"head": HeadConfig(text_ratio=0.2)},
+        LossConfig(0, 0, 2, 3, distillation=1, second_view=True),
+    ),
+    "adapters, another view and sentences": (
+        {"adapter": ADAPTERS},
+        LossConfig(2, 3, 4, 5, target="sentences", second_view=True, distillation=1),
+    ),
+    "adapters in the frozen stream and another view": (
+        {"adapter": replace(ADAPTERS, rec_stream="frozen")},
+        LossConfig(2, 3, 4, 5, target="sentences", second_view=True),
+    ),
     "adapters and tokens": (
         {"adapter": ADAPTERS, "prompt": PromptConfig(4, text_depth=2, vision_tokens=2)},
         LossConfig(2, 3, 4, 5),
@@ -78,6 +104,8 @@ def make_tuned(tokenizer, case: str, *, trim: bool = True, towers: dict | None =
     settings = {"tokenizer": tokenizer, "template": "a photo of a {}.", "class_names": NAMES}
     adapted = inject(small_clip(**(towers or {})), config, seed=1, cached_images=7, **settings)
     move(adapted)
+    if loss.target == "sentences":
+        changes["sentences"] = SENTENCES
     model = RMAdapterCLIP(adapted, tokenizer, NAMES, loss=loss, trim=trim, keep_targets=trim, **changes)
     return model.train()
 
