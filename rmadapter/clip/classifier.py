@@ -16,6 +16,7 @@ from rmadapter.clip.prompts import Prompts, encode_prompts, make_prompts
 from rmadapter.clip.storage import image_dtype
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import PromptConfig
+from rmadapter.errors import InputError
 
 
 class Output(NamedTuple):
@@ -74,6 +75,18 @@ class CLIPClassifier(nn.Module):
         """Inside, the model is the frozen one, without anything that was trained in it."""
         return contextlib.nullcontext()
 
+    def set_strength(self, strength: float) -> None:
+        """Scale what was trained, 0 for nothing and 1 as trained; here there is nothing with such a number.
+
+        Raises:
+            InputError: another strength than 1.
+        """
+        if strength != 1:
+            raise InputError(
+                f"strength is {strength!r}, but zero-shot CLIP and linear probes have no number that scales what was "
+                "trained; valid: 1, or an adapter"
+            )
+
     def prompts_of(self, template: str, learned: PromptConfig | None = None) -> Prompts:
         """The classes' prompts by ``template``, with the learned tokens in them, on the model's device."""
         prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim, learned=learned)
@@ -118,14 +131,17 @@ class CLIPClassifier(nn.Module):
         return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
 
     def classify(self, images: Tensor, text_features: Tensor) -> Tensor:
-        """Logits [batch, classes] of ``images`` [batch, 3, size, size] that an answer may be made of.
+        """Logits [batch, classes] of ``images`` [batch, 3, size, size]; see ``classify_features``."""
+        return self.classify_features(self.image_features(images), text_features)
+
+    def classify_features(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """Logits [batch, classes] of image ``features`` [batch, embed] that an answer may be made of.
 
         All evaluation and prediction comes through here.
 
         Raises:
             InputError: features or logits that are not finite; the message says which.
         """
-        features = self.image_features(images)
         logits = self.logits(features, text_features)
         if not is_finite(logits):
             check_finite("text features", text_features)

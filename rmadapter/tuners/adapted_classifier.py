@@ -70,6 +70,10 @@ class AdaptedClassifier(CLIPClassifier):
         """Inside, all that is trained is switched off."""
         return self.adapted.adapters_disabled()
 
+    def set_strength(self, strength: float) -> None:
+        """Scale what was trained; see ``AdaptedCLIP.set_strength``."""
+        self.adapted.set_strength(strength)
+
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; what is trained stays.
 

@@ -22,7 +22,7 @@ from rmadapter.clip.towers import CHILD, find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, TunerConfig
 from rmadapter.data import Preprocessing
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, check_range
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info, read_tensors, write_adapter
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
 from rmadapter.tuners.installed import Installed
@@ -68,6 +68,7 @@ class AdaptedCLIP(nn.Module):
         self.source = source
         self.weights_hash = weights_hash
         self._tokenizer_hash: str | None = None
+        self._strength = 1.0
         # Of a loaded adapter: its name in messages, and what it was trained on.
         self._loaded_from: str | None = None
         self._recorded_preprocessing: Preprocessing | None = None
@@ -105,7 +106,13 @@ class AdaptedCLIP(nn.Module):
         return next((tuner.classes for tuner in self.tuners if tuner.classes is not None), None)
 
     def train(self, mode: bool = True) -> AdaptedCLIP:
-        """What is trained follows ``mode``; the frozen model stays in eval mode, so that it drops no patches."""
+        """What is trained follows ``mode``; the frozen model stays in eval mode, so that it drops no patches.
+
+        Raises:
+            InputError: training at a strength other than 1, which would train another model than the one that is saved.
+        """
+        if mode and self.strength != 1:
+            raise InputError(f"strength is {self.strength:g}, which is for inference; valid in training: 1")
         self.training = mode
         self.clip.eval()
         self.installed.train(mode)
@@ -169,6 +176,32 @@ class AdaptedCLIP(nn.Module):
                 adapter.branch.backend = backend
 
     @property
+    def strength(self) -> float:
+        """What ``set_strength`` was given last; 1 before."""
+        return self._strength
+
+    def set_strength(self, strength: float) -> None:
+        """Scale what was trained, for inference: 0 is zero-shot CLIP, 1 as trained, above 1 is beyond.
+
+        It multiplies the scale of every adapter's branch and of low-rank updates, the ratio of feature adapters, and
+        the factors of class offsets and of a cache. Nothing of it is saved.
+
+        Raises:
+            InputError: a negative number or none; other than 1 where something that is trained has no such number.
+            RuntimeError: a backward pass is still to come; recomputation in it would meet the other strength.
+        """
+        check_range("strength", strength, 0)
+        fixed = next((tuner.without_strength for tuner in self.tuners if tuner.without_strength), None)
+        if strength != 1 and fixed is not None:
+            raise InputError(f"strength is {strength:g}, but {fixed} have no number that scales them; valid: 1")
+        self._check_no_graph()
+        for tower, _, adapter in self.adapters():
+            adapter.branch.scale = float(strength * self.config.tower(tower).scale)
+        for tuner in self.tuners:
+            tuner.strength = float(strength)
+        self._strength = float(strength)
+
+    @property
     def enabled(self) -> bool:
         """Whether what is trained is switched on."""
         return self.installed.active and all(adapter.active for _, _, adapter in self.adapters())
@@ -179,14 +212,17 @@ class AdaptedCLIP(nn.Module):
         Raises:
             RuntimeError: a backward pass is still to come; recomputation in it would meet the other state.
         """
+        self._check_no_graph()
+        self.installed.active = enabled
+        for _, _, adapter in self.adapters():
+            adapter.active = enabled
+
+    def _check_no_graph(self) -> None:
         if any(adapter.graph_alive for _, _, adapter in self.adapters()):
             raise RuntimeError(
                 "adapters cannot be switched while a graph through them is alive: "
                 "run backward() first, or drop the outputs of the forward pass"
             )
-        self.installed.active = enabled
-        for _, _, adapter in self.adapters():
-            adapter.active = enabled
 
     @contextlib.contextmanager
     def adapters_disabled(self) -> Iterator[None]:

@@ -19,7 +19,8 @@ from rmadapter.tuners.tuner import Features, Tuner
 class ClassFeatures(Tuner):
     """Features ``text`` [classes, embed] in the place of what the text tower makes of one prompt a class.
 
-    They are those of the frozen model for several prompts, put in by ``fill``, and are not trained.
+    They are those of the frozen model for several prompts, put in by ``fill``, and are not trained. A strength other
+    than 1 lies on the line between them and the normalised features of the one prompt.
     """
 
     text: Tensor
@@ -40,7 +41,10 @@ class ClassFeatures(Tuner):
 
     def head(self, features: Features) -> Features:
         """The kept text features."""
-        return features._replace(text=self.text if self.rows is None else self.text[self.rows])
+        text = self.text if self.rows is None else self.text[self.rows]
+        if self.strength != 1:
+            text = torch.lerp(F.normalize(features.text.float(), dim=-1), text, self.strength)
+        return features._replace(text=text)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """``head.text`` [classes, embed]."""
@@ -75,7 +79,8 @@ class FeatureAdapters(Tuner):
         found = features._asdict()
         for name, adapter in self.adapters.items():
             x = found[name].float()
-            found[name] = self.ratios[name] * adapter(x) + (1 - self.ratios[name]) * x
+            ratio = self.strength * self.ratios[name]
+            found[name] = ratio * adapter(x) + (1 - ratio) * x
         return Features(**found)
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -109,7 +114,7 @@ class ClassOffsets(Tuner):
     def head(self, features: Features) -> Features:
         """The text features with their offsets."""
         offsets = self.offsets if self.rows is None else self.offsets[self.rows]
-        return features._replace(text=features.text.float() + self.factor * offsets)
+        return features._replace(text=features.text.float() + self.strength * self.factor * offsets)
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """``head.offsets`` [classes, embed]."""
@@ -167,7 +172,7 @@ class ImageCache(Tuner):
 
     def add_to_logits(self, logits: Tensor, image_features: Tensor) -> Tensor:
         """The cache's votes added."""
-        return logits + self.weight * self.votes(self.nearness(image_features), self.sharpness)
+        return logits + self.strength * self.weight * self.votes(self.nearness(image_features), self.sharpness)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """``cache.keys`` [images, embed] and ``cache.labels`` [images]."""

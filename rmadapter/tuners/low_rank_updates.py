@@ -59,7 +59,7 @@ class LowRankUpdates(Tuner):
         found = {}
         for matrix in self.config.names:
             a, b = (self.matrices[f"{tower}_{block + 1}_{matrix}_{key}"] for key in "ab")
-            found[matrix] = LowRank(a, b, self.config.factor, dropout)
+            found[matrix] = LowRank(a, b, self.strength * self.config.factor, dropout)
         return Update(**found)
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -37,6 +37,9 @@ class PromptTokens(Tuner):
             tokens in a tower that lets words see later ones, or whose features are not those of a token.
     """
 
+    # Between a token and none, or another word, there is no scale.
+    without_strength = "learned tokens (prompt.*)"
+
     def __init__(
         self,
         clip: ClipModel,

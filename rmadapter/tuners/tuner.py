@@ -30,9 +30,13 @@ class Tuner(nn.Module):
 
     Attributes:
         classes: names that it is bound to and cannot leave, or None where it is open to any.
+        strength: factor on what it changes, 0 for nothing and 1 as trained; see ``AdaptedCLIP.set_strength``.
+        without_strength: what it is called where no number scales what it changes; it then stays at 1.
     """
 
     classes: list[str] | None = None
+    strength: float = 1.0
+    without_strength: str | None = None
 
     def sites(self, tower: str) -> Sites:
         """Where it enters the tower "vision" or "text"."""
