@@ -102,7 +102,6 @@ EXTRAS = {
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
         "pytest-xdist>=3.5",
-        "scikit-learn>=1.4",  # what the linear probe is compared with
         "setuptools>=77",  # the tests of the build run setup.py
         *DOCS,
     ],
@@ -126,7 +125,7 @@ setup(
         "rmadapter_kernels": ["py.typed", "cpu_measured.json"],
         "rmadapter_kernels.triton": ["compiled.json", "measured/*.json"],
         "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
-        "rmadapter.reports": ["page.html.jinja"],
+        "rmadapter.reports": ["details.html.jinja", "page.html.jinja"],
     },
     install_requires=[
         "torch>=2.10",
@@ -145,6 +144,8 @@ setup(
         "filelock>=3.25",
         # MATLAB annotation files of Stanford Cars and Flowers 102.
         "scipy>=1.11",
+        # Confusion matrix and ROC of evaluations; the tests compare the linear probe with its own.
+        "scikit-learn>=1.4",
     ],
     extras_require=EXTRAS | {"all": sorted({name for names in EXTRAS.values() for name in names})},
     ext_modules=extensions(),

@@ -35,9 +35,9 @@ def _train(argv: list[str]) -> None:
 def _eval(argv: list[str]) -> None:
     from rmadapter.config.arguments import parse_arguments
     from rmadapter.evaluation.evaluate import EvalConfig
-    from rmadapter.evaluation.stored import evaluate_stored
+    from rmadapter.reports.eval_command import evaluate_and_show
 
-    evaluate_stored(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
+    evaluate_and_show(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
 
 
 def _predict(argv: list[str]) -> None:

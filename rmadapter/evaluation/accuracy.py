@@ -1,113 +1,28 @@
-"""Top-1 accuracy of a classifier on all classes or on the base and new halves."""
+"""Accuracy and more of a classifier: on all classes, on the base and new halves, and on both among all classes."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from rmadapter.clip.classifier import CLIPClassifier
-from rmadapter.data import (
-    EvalImages,
-    ImageData,
-    Item,
-    Preprocessing,
-    Read,
-    base_new_split,
-    collate_readable,
-    eval_transform,
-    part_names,
-)
-from rmadapter.errors import InputError
+from rmadapter.data import ImageData, base_new_split, part_names
+from rmadapter.evaluation.answers import Answers, Encoded, answers_of, encode
+from rmadapter.evaluation.eval_images import Loading
+from rmadapter.evaluation.metrics import quality
 from rmadapter.evaluation.results_file import harmonic_mean
 
 # What is done with classes that a method is bound away from, and who answers in the results.
 UNKNOWN = ("refuse", "zeroshot")
 REFUSE, ZEROSHOT = UNKNOWN
 ADAPTER = "adapter"
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How images come to an evaluation."""
-
-    preprocessing: Preprocessing
-    batch_size: int = 64
-    workers: int = 2
-    skip_bad: bool = False
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """``top1`` in percent over ``images`` images; ``skipped`` could not be read."""
-
-    top1: float
-    images: int
-    skipped: int
-
-
-def readable_batches(
-    read: Read, items: Sequence[Item], loading: Loading, *, name: str = ""
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images [n, 3, size, size] and labels [n] of ``items`` in order, as they go into a model that is tested.
-
-    Raises:
-        InputError: an unreadable image; with ``loading.skip_bad`` such are left out, and one has to be left.
-    """
-    loader = DataLoader(
-        EvalImages(read, items, eval_transform(loading.preprocessing)),
-        loading.batch_size,
-        num_workers=loading.workers,
-        collate_fn=collate_readable,
-        generator=torch.Generator(),
-    )
-    quiet, seen = not sys.stderr.isatty(), 0
-    for images, labels, unreadable in tqdm(
-        loader, desc=f"evaluate {name}".strip(), unit="batch", disable=quiet, leave=False
-    ):
-        if unreadable and not loading.skip_bad:
-            raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
-        if len(labels):
-            seen += len(labels)
-            yield images, labels
-    if not seen:
-        raise InputError(f"none of {len(items)} images{' for ' + name if name else ''} could be read")
-
-
-@torch.no_grad()
-def accuracy(
-    model: CLIPClassifier,
-    read: Read,
-    items: Sequence[Item],
-    loading: Loading,
-    *,
-    name: str = "",
-    text: Tensor,
-) -> Accuracy:
-    """Top-1 accuracy of ``model``, whose classes the labels of ``items`` count; the model is left in eval mode.
-
-    ``text`` are its ``text_features()`` [classes, embed].
-
-    Raises:
-        InputError: no items, an unreadable image (without ``loading.skip_bad``).
-    """
-    if not items:
-        raise InputError(f"there are no images to evaluate{' for ' + name if name else ''}")
-    device = model.prompts.tokens.device
-    model.eval()
-    seen, correct = 0, 0
-    for images, labels in readable_batches(read, items, loading, name=name):
-        logits = model.classify(images.to(device), text)
-        correct += int((logits.argmax(-1).cpu() == labels).sum())
-        seen += len(labels)
-    return Accuracy(100 * correct / seen, seen, len(items) - seen)
+# Images of both halves among all classes, in metrics.
+HALVES = ("base", "new")
+OPEN = "open"
+Keep = Callable[[str, Answers], object]
 
 
 @contextlib.contextmanager
@@ -139,45 +54,93 @@ def evaluate_parts(
     *,
     split: str = "test",
     zeroshot: CLIPClassifier | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
-    """Accuracy for each of ``parts`` ("all", "base", "new"), each classified among its own classes.
+    """Accuracy and more for each of ``parts`` ("all", "base", "new"), each classified among its own classes.
 
     ``zeroshot``, of the same base model, answers in the place of ``model`` for a part with a class that ``model`` does
     not know, for all its classes: what the two say of classes cannot be compared. Which of them answered is then
-    found too, by part: ``"answered_by": {part: "adapter" or "zeroshot"}``.
+    found too, by part: ``"answered_by": {part: "adapter" or "zeroshot"}``. ``keep`` is called with each part's name and
+    answers.
 
-    Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``, with ``retained_PART`` in
-    ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``. The model is left with
-    the classes of the last part.
+    Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n, "metrics": {part: ...}}``,
+    ``metrics`` as ``metrics.quality`` gives them, ``per_class`` for ``parts`` alone. Of both halves ``metrics["open"]``
+    says how the images of both are classified among all classes, with ``base``, ``new`` (``top1`` of each half's
+    images) and ``hm``. Where the data set comes with an unseen style there is ``retained_PART`` in ``accuracy`` and
+    ``metrics`` too, and that ``retention_style``. The model is left with the classes that it was tested on last.
 
     Raises:
-        InputError: a part of fewer than two classes; without ``zeroshot`` a class that ``model`` does not know; what
-            ``accuracy`` raises.
+        InputError: a part of fewer than two classes; without ``zeroshot`` a class that ``model`` does not know; no
+            images, an unreadable one, answers that are not finite.
     """
     items = getattr(data, split)
-    classes = len(data.class_names)
-    found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0}
+    found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0, "metrics": {}}
+    encoded: dict[str, tuple[Encoded, bool]] = {}
+
+    def note(part: str, answers: Answers) -> None:
+        found["accuracy"][part] = answers.top1
+        found["metrics"][part] = quality(answers.logits, answers.labels, answers.class_names)
+        if part not in parts:  # the unseen style of one
+            del found["metrics"][part]["per_class"]
+        if keep is not None:
+            keep(part, answers)
+
     for part in parts:
         names = part_names(data.class_names, part)
-        with answering(model, zeroshot, names) as (answers, known):
+        with answering(model, zeroshot, names) as (asked, known):
             with torch.no_grad():
-                text = answers.eval().text_features()
-            chosen = base_new_split(items, part, classes)
-            result = accuracy(answers, data.read, chosen, loading, name=part, text=text)
-            found["accuracy"][part] = result.top1
-            found["images"][part] = result.images
-            found["skipped"] += result.skipped
+                text = asked.eval().text_features()
+            chosen = base_new_split(items, part, len(data.class_names))
+            images = encode(asked, data.read, chosen, loading, name=part)
+            encoded[part] = images, known
+            note(part, answers_of(asked, images, text))
+            found["images"][part] = len(images.items)
+            found["skipped"] += images.skipped
             if data.retention is not None:
                 unseen = data.retention
                 kept = base_new_split(getattr(unseen, split), part)
-                result = accuracy(answers, unseen.read, kept, loading, name=f"{part}, {unseen.style}", text=text)
-                found["accuracy"][f"retained_{part}"] = result.top1
+                images = encode(asked, unseen.read, kept, loading, name=f"{part}, {unseen.style}")
+                note(f"retained_{part}", answers_of(asked, images, text))
                 found["retention_style"] = unseen.style
         if zeroshot is not None:
             found.setdefault("answered_by", {})[part] = answered_by(known)
-    if {"base", "new"} <= set(parts):
+    if set(HALVES) <= set(parts):
         found["accuracy"]["hm"] = harmonic_mean(found["accuracy"]["base"], found["accuracy"]["new"])
+        with answering(model, zeroshot, data.class_names) as (asked, known):
+            # Who answers among all classes may be another one than among a half.
+            halves = [
+                images if by == known else encode(asked, images.read, images.items, loading, name=f"{part}, {OPEN}")
+                for part, (images, by) in ((part, encoded[part]) for part in HALVES)
+            ]
+            answers = _among_all(asked, halves, len(part_names(data.class_names, "base")))
+        found["metrics"][OPEN] = _open_world(answers, len(halves[0].items))
+        if zeroshot is not None:
+            found["answered_by"][OPEN] = answered_by(known)
+        if keep is not None:
+            keep(OPEN, answers)
     return found
+
+
+def _among_all(model: CLIPClassifier, halves: Sequence[Encoded], base_classes: int) -> Answers:
+    """What ``model`` answers for the images of both halves among all of its classes, those of base first."""
+    with torch.no_grad():
+        text = model.eval().text_features()
+    base, new = (answers_of(model, images, text) for images in halves)
+    return Answers(
+        torch.cat([base.logits, new.logits]),
+        torch.cat([base.labels, new.labels + base_classes]),
+        base.class_names,
+        [*base.items, *new.items],
+        base.read,
+    )
+
+
+def _open_world(answers: Answers, base_images: int) -> dict[str, Any]:
+    found = quality(answers.logits, answers.labels, answers.class_names)
+    del found["per_class"]
+    right = answers.logits.argmax(-1) == answers.labels
+    base, new = (100 * int(half.sum()) / len(half) for half in (right[:base_images], right[base_images:]))
+    return {**found, "base": base, "new": new, "hm": harmonic_mean(base, new)}
 
 
 def tested_parts(classes: str, class_names: Sequence[str]) -> tuple[str, ...]:

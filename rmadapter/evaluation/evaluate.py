@@ -16,7 +16,9 @@ from rmadapter.data import ImageData, load_data, part_names
 from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, ZEROSHOT, Loading, evaluate_parts, tested_parts
+from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, ZEROSHOT, evaluate_parts, tested_parts
+from rmadapter.evaluation.answers import Answers, check_logits_file, write_logits
+from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.runtime import resolve_device
@@ -27,7 +29,7 @@ DATA_FORMS = "--data FOLDER, or --data NAME --data-root DIR, or a bundled one su
 
 @dataclass
 class EvalConfig:
-    """Top-1 accuracy of an adapter, or of zero-shot CLIP, on a data set.
+    """Accuracy, calibration and more of an adapter, or of zero-shot CLIP, on a data set.
 
     Args:
         adapter: folder of an adapter; its base model, template and preprocessing are used
@@ -40,6 +42,7 @@ class EvalConfig:
         split: test, val or train
         unknown: of classes that the adapter is bound away from: refuse, or zeroshot, the frozen model's answer for each
             part with such a class
+        strength: how strongly an adapter counts, 0 for zero-shot CLIP, 1 as trained; several (0,0.5,1) are all tested
         retention: for a bundled data set also the accuracy on its classes drawn in the unseen style
         model: open_clip model name; default: the adapter's
         pretrained: open_clip tag, weights file, or none for random weights; default: the adapter's
@@ -52,7 +55,9 @@ class EvalConfig:
         batch_size: images a step
         workers: processes that decode images
         skip_bad_images: leave unreadable images out and count them
-        out: folder for results.json
+        out: folder for results.json; of several strengths for a folder each, strength.csv and strength.png
+        logits: file for logits and labels, .safetensors or .npz
+        details: folder for confusion matrices (CSV) and details.html, a page with the most confident mistakes
     """
 
     adapter: PathText | None = None
@@ -63,6 +68,7 @@ class EvalConfig:
     classes: str = "all"
     split: str = "test"
     unknown: str = REFUSE
+    strength: str = "1"
     retention: bool = True
     model: ModelText | None = None
     pretrained: PathText | None = None
@@ -76,6 +82,8 @@ class EvalConfig:
     workers: int = 2
     skip_bad_images: bool = False
     out: PathText | None = None
+    logits: PathText | None = None
+    details: PathText | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ("adapter", "zeroshot"))
@@ -91,6 +99,24 @@ class EvalConfig:
             check_template(self.template)
         check_range("batch_size", self.batch_size, 1)
         check_range("workers", self.workers, 0)
+        if self.logits is not None:
+            check_logits_file(self.logits)
+        if len(self.strengths) > 1 and (self.logits or self.details):
+            field = "logits" if self.logits else "details"
+            raise InputError(f"{field} is given with strength {self.strength!r}; valid: with one strength")
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The numbers in ``strength``; InputError for another form."""
+        try:
+            found = tuple(float(word) for word in self.strength.split(","))
+        except ValueError as error:
+            raise InputError(f"strength is {self.strength!r}; valid: numbers such as 1 or 0,0.5,1") from error
+        for strength in found:
+            check_range("strength", strength, 0)
+        if len(set(found)) < len(found):
+            raise InputError(f"strength is {self.strength!r}, with a number twice; valid: each once")
+        return found
 
 
 def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) -> ImageData:
@@ -104,12 +130,7 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
     Raises:
         InputError: everything ``load_data`` raises; no data set is named; ``config.out`` is a file or a training run's.
     """
-    if config.out and Path(config.out).is_file():
-        raise InputError(f"out is {config.out!r}, which is a file; valid: a folder")
-    if config.out and (Path(config.out) / RUN_CONFIG_FILE).is_file():
-        raise InputError(
-            f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
-        )
+    check_out(config)
     trained_data, trained_style = training.get("data") or "", training.get("style")
     # A folder of the user's own may have the name of a bundled data set, but no style.
     name = config.data or (trained_data if is_testbed(trained_data) and trained_style is not None else "")
@@ -122,6 +143,17 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
     # A style that training has seen measures no retention.
     seen = adapted and data.retention is not None and data.retention.style == trained_style
     return data if config.retention and not seen else replace(data, retention=None)
+
+
+def check_out(config: EvalConfig) -> None:
+    """Raise InputError where ``config.out`` is a file or the folder of a training run, or ``details`` is a file."""
+    for field, folder in (("out", config.out), ("details", config.details)):
+        if folder and Path(folder).is_file():
+            raise InputError(f"{field} is {folder!r}, which is a file; valid: a folder")
+    if config.out and (Path(config.out) / RUN_CONFIG_FILE).is_file():
+        raise InputError(
+            f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
+        )
 
 
 def load_model(config: EvalConfig, info: AdapterInfo | None = None) -> LoadedModel:
@@ -149,11 +181,18 @@ def load_model(config: EvalConfig, info: AdapterInfo | None = None) -> LoadedMod
     return loaded
 
 
-def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str, Any]:
-    """``rmadapter eval``: evaluate, print, and write results.json to ``config.out`` where it is given.
+def run_eval(
+    config: EvalConfig, loaded: LoadedModel | None = None, kept: dict[str, Answers] | None = None
+) -> dict[str, Any]:
+    """``rmadapter eval`` at one strength: evaluate, print, and write what ``config`` asks for.
 
-    ``loaded`` is what ``load_model`` made of a configuration that differs in the data alone; default: it is loaded.
+    Args:
+        config: the evaluation.
+        loaded: what ``load_model`` made of a configuration that differs in data or strength alone; default: it is
+            loaded.
+        kept: where given, the answers are put into it by part.
     """
+    (strength,) = config.strengths
     if loaded is not None:
         info = loaded.info
     else:
@@ -168,11 +207,14 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     parts = tested_parts(config.classes, data.class_names)
     own_names = adapted.classes if adapted is not None and config.unknown != REFUSE else None
     model = loaded.classifier(own_names or part_names(data.class_names, parts[0]), template)
+    model.set_strength(strength)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     trained = training if adapted is not None else {}
     started = time.perf_counter()
     others = other_answers(config, loaded.zeroshot, own_names, data)
-    found = evaluate_parts(model, data, parts, loading, split=config.split, zeroshot=others)
+    kept = answers_to_keep(config, kept)
+    keep = None if kept is None else kept.__setitem__
+    found = evaluate_parts(model, data, parts, loading, split=config.split, zeroshot=others, keep=keep)
     results = results_of(
         method="zeroshot" if zeroshot else trained.get("method", "adapter"),
         data=data,
@@ -189,10 +231,15 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
         seconds={"eval": time.perf_counter() - started},
         precision=loaded.precision,
         device=str(loaded.device),
-        settings={**(trained.get("settings") or {}), "template": template, **answered(found)},
+        settings={
+            **(trained.get("settings") or {}),
+            "template": template,
+            **answered(found),
+            **({"strength": strength} if strength != 1 else {}),
+        },
         backend=loaded.backend,
     )
-    conclude(config, results)
+    conclude(config, results, kept)
     return results
 
 
@@ -221,9 +268,18 @@ def _beside(classes: str) -> str:
     return "base" if classes == "base_new" else classes
 
 
-def conclude(config: EvalConfig, results: dict[str, Any]) -> None:
-    """Print ``results``, and write them to ``config.out`` where it is given."""
+def answers_to_keep(config: EvalConfig, kept: dict[str, Answers] | None) -> dict[str, Answers] | None:
+    """``kept``, a new one where ``config`` writes answers, or None where nobody wants them."""
+    return {} if kept is None and config.logits else kept
+
+
+def conclude(config: EvalConfig, results: dict[str, Any], kept: dict[str, Answers] | None) -> None:
+    """Print ``results``, and write them and the answers ``kept`` where ``config`` says."""
     print(describe(results))
+    if config.logits:
+        assert kept is not None  # by ``answers_to_keep``
+        write_logits(Path(config.logits), kept)
+        print(f"logits: {config.logits}")
     if config.out:
         file = Path(config.out) / "results.json"
         write_results(file, results)

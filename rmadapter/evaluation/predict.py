@@ -38,6 +38,7 @@ class PredictConfig:
         classes: class names, separated by commas; default: those the adapter was trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         unknown: of classes that the adapter is bound away from: refuse, or zeroshot, the frozen model's answer for all
+        strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
         top: number of classes to print an image
         json: print JSON
@@ -56,6 +57,7 @@ class PredictConfig:
     classes: str | None = None
     classes_file: PathText | None = None
     unknown: str = REFUSE
+    strength: float = 1.0
     template: str | None = None
     top: int = 5
     json: bool = False
@@ -130,6 +132,7 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
         )
     bound = None if loaded.adapted is None or config.unknown == REFUSE else loaded.adapted.classes
     model = loaded.classifier(bound or names, template)
+    model.set_strength(config.strength)
     zeroshot = None if bound is None else loaded.zeroshot(bound, template)
     return predict_among(config, names, model, zeroshot, loaded.backbone.preprocessing)
 

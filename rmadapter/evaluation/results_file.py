@@ -59,7 +59,8 @@ def results_of(
         classes: what was trained on: all, base or new, None where it is not known; where nothing was trained, what it
             stands beside: base for both halves.
         split: test, val or train.
-        found: ``accuracy`` in percent and ``images`` by part, ``skipped`` images, as ``accuracy.evaluate_parts`` gives.
+        found: ``accuracy`` in percent, ``images`` and ``metrics`` by part, ``skipped`` images, as
+            ``accuracy.evaluate_parts`` gives; results of earlier versions have no ``metrics``.
         trained_parameters: how many numbers training changed.
         seconds: by ``train`` and ``eval``, as far as they are known.
         precision: bf16, fp16 or fp32; device: as torch writes it.
@@ -95,10 +96,16 @@ def write_results(file: Path, results: dict[str, Any]) -> None:
     write_json(file, results)
 
 
+def _further(values: Mapping[str, Any]) -> str:
+    area = "" if values["auroc"] is None else f", AUROC {values['auroc']:.3f}"
+    return f"top-5 {values['top5']:.2f} %, ECE {values['ece']:.3f}, NLL {values['nll']:.3f}{area}"
+
+
 def describe(found: dict[str, Any]) -> str:
-    """One line a part: accuracy and number of images."""
-    lines = []
-    for part, percent in found["accuracy"].items():
+    """Lines on each part: accuracy, number of images, further metrics; and on open-world accuracy."""
+    metrics, lines = found["metrics"], []
+    for name, percent in found["accuracy"].items():
+        part = name
         count = found["images"].get(part)
         what = f"({count} images)" if count else "harmonic mean"
         if part.startswith("retained_"):
@@ -107,6 +114,12 @@ def describe(found: dict[str, Any]) -> str:
                 f"retention: the same classes drawn by {found['retention_style']}",
             )
         lines.append(f"{part:>5}  {percent:6.2f} %  {what}")
+        if name in metrics:
+            lines.append(f"{'':>16}{_further(metrics[name])}")
+    if "open" in metrics:
+        values = metrics["open"]
+        halves = f"base images {values['base']:.2f} %, new images {values['new']:.2f} %, both"
+        lines.append(f" open  {values['hm']:6.2f} %  harmonic mean among all classes: {halves} {values['top1']:.2f} %")
     if found["skipped"]:
         lines.append(f"{found['skipped']} unreadable images left out")
     return "\n".join(lines)

@@ -12,8 +12,10 @@ import torch
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.errors import InputError
-from rmadapter.evaluation.accuracy import REFUSE, Loading, evaluate_parts, tested_parts
-from rmadapter.evaluation.evaluate import EvalConfig, answered, conclude, load_tested, other_answers
+from rmadapter.evaluation.accuracy import REFUSE, evaluate_parts, tested_parts
+from rmadapter.evaluation.answers import Answers
+from rmadapter.evaluation.eval_images import Loading
+from rmadapter.evaluation.evaluate import EvalConfig, answered, answers_to_keep, conclude, load_tested, other_answers
 from rmadapter.evaluation.loaded_model import load_base
 from rmadapter.evaluation.predict import (
     PredictConfig,
@@ -41,8 +43,11 @@ def _load(
     return backbone, load_probe(folder, info, backbone)
 
 
-def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
-    """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on."""
+def evaluate_probe(config: EvalConfig, kept: dict[str, Answers] | None = None) -> dict[str, Any]:
+    """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on.
+
+    ``kept`` is that of ``evaluate.run_eval``.
+    """
     device = resolve_device(config.device)
     assert config.adapter is not None  # a probe was found there
     folder = Path(config.adapter)
@@ -62,11 +67,15 @@ def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
     if half in ("base", "new") and data.name == trained.get("data") and config.classes != half and refuses:
         raise InputError(f"classes is {config.classes!r}, but the linear probe knows one half alone; valid: {half}")
     backbone, probe = _load(config, folder, info, device)
+    for strength in config.strengths:
+        probe.set_strength(strength)
     others = other_answers(config, partial(CLIPClassifier, backbone.clip, backbone.tokenizer), info.class_names, data)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     began = time.perf_counter()
     parts = tested_parts(config.classes, data.class_names)
-    found = evaluate_parts(probe, data, parts, loading, split=config.split, zeroshot=others)
+    kept = answers_to_keep(config, kept)
+    keep = None if kept is None else kept.__setitem__
+    found = evaluate_parts(probe, data, parts, loading, split=config.split, zeroshot=others, keep=keep)
     results = results_of(
         method=LINEAR_PROBE.name,
         data=data,
@@ -85,7 +94,7 @@ def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
         device=str(device),
         settings={**(trained.get("settings") or {}), **answered(found)},
     )
-    conclude(config, results)
+    conclude(config, results, kept)
     return results
 
 
@@ -99,6 +108,7 @@ def predict_with_probe(config: PredictConfig) -> list[dict[str, Any]]:
     info = read_probe(folder)
     names = wanted_class_names(config, info.class_names)
     backbone, probe = _load(config, folder, info, device)
+    probe.set_strength(config.strength)
     zeroshot = None
     if config.unknown != REFUSE:
         zeroshot = CLIPClassifier(backbone.clip, backbone.tokenizer, info.class_names, config.template or info.template)

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -54,13 +55,20 @@ class Document:
 
     def page(self) -> str:
         """One page of HTML without script or anything to fetch: notes at its top, pictures after the first block."""
-        # Names and messages are whatever run folders hold: every one is escaped.
-        environment = Environment(
-            loader=PackageLoader("rmadapter.reports", "."),
-            autoescape=True,
-            undefined=StrictUndefined,
-            finalize=lambda value: readable(value) if type(value) is str else value,  # markup is the template's own
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("page.html.jinja").render(document=self) + "\n"
+        return rendered("page.html.jinja", document=self)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """The page that one of this room's templates makes of ``values``.
+
+    Names and messages are whatever run folders and data sets hold: every text is escaped.
+    """
+    environment = Environment(
+        loader=PackageLoader("rmadapter.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: readable(value) if type(value) is str else value,  # markup is the template's own
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values) + "\n"

@@ -36,7 +36,8 @@ from rmadapter.data.emoji.atlas import FILES, STYLES, catalogue, classes, drawin
 from rmadapter.data.emoji.emoji_data import DEFAULT_STYLE, load_emoji
 from rmadapter.data.emoji.rendering import Variations, compose
 from rmadapter.errors import InputError, check_range
-from rmadapter.evaluation.accuracy import Loading, accuracy
+from rmadapter.evaluation.answers import answers_of, encode
+from rmadapter.evaluation.eval_images import Loading
 from rmadapter.files import read_json, write_atomic, write_bytes, write_json
 from rmadapter.reports.tables import Table
 from rmadapter.testbed.build import write_manifest
@@ -301,7 +302,8 @@ def zero_shot(folder: Path) -> dict[str, dict[str, float]]:
         with torch.no_grad():
             text = model.text_features()
         found[group] = {
-            style: accuracy(model, data.read, data.test, loading, text=text).top1 for style, data in sets.items()
+            style: answers_of(model, encode(model, data.read, data.test, loading), text).top1
+            for style, data in sets.items()
         }
     return found
 

@@ -18,7 +18,8 @@ from rmadapter.data.catalog import template_for
 from rmadapter.data.sentences import read_sentences
 from rmadapter.data.templates import sixty_templates
 from rmadapter.errors import InputError
-from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
+from rmadapter.evaluation.accuracy import evaluate_parts, tested_parts
+from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import cache_folder, write_json
 from rmadapter.methods.naming import folder_of, method_name
@@ -257,7 +258,7 @@ def _results(
     found: dict[str, Any] | None,
     source: dict[str, Any],
 ) -> dict[str, Any]:
-    found = found or {"accuracy": {}, "images": {}, "skipped": 0, "seconds": None}
+    found = found or {"accuracy": {}, "images": {}, "skipped": 0, "metrics": {}, "seconds": None}
     return results_of(
         method=method_name(config),
         data=run.data,
@@ -269,7 +270,7 @@ def _results(
         seed=config.seed,
         classes=config.classes,
         split="test",
-        found={name: found[name] for name in ("accuracy", "images", "skipped")},
+        found={name: found[name] for name in ("accuracy", "images", "skipped", "metrics")},
         trained_parameters=sum(p.numel() for p in run.parameters.values()),
         seconds={"train": run.seconds, "eval": found["seconds"]},
         precision=run.precision,

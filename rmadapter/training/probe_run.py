@@ -20,7 +20,8 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, Item, base_new_split, load_data
 from rmadapter.data.catalog import template_for
 from rmadapter.errors import InputError
-from rmadapter.evaluation.accuracy import Loading, evaluate_parts, readable_batches
+from rmadapter.evaluation.accuracy import evaluate_parts
+from rmadapter.evaluation.eval_images import Loading, readable_batches
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
@@ -95,7 +96,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     save_probe(folder.adapter, probe, backbone, training)
     weights_sha256 = read_probe(folder.adapter).weights_sha256
 
-    found = {"accuracy": {}, "images": {}, "skipped": 0}
+    found = {"accuracy": {}, "images": {}, "skipped": 0, "metrics": {}}
     began = time.perf_counter()
     if parts:
         loading = Loading(backbone.preprocessing, config.eval_batch_size, config.workers, config.skip_bad_images)

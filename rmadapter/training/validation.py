@@ -11,7 +11,7 @@ from torch import Tensor
 from rmadapter.clip.finite import check_finite
 from rmadapter.config import TrainConfig
 from rmadapter.data import FewShotSample, ImageData, Item, Preprocessing, Read
-from rmadapter.evaluation.accuracy import Loading, readable_batches
+from rmadapter.evaluation.eval_images import Loading, readable_batches
 from rmadapter.training.few_shot import validation_items
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.tuner import Features
