@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, predict, sweep, report, search, datasets."""
+"""The command ``rmadapter``: train, eval, calibrate, predict, sweep, report, search, datasets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ USAGE = """usage: rmadapter COMMAND [options]
 
   train     adapt CLIP to a folder of images, a few a class; --method NAME for another method than RMAdapter
   eval      accuracy of an adapter, or of zero-shot CLIP, on a data set
+  calibrate temperature and conformal sets of an adapter, from validation images
   predict   classify images among any class names
   sweep     all runs of a published table: base2new, cross, domain, ablation
   report    tables and plots from run folders, or of a sweep
@@ -38,6 +39,13 @@ def _eval(argv: list[str]) -> None:
     from rmadapter.reports.eval_command import evaluate_and_show
 
     evaluate_and_show(parse_arguments(EvalConfig, argv, prog="rmadapter eval"))
+
+
+def _calibrate(argv: list[str]) -> None:
+    from rmadapter.config.arguments import parse_arguments
+    from rmadapter.evaluation.calibrate_command import CalibrateConfig, run_calibrate
+
+    run_calibrate(parse_arguments(CalibrateConfig, argv, prog="rmadapter calibrate"))
 
 
 def _predict(argv: list[str]) -> None:
@@ -77,6 +85,7 @@ def _datasets(argv: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "train": _train,
     "eval": _eval,
+    "calibrate": _calibrate,
     "predict": _predict,
     "report": _report,
     "sweep": _sweep,

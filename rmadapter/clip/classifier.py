@@ -131,17 +131,15 @@ class CLIPClassifier(nn.Module):
         return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
 
     def classify(self, images: Tensor, text_features: Tensor) -> Tensor:
-        """Logits [batch, classes] of ``images`` [batch, 3, size, size]; see ``classify_features``."""
-        return self.classify_features(self.image_features(images), text_features)
-
-    def classify_features(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Logits [batch, classes] of image ``features`` [batch, embed] that an answer may be made of.
-
-        All evaluation and prediction comes through here.
+        """Logits [batch, classes] of ``images`` [batch, 3, size, size] that an answer may be made of.
 
         Raises:
             InputError: features or logits that are not finite; the message says which.
         """
+        return self.classify_features(self.image_features(images), text_features)
+
+    def classify_features(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """As ``classify``, of images' ``features`` [batch, embed]; all evaluation and prediction comes through here."""
         logits = self.logits(features, text_features)
         if not is_finite(logits):
             check_finite("text features", text_features)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmadapter.data.items import Item
+from rmadapter.data.items import ImageData, Item
 from rmadapter.errors import InputError, check_choice
 from rmadapter.files import read_json, write_json
 
@@ -113,3 +113,18 @@ class FewShotSample:
         if not unchanged:
             raise InputError(f"few-shot sample {path} has been changed: its hash does not match its content")
         return sample
+
+
+def validation_items(data: ImageData, sample: FewShotSample, classes: str) -> tuple[Sequence[Item], str]:
+    """What is chosen and calibrated by, up to four images a class of ``classes``, and whence: never the test.
+
+    Where the data set has no validation images they are training images that the sample leaves, drawn with its seed.
+    """
+    found, whence = sample.val, "validation images"
+    if not data.val:
+        used = {item.path for item in sample.train}
+        left = [item for item in data.train if item.path not in used]
+        count = min(sample.shots, VALIDATION_SHOTS)
+        found = few_shot_sample(left, [], count, sample.seed)[0] if left else []
+        whence = "training images outside the sample"
+    return base_new_split(found, classes, len(data.class_names)), whence

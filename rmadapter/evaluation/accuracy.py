@@ -10,7 +10,7 @@ import torch
 
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import ImageData, base_new_split, part_names
-from rmadapter.evaluation.answers import Answers, Encoded, answers_of, encode
+from rmadapter.evaluation.answers import Encoded, PartAnswers, answers_of, encode
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.metrics import quality
 from rmadapter.evaluation.results_file import harmonic_mean
@@ -22,7 +22,7 @@ ADAPTER = "adapter"
 # Images of both halves among all classes, in metrics.
 HALVES = ("base", "new")
 OPEN = "open"
-Keep = Callable[[str, Answers], object]
+Keep = Callable[[str, PartAnswers], object]
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def evaluate_parts(
     found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0, "metrics": {}}
     encoded: dict[str, tuple[Encoded, bool]] = {}
 
-    def note(part: str, answers: Answers) -> None:
+    def note(part: str, answers: PartAnswers) -> None:
         found["accuracy"][part] = answers.top1
         found["metrics"][part] = quality(answers.logits, answers.labels, answers.class_names)
         if part not in parts:  # the unseen style of one
@@ -121,12 +121,12 @@ def evaluate_parts(
     return found
 
 
-def _among_all(model: CLIPClassifier, halves: Sequence[Encoded], base_classes: int) -> Answers:
+def _among_all(model: CLIPClassifier, halves: Sequence[Encoded], base_classes: int) -> PartAnswers:
     """What ``model`` answers for the images of both halves among all of its classes, those of base first."""
     with torch.no_grad():
         text = model.eval().text_features()
     base, new = (answers_of(model, images, text) for images in halves)
-    return Answers(
+    return PartAnswers(
         torch.cat([base.logits, new.logits]),
         torch.cat([base.labels, new.labels + base_classes]),
         base.class_names,
@@ -135,7 +135,7 @@ def _among_all(model: CLIPClassifier, halves: Sequence[Encoded], base_classes: i
     )
 
 
-def _open_world(answers: Answers, base_images: int) -> dict[str, Any]:
+def _open_world(answers: PartAnswers, base_images: int) -> dict[str, Any]:
     found = quality(answers.logits, answers.labels, answers.class_names)
     del found["per_class"]
     right = answers.logits.argmax(-1) == answers.labels

@@ -44,7 +44,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Answers:
+class PartAnswers:
     """Logits of images among classes.
 
     Attributes:
@@ -88,7 +88,7 @@ def encode(model: CLIPClassifier, read: Read, items: Sequence[Item], loading: Lo
 
 
 @torch.no_grad()
-def answers_of(model: CLIPClassifier, encoded: Encoded, text: Tensor) -> Answers:
+def answers_of(model: CLIPClassifier, encoded: Encoded, text: Tensor) -> PartAnswers:
     """What ``model`` answers for ``encoded`` among its classes, which the items' labels count.
 
     ``text`` are its ``text_features()`` [classes, embed].
@@ -97,7 +97,7 @@ def answers_of(model: CLIPClassifier, encoded: Encoded, text: Tensor) -> Answers
         InputError: features or logits that are not finite.
     """
     logits = torch.cat([model.classify_features(features, text).cpu() for features in encoded.features])
-    return Answers(logits, encoded.labels, list(model.class_names), encoded.items, encoded.read)
+    return PartAnswers(logits, encoded.labels, list(model.class_names), encoded.items, encoded.read)
 
 
 def check_logits_file(file: str) -> None:
@@ -106,7 +106,7 @@ def check_logits_file(file: str) -> None:
         raise InputError(f"logits is {file!r}; valid: a file that ends in {' or '.join(LOGITS_SUFFIXES)}")
 
 
-def write_logits(path: Path, parts: Mapping[str, Answers]) -> None:
+def write_logits(path: Path, parts: Mapping[str, PartAnswers]) -> None:
     """Logits and labels of each part in one file, atomically, in the format of its name's end.
 
     Tensors ``PART.logits`` [images, classes] (fp32) and ``PART.labels`` [images] (int64), and the names

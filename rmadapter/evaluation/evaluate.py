@@ -17,7 +17,7 @@ from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, ZEROSHOT, evaluate_parts, tested_parts
-from rmadapter.evaluation.answers import Answers, check_logits_file, write_logits
+from rmadapter.evaluation.answers import PartAnswers, check_logits_file, write_logits
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
@@ -182,7 +182,7 @@ def load_model(config: EvalConfig, info: AdapterInfo | None = None) -> LoadedMod
 
 
 def run_eval(
-    config: EvalConfig, loaded: LoadedModel | None = None, kept: dict[str, Answers] | None = None
+    config: EvalConfig, loaded: LoadedModel | None = None, kept: dict[str, PartAnswers] | None = None
 ) -> dict[str, Any]:
     """``rmadapter eval`` at one strength: evaluate, print, and write what ``config`` asks for.
 
@@ -268,12 +268,12 @@ def _beside(classes: str) -> str:
     return "base" if classes == "base_new" else classes
 
 
-def answers_to_keep(config: EvalConfig, kept: dict[str, Answers] | None) -> dict[str, Answers] | None:
+def answers_to_keep(config: EvalConfig, kept: dict[str, PartAnswers] | None) -> dict[str, PartAnswers] | None:
     """``kept``, a new one where ``config`` writes answers, or None where nobody wants them."""
     return {} if kept is None and config.logits else kept
 
 
-def conclude(config: EvalConfig, results: dict[str, Any], kept: dict[str, Answers] | None) -> None:
+def conclude(config: EvalConfig, results: dict[str, Any], kept: dict[str, PartAnswers] | None) -> None:
     """Print ``results``, and write them and the answers ``kept`` where ``config`` says."""
     print(describe(results))
     if config.logits:

@@ -23,6 +23,7 @@ from rmadapter.data.catalog import PHOTO
 from rmadapter.data.class_names import read_lines
 from rmadapter.errors import InputError, check_choice, check_range, printable_line
 from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, answered_by, answering
+from rmadapter.evaluation.calibration import Calibration, calibration_for
 from rmadapter.evaluation.loaded_model import load_stored
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import read_info
@@ -39,6 +40,7 @@ class PredictConfig:
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         unknown: of classes that the adapter is bound away from: refuse, or zeroshot, the frozen model's answer for all
         strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
+        sets: also the classes among which the true one is with this probability, such as 0.9; after calibrate
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
         top: number of classes to print an image
         json: print JSON
@@ -58,6 +60,7 @@ class PredictConfig:
     classes_file: PathText | None = None
     unknown: str = REFUSE
     strength: float = 1.0
+    sets: float | None = None
     template: str | None = None
     top: int = 5
     json: bool = False
@@ -134,7 +137,9 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     model = loaded.classifier(bound or names, template)
     model.set_strength(config.strength)
     zeroshot = None if bound is None else loaded.zeroshot(bound, template)
-    return predict_among(config, names, model, zeroshot, loaded.backbone.preprocessing)
+    weights = None if info is None else info.weights_sha256
+    calibration = calibration_for(config.adapter, weights, names, template, config.strength, config.sets)
+    return predict_among(config, names, model, zeroshot, loaded.backbone.preprocessing, calibration)
 
 
 def predict_among(
@@ -143,8 +148,12 @@ def predict_among(
     model: CLIPClassifier,
     zeroshot: CLIPClassifier | None,
     preprocessing: Preprocessing,
+    calibration: Calibration | None = None,
 ) -> list[dict[str, Any]]:
     """One record an image of ``config``, classified among ``names``; printed as ``config`` asks for it.
+
+    With a ``calibration`` the probabilities are those at its temperature, and with ``config.sets`` each record has
+    ``set``, the names in it.
 
     ``zeroshot`` answers where ``model`` does not know all of the names, which is said; each record then has
     ``answered_by``.
@@ -157,15 +166,24 @@ def predict_among(
         probabilities = predict(answers, images, batch_size=config.batch_size)
     if not known:
         warnings.warn("not all of these classes were trained on: the frozen model answers", stacklevel=2)
+    sets: list[list[str]] | None = None
+    if calibration is not None:
+        if config.sets is not None:
+            sets = [
+                [name for name, inside in zip(names, row, strict=True) if inside]
+                for row in calibration.sets(probabilities, config.sets).tolist()
+            ]
+        probabilities = calibration.calibrated(probabilities)
     who = {} if zeroshot is None else {"answered_by": answered_by(known)}
     records = []
-    for path, row in zip(config.images, probabilities, strict=True):
+    for number, (path, row) in enumerate(zip(config.images, probabilities, strict=True)):
         values, indices = row.topk(min(config.top, len(names)))
         ranked = [
             {"class": names[i], "index": i, "probability": p}
             for i, p in zip(indices.tolist(), values.tolist(), strict=True)
         ]
-        records.append({"image": path, **who, "predictions": ranked})
+        found = {} if sets is None else {"set": sets[number]}
+        records.append({"image": path, **who, "predictions": ranked, **found})
     print(json.dumps(records, indent=2, allow_nan=False) if config.json else _as_text(records))
     return records
 
@@ -190,4 +208,6 @@ def _as_text(records: list[dict[str, Any]]) -> str:
     for record in records:
         lines.append(printable_line(record["image"]))
         lines += [f"  {100 * p['probability']:6.2f} %  {printable_line(p['class'])}" for p in record["predictions"]]
+        if "set" in record:
+            lines.append(f"  set: {', '.join(map(printable_line, record['set']))}")
     return "\n".join(lines)

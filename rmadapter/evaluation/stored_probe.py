@@ -11,9 +11,11 @@ import torch
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import REFUSE, evaluate_parts, tested_parts
-from rmadapter.evaluation.answers import Answers
+from rmadapter.evaluation.answers import PartAnswers
+from rmadapter.evaluation.calibration import calibration_for
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.evaluate import EvalConfig, answered, answers_to_keep, conclude, load_tested, other_answers
 from rmadapter.evaluation.loaded_model import load_base
@@ -43,7 +45,16 @@ def _load(
     return backbone, load_probe(folder, info, backbone)
 
 
-def evaluate_probe(config: EvalConfig, kept: dict[str, Answers] | None = None) -> dict[str, Any]:
+def load_probe_classifier(config: EvalConfig) -> tuple[LinearProbe, ProbeInfo, Preprocessing]:
+    """The probe that ``config`` names, what its file says, and what images go through."""
+    assert config.adapter is not None  # a probe was found there
+    folder = Path(config.adapter)
+    info = read_probe(folder)
+    backbone, probe = _load(config, folder, info, resolve_device(config.device))
+    return probe, info, backbone.preprocessing
+
+
+def evaluate_probe(config: EvalConfig, kept: dict[str, PartAnswers] | None = None) -> dict[str, Any]:
     """``rmadapter eval`` of a probe: on all classes, or on the half that it was trained on.
 
     ``kept`` is that of ``evaluate.run_eval``.
@@ -112,4 +123,7 @@ def predict_with_probe(config: PredictConfig) -> list[dict[str, Any]]:
     zeroshot = None
     if config.unknown != REFUSE:
         zeroshot = CLIPClassifier(backbone.clip, backbone.tokenizer, info.class_names, config.template or info.template)
-    return predict_among(config, names, probe, zeroshot, backbone.preprocessing)
+    calibration = calibration_for(
+        config.adapter, info.weights_sha256, names, info.template, config.strength, config.sets
+    )
+    return predict_among(config, names, probe, zeroshot, backbone.preprocessing, calibration)

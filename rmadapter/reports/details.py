@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmadapter.evaluation.answers import Answers
+from rmadapter.evaluation.answers import PartAnswers
 from rmadapter.evaluation.metrics import confusion
 from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import rendered
@@ -41,7 +41,7 @@ class Mistake:
     picture: str
 
 
-def write_details(folder: Path, parts: Mapping[str, Answers], results: Mapping[str, Any]) -> list[Path]:
+def write_details(folder: Path, parts: Mapping[str, PartAnswers], results: Mapping[str, Any]) -> list[Path]:
     """``confusion-PART.csv`` of each part and the page, in ``folder``; returns the files, the page first.
 
     A row of the matrix is a true class, a column an answer. ``results`` is what results.json holds.
@@ -92,7 +92,7 @@ def frequent_confusions(counts: NDArray[np.int64], class_names: list[str]) -> li
     ]
 
 
-def confident_mistakes(answers: Answers, most: int = MISTAKES) -> list[Mistake]:
+def confident_mistakes(answers: PartAnswers, most: int = MISTAKES) -> list[Mistake]:
     """The ``most`` wrong answers with the largest probabilities, largest first."""
     probabilities = answers.logits.softmax(-1)
     confidence, predicted = probabilities.max(-1)
@@ -114,7 +114,7 @@ def confident_mistakes(answers: Answers, most: int = MISTAKES) -> list[Mistake]:
     return found
 
 
-def _data_uri(answers: Answers, number: int) -> str:
+def _data_uri(answers: PartAnswers, number: int) -> str:
     picture = answers.read(answers.items[number].path)
     picture.thumbnail((PICTURE, PICTURE))
     file = io.BytesIO()

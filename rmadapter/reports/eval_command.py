@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rmadapter.evaluation.answers import Answers
+from rmadapter.evaluation.answers import PartAnswers
 from rmadapter.evaluation.evaluate import EvalConfig
 from rmadapter.evaluation.stored import evaluate_stored
 from rmadapter.files import write_csv
@@ -22,7 +22,7 @@ def evaluate_and_show(config: EvalConfig) -> list[dict[str, Any]]:
     Raises:
         InputError: everything ``evaluate_stored`` raises; a file that cannot be written.
     """
-    kept: dict[str, Answers] | None = {} if config.details else None
+    kept: dict[str, PartAnswers] | None = {} if config.details else None
     results = evaluate_stored(config, kept)
     if config.details and kept is not None:
         for file in write_details(Path(config.details), kept, results[0]):

@@ -27,6 +27,7 @@ from torch import Tensor
 from rmadapter.config import RUN_CONFIG_FILE, TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError, StoppedError
+from rmadapter.evaluation.calibration import CALIBRATION
 from rmadapter.evaluation.results_file import describe
 from rmadapter.files import (
     clear_temporaries,
@@ -130,7 +131,8 @@ class RunFolder:
     @property
     def _own_files(self) -> list[Path]:
         """All that a run may write, its marker last: while that is there, the folder is a run's."""
-        adapter = [self.adapter / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS)]
+        stored = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS, CALIBRATION)
+        adapter = [self.adapter / name for name in stored]
         files = [self.results_file, self.state_file, self.metrics_file, self.sample_file, self.environment_file]
         return [*files, *adapter, self.config_file, self.marker_file]
 

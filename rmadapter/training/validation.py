@@ -11,8 +11,8 @@ from torch import Tensor
 from rmadapter.clip.finite import check_finite
 from rmadapter.config import TrainConfig
 from rmadapter.data import FewShotSample, ImageData, Item, Preprocessing, Read
+from rmadapter.data.sampling import validation_items
 from rmadapter.evaluation.eval_images import Loading, readable_batches
-from rmadapter.training.few_shot import validation_items
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.tuner import Features
 
@@ -83,7 +83,7 @@ def validation_of(
     """What a run of ``config`` chooses by; None where it chooses nothing, or, which is said, has no images for it."""
     if config.select == "last" and not config.head.searched:
         return None
-    items, whence = validation_items(config, data, sample)
+    items, whence = validation_items(data, sample, config.classes)
     if not items:
         print(
             f"{data.name} has no validation images and no training images beside the sample: the last epoch's weights "

@@ -9,6 +9,7 @@ from typing import Any
 from rmadapter.config import TrainConfig
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.datasets_command import DatasetsConfig
+from rmadapter.evaluation.calibrate_command import CalibrateConfig
 from rmadapter.evaluation.evaluate import EvalConfig
 from rmadapter.evaluation.predict import PredictConfig
 from rmadapter.methods.options import parse_command
@@ -42,6 +43,7 @@ def _plain(config: type, *words: str, positional: str | None = None) -> CommandO
 COMMAND_OPTIONS = {
     "train": CommandOptions(TrainConfig, lambda argv: parse_command(argv)[1], ("--data", "x")),
     "eval": _plain(EvalConfig, "--data", "x", "--adapter", "y"),
+    "calibrate": _plain(CalibrateConfig, "--adapter", "y"),
     "predict": _plain(PredictConfig, "a.png", positional="images"),
     "report": _plain(ReportConfig, "runs", positional="runs"),
     "datasets": _plain(DatasetsConfig, "check", "--data-root", "x", positional="words"),

@@ -17,12 +17,12 @@ from rmadapter.cli import main
 from rmadapter.clip.backbone import load_backbone
 from rmadapter.config import HeadConfig, RMAdapterConfig, TunerConfig
 from rmadapter.data import FewShotSample, Item, TrainImages, few_shot_sample, read_image, train_transform
+from rmadapter.data.sampling import validation_items
 from rmadapter.data.templates import SEVEN_TEMPLATES
 from rmadapter.errors import InputError
 from rmadapter.evaluation.loaded_model import load_stored
 from rmadapter.methods.options import configure
 from rmadapter.training.choosing import search_strength
-from rmadapter.training.few_shot import validation_items
 from rmadapter.training.recipe import BestEpoch, make_optimizer, make_schedule
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.adapter_file import read_info
@@ -171,11 +171,10 @@ def items(counts, part):
 def test_validation_is_never_the_test():
     """Of a data set without validation images (ImageNet, whose usual ones are the test's) it is cut from training."""
     train = items(dict.fromkeys(range(4), 9), "train")
-    config = SimpleNamespace(shots=6, seed=1, classes="base")
     for val in (items(dict.fromkeys(range(4), 7), "val"), []):
         data = SimpleNamespace(train=train, val=val, class_names=["0", "1", "2", "3"])
         sample = FewShotSample(*few_shot_sample(train, val, 6, 1), 6, 1, "x")
-        found, whence = validation_items(config, data, sample)
+        found, whence = validation_items(data, sample, "base")
         paths = [item.path for item in found]
         assert sorted({item.label for item in found}) == [0, 1]
         if val:
@@ -186,7 +185,7 @@ def test_validation_is_never_the_test():
             assert not set(paths) & {item.path for item in sample.train}
     data = SimpleNamespace(train=train[:4], val=[], class_names=["0"])
     sample = FewShotSample(train[:4], [], 6, 1, "x")
-    assert validation_items(SimpleNamespace(shots=6, seed=1, classes="all"), data, sample)[0] == []
+    assert validation_items(data, sample, "all")[0] == []
 
 
 def test_tip_adapter_f_trains_its_keys_from_the_cache_and_takes_the_best_epoch(words, tmp_path, capsys):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rmadapter.cli import main
 from rmadapter.data import Item
-from rmadapter.evaluation.answers import Answers
+from rmadapter.evaluation.answers import PartAnswers
 from rmadapter.evaluation.metrics import quality
 from rmadapter.reports.details import confident_mistakes, frequent_confusions, write_details
 
@@ -20,7 +20,7 @@ NAMES = ["ant", "<b>bee</b>", "cat"]
 COLOURS = {"0.png": "red", "1.png": "lime", "2.png": "blue", "3.png": "white"}
 
 
-def answers() -> Answers:
+def answers() -> PartAnswers:
     """Image 1, an ant, taken for a cat surely; image 2, an ant, for a bee less so; the others right."""
     logits = torch.tensor([[9.0, 0, 0], [0, 0, 9.0], [0, 2.0, 0], [0, 0, 5.0]])
     items = [Item(f"{number}.png", label, NAMES[label]) for number, label in enumerate((0, 0, 0, 2))]
@@ -28,7 +28,7 @@ def answers() -> Answers:
     def read(path):
         return Image.new("RGB", (400, 200), COLOURS[path])
 
-    return Answers(logits, torch.tensor([0, 0, 0, 2]), NAMES, items, read)
+    return PartAnswers(logits, torch.tensor([0, 0, 0, 2]), NAMES, items, read)
 
 
 def colour(uri: str) -> tuple[int, ...]:

@@ -1,0 +1,80 @@
+"""Temperature and conformal sets on drawn logits: what they state holds, over twenty draws."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rmadapter.errors import InputError
+from rmadapter.evaluation.calibration import fit_temperature
+from rmadapter.evaluation.conformal import SCORES, class_scores, conformal_sets, threshold, true_scores
+from rmadapter.evaluation.metrics import quality
+
+DRAWS, CLASSES = 20, 12
+
+
+def drawn(seed: int, images: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a model that is ``1 / temperature`` times as sure as it may be, and labels; hard and easy images."""
+    generator = torch.Generator().manual_seed(seed)
+    sharpness = 4 * torch.rand(images, 1, generator=generator)
+    logits = sharpness * torch.randn(images, CLASSES, generator=generator)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator).flatten()
+    return logits * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+@pytest.mark.parametrize("score", SCORES)
+def test_sets_have_the_stated_coverage_however_sure_the_model_is(score, coverage, temperature):
+    """Over the draws not below it but for chance, and above it by no more than 1 / (n + 1) and chance."""
+    hits, sizes = [], []
+    for seed in range(DRAWS):
+        logits, labels = drawn(seed, 100 + 1000, temperature)
+        probabilities = logits.softmax(-1)
+        scores = true_scores(score, probabilities[:100], labels[:100])
+        sets = conformal_sets(score, probabilities[100:], scores, coverage)
+        hits.append(float(sets.gather(-1, labels[100:, None]).double().mean()))
+        sizes.append(float(sets.sum(-1).double().mean()))
+    mean = sum(hits) / DRAWS
+    # A draw's coverage deviates by sqrt(c (1 - c) / 100), at most 0.04; the mean of twenty by 0.009.
+    assert mean > coverage - 0.02
+    assert mean < coverage + 0.03
+    assert sum(sizes) / DRAWS < 0.8 * CLASSES
+
+
+def test_scores_by_hand():
+    probabilities = torch.tensor([[0.2, 0.5, 0.3]])
+    assert class_scores("lac", probabilities).tolist() == [pytest.approx([0.8, 0.5, 0.7])]
+    assert class_scores("aps", probabilities).tolist() == [pytest.approx([0.8, 0.0, 0.5])]
+    assert true_scores("aps", probabilities.expand(3, -1), torch.tensor([0, 1, 2])) == pytest.approx([0.0, 0.5, 0.8])
+
+
+def test_the_quantile_is_the_one_of_a_further_image():
+    scores = [0.1 * number for number in range(1, 10)]
+    assert threshold(scores, 0.9) == scores[8]
+    assert threshold(scores, 0.7) == scores[6]
+    assert threshold(scores, 0.71) == scores[7]
+    assert threshold(scores, 0.91) == math.inf
+    assert threshold([], 0.1) == math.inf
+
+
+def test_no_set_is_empty_and_too_few_images_give_every_class():
+    sure = torch.tensor([[0.99, 0.005, 0.005]])
+    for score in SCORES:
+        assert conformal_sets(score, sure, [0.0] * 99, 0.9).tolist() == [[True, False, False]]
+        assert conformal_sets(score, sure, [0.1] * 5, 0.9).tolist() == [[True, True, True]]
+    with pytest.raises(InputError, match=r"coverage is 1.5; valid: a number >= 0 and <= 1"):
+        conformal_sets("lac", sure, [0.1], 1.5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_that_spoilt_the_logits_is_found(temperature):
+    logits, labels = drawn(0, 20_000, temperature)
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.05)
+    names = [str(number) for number in range(CLASSES)]
+    before, after = (quality(logits / t, labels, names) for t in (1, found))
+    assert after["nll"] <= before["nll"]
+    assert after["ece"] < 0.02
