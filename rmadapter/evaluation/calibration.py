@@ -137,9 +137,8 @@ def calibration_for(
     if sets is not None:
         check_range("sets", sets, 0, 1)
     found = None if folder is None else Calibration.load(Path(folder))
-    if found is None or weights_sha256 is None:
-        reason = "there is no calibration" if folder is None or found is None else "nothing was trained"
-    else:
+    reason: str | None = "there is no calibration"
+    if found is not None and weights_sha256 is not None:
         reason = found.difference(weights_sha256, class_names, template, strength)
         if reason is None:
             return found

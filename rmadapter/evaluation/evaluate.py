@@ -99,8 +99,6 @@ class EvalConfig:
             check_template(self.template)
         check_range("batch_size", self.batch_size, 1)
         check_range("workers", self.workers, 0)
-        if self.logits is not None:
-            check_logits_file(self.logits)
         if len(self.strengths) > 1 and (self.logits or self.details):
             field = "logits" if self.logits else "details"
             raise InputError(f"{field} is given with strength {self.strength!r}; valid: with one strength")
@@ -128,7 +126,7 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
         adapted: whether the adapter is what is evaluated, and not the base model alone.
 
     Raises:
-        InputError: everything ``load_data`` raises; no data set is named; ``config.out`` is a file or a training run's.
+        InputError: everything ``load_data`` raises; no data set is named; what ``check_out`` raises.
     """
     check_out(config)
     trained_data, trained_style = training.get("data") or "", training.get("style")
@@ -146,7 +144,12 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
 
 
 def check_out(config: EvalConfig) -> None:
-    """Raise InputError where ``config.out`` is a file or the folder of a training run, or ``details`` is a file."""
+    """Raise InputError where nothing can be written as ``config`` says it.
+
+    ``out`` is a file or the folder of a training run, ``details`` a file, ``logits`` is not called as a file of logits.
+    """
+    if config.logits is not None:
+        check_logits_file(config.logits)
     for field, folder in (("out", config.out), ("details", config.details)):
         if folder and Path(folder).is_file():
             raise InputError(f"{field} is {folder!r}, which is a file; valid: a folder")

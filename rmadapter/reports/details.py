@@ -17,7 +17,7 @@ from rmadapter.evaluation.answers import PartAnswers
 from rmadapter.evaluation.metrics import confusion
 from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import rendered
-from rmadapter.reports.escape import csv_lines
+from rmadapter.reports.escape import csv_lines, readable
 
 PAGE = "details.html"
 MISTAKES = 24
@@ -54,7 +54,7 @@ def write_details(folder: Path, parts: Mapping[str, PartAnswers], results: Mappi
         counts = confusion(answers.logits.argmax(-1), answers.labels, len(answers.class_names))
         rows = ([name, *row] for name, row in zip(answers.class_names, counts.tolist(), strict=True))
         file = folder / f"confusion-{part}.csv"
-        write_csv(file, next(iter(csv_lines([["true class", *answers.class_names]]))), csv_lines(rows))
+        write_csv(file, ["true class", *map(readable, answers.class_names)], csv_lines(rows))
         files.append(file)
         sections.append(
             {

@@ -266,7 +266,7 @@ class TestBoundMethods:
         assert "answered_by" not in own
         assert "unknown" not in own["settings"]
         both = evaluated(*adapter, "--classes", "base_new", "--unknown", "zeroshot")
-        assert both["answered_by"] == {"base": "adapter", "new": "zeroshot"}
+        assert both["answered_by"] == {"base": "adapter", "new": "zeroshot", "open": "zeroshot"}
         assert both["settings"]["unknown"] == "zeroshot"
         assert both["method"] == own["method"]
         assert both["accuracy"]["base"] == own["accuracy"]["base"]
@@ -275,6 +275,7 @@ class TestBoundMethods:
         everything = evaluated(*adapter, "--classes", "all", "--unknown", "zeroshot")
         assert everything["answered_by"] == {"all": "zeroshot"}
         assert everything["accuracy"] == evaluated(*model, "--classes", "all")["accuracy"]
+        assert both["metrics"]["open"]["top1"] == everything["accuracy"]["all"]
         asked = evaluated(*adapter, "--classes", "base", "--unknown", "zeroshot")
         assert (asked["answered_by"], asked["accuracy"]) == ({"base": "adapter"}, own["accuracy"])
         assert "unknown" not in asked["settings"]

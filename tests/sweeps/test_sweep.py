@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from conftest import write_images
 from small_sweeps import results_of, sweep
 
 from rmadapter.cli import main
 from rmadapter.evaluation import accuracy as accuracies
 from rmadapter.evaluation import loaded_model
+from rmadapter.evaluation.answers import Encoded, PartAnswers
 from rmadapter.reports.sweep.outcomes import read_sweep
 from rmadapter.sweeps import one_run
 from rmadapter.sweeps.manifest import enter
@@ -173,11 +175,16 @@ def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, tmp_path
     """On the test bed, of whose test images those in the unseen style measure retention."""
     tested = []
 
-    def accuracy(model, read, items, *_, **__):
+    def encode(model, read, items, *_, **__):
         tested.append(len(items))
-        return accuracies.Accuracy(0.0, len(items), 0)
+        return Encoded([], items, read, 0)
 
-    monkeypatch.setattr(accuracies, "accuracy", accuracy)
+    def answers_of(model, encoded, text):
+        logits = torch.zeros(len(encoded.items), len(model.class_names))
+        return PartAnswers(logits, encoded.labels, model.class_names, encoded.items, encoded.read)
+
+    monkeypatch.setattr(accuracies, "encode", encode)
+    monkeypatch.setattr(accuracies, "answers_of", answers_of)
     argv = [protocol, "--data", "emoji_travel,emoji_objects", "--methods", methods, "--seeds", "1", "--shots", "1"]
     argv += ["--epochs", "1", "--out", str(tmp_path / "s")]
     assert sweep(*argv, "--dry-run") == 0
