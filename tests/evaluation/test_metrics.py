@@ -31,6 +31,9 @@ def test_calibration_error_by_hand():
     confidence = torch.tensor([0.55, 0.58, 0.58, 0.95])
     right = torch.tensor([True, False, False, True])
     assert calibration_error(confidence, right) == pytest.approx((3 * (0.57 - 1 / 3) + 0.05) / 4, abs=1e-6)
+    # Fifteen bins part 0.52 from 0.55; ten would not, and their gaps would cancel.
+    parted = calibration_error(torch.tensor([0.52, 0.55]), torch.tensor([True, False]))
+    assert parted == pytest.approx((0.48 + 0.55) / 2)
     assert calibration_error(torch.tensor([1.0, 1.0]), torch.tensor([True, True])) == 0
     assert calibration_error(torch.full((4,), 0.75), torch.tensor([True, True, True, False])) == pytest.approx(0)
 
