@@ -103,8 +103,9 @@ def evaluate_parts(
     """Accuracy for each of ``parts`` ("all", "base", "new"), each classified among its own classes.
 
     Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``, with ``retained_PART`` in
-    ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``. The model is left with
-    the classes of the last part.
+    ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``; where the model has
+    several ways to answer, ``inference`` says by part which it took. The model is left with the classes of the last
+    part.
 
     Raises:
         InputError: a part of fewer than two classes; what ``accuracy`` raises.
@@ -114,6 +115,8 @@ def evaluate_parts(
     found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0}
     for part in parts:
         model.set_classes(part_names(data.class_names, part), model.template)
+        if model.inference is not None:
+            found.setdefault("inference", {})[part] = model.inference
         chosen = base_new_split(items, part, classes)
         with torch.no_grad():
             text = model.eval().text_features()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.clip.names import MODEL
-from rmadapter.config import PRECISIONS, RUN_CONFIG_FILE, check_template
+from rmadapter.config import PRECISIONS, PUBLISHED, RUN_CONFIG_FILE, check_template
 from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import ImageData, load_data, part_names
 from rmadapter.data.catalog import PHOTO, zeroshot_template
@@ -157,10 +157,11 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     data = load_tested(config, training, adapted=not zeroshot)
     loaded = loaded or load_model(config, info)
     backbone, adapted = loaded.backbone, loaded.adapted
-    own = info.template if info is not None and not zeroshot else zeroshot_template(data.name)
+    elsewhere = (training.get("data"), training.get("style")) != (data.name, data.style)
+    own = zeroshot_template(data.name) if info is None or zeroshot else _template(info, data, elsewhere)
     template = config.template or own or PHOTO
     parts = tested_parts(config.classes, data.class_names)
-    model = loaded.classifier(part_names(data.class_names, parts[0]), template)
+    model = loaded.classifier(part_names(data.class_names, parts[0]), template, elsewhere=elsewhere)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     trained = training if adapted is not None else {}
     started = time.perf_counter()
@@ -186,6 +187,12 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     )
     conclude(config, results)
     return results
+
+
+def _template(info: AdapterInfo, data: ImageData, elsewhere: bool) -> str | None:
+    """The adapter's prompt; on another data set than its own, where that was the published one, that data set's."""
+    settings = (info.training or {}).get("settings") or {}
+    return zeroshot_template(data.name) if elsewhere and settings.get("template") == PUBLISHED else info.template
 
 
 def _beside(classes: str) -> str:

@@ -54,13 +54,13 @@ class LoadedModel:
     precision: str
     device: torch.device
 
-    def classifier(self, class_names: Sequence[str], template: str) -> CLIPClassifier:
-        """A classifier among ``class_names``, by ``template``'s prompts."""
+    def classifier(self, class_names: Sequence[str], template: str, *, elsewhere: bool = False) -> CLIPClassifier:
+        """A classifier among ``class_names``, by ``template``'s prompts; ``elsewhere`` as in ``AdaptedClassifier``."""
         tokenizer = self.backbone.tokenizer
         if self.adapted is None:
             return CLIPClassifier(self.backbone.clip, tokenizer, class_names, template)
         encoders = _encoders_of(self.adapted, self.info, self.precision)
-        return AdaptedClassifier(self.adapted, tokenizer, class_names, template, encoders=encoders)
+        return AdaptedClassifier(self.adapted, tokenizer, class_names, template, encoders=encoders, elsewhere=elsewhere)
 
 
 def load_base(

@@ -16,12 +16,13 @@ from rmadapter.methods.feature_methods import CLIP_ADAPTER, TASKRES
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.methods.method import Method
 from rmadapter.methods.mma import MMA
+from rmadapter.methods.mmrl import MMRL
 from rmadapter.methods.prograd import PROGRAD
 from rmadapter.methods.rmadapter import RMADAPTER
 from rmadapter.methods.single import SINGLE
 from rmadapter.methods.zeroshot import ZEROSHOT
 
-_COMPARATORS = (COOP, COCOOP, KGCOOP, PROGRAD, VPT, IVLP, MAPLE, PROMPTSRC, CLIP_ADAPTER, TASKRES, CLIP_LORA)
+_COMPARATORS = (COOP, COCOOP, KGCOOP, PROGRAD, VPT, IVLP, MAPLE, PROMPTSRC, CLIP_ADAPTER, TASKRES, CLIP_LORA, MMRL)
 _EVERY = (ZEROSHOT, LINEAR_PROBE, *_COMPARATORS, SINGLE, MMA, RMADAPTER, *ABLATIONS, *COMPOSITIONS)
 METHODS: dict[str, Method] = {method.name: method for method in _EVERY}
 # The paper's ablation table: each of these differs from the last in one respect or a few.

@@ -18,7 +18,7 @@ from rmadapter.methods.naming import method_name
 from rmadapter.methods.rmadapter import RMADAPTER
 
 # Of what is trained: an option of one that a method does not have is refused.
-GROUPS = ("adapter", "prompt", "lora", "head")
+GROUPS = ("adapter", "prompt", "space", "lora", "head")
 
 
 def parse_train(

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rmadapter.clip.classifier import CLIPClassifier, Output
 from rmadapter.clip.prompts import PromptBuffers, Prompts, encode_prompts, end_of_text
@@ -23,7 +22,7 @@ from rmadapter.objectives import losses
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.injection import inject
-from rmadapter.tuners.tuner import Features, Tuner
+from rmadapter.tuners.tuner import Features, Tuner, mixed
 
 
 class RMAdapterCLIP(AdaptedClassifier):
@@ -149,8 +148,9 @@ class RMAdapterCLIP(AdaptedClassifier):
         image, frozen = self._image_side(images, of_images)
         text = self._text_side(of_text, frozen)
         features = self.headed(image, text)
-        logits = self.logits_of(features)
-        terms = {"cross_entropy": F.cross_entropy(logits, labels), **of_images, **of_text}
+        answers = self.answers(features)
+        logits = mixed(answers)
+        terms = {"cross_entropy": losses.cross_entropy(answers, labels), **of_images, **of_text}
         if self.training:
             terms |= self.consistency_terms(features, frozen, logits)
         return Output(logits, losses.with_total(terms, self.loss))

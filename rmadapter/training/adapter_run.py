@@ -257,7 +257,7 @@ def _results(
         seed=config.seed,
         classes=config.classes,
         split="test",
-        found={name: found[name] for name in ("accuracy", "images", "skipped")},
+        found={name: found[name] for name in ("accuracy", "images", "skipped", "inference") if name in found},
         trained_parameters=sum(p.numel() for p in run.parameters.values()),
         seconds={"train": run.seconds, "eval": found["seconds"]},
         precision=run.precision,

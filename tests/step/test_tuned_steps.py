@@ -38,7 +38,12 @@ def test_all_shortcuts_together(tokenizer, case):
 @pytest.mark.parametrize("name", SHORTCUTS)
 @pytest.mark.parametrize(
     "case",
-    ["both towers", "per image", *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank"))],
+    [
+        "both towers",
+        "per image",
+        "space",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank")),
+    ],
 )
 def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
     expected = plain(tokenizer, case)
@@ -47,14 +52,14 @@ def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
         assert_same(fast(tokenizer, case, shortcuts), expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["class specific words", "per image", "coupled", "low rank", "middle"])
+@pytest.mark.parametrize("case", ["class specific words", "per image", "coupled", "low rank", "middle", "space"])
 @pytest.mark.parametrize("towers", some("bidirectional", "last token", "quick gelu, projection with bias"))
 def test_other_towers(tokenizer, case, towers):
     changed = {"towers": TOWERS[towers]}
     assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["class specific words", "per image", "both towers", "adapters and low rank"])
+@pytest.mark.parametrize("case", ["class specific words", "per image", "both towers", "adapters and low rank", "space"])
 def test_chunks_and_recomputation(tokenizer, case):
     model = make_tuned(tokenizer, case)
     shape = tower_shape(model.adapted, "text", stream=4)
@@ -63,3 +68,11 @@ def test_chunks_and_recomputation(tokenizer, case):
     step = TrainStep(model, text_bytes=int(0.8 * images * whole), images=4, recompute=True)
     assert len(step.chunks) > 1
     assert_same(run(step, model), plain(tokenizer, case), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["space", "both towers"])
+def test_a_plain_step_that_recomputes_activations(tokenizer, case):
+    """open_clip hands the mask on in another way then."""
+    model = make_tuned(tokenizer, case, trim=False)
+    model.clip.set_grad_checkpointing(True)
+    assert_same(run(model, model), plain(tokenizer, case), TOLERANCE)
