@@ -72,6 +72,6 @@ def block_output_at(
     linear: Linear,
     update: Update | None = None,
 ) -> Tensor:
-    """``block_output`` at the tokens of each row that are taken, [rows, taken, D]; for blocks whose attention ``is_plain``."""
+    """``block_output`` at the tokens of each row that are taken, [rows, taken, D]; its attention ``is_plain``."""
     x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask, linear, update))
     return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))
