@@ -36,7 +36,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         class_names: the classes, as in ``CLIPClassifier``.
         template: the prompt, with ``{}`` where a class name goes.
         trim: leave out what stands behind the longest prompt's end, where that changes no feature.
-        keep_targets: compute the frozen text features once for a set of classes, not at every call.
+        keep_targets: compute the frozen text features once for a set of classes, not at every call; those of other
+            prompts than are classified by are in any case, as in the methods' own code.
         target_templates: prompts whose frozen features, their mean, the losses compare the text features with; default:
             the template.
     """
@@ -127,7 +128,7 @@ class RMAdapterCLIP(AdaptedClassifier):
 
     def frozen_text_features(self) -> Tensor:
         """Features [classes, embed] of the target prompts from the frozen model, computed once for a set of classes."""
-        if self._frozen_text is None or not self.keep_targets:
+        if self._frozen_text is None or not (self.keep_targets or self.targets):
             with torch.no_grad(), self.adapted.frozen_pass():
                 if self.targets:
                     each = [encode_prompts(self.clip, prompts.tokens) for prompts in self.targets]
@@ -146,19 +147,20 @@ class RMAdapterCLIP(AdaptedClassifier):
         of_images: dict[str, Tensor] = {}
         of_text: dict[str, Tensor] = {}
         image, frozen = self._image_side(images, of_images)
-        text = self._text_side(of_text, frozen)
+        text, frozen_text = self._text_side(of_text, frozen)
         features = self.headed(image, text)
         answers = self.answers(features)
         logits = mixed(answers)
         terms = {"cross_entropy": losses.cross_entropy(answers, labels), **of_images, **of_text}
         if self.training:
-            terms |= self.consistency_terms(features, frozen, logits)
+            terms |= self.consistency_terms(features, frozen, frozen_text, logits)
         return Output(logits, losses.with_total(terms, self.loss))
 
-    def consistency_terms(self, features: Features, frozen: Tensor | None, logits: Tensor) -> dict[str, Tensor]:
+    def consistency_terms(
+        self, features: Features, frozen: Tensor | None, text: Tensor | None, logits: Tensor
+    ) -> dict[str, Tensor]:
         """What compares ``features``, those after the heads, and ``logits`` with the frozen model."""
         loss, terms = self.loss, {}
-        text = self.frozen_text_features() if loss.needs_text else None
         if loss.lambda3 and not self.compares_towers:
             assert frozen is not None  # the image side has made it
             terms["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
@@ -191,8 +193,8 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["consistency_image"] = losses.consistency(features, frozen.detach(), self.loss.distance)
         return features, frozen if needs_frozen else None
 
-    def _text_side(self, terms: dict[str, Tensor], frozen_images: Tensor | None) -> Tensor:
-        """Tuned text features; adds the text tower's terms."""
+    def _text_side(self, terms: dict[str, Tensor], frozen_images: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tuned text features, and the frozen ones where a term needs them; adds the text tower's terms."""
         with self.adapted.collect("text") as per_token:
             features = self.text_features(frozen_images)
         if self.rebuilds_frozen("text"):
@@ -202,9 +204,10 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["reconstruction_text"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["text"], self.counted["text"]
             )
-        if self.training and self.loss.lambda4 and self.compares_towers:
-            terms["consistency_text"] = losses.consistency(features, self.frozen_text_features(), self.loss.distance)
-        return features
+        target = self.frozen_text_features() if self.training and self.loss.needs_text else None
+        if target is not None and self.loss.lambda4 and self.compares_towers:
+            terms["consistency_text"] = losses.consistency(features, target, self.loss.distance)
+        return features, target
 
     def rebuilds_frozen(self, tower: str) -> bool:
         """Whether in training the reconstruction of ``tower`` is that of a frozen pass."""

@@ -43,6 +43,7 @@ class Installed(nn.Module):
         self.image_features: Tensor | None = None
         self._values: dict[str, Values] = {}
         self._read: Tensor | None = None
+        self._attending: dict[tuple[str, int], Tensor] = {}
 
     def sites(self, tower: str) -> Sites:
         """Those of all tuners."""
@@ -88,8 +89,9 @@ class Installed(nn.Module):
                 hook = partial(after_blocks, self, inserted, sites.read)
                 tower.blocks[-1].register_forward_hook(hook)
             for block in sites.updates:
-                hook = partial(after_attention, self, name, block)
-                tower.blocks[block].attn.register_forward_hook(hook, with_kwargs=True)
+                attention = tower.blocks[block].attn
+                attention.register_forward_pre_hook(partial(before_attention, self, (name, block)))
+                attention.register_forward_hook(partial(after_attention, self, (name, block)), with_kwargs=True)
 
     def uninstall(self, clip: ClipModel) -> None:
         """Take the hooks out of ``clip`` again."""
@@ -196,20 +198,27 @@ def edited(edit: TokenEdit, x: Tensor, values: Tensor) -> Tensor:
     return torch.cat([x[:, :1], values, x[:, 1 + edit.count :]], 1)
 
 
+def before_attention(installed: Installed, place: tuple[str, int], attn: Any, args: tuple[Tensor, ...]) -> Any:
+    """Forward pre-hook of a block's attention: none of its rows, where ``after_attention`` computes them."""
+    if not installed.running or installed.update(*place) is None:
+        return args
+    installed._attending[place] = args[0]
+    return tuple(arg[:0] for arg in args)
+
+
 def after_attention(
     installed: Installed,
-    tower: str,
-    block: int,
+    place: tuple[str, int],
     attn: Any,
     args: tuple[Tensor, ...],
     names: dict[str, Any],
     output: tuple[Tensor, Any],
 ) -> tuple[Tensor, Any]:
     """Forward hook of a block's attention: what it gives with low-rank updates of its matrices."""
-    update = installed.update(tower, block) if installed.running else None
-    if update is None:
+    x = installed._attending.pop(place, None)
+    if x is None:
         return output
-    x, mask = args[0], names.get("attn_mask")
+    update, mask = installed.update(*place), names.get("attn_mask")
     parts = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
     q, k, v = (
         added(low, x, part).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)

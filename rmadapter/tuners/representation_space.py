@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 
 import torch
@@ -82,6 +82,16 @@ class RepresentationSpace(Tuner):
             return features._replace(image=classes)
         second = (1 - self.config.class_share, tokens.float() @ self.projection)
         return features._replace(image=classes, others=(*features.others, second))
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The image features."""
+        return frozenset({"image"})
+
+    def operations(self, images: int, classes: int, trained: Set[str]) -> float:
+        """Of the maps, of the projection, and of the second answer's logits."""
+        maps = sum(linear.weight.numel() for name in TOWERS for _, linear in self._maps_of(name))
+        return 6 * (self.config.tokens * maps + images * self.projection.numel() + images * classes * self.embed)
 
     def set_familiar(self, familiar: bool) -> None:
         """Whether the classes from now on are some that it was trained on; in training mode they are."""

@@ -68,6 +68,10 @@ class Sites:
         """How many tokens the tower has more after them than before."""
         return sum(edit.count for edit in self.edits if edit.place != REPLACE)
 
+    def added_before(self, blocks: int) -> int:
+        """How many tokens more the last of the first ``blocks`` blocks has than the untouched tower's."""
+        return sum(edit.count for edit in self.edits if edit.place != REPLACE and edit.block < blocks)
+
     def inserted(self, blocks: int) -> int:
         """How many tokens stand behind the first one that the first ``blocks`` blocks, or fewer, have had inserted."""
         return sum(edit.count for edit in self.edits if edit.place == INSERT and edit.block < blocks)

@@ -5,7 +5,7 @@ The adapters beside blocks are not among these: they are children of their block
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import reduce
 from typing import NamedTuple, TypeAlias
 
@@ -84,6 +84,18 @@ class Tuner(nn.Module):
     def add_to_logits(self, logits: Tensor, image_features: Tensor) -> Tensor:
         """``logits`` [n, classes] with what it adds for ``image_features`` [n, embed]."""
         return logits
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Which of the features, "image" and "text", its head has a trained part in."""
+        return frozenset()
+
+    def operations(self, images: int, classes: int, trained: Set[str]) -> float:
+        """Floating-point operations of a step in what it has outside of the towers, forward and backward.
+
+        ``trained`` are those of the features in front of its head that have a gradient, "image" and "text".
+        """
+        return 0.0
 
     def set_rows(self, rows: list[int]) -> None:
         """Classify among these of its ``classes`` from now on."""

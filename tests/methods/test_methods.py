@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -292,6 +293,16 @@ def test_a_method_without_a_step_explains_none(name, options, tmp_path, capsys):
     argv = ["train", "--method", name, *options, "--explain", "--out", str(tmp_path / "run")]
     assert main(argv) == 2
     assert f"explain is True, but {name} has no training step" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "promptsrc", "clip-adapter", "clip-lora", "mmrl", "rmadapter+lora"])
+def test_the_speed_up_of_a_step_is_predicted_for_every_method(name, options, tmp_path, capsys):
+    argv = ["train", "--method", name, *options, *training_of(name), "--explain", "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    (ratio,) = re.findall(r"expected ([0-9.]+) times fewer operations than the plain step", shown)
+    assert float(ratio) > 1.5
     assert not (tmp_path / "run").exists()
 
 
