@@ -11,10 +11,10 @@ from typing import Any
 from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
-from rmadapter.config import PUBLISHED, TrainConfig
+from rmadapter.config import TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
 from rmadapter.data.catalog import template_for
-from rmadapter.data.templates import sixty_templates
+from rmadapter.data.templates import target_templates
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
@@ -201,20 +201,13 @@ def _make_model(
         loss=config.loss,
         trim=shortcuts.trim,
         keep_targets=shortcuts.frozen_targets,
-        target_templates=_target_templates(config, data),
+        target_templates=target_templates(config.loss.target, data.name),
     )
     if shortcuts.any:
         stream = residual_dtype(config.residual, precision)
         settings = {"by_token": shortcuts.last_token, "packed": shortcuts.packed_weights}
         model.encoders = Encoders.of(adapted, stream=stream, **settings)
     return model.train(), backend
-
-
-def _target_templates(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
-    """The prompts whose frozen features the losses compare with; none for the run's own."""
-    if config.loss.target == "published":
-        return (template_for(PUBLISHED, data.name),)
-    return sixty_templates() if config.loss.target == "templates" else ()
 
 
 def own_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
