@@ -38,7 +38,7 @@ class Row:
 
     Attributes:
         registers, stack: a thread's, bytes for the stack.
-        spills: loads and stores of local memory in the code.
+        spills: loads and stores of the stack inside of loops.
         shared: bytes a program. ``programs``: how many fit a multiprocessor.
         instructions, classes: issued by warps, all and by class.
         exposed: waits of a program for a copy with nothing behind it, and loads that are not asynchronous, in loops.
@@ -257,13 +257,18 @@ WEIGHT_BYTES = {
 }
 
 
+# A few values that are put away before a loop and come back behind it, as K1 with a norm does since it reads x twice in
+# a row: that order takes 10% of backward's time at 65,536 tokens away.
+STACK = 16
+
+
 def faults(rows: list[Row]) -> list[str]:
-    """What does not hold: INSTRUCTIONS and WEIGHT_BYTES on sm_90; in 16 bits, up to r = h = 32, no stack, two tiles
-    ahead, no synchronous load of rows."""
+    """What does not hold: INSTRUCTIONS and WEIGHT_BYTES on sm_90; in 16 bits, up to r = h = 32, no stack that a loop
+    uses and at most STACK bytes of it, two tiles ahead, no synchronous load of rows."""
     found = []
     for row in rows:
         if row.dtype in ("bf16", "fp16") and row.r <= 32:
-            if row.stack or row.spills:
+            if row.stack > STACK or row.spills:
                 found.append(f"{row.case}: {row.stack} bytes of stack, {row.spills} spills")
             if row.synchronous and row.arch == "sm_90":
                 found.append(f"{row.case}: {row.synchronous} loads of a wide tensor in a loop are synchronous")

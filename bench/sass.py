@@ -85,7 +85,8 @@ class Code:
 
 @dataclass
 class Machine:
-    """A cubin: what one program takes, the innermost loops in their order, and everything outside of them."""
+    """A cubin: what one program takes, the innermost loops in their order, and everything outside of them; ``spills``
+    are the loads and stores of the stack inside of loops."""
 
     registers: int
     stack: int
@@ -130,7 +131,7 @@ def machine_of(cubin: bytes) -> Machine:
                 spans.append((first, place + 1))
     inner = sorted(s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans))
     inside = {place for first, last in inner for place in range(first, last)}
-    spills = sum(bool(re.search(r"\b(?:STL|LDL)\b", text)) for text in instructions)
+    spills = sum(bool(re.search(r"\b(?:STL|LDL)\b", instructions[place])) for place in inside)
     return Machine(
         used("REG"), used("STACK"), spills, [Code.of(instructions[first:last]) for first, last in inner],
         Code.of([text for place, text in enumerate(instructions) if place not in inside]),

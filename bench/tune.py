@@ -22,8 +22,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,48 +30,24 @@ from typing import Any, Protocol
 import torch
 
 from bench import results
-from rmadapter_kernels.triton import devices, operators, tuning
+from bench.tune_device import KINDS, TOKENS, DeviceLostError, Group, OnCuda
+from rmadapter_kernels.triton import devices, tuning
 from rmadapter_kernels.triton.devices import Device
 from rmadapter_kernels.triton.tuning import (
     KERNELS,
     LARGEST,
     Config,
-    Problem,
     candidates,
-    forced,
     model,
     predicted_ns,
     table_key,
     table_name,
 )
 
-# Bucket of the table -> tokens that stand for it: 4, 16, 32 and 128 images of 197, and many.
-TOKENS = {1024: 788, 4096: 3152, 8192: 6304, 32768: 25216, LARGEST: 65536}
-KINDS = {"bf16": (torch.bfloat16, ""), "fp16": (torch.float16, ""), "tf32": (torch.float32, "tf32"),
-         "ieee": (torch.float32, "ieee")}  # fmt: skip
 WIDTHS, BOTTLENECKS = (768, 512, 1024), (32, 16, 64, 128)
 COLUMNS = ("kernel", "kind", "d", "r", "bucket", "tokens", "block_m", "block_d", "num_warps", "num_stages",
            "microseconds", "outcome")  # fmt: skip
 MEASURED = "measured"
-# Seconds of a configuration's calls before one counts: the one before it has left the device busy.
-BUSY = 0.05
-
-
-@dataclass(frozen=True)
-class Group:
-    """Problems that one compilation serves: a kernel, a kind of product, D and r = h, at every number of tokens."""
-
-    kernel: str
-    kind: str
-    d: int
-    r: int
-
-    def __str__(self) -> str:
-        return f"{self.kernel} {self.kind} D={self.d} r={self.r}"
-
-    def problem(self, tokens: int) -> Problem:
-        """With a number of tokens."""
-        return Problem(self.kernel, *KINDS[self.kind], self.d, self.r, self.r, tokens)
 
 
 def groups(
@@ -95,132 +70,26 @@ def source_hash() -> str:
 
 
 def configurations(group: Group, device: Device, most: int) -> list[Config]:
-    """At most ``most``: the model's choice for every bucket, then the other candidates with 3, 2 and 4 stages, those
+    """At most ``most``: the model's choice for every bucket, then the other candidates with 3, 4 and 5 stages, those
     first that the model takes for the fastest with many tokens."""
     usual = list(dict.fromkeys(model(group.problem(tokens), device) for tokens in reversed(TOKENS.values())))
     problem = group.problem(TOKENS[LARGEST])
     pairs = sorted(candidates(problem, device), key=lambda pair: predicted_ns(problem, *pair, device))
-    others = [replace(config, num_stages=stages) for stages in (3, 2, 4) for config, _ in pairs]
+    others = [replace(config, num_stages=stages) for stages in (3, 4, 5) for config, _ in pairs]
     return list(dict.fromkeys([*usual, *others]))[: max(most, len(usual))]
-
-
-@contextmanager
-def in_force(group: Group, config: Config) -> Iterator[None]:
-    """Calls take ``config`` for the group's kernel; where it does not fit, the launch fails and is not made smaller."""
-    operators.forget_plans()
-    try:
-        with forced(group.kernel, config):
-            yield
-    finally:
-        operators.forget_plans()
-
-
-@contextmanager
-def fp32_precision(kind: str) -> Iterator[None]:
-    """Products of fp32 as ``kind`` says, in torch too."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
-class DeviceLostError(RuntimeError):
-    """A kernel has left the device's context unusable: whatever came after it in this process would fail too."""
 
 
 class Bench(Protocol):
     """Who measures."""
 
-    def prepare(self, group: Group, configs: list[Config]) -> None:
-        """``configs`` are measured next, in this order."""
+    def expect(self, wanted: list[tuple[Group, Config]]) -> None:
+        """What is measured from now on, in this order."""
+
+    def prepare(self, group: Group) -> None:
+        """Configurations of ``group`` are measured next."""
 
     def measure(self, group: Group, config: Config) -> dict[int, float]:
         """Seconds by bucket; raises where the configuration fails or gives other results than the definition."""
-
-
-class Inputs:
-    """Tensors of the operator for one group and number of tokens, in as many sets as L2 cannot hold."""
-
-    def __init__(self, group: Group, tokens: int, device: torch.device):
-        from bench import measure
-        from bench.cases import SCALE, WEIGHTS
-        from rmadapter_kernels import FusedRMAdapter
-
-        dtype, _ = KINDS[group.kind]
-        adapter = FusedRMAdapter(group.d, bottleneck=group.r, device=device)
-        weights = [getattr(adapter, name).detach() for name in WEIGHTS]
-        self.rest = (None, None, None, *weights, SCALE, "gelu", "l2", True, 1.0)
-        self.forward = group.kernel == "forward"
-        sets = 1
-        if device.type == "cuda":
-            sets = measure.rotations(2 * tokens * group.d * dtype.itemsize)
-        draw = torch.randn(sets, 2, tokens, group.d, device=device).to(dtype)
-        self.sets = [tuple(pair.unbind()) for pair in draw]
-        self.d_loss = torch.full((tokens,), 1 / tokens, device=device)
-
-    def calls(self) -> list[Callable[[], Any]]:
-        """The operator on each set: x with residual, or x with d_out and every gradient needed."""
-        if self.forward:
-            return [lambda x=x, other=other: operators.forward(x, other, *self.rest) for x, other in self.sets]
-        needs = [True] * 9
-        return [
-            lambda x=x, other=other: operators.backward(x, other, self.d_loss, *self.rest, needs)
-            for x, other in self.sets
-        ]
-
-
-def compile_on_device(group: Group, config: Config) -> None:
-    """In a worker: one call on few tokens leaves the compiled kernel in Triton's cache."""
-    with fp32_precision(group.kind), in_force(group, config), suppress(Exception):  # measured, it fails again
-        Inputs(group, 64, torch.device("cuda")).calls()[0]()
-
-
-class OnCuda:
-    """Measures on the current CUDA device; kernels are compiled ahead in ``jobs`` processes."""
-
-    def __init__(self, jobs: int):
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        self.pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-        self.inputs: dict[int, Inputs] = {}
-        self.ahead: dict[Config, Any] = {}
-
-    def prepare(self, group: Group, configs: list[Config]) -> None:
-        """Compile ahead, and make the inputs."""
-        self.inputs.clear()
-        self.inputs.update({bucket: Inputs(group, t, torch.device("cuda")) for bucket, t in TOKENS.items()})
-        for future in self.ahead.values():
-            future.cancel()
-        self.ahead = {c: self.pool.submit(compile_on_device, group, c) for c in configs}
-
-    def measure(self, group: Group, config: Config) -> dict[int, float]:
-        """Checked on 300 tokens, whose last block is not full, then timed in every bucket."""
-        with suppress(Exception):  # a lost worker costs time and nothing else
-            self.ahead[config].result()
-        try:
-            return self._measure(group, config)
-        except Exception as error:
-            try:
-                torch.cuda.synchronize()
-            except RuntimeError:
-                raise DeviceLostError(str(error)) from error
-            raise
-
-    def _measure(self, group: Group, config: Config) -> dict[int, float]:
-        from bench import cases, measure
-
-        with fp32_precision(group.kind), in_force(group, config):
-            case = cases.Case(300, group.d, group.r, KINDS[group.kind][0], norm=True)
-            cases.check(cases.Step("triton", case, torch.device("cuda")), case, "both")
-            with torch.no_grad():
-                return {bucket: measure.graph_seconds(own.calls(), 10, BUSY) for bucket, own in self.inputs.items()}
-
-    def close(self) -> None:
-        """End the workers."""
-        self.pool.shutdown(cancel_futures=True)
 
 
 def rows_of(group: Group, config: Config, seconds: dict[int, float], outcome: str) -> list[dict[str, Any]]:
@@ -250,10 +119,14 @@ def sweep(chosen: list[Group], device: Device, bench: Bench, rows: list[dict[str
         DeviceLostError: after its row has been saved, so that the next run goes on behind it.
     """
     done = {(group_of(row), config_of(row)) for row in rows}
-    for number, group in enumerate(chosen, 1):
-        missing = [config for config in configurations(group, device, most) if (group, config) not in done]
+    lacking = {
+        group: [config for config in configurations(group, device, most) if (group, config) not in done]
+        for group in chosen
+    }
+    bench.expect([(group, config) for group, missing in lacking.items() for config in missing])
+    for number, (group, missing) in enumerate(lacking.items(), 1):
         if missing and time_left() > 0:
-            bench.prepare(group, missing)
+            bench.prepare(group)
         for place, config in enumerate(missing, 1):
             if time_left() <= 0:
                 say(f"out of time at {group}, {place - 1} of {len(missing)} configurations; run again to go on")
@@ -269,9 +142,8 @@ def sweep(chosen: list[Group], device: Device, bench: Bench, rows: list[dict[str
             if lost is not None:
                 raise lost
             found = " ".join(f"{1e6 * value:.1f}" for value in seconds.values()) + " us" if seconds else outcome[:60]
-            tile = f"{config.block_m}x{config.block_d} warps={config.num_warps} stages={config.num_stages}"
             left = "" if math.isinf(time_left()) else f" ({time_left() / 60:.1f} min left)"
-            say(f"{number}/{len(chosen)} {group} {place}/{len(missing)} {tile}: {found}{left}")
+            say(f"{number}/{len(chosen)} {group} {place}/{len(missing)} {config}: {found}{left}")
     return True
 
 

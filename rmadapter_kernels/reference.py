@@ -31,6 +31,10 @@ def activation(name: str, x: Tensor) -> Tensor:
     raise ValueError(f"activation is {name!r}; valid: {', '.join(ACTIVATIONS)}")
 
 
+# ``activation`` is also the name of an argument of ``reference``.
+_activated = activation
+
+
 def reconstruction_loss(x: Tensor, rec: Tensor, objective: str) -> Tensor:
     """Loss of each token [...] of ``x`` and ``rec`` [..., D], computed in fp32 (fp64 for fp64 inputs).
 
@@ -93,20 +97,19 @@ def reference(
     branch_grad_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The operator ``rm_adapter`` by its definition; arguments and results are described there."""
-    sigma = globals()["activation"]
 
     def linear(t: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return t @ weight.to(t.dtype) + bias.to(t.dtype)
 
     u = layer_norm(x, norm)
     # The weights of the adaptation branch see its gradient times branch_grad_scale, u sees it as it is.
-    z = sigma(activation, linear(scale_gradient(u, 1.0 / branch_grad_scale), w_down, b_down))
+    z = _activated(activation, linear(scale_gradient(u, 1.0 / branch_grad_scale), w_down, b_down))
     base = scale_gradient(linear(z, w_up, b_up), branch_grad_scale)
     out = scale * base if residual is None else residual + scale * base
     out = out.to(x.dtype if residual is None else residual.dtype)
     if w_rec1 is None or b_rec1 is None or w_rec2 is None or b_rec2 is None:  # all of them, or none
         return out, x.new_empty(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     target = u.detach() if local_reconstruction else u
-    z = sigma(activation, linear(target, w_down, b_down))
-    rec = linear(sigma(activation, linear(z, w_rec1, b_rec1)), w_rec2, b_rec2)
+    z = _activated(activation, linear(target, w_down, b_down))
+    rec = linear(_activated(activation, linear(z, w_rec1, b_rec1)), w_rec2, b_rec2)
     return out, reconstruction_loss(target, rec, objective)

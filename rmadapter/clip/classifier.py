@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -69,9 +71,22 @@ class CLIPClassifier(nn.Module):
         self.template = template
         self.prompts = self.prompts_of(template)
 
+    def knows(self, class_names: Sequence[str]) -> bool:
+        """Whether it can classify among these names; one that has something of each class knows its own alone."""
+        return True
+
+    def untouched(self) -> AbstractContextManager[None]:
+        """Inside, the model is the frozen one, without anything that was trained in it."""
+        return contextlib.nullcontext()
+
     def prompts_of(self, template: str, learned: PromptConfig | None = None) -> Prompts:
         """The classes' prompts by ``template``, with the learned tokens in them, on the model's device."""
         prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim, learned=learned)
+        return prompts.to(self.clip.logit_scale.device)
+
+    def written(self, texts: Sequence[str]) -> Prompts:
+        """Prompts that are ``texts`` as they stand, one a class, on the model's device."""
+        prompts = make_prompts(self.clip, self.tokenizer, texts, "{}", trim=self.trim)
         return prompts.to(self.clip.logit_scale.device)
 
     @property

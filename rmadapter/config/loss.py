@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmadapter.errors import check_choice, check_range
+from rmadapter.config.paths import PathText
+from rmadapter.errors import InputError, check_choice, check_range
 
 DISTANCES = ("l1", "cosine")
-TARGETS = ("prompt", "published", "templates")
+SENTENCES = "sentences"
+TARGETS = ("prompt", "published", "templates", SENTENCES)
 
 
 @dataclass
@@ -24,8 +26,11 @@ class LossConfig:
         lambda4: distance of tuned to frozen text features
         distance: what both distances are: l1 (mean absolute difference) or cosine (one minus it)
         distillation: divergence of the tuned model's class probabilities from the frozen model's (PromptSRC)
-        target: prompts of the frozen text features: prompt (the run's own), published (the data set's) or templates
-            (the mean over 60 of CLIP's)
+        target: prompts of the frozen text features: prompt (the run's own), published (the data set's), templates
+            (the mean over 60 of CLIP's) or sentences (one of each class's, drawn at every step; without a file of them
+            as published)
+        sentences: JSON file with those, {"class name": ["a sentence", ...], ...}, as many for each class
+        second_view: the frozen image features are those of a second augmented view of each image
         projected: keep the part of cross-entropy's gradient that does not raise the divergence from the frozen model's
             class probabilities (ProGrad)
     """
@@ -37,6 +42,8 @@ class LossConfig:
     distance: str = "l1"
     distillation: float = 0.0
     target: str = "prompt"
+    sentences: PathText | None = None
+    second_view: bool = False
     projected: float = 0.0
 
     def __post_init__(self) -> None:
@@ -44,12 +51,22 @@ class LossConfig:
             check_range(f"loss.{name}", getattr(self, name), 0)
         check_choice("loss.distance", self.distance, DISTANCES)
         check_choice("loss.target", self.target, TARGETS)
+        if self.sentences is not None and self.target != SENTENCES:
+            raise InputError(
+                f"loss.sentences is {self.sentences!r}, but loss.target is {self.target!r}; valid: loss.target "
+                f"{SENTENCES}, or no file"
+            )
         check_range("loss.projected", self.projected, 0, 1)
 
     @property
     def needs_image(self) -> bool:
         """Whether a term needs the frozen image features."""
         return self.lambda3 > 0 or self.needs_probabilities
+
+    @property
+    def reads_two_views(self) -> bool:
+        """Whether a step reads two augmented views of each image."""
+        return self.second_view and self.needs_image
 
     @property
     def needs_text(self) -> bool:

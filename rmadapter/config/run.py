@@ -25,10 +25,11 @@ from rmadapter.errors import InputError, check_choice, check_range, printable, p
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
-AUGMENTATIONS = ("crop_flip", "crop", "none")
+AUGMENTATIONS = ("crop_flip", "crop", "randaugment", "none")
 PUBLISHED = "published"  # in the place of a template
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DECAYS = ("epoch", "step")
+SELECTIONS = ("last", "validation")
 # In a run's folder: the configuration as it was resolved. A folder that holds it is a training run's.
 RUN_CONFIG_FILE = "config.yaml"
 # What ``rmadapter train --help`` shows first, and where each of the other options stands.
@@ -64,11 +65,13 @@ TRAIN_HELP = HelpLayout(
             "weight_decay",
             "adam_eps",
             "decay",
+            "decay_power",
             "final_lr",
             "warmup_epochs",
             "warmup_lr",
             "steps_per_shot",
             "average",
+            "select",
             "drop_last",
             "max_bad_steps",
         ),
@@ -139,13 +142,18 @@ class TrainConfig:
         momentum: of SGD
         adam_eps: epsilon of Adam
         decay: whether the rate falls by epoch or by step
+        decay_power: power of the cosine's factor on the rate; 2 is what two schedules on one optimiser give (KgCoOp's
+            first release)
         final_lr: learning rate that the cosine ends at
         warmup_epochs: epochs before it at a constant learning rate
         warmup_lr: that rate
         steps_per_shot: steps for each training image of a class, in place of epochs; 0: epochs count
         average: "mean,std": the result is the mean of all epochs' weights, weighted by a Gaussian over their number
+        select: the epoch whose weights are the result: the last, or the first of those that are best on the few-shot
+            validation images
         weight_decay: of SGD
-        augmentation: crop_flip (random resized crop and flip), crop, or none
+        augmentation: crop_flip (random resized crop and flip), crop, randaugment (the whole image squeezed into the
+            square, and two random operations of RandAugment at strength 10 of 30), or none
         min_crop: smallest share of the image's area that a random crop keeps
         workers: processes that decode images
         grad_checkpointing: recompute activations in the backward pass, less memory for more time
@@ -203,11 +211,13 @@ class TrainConfig:
     momentum: float = 0.9
     adam_eps: float = 1e-8
     decay: str = "epoch"
+    decay_power: int = 1
     final_lr: float = 0.0
     warmup_epochs: int = 0
     warmup_lr: float = 1e-5
     steps_per_shot: int = 0
     average: str | None = None
+    select: str = "last"
     weight_decay: float = 5e-4
     augmentation: str = "crop_flip"
     min_crop: float = 0.08
@@ -242,7 +252,11 @@ class TrainConfig:
             check_template(self.template)
         if self.label is not None:
             check_label(self.label)
-        for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every"):
+        if self.head.cache != "none" and self.shots == 0:
+            raise InputError(
+                f"shots is 0, but head.cache is {self.head.cache!r}, which keeps training images; valid: 1 or more"
+            )
+        for name in ("shots", "epochs", "batch_size", "eval_batch_size", "log_every", "decay_power"):
             check_range(name, getattr(self, name), 1)
         check_range("seed", self.seed, 0, LARGEST_SEED)
         for name in (
@@ -262,6 +276,9 @@ class TrainConfig:
             check_range(name, getattr(self, name), 0)
         check_range("final_lr", self.final_lr, 0, self.lr)
         gaussian(self.average)
+        check_choice("select", self.select, SELECTIONS)
+        if self.average is not None and self.select != "last":
+            raise InputError(f"average is {self.average!r} and select {self.select!r}; valid: one of them")
         check_range("momentum", self.momentum, 0, 1)
         check_range("min_crop", self.min_crop, 0, 1, open_low=True)
         if self.resume and self.overwrite:

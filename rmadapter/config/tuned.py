@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from rmadapter.config.adapter import RMAdapterConfig
+from rmadapter.config.adapter import TOWERS, RMAdapterConfig
 from rmadapter.config.head import HeadConfig
 from rmadapter.config.lora import LoraConfig
 from rmadapter.config.prompt import PromptConfig
@@ -37,9 +37,15 @@ class TunerConfig:
         return self.prompt.any or self.lora.any or self.head.any or self.space.any
 
     @property
+    def trains(self) -> bool:
+        """Whether training changes anything of it."""
+        adapters = any(self.adapter.tower(name).layers not in ("none", []) for name in TOWERS)
+        return adapters or self.prompt.any or self.lora.any or self.head.trains
+
+    @property
     def bound(self) -> bool:
         """Whether something is trained of each class, so that no others can be told."""
-        return self.prompt.class_specific or self.head.offset > 0 or self.head.cache != "none"
+        return self.prompt.class_specific or self.head.bound
 
     def flat(self) -> dict[str, Any]:
         """Plain values by dotted name: ``adapter.scale``."""

@@ -17,6 +17,8 @@ from rmadapter.data.transforms import Transform
 from rmadapter.errors import InputError
 
 Read = Callable[[str], Image.Image]  # an item's path -> its image; ``ImageData.read``
+# What tells the seeds of what is drawn for one (epoch, index) apart, behind those two; the first view has none.
+SECOND_VIEW, SENTENCE = 1, 2
 
 
 def _seed(*numbers: int) -> int:
@@ -25,14 +27,16 @@ def _seed(*numbers: int) -> int:
 
 
 class TrainImages(Dataset):
-    """Training images by ``(epoch, index)`` -> (image [3, size, size], label).
+    """Training images by ``(epoch, index)`` -> (image [3, size, size], label); with ``two_views`` [2, 3, size, size].
 
-    The random choices of ``transform`` come from torch's generator, which is seeded for each image and put back
-    afterwards, so that workers, order and the point of resumption change nothing.
+    The random choices of ``transform`` come from torch's generator, which is seeded for each view and put back
+    afterwards, so that workers, order and the point of resumption change nothing. The first view is the same with a
+    second one and without.
     """
 
-    def __init__(self, read: Read, items: Sequence[Item], transform: Transform, seed: int):
+    def __init__(self, read: Read, items: Sequence[Item], transform: Transform, seed: int, two_views: bool = False):
         self.read, self.items, self.transform, self.seed = read, list(items), transform, seed
+        self.two_views = two_views
 
     def __len__(self) -> int:
         return len(self.items)
@@ -41,10 +45,21 @@ class TrainImages(Dataset):
         epoch, index = key
         item = self.items[index]
         image = self.read(item.path)
+        first = self._view(image, self.seed, epoch, index)
+        if not self.two_views:
+            return first, item.label
+        return torch.stack([first, self._view(image, self.seed, epoch, index, SECOND_VIEW)]), item.label
+
+    def _view(self, image: Image.Image, *seeds: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which takes 1.2 ms to note a stack trace for CUDA's generators.
-            torch.default_generator.manual_seed(_seed(self.seed, epoch, index))
-            return self.transform(image), item.label
+            torch.default_generator.manual_seed(_seed(*seeds))
+            return self.transform(image)
+
+
+def drawn_number(seed: int, epoch: int, step: int, count: int) -> int:
+    """Which of ``count`` sentences a class a step compares with, the same for all classes; at random, by its number."""
+    return int(np.random.default_rng((seed, epoch, step, SENTENCE)).integers(count))
 
 
 def steps_an_epoch(images: int, batch_size: int, drop_last: bool) -> int:

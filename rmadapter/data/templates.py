@@ -5,8 +5,19 @@ from __future__ import annotations
 from functools import cache
 
 from rmadapter.config import PUBLISHED
+from rmadapter.config.loss import SENTENCES
 from rmadapter.data.catalog import template_for
 
+# Those that OpenAI's notebook chooses for ImageNet.
+SEVEN_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 # Of the 80 prompts of OpenAI's notebook, which open_clip brings, these 20 are not among PromptSRC's 60.
 _NOT_AMONG_THE_60 = (
     "a jpeg corrupted photo of the {}.",
@@ -42,7 +53,10 @@ def sixty_templates() -> tuple[str, ...]:
 
 
 def target_templates(target: str, data: str) -> tuple[str, ...]:
-    """The prompts that ``loss.target`` names for the data set called ``data``; none for those of a run itself."""
-    if target == PUBLISHED:
+    """The prompts that ``loss.target`` names for the data set called ``data``; none for those of a run itself.
+
+    Of sentences they are the published one, for where there are no sentences.
+    """
+    if target in (PUBLISHED, SENTENCES):
         return (template_for(PUBLISHED, data),)
     return sixty_templates() if target == "templates" else ()

@@ -12,9 +12,12 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from rmadapter.config import AUGMENTATIONS
 from rmadapter.errors import check_choice
 
 Transform = Callable[[Image.Image], Tensor]
+# CoPrompt's: operations of RandAugment on an image, and their strength on its scale from 0 to 30.
+OPERATIONS, STRENGTH = 2, 10
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,21 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: str = "crop_flip", min_crop: float = 0.08) -> Transform:
-    """Random resized crop of at least ``min_crop`` of the area, flip, normalise; "none" is ``eval_transform``."""
-    check_choice("augmentation", augmentation, ("crop_flip", "crop", "none"))
+    """What ``augmentation`` does to an image, and normalisation: PIL image -> float [3, size, size].
+
+    "crop_flip" is a random resized crop of at least ``min_crop`` of the area and a flip, "crop" the same without a
+    flip; "randaugment" squeezes the whole image into the square and applies ``OPERATIONS`` random operations of
+    RandAugment; "none" is ``eval_transform``.
+    """
+    check_choice("augmentation", augmentation, AUGMENTATIONS)
     if augmentation == "none":
         return eval_transform(preprocessing)
-    crop = transforms.RandomResizedCrop(
-        preprocessing.size, scale=(min_crop, 1.0), interpolation=InterpolationMode(preprocessing.interpolation)
-    )
-    flip = [transforms.RandomHorizontalFlip()] if augmentation == "crop_flip" else []
+    size, interpolation = preprocessing.size, InterpolationMode(preprocessing.interpolation)
+    if augmentation == "randaugment":
+        squeeze = transforms.Resize((size, size), interpolation=interpolation)
+        random = [squeeze, transforms.RandAugment(num_ops=OPERATIONS, magnitude=STRENGTH)]
+    else:
+        flip = [transforms.RandomHorizontalFlip()] if augmentation == "crop_flip" else []
+        random = [transforms.RandomResizedCrop(size, scale=(min_crop, 1.0), interpolation=interpolation), *flip]
     normalize = transforms.Normalize(preprocessing.mean, preprocessing.std)
-    return transforms.Compose([crop, *flip, transforms.ToTensor(), normalize])
+    return transforms.Compose([*random, transforms.ToTensor(), normalize])

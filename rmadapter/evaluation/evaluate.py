@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, PUBLISHED, RUN_CONFIG_FILE, check_template
 from rmadapter.config.paths import ModelText, PathText
@@ -14,7 +16,7 @@ from rmadapter.data import ImageData, load_data, part_names
 from rmadapter.data.catalog import PHOTO, zeroshot_template
 from rmadapter.data.emoji import is_testbed
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
+from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, ZEROSHOT, Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.runtime import resolve_device
@@ -36,6 +38,8 @@ class EvalConfig:
         style: whose drawings, for the bundled data sets; default: the adapter's, else fluent
         classes: all, base, new, or base_new for both halves and their harmonic mean
         split: test, val or train
+        unknown: of classes that the adapter is bound away from: refuse, or zeroshot, the frozen model's answer for each
+            part with such a class
         retention: for a bundled data set also the accuracy on its classes drawn in the unseen style
         model: open_clip model name; default: the adapter's
         pretrained: open_clip tag, weights file, or none for random weights; default: the adapter's
@@ -58,6 +62,7 @@ class EvalConfig:
     style: str | None = None
     classes: str = "all"
     split: str = "test"
+    unknown: str = REFUSE
     retention: bool = True
     model: ModelText | None = None
     pretrained: PathText | None = None
@@ -76,6 +81,7 @@ class EvalConfig:
         check_choice("method", self.method, ("adapter", "zeroshot"))
         check_choice("classes", self.classes, ("all", "base", "new", "base_new"))
         check_choice("split", self.split, ("test", "val", "train"))
+        check_choice("unknown", self.unknown, UNKNOWN)
         check_choice("precision", self.precision, PRECISIONS)
         if not self.data and self.adapter is None:
             raise InputError(f"data is missing; valid: {DATA_FORMS}")
@@ -161,11 +167,14 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     own = zeroshot_template(data.name) if info is None or zeroshot else _template(info, data, elsewhere)
     template = config.template or own or PHOTO
     parts = tested_parts(config.classes, data.class_names)
-    model = loaded.classifier(part_names(data.class_names, parts[0]), template, elsewhere=elsewhere)
+    own_names = adapted.classes if adapted is not None and config.unknown != REFUSE else None
+    first = own_names or part_names(data.class_names, parts[0])
+    model = loaded.classifier(first, template, elsewhere=elsewhere)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     trained = training if adapted is not None else {}
     started = time.perf_counter()
-    found = evaluate_parts(model, data, parts, loading, split=config.split)
+    others = other_answers(config, loaded.zeroshot, own_names, data)
+    found = evaluate_parts(model, data, parts, loading, split=config.split, zeroshot=others)
     results = results_of(
         method="zeroshot" if zeroshot else trained.get("method", "adapter"),
         data=data,
@@ -178,11 +187,11 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
         classes=trained.get("classes") if adapted is not None else _beside(config.classes),
         split=config.split,
         found=found,
-        trained_parameters=sum(p.numel() for p in adapted.adapter_tensors().values()) if adapted else 0,
+        trained_parameters=sum(p.numel() for p in adapted.trained().values()) if adapted else 0,
         seconds={"eval": time.perf_counter() - started},
         precision=loaded.precision,
         device=str(loaded.device),
-        settings={**(trained.get("settings") or {}), "template": template},
+        settings={**(trained.get("settings") or {}), "template": template, **answered(found)},
         backend=loaded.backend,
     )
     conclude(config, results)
@@ -193,6 +202,26 @@ def _template(info: AdapterInfo, data: ImageData, elsewhere: bool) -> str | None
     """The adapter's prompt; on another data set than its own, where that was the published one, that data set's."""
     settings = (info.training or {}).get("settings") or {}
     return zeroshot_template(data.name) if elsewhere and settings.get("template") == PUBLISHED else info.template
+
+
+def other_answers(
+    config: EvalConfig,
+    make: Callable[[list[str], str], CLIPClassifier],
+    trained: list[str] | None,
+    data: ImageData,
+) -> CLIPClassifier | None:
+    """The frozen model's classifier, made by ``make(class_names, template)``, for classes other than ``trained``.
+
+    It has the prompt that ``--method zeroshot`` has. None where ``config`` does not want it, or nothing is bound.
+    """
+    if config.unknown == REFUSE or trained is None:
+        return None
+    return make(trained, config.template or zeroshot_template(data.name))
+
+
+def answered(found: dict[str, Any]) -> dict[str, Any]:
+    """What a result's settings say where the frozen model answered for some classes; reports keep such rows apart."""
+    return {"unknown": ZEROSHOT} if ZEROSHOT in found.get("answered_by", {}).values() else {}
 
 
 def _beside(classes: str) -> str:

@@ -54,12 +54,16 @@ class LoadedModel:
     precision: str
     device: torch.device
 
+    def zeroshot(self, class_names: Sequence[str], template: str) -> CLIPClassifier:
+        """The frozen model's classifier; where an adapter is in it, for use while that is switched off."""
+        return CLIPClassifier(self.backbone.clip, self.backbone.tokenizer, class_names, template)
+
     def classifier(self, class_names: Sequence[str], template: str, *, elsewhere: bool = False) -> CLIPClassifier:
         """A classifier among ``class_names``, by ``template``'s prompts; ``elsewhere`` as in ``AdaptedClassifier``."""
-        tokenizer = self.backbone.tokenizer
         if self.adapted is None:
-            return CLIPClassifier(self.backbone.clip, tokenizer, class_names, template)
+            return self.zeroshot(class_names, template)
         encoders = _encoders_of(self.adapted, self.info, self.precision)
+        tokenizer = self.backbone.tokenizer
         return AdaptedClassifier(self.adapted, tokenizer, class_names, template, encoders=encoders, elsewhere=elsewhere)
 
 

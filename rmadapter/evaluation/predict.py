@@ -22,6 +22,7 @@ from rmadapter.data import Preprocessing, eval_transform, read_image
 from rmadapter.data.catalog import PHOTO
 from rmadapter.data.class_names import read_lines
 from rmadapter.errors import InputError, check_choice, check_range, printable_line
+from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, answered_by, answering
 from rmadapter.evaluation.loaded_model import load_stored
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import read_info
@@ -36,6 +37,7 @@ class PredictConfig:
         adapter: folder of an adapter; without one the base model alone classifies
         classes: class names, separated by commas; default: those the adapter was trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
+        unknown: of classes that the adapter is bound away from: refuse, or zeroshot, the frozen model's answer for all
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
         top: number of classes to print an image
         json: print JSON
@@ -53,6 +55,7 @@ class PredictConfig:
     adapter: PathText | None = None
     classes: str | None = None
     classes_file: PathText | None = None
+    unknown: str = REFUSE
     template: str | None = None
     top: int = 5
     json: bool = False
@@ -72,6 +75,7 @@ class PredictConfig:
             raise InputError("classes and classes_file are both given; valid: one of them")
         if self.template is not None:
             check_template(self.template)
+        check_choice("unknown", self.unknown, UNKNOWN)
         check_choice("precision", self.precision, PRECISIONS)
         check_range("top", self.top, 1)
         check_range("batch_size", self.batch_size, 1)
@@ -124,14 +128,33 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
             f"{MODEL} was not pretrained on {', '.join(map(repr, words))}: what it says of such a class is chance",
             stacklevel=2,
         )
-    model = loaded.classifier(names, template)
-    images = preprocessed(config.images, loaded.backbone.preprocessing)
-    probabilities = predict(model, images, batch_size=config.batch_size)
-    return print_predictions(config, names, probabilities)
+    bound = None if loaded.adapted is None or config.unknown == REFUSE else loaded.adapted.classes
+    model = loaded.classifier(bound or names, template)
+    zeroshot = None if bound is None else loaded.zeroshot(bound, template)
+    return predict_among(config, names, model, zeroshot, loaded.backbone.preprocessing)
 
 
-def print_predictions(config: PredictConfig, names: list[str], probabilities: Tensor) -> list[dict[str, Any]]:
-    """One record an image of ``config``, from probabilities [images, classes]; printed as ``config`` asks for it."""
+def predict_among(
+    config: PredictConfig,
+    names: list[str],
+    model: CLIPClassifier,
+    zeroshot: CLIPClassifier | None,
+    preprocessing: Preprocessing,
+) -> list[dict[str, Any]]:
+    """One record an image of ``config``, classified among ``names``; printed as ``config`` asks for it.
+
+    ``zeroshot`` answers where ``model`` does not know all of the names, which is said; each record then has
+    ``answered_by``.
+
+    Raises:
+        InputError: an image that cannot be read, a name that ``model`` does not know without ``zeroshot``.
+    """
+    with answering(model, zeroshot, names) as (answers, known):
+        images = preprocessed(config.images, preprocessing)
+        probabilities = predict(answers, images, batch_size=config.batch_size)
+    if not known:
+        warnings.warn("not all of these classes were trained on: the frozen model answers", stacklevel=2)
+    who = {} if zeroshot is None else {"answered_by": answered_by(known)}
     records = []
     for path, row in zip(config.images, probabilities, strict=True):
         values, indices = row.topk(min(config.top, len(names)))
@@ -139,7 +162,7 @@ def print_predictions(config: PredictConfig, names: list[str], probabilities: Te
             {"class": names[i], "index": i, "probability": p}
             for i, p in zip(indices.tolist(), values.tolist(), strict=True)
         ]
-        records.append({"image": path, "predictions": ranked})
+        records.append({"image": path, **who, "predictions": ranked})
     print(json.dumps(records, indent=2, allow_nan=False) if config.json else _as_text(records))
     return records
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rmadapter.clip.backbone import Backbone
+from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.errors import InputError
-from rmadapter.evaluation.accuracy import Loading, evaluate_parts
-from rmadapter.evaluation.evaluate import EvalConfig, conclude, load_tested
+from rmadapter.evaluation.accuracy import REFUSE, Loading, evaluate_parts, tested_parts
+from rmadapter.evaluation.evaluate import EvalConfig, answered, conclude, load_tested, other_answers
 from rmadapter.evaluation.loaded_model import load_base
 from rmadapter.evaluation.predict import (
     PredictConfig,
     check_files,
-    predict,
-    preprocessed,
-    print_predictions,
+    predict_among,
     wanted_class_names,
 )
 from rmadapter.evaluation.results_file import results_of, trained_on
@@ -28,7 +28,7 @@ from rmadapter.tuners.probe import LinearProbe, ProbeInfo, load_probe, read_prob
 
 
 def _check_no_template(config: EvalConfig | PredictConfig) -> None:
-    if config.template is not None:
+    if config.template is not None and config.unknown == REFUSE:
         raise InputError(f"template is {config.template!r}, but a linear probe has no prompts; valid: without it")
 
 
@@ -53,17 +53,20 @@ def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
             f"method is 'zeroshot', but {folder} holds a linear probe; valid: without --adapter, with --model "
             f"{info.source.name if info.source else 'NAME'}"
         )
-    if config.classes == "base_new":
+    refuses = config.unknown == REFUSE
+    if config.classes == "base_new" and refuses:
         raise InputError("classes is 'base_new', but a linear probe knows one half alone; valid: all, base, new")
     _check_no_template(config)
     data = load_tested(config, trained, adapted=True)
     half = trained.get("classes")
-    if half in ("base", "new") and data.name == trained.get("data") and config.classes != half:
+    if half in ("base", "new") and data.name == trained.get("data") and config.classes != half and refuses:
         raise InputError(f"classes is {config.classes!r}, but the linear probe knows one half alone; valid: {half}")
     backbone, probe = _load(config, folder, info, device)
+    others = other_answers(config, partial(CLIPClassifier, backbone.clip, backbone.tokenizer), info.class_names, data)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     began = time.perf_counter()
-    found = evaluate_parts(probe, data, (config.classes,), loading, split=config.split)
+    parts = tested_parts(config.classes, data.class_names)
+    found = evaluate_parts(probe, data, parts, loading, split=config.split, zeroshot=others)
     results = results_of(
         method=LINEAR_PROBE.name,
         data=data,
@@ -80,7 +83,7 @@ def evaluate_probe(config: EvalConfig) -> dict[str, Any]:
         seconds={"eval": time.perf_counter() - began},
         precision="fp32",
         device=str(device),
-        settings=trained.get("settings") or {},
+        settings={**(trained.get("settings") or {}), **answered(found)},
     )
     conclude(config, results)
     return results
@@ -96,6 +99,7 @@ def predict_with_probe(config: PredictConfig) -> list[dict[str, Any]]:
     info = read_probe(folder)
     names = wanted_class_names(config, info.class_names)
     backbone, probe = _load(config, folder, info, device)
-    probe.set_classes(names, probe.template)
-    images = preprocessed(config.images, backbone.preprocessing)
-    return print_predictions(config, names, predict(probe, images, batch_size=config.batch_size))
+    zeroshot = None
+    if config.unknown != REFUSE:
+        zeroshot = CLIPClassifier(backbone.clip, backbone.tokenizer, info.class_names, config.template or info.template)
+    return predict_among(config, names, probe, zeroshot, backbone.preprocessing)

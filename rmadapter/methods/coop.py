@@ -1,7 +1,8 @@
 """CoOp (Zhou et al., IJCV 2022) and KgCoOp (Yao et al., CVPR 2023): learned words in front of the class name.
 
 2,048 trained parameters on ViT-B/16 with the four words of the base-to-new protocol; the 16 random ones of the few-shot
-protocol (``--prompt.text_tokens 16 --prompt.init random --epochs 200``) are 8,192, or as many for each class.
+protocol (``--prompt.text_tokens 16 --prompt.init random --epochs 200``) are 8,192, or as many for each class. KgCoOp's
+other schedule is ``--decay_power 2``.
 """
 
 from rmadapter.methods.method import FIELD_RECIPE, IMAGENET, NO_ADAPTERS, NO_CONSISTENCY, Method

@@ -86,6 +86,8 @@ def _traits(tuned: TunerConfig, loss: LossConfig) -> dict[str, str]:
         traits[f"loss.{name}"] = SOME if getattr(loss, name) else NONE
     if loss.lambda3 or loss.lambda4:
         traits["loss.distance"] = f"={loss.distance}"
+    if loss.needs_image:
+        traits["loss.second_view"] = f"={loss.second_view}"
     if loss.needs_text:
         traits["loss.target"] = f"={loss.target}"
     if not adapter.reconstruct:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rmadapter.config import TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import parse_arguments
+from rmadapter.config.loss import SENTENCES
 from rmadapter.data.catalog import record_of
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
 from rmadapter.errors import InputError
@@ -88,10 +90,11 @@ def _is_of_another(method: Method, word: str) -> bool:
 def own_words(name: str, argv: Sequence[str]) -> list[str]:
     """``argv`` without the options of what method ``name`` does not train, where they are meant for other methods."""
     method, kept, words = get_method(name), list[str](), iter([*argv, ""])
+    reads_sentences = _value_of("loss.target", [*method.recipe, *argv, *method.options]) == SENTENCES
     word = next(words)
     while word:
         following = next(words, "")
-        if not _is_of_another(method, word):
+        if not _is_of_another(method, word) and (reads_sentences or _option(word) != "loss.sentences"):
             kept.append(word)
         elif "=" not in word and following and not following.startswith("--"):
             following = next(words, "")
@@ -101,12 +104,17 @@ def own_words(name: str, argv: Sequence[str]) -> list[str]:
 
 def _data_of(argv: Sequence[str]) -> str | None:
     """What ``--data`` names in the options, by the last part of its path."""
-    found = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        option, equals, value = word.partition("=")
-        if option == "--data":
-            found = value if equals else following
+    found = _value_of("data", argv)
     return None if found is None else Path(found).name
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """The value that the option ``name`` has in the words ``argv``, the last one of several."""
+    found = None
+    for word, following in pairwise([*argv, ""]):
+        if word.startswith("--") and _option(word) == name:
+            found = word.partition("=")[2] if "=" in word else following
+    return found
 
 
 def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
@@ -130,7 +138,7 @@ def _overruled(method: Method, words: Sequence[str]) -> list[str]:
     """The method's own options that the user's ``words`` give another value."""
     own = {_option(word): word for word in method.options}
     found = set()
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word.startswith("--") and _option(word) in own:
             value = following if "=" not in word and following and not following.startswith("--") else None
             given = word if value is None else f"{word}={value}"

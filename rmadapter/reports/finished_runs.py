@@ -198,8 +198,6 @@ class _Fields:
 
 def _trained_on(field: _Fields, tested: DataId) -> TrainedOn | None:
     """What the results say of it; those of earlier versions as far as it follows from what they do say."""
-    if field("trained_parameters", _INT) == 0:
-        return None
     value = field("trained_on", (dict, str, type(None)))
     classes = field("classes", _STR)
     if isinstance(value, dict):
@@ -207,7 +205,8 @@ def _trained_on(field: _Fields, tested: DataId) -> TrainedOn | None:
         name = inner("data", _STR)
         data = None if name is None else DataId(name, inner("style", _STR), inner("data_hash", _STR))
         return TrainedOn(data, inner("classes", _STR))
-    if "trained_on" in field.values and value is None:
+    # Zero-shot CLIP; a cache that is filled and not trained says what it was filled with.
+    if ("trained_on" in field.values and value is None) or field("trained_parameters", _INT) == 0:
         return None
     if isinstance(value, str):  # a sweep's results on a target, which named the source alone
         return TrainedOn(DataId(*data_and_style(value), None), classes)

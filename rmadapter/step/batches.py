@@ -47,7 +47,7 @@ class Batch:
 
     Attributes:
         labels: int64 [n].
-        images: [n, 3, size, size], or None where ``views`` are at hand.
+        images: [n, 3, size, size], of two views [n, 2, 3, size, size], or None where ``views`` are at hand.
         views: what the frozen model made of the images, or None.
         total: images of the whole batch; ``count`` of them are here. A process without any has one that counts 0.
         view, numbers: which view of which images, for the cache.
@@ -143,6 +143,24 @@ class TrainBatches:
             collate_fn=_as_it_is,
             generator=torch.Generator(),
         )
+
+    def passes(self, views: int, *, kept: bool) -> Iterator[Batch]:
+        """Batches of every image in order, in the first of its views, then in the second and so on, on the device.
+
+        With ``kept`` what is in the cache comes as ``Batch.views``.
+        """
+        starts = range(0, len(self.images), self.size)
+        parts = [range(start, min(start + self.size, len(self.images))) for start in starts]
+        loader = DataLoader(
+            _Loading(self.images, self.cache if kept else None, self.ranks),
+            batch_sampler=[[(view, index) for index in part] for view in range(views) for part in parts],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            yield batch.to(self.device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on, on the device; one epoch at a time."""

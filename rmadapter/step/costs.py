@@ -164,6 +164,7 @@ class Workload:
         per_image: whether the classes are computed for each image.
         outside: operations outside of the towers: logits, heads, what makes tokens of weights.
         backwards: backward passes of a step.
+        two_views: whether the frozen image features are those of a second view.
     """
 
     image: TowerShape
@@ -179,6 +180,7 @@ class Workload:
     target_prompts: int = 0
     outside: float = 0.0
     backwards: int = 1
+    two_views: bool = False
 
     @property
     def classes(self) -> int:
@@ -200,6 +202,7 @@ def workload(
     stream: int,
     target_prompts: int = 0,
     backwards: int = 1,
+    two_views: bool = False,
 ) -> Workload:
     """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number."""
     visual = model.clip.visual
@@ -222,6 +225,7 @@ def workload(
         target_prompts=target_prompts,
         outside=outside_flop(model, images, classes, image, text),
         backwards=backwards,
+        two_views=two_views,
     )
 
 
@@ -277,15 +281,16 @@ def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool]
     Without any shortcut it is the plain step's.
     """
     at_token = [shortcuts.last_token and applies for applies in by_token]
-    # What nothing is trained in gives the frozen features by itself; the plain step runs it twice.
-    twice = [not shape.untouched or not shortcuts.any for shape in (work.image, work.text)]
+    # What nothing is trained in gives the frozen features by itself, of the same view; the plain step runs it twice.
+    plain = not shortcuts.any
+    twice = (plain or work.two_views or not work.image.untouched, plain or not work.text.untouched)
     image = _tower_cost(
         work.image,
         [Chunk(0, work.images, work.image_tokens)],
         at_token[0],
         prefix=0 if cached_views else 1,
         frozen=work.rebuilds[0] or (work.targets[0] and twice[0] and not cached_views),
-        shared=shortcuts.image_prefix,
+        shared=shortcuts.image_prefix and not work.two_views,
         by_block=work.by_block,
         backwards=work.backwards,
     )
@@ -302,7 +307,7 @@ def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool]
     )
     if work.per_image:
         text = {name: value * work.images for name, value in text.items()}
-    if work.targets[1] and shortcuts.any and not shortcuts.frozen_targets:
+    if work.targets[1] and not plain and not shortcuts.frozen_targets:
         others = (replace(chunk, shared=0) for chunk in work.chunks)
         once = sum(work.text.forward(chunk, 0, work.text.depth, at_token[1]) for chunk in others)
         text["frozen"] += work.target_prompts * once

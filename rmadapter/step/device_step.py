@@ -24,17 +24,21 @@ FINITE = "finite"
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step reads: labels int64 [n], and images [n, 3, size, size] or what the frozen model made of them."""
+    """What a step reads: labels int64 [n], and images [n, 3, size, size] or what the frozen model made of them.
+
+    Images of two views, and ``drawn``, are as in ``RMAdapterCLIP.forward``.
+    """
 
     labels: Tensor
     images: Tensor | None = None
     views: Views | None = None
+    drawn: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors in it, in a fixed order."""
         views = () if self.views is None else (*self.views.entry, self.views.target)
-        return [tensor for tensor in (self.labels, self.images, *views) if tensor is not None]
+        return [tensor for tensor in (self.labels, self.images, *views, self.drawn) if tensor is not None]
 
     @property
     def layout(self) -> tuple:
@@ -48,7 +52,8 @@ class StepInputs:
         if views is not None:
             entry = Entry(*(tensor.clone() for tensor in views.entry))
             views = Views(entry, None if views.target is None else views.target.clone())
-        return StepInputs(self.labels.clone(), None if self.images is None else self.images.clone(), views)
+        images, drawn = (None if tensor is None else tensor.clone() for tensor in (self.images, self.drawn))
+        return StepInputs(self.labels.clone(), images, views, drawn)
 
     def copy_(self, other: StepInputs) -> None:
         """Take the values of ``other``, which has the same layout."""
@@ -118,7 +123,7 @@ class DeviceStep:
 
     def __call__(self, inputs: StepInputs, norms: bool = False) -> None:
         """Take the step; ``norms`` also measures ``gradient_norms``. Nothing in it waits for the device."""
-        logits, losses = self.step(inputs.images, inputs.labels, inputs.views)
+        logits, losses = self.step(inputs.images, inputs.labels, inputs.views, drawn=inputs.drawn)
         total = losses["total"]
         finite = torch.isfinite(total.detach())
         found = gradient_norms(losses, self.step.model.loss, self.w_down) if norms else {}

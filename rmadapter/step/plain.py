@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from rmadapter.clip.prompts import PromptBuffers, Prompts, encode_prompts, end_o
 from rmadapter.clip.towers import find_towers, pooled_token
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import LossConfig, RMAdapterConfig, TunerConfig
+from rmadapter.data.sentences import sentence_sets
 from rmadapter.errors import InputError
 from rmadapter.objectives import losses
+from rmadapter.step.image_views import split_views
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.injection import inject
@@ -40,6 +42,12 @@ class RMAdapterCLIP(AdaptedClassifier):
             prompts than are classified by are in any case, as in the methods' own code.
         target_templates: prompts whose frozen features, their mean, the losses compare the text features with; default:
             the template.
+        sentences: class name -> sentences, as many for each class: at every step the losses compare the text features
+            with the frozen ones of one of them, in the place of ``target_templates``.
+
+    Raises:
+        InputError: what ``AdaptedClassifier`` and ``sentence_sets`` raise, a sentence longer than the context, a second
+            view for classes that depend on the image.
     """
 
     counted_vision: Tensor | None
@@ -58,14 +66,22 @@ class RMAdapterCLIP(AdaptedClassifier):
         trim: bool = True,
         keep_targets: bool = True,
         target_templates: Sequence[str] = (),
+        sentences: Mapping[str, Sequence[str]] | None = None,
     ):
         settings: dict[str, Any] = {"tokenizer": tokenizer, "template": template, "class_names": class_names}
         adapted = model if isinstance(model, AdaptedCLIP) else inject(model, config, **settings)
         self.target_templates = list(target_templates)
+        self.sentences = [] if sentences is None else sentence_sets(sentences, class_names)
+        self._of_sentences = list(class_names)
         # Where padding counts it has to be there.
         super().__init__(adapted, tokenizer, class_names, template, trim=trim and adapted.config.rec_tokens != "all")
         self.keep_targets = keep_targets
         self.loss = loss or LossConfig()
+        if self.loss.reads_two_views and self.per_image:
+            raise InputError(
+                "loss.second_view is True, but prompt.per_image reads the frozen features of the first view; valid: "
+                "False"
+            )
         self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
         adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
         adapted.set_reconstruction("text", self.loss.lambda2 > 0)
@@ -84,13 +100,34 @@ class RMAdapterCLIP(AdaptedClassifier):
         self.register_buffer("counted_vision", self._counted("vision"), persistent=False)
         self.register_buffer("_counted_text", self._counted("text"), persistent=False)
         self.register_buffer("_frozen_text", None, persistent=False)
-        templates = self.target_templates or ([template] if self.prompts.slots is not None else [])
-        self.target_prompts = nn.ModuleList(PromptBuffers(self.prompts_of(one)) for one in templates)
+        self.target_prompts = nn.ModuleList(map(PromptBuffers, self._target_prompts()))
+
+    def _target_prompts(self) -> list[Prompts]:
+        """What the losses compare with: prompts of all classes, one set for each template or sentence."""
+        if self.sentences and self.class_names == self._of_sentences:
+            return [self.written(texts) for texts in self.sentences]
+        templates = self.target_templates or ([self.template] if self.prompts.slots is not None else [])
+        return [self.prompts_of(one) for one in templates]
 
     @property
     def targets(self) -> list[Prompts]:
         """Prompts whose frozen features the losses compare with; none for those that are classified by."""
         return [kept.prompts for kept in self.target_prompts if isinstance(kept, PromptBuffers)]
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step compares with one of ``targets``, whose number it is given, and not with their mean."""
+        return bool(self.sentences)
+
+    def check_drawn(self, drawn: Tensor | None) -> None:
+        """Raise InputError where a step needs to know which of the sentences it compares with, and cannot."""
+        if not (self.draws and self.loss.needs_text):
+            return
+        if self.class_names != self._of_sentences:
+            raise InputError("there are sentences for the first classes of the model alone; valid: those classes")
+        if drawn is None:
+            count = len(self.sentences)
+            raise InputError(f"drawn is None, but there are {count} sentences a class; valid: a number below {count}")
 
     @property
     def counted(self) -> dict[str, Tensor | None]:
@@ -126,28 +163,35 @@ class RMAdapterCLIP(AdaptedClassifier):
         counted = torch.arange(length, device=tokens.device)[None] == token % length
         return counted.expand_as(tokens) if tower == "text" else counted
 
-    def frozen_text_features(self) -> Tensor:
-        """Features [classes, embed] of the target prompts from the frozen model, computed once for a set of classes."""
+    def frozen_text_features(self, drawn: Tensor | None = None) -> Tensor:
+        """Features [classes, embed] of the target prompts from the frozen model, computed once for a set of classes.
+
+        Of sentences they are those of number ``drawn`` (int64, a scalar).
+        """
         if self._frozen_text is None or not (self.keep_targets or self.targets):
             with torch.no_grad(), self.adapted.frozen_pass():
                 if self.targets:
-                    each = [encode_prompts(self.clip, prompts.tokens) for prompts in self.targets]
-                    self._frozen_text = torch.stack(each).mean(0)
+                    each = torch.stack([encode_prompts(self.clip, prompts.tokens) for prompts in self.targets])
+                    self._frozen_text = each if self.draws else each.mean(0)
                 else:
                     self._frozen_text = self.text_features()
-        return self._frozen_text
+        return chosen(self._frozen_text, drawn) if self.draws else self._frozen_text
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+    def forward(self, images: Tensor, labels: Tensor | None = None, drawn: Tensor | None = None) -> Output:
         """Classify ``images`` [batch, 3, size, size]; with ``labels`` [batch] (int64) also compute the losses.
 
-        In training mode the losses hold every term whose weight is not 0; in eval mode cross-entropy alone.
+        In training mode the losses hold every term whose weight is not 0; in eval mode cross-entropy alone. Where
+        training reads two views ``images`` are [batch, 2, 3, size, size]; ``drawn``, an int64 scalar, says which of the
+        sentences it compares with.
         """
         if labels is None:
             return super().forward(images)
         of_images: dict[str, Tensor] = {}
         of_text: dict[str, Tensor] = {}
+        if self.training:
+            self.check_drawn(drawn)
         image, frozen = self._image_side(images, of_images)
-        text, frozen_text = self._text_side(of_text, frozen)
+        text, frozen_text = self._text_side(of_text, frozen, drawn)
         features = self.headed(image, text)
         answers = self.answers(features)
         logits = mixed(answers)
@@ -175,15 +219,17 @@ class RMAdapterCLIP(AdaptedClassifier):
 
     def _image_side(self, images: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Tuned image features, and the frozen ones where a term needs them; adds the image tower's terms."""
+        two_views = self.training and self.loss.reads_two_views
+        images, others = split_views(images, two_views)
         with self.adapted.collect("vision") as per_token:
             features = self.image_features(images)
         needs_frozen = self.training and (self.loss.needs_image or self.per_image)
         frozen = None
         if self.rebuilds_frozen("vision"):
             frozen, per_token = self._record("vision", lambda: self.image_features(images))
-        elif needs_frozen:
+        if needs_frozen and (frozen is None or two_views):
             with torch.no_grad(), self.adapted.frozen_pass():
-                frozen = self.image_features(images)
+                frozen = self.image_features(others)
         if per_token:
             terms["reconstruction_vision"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["vision"], self.counted["vision"]
@@ -193,7 +239,9 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["consistency_image"] = losses.consistency(features, frozen.detach(), self.loss.distance)
         return features, frozen if needs_frozen else None
 
-    def _text_side(self, terms: dict[str, Tensor], frozen_images: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _text_side(
+        self, terms: dict[str, Tensor], frozen_images: Tensor | None, drawn: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Tuned text features, and the frozen ones where a term needs them; adds the text tower's terms."""
         with self.adapted.collect("text") as per_token:
             features = self.text_features(frozen_images)
@@ -204,7 +252,7 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["reconstruction_text"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["text"], self.counted["text"]
             )
-        target = self.frozen_text_features() if self.training and self.loss.needs_text else None
+        target = self.frozen_text_features(drawn) if self.training and self.loss.needs_text else None
         if target is not None and self.loss.lambda4 and self.compares_towers:
             terms["consistency_text"] = losses.consistency(features, target, self.loss.distance)
         return features, target
@@ -222,3 +270,9 @@ class RMAdapterCLIP(AdaptedClassifier):
         with self.adapted.collect(tower) as per_token, self.adapted.frozen_pass():
             features = encode()
         return features.detach(), per_token
+
+
+def chosen(features: Tensor, drawn: Tensor | None) -> Tensor:
+    """Number ``drawn`` (int64, a scalar) of ``features`` [sets, classes, embed]; the host does not wait for it."""
+    assert drawn is not None  # ``check_drawn`` has looked
+    return features.index_select(0, drawn.view(1))[0]

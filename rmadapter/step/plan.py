@@ -164,6 +164,8 @@ class Plan:
             reasons["frozen_targets"] = "no loss term needs them: lambda4 is 0"
         if fast and not needs_image:
             reasons["image_prefix"] = "no loss term needs a frozen pass to share it with: lambda3 is 0"
+        if fast and loss.reads_two_views:
+            reasons["image_prefix"] = "the frozen pass is of a second view"
         work = workload(
             model.adapted,
             planned.chunks,
@@ -171,8 +173,9 @@ class Plan:
             targets=(needs_image, loss.needs_text),
             rebuilds=(model.rebuilds_frozen("vision"), model.rebuilds_frozen("text")),
             stream=planned.text.stream.itemsize,
-            target_prompts=len(model.targets),
+            target_prompts=1 if model.draws else len(model.targets),
             backwards=2 if loss.projected else 1,
+            two_views=loss.reads_two_views,
         )
         return cls(work, planned.shortcuts, (last["vision"] is None, last["text"] is None), reasons, views)
 

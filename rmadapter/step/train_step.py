@@ -25,7 +25,8 @@ from rmadapter.objectives import losses
 from rmadapter.step.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory, in_cache
 from rmadapter.step.costs import tower_shape
 from rmadapter.step.distributed import Ranks
-from rmadapter.step.plain import RMAdapterCLIP
+from rmadapter.step.image_views import split_views
+from rmadapter.step.plain import RMAdapterCLIP, chosen
 from rmadapter.tuners.encoders import Entry, ImageEncoder, TextEncoder
 from rmadapter.tuners.sites import CLASS
 from rmadapter.tuners.tuner import Features, Values, mixed
@@ -47,7 +48,8 @@ class _Classes:
         prompts: cut to the chunk's length; ``counted``: bool [classes, length], by the reconstruction; ``layout``: how
             activations lie.
         recompute: compute the tuned pass again in the backward pass.
-        entry, target: where training begins, and frozen features; None where they are computed at every step.
+        entry, target: where training begins, and frozen features, of sentences those of each; None where they are
+            computed at every step.
     """
 
     rows: Tensor
@@ -166,20 +168,31 @@ class TrainStep(nn.Module):
     @property
     def keeps_target(self) -> bool:
         """Whether ``views`` have the images' frozen features: where they are wanted and nothing else gives them."""
+        if self.model.loss.reads_two_views:
+            return True
         wanted = self.model.loss.needs_image or self.model.per_image
         return wanted and self.image.first is not None and not self.model.rebuilds_frozen("vision")
 
-    def forward(self, images: Tensor | None, labels: Tensor, views: Views | None = None, share: float = 1.0) -> Output:
+    def forward(
+        self,
+        images: Tensor | None,
+        labels: Tensor,
+        views: Views | None = None,
+        share: float = 1.0,
+        drawn: Tensor | None = None,
+    ) -> Output:
         """Logits [batch, classes] and losses of ``images`` [batch, 3, size, size] with ``labels`` [batch] (int64).
 
         ``views`` are those of the images where they are at hand; the images are then not read. ``share`` is the own
         number of images times that of processes, divided by the number of all images: the factor on means over images.
+        Two views of the images, and ``drawn``, are as in ``RMAdapterCLIP.forward``.
         """
         model = self.model
+        model.check_drawn(drawn)
         if not model.per_image:  # before the images, so that memory is asked for in one order
             of_text: dict[str, Tensor] = {}
             values = model.adapted.values(None)
-            text = self._text_features(of_text, values.get("text"))
+            text = self._text_features(of_text, values.get("text"), drawn=drawn)
         of_images: dict[str, Tensor] = {}
         if views is None:
             assert images is not None  # one of the two is at hand
@@ -188,13 +201,13 @@ class TrainStep(nn.Module):
         if model.per_image:
             assert frozen is not None  # ``keeps_target`` has seen to it
             of_text, values = {}, model.adapted.values(frozen)
-            text = self._text_features(of_text, values["text"], len(frozen))
+            text = self._text_features(of_text, values["text"], len(frozen), drawn)
         image, frozen = self._image_features(views, of_images, values.get("vision"))
         features = model.headed(image, text)
         answers = model.answers(features)
         logits = mixed(answers)
         of_images["cross_entropy"] = losses.cross_entropy(answers, labels)
-        self._compare(features, frozen, logits, of_images, of_text)
+        self._compare(features, frozen, logits, of_images, of_text, drawn)
         if share != 1:
             of_images = {name: share * value for name, value in of_images.items()}
         return Output(logits, losses.with_total({**of_images, **of_text}, model.loss))
@@ -206,6 +219,7 @@ class TrainStep(nn.Module):
         logits: Tensor,
         of_images: dict[str, Tensor],
         of_text: dict[str, Tensor],
+        drawn: Tensor | None,
     ) -> None:
         """Add the terms that compare with the frozen model's features ``frozen`` [n, embed] of the images."""
         loss = self.model.loss
@@ -213,16 +227,16 @@ class TrainStep(nn.Module):
             assert frozen is not None  # the views have them
             of_images["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
         if not self.model.compares_towers and loss.lambda4:
-            of_text["consistency_text"] = losses.consistency(features.text, self._all_targets(), loss.distance)
+            of_text["consistency_text"] = losses.consistency(features.text, self._all_targets(drawn), loss.distance)
         if loss.needs_probabilities:
             assert frozen is not None
-            zeroshot = CLIPClassifier.logits(self.model, frozen, self._all_targets())
+            zeroshot = CLIPClassifier.logits(self.model, frozen, self._all_targets(drawn))
             of_images["distillation"] = losses.distillation(logits, zeroshot)
 
-    def _all_targets(self) -> Tensor:
+    def _all_targets(self, drawn: Tensor | None) -> Tensor:
         """Frozen text features of all classes, those of the other processes too."""
         assert self._classes is not None  # the text side has been computed
-        own = torch.cat([self._target(classes) for classes in self._classes])[self.inverse]
+        own = torch.cat([self._target(classes, drawn) for classes in self._classes])[self.inverse]
         return self.ranks.gather_rows(own, len(self.model.class_names)).detach()
 
     @torch.no_grad()
@@ -248,10 +262,12 @@ class TrainStep(nn.Module):
         return [Entry(*piece) for piece in zip(*(tensor.split(at_once) for tensor in entry), strict=True)]
 
     def _views(self, images: Tensor) -> Views:
+        two_views = self.model.loss.reads_two_views
+        images, others = split_views(images, two_views)
         entry = self.image.begin(images)
         if not self.keeps_target:
             return Views(entry, None)
-        shared = entry if self.shortcuts.image_prefix else self.image.begin(images)
+        shared = entry if self.shortcuts.image_prefix and not two_views else self.image.begin(others)
         return Views(entry, self.image.finish(self.image.frozen(shared, self.image.layout)[0]))
 
     def _image_features(
@@ -259,7 +275,8 @@ class TrainStep(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Tuned image features, and frozen ones where they are wanted; adds the image tower's terms."""
         if self.image.first is None:
-            return self._compared(views.entry.output, views.entry.output, terms)
+            own = views.entry.output
+            return self._compared(own, own if views.target is None else views.target, terms)
         reconstruct = self.reconstructs("vision")
         found = [
             self._image_part(*piece, reconstruct and not self.frozen_stream, values)
@@ -270,7 +287,8 @@ class TrainStep(nn.Module):
         if reconstruct and self.frozen_stream:
             x, per_token = self.image.frozen(views.entry, self.image.layout, True)
             rec = self._reconstruction_sum("vision", per_token)
-            target = self.image.finish(x) if self.model.loss.needs_image else None
+            if self.model.loss.needs_image and target is None:
+                target = self.image.finish(x)
         if reconstruct:
             counted = self.model.counted["vision"]
             tokens = self.image.tokens if counted is None else counted.sum()
@@ -331,7 +349,9 @@ class TrainStep(nn.Module):
                 encoder.prepare()
             self._classes = self._begin_classes()
 
-    def _text_features(self, terms: dict[str, Tensor], values: Values | None, images: int = 1) -> Tensor:
+    def _text_features(
+        self, terms: dict[str, Tensor], values: Values | None, images: int = 1, drawn: Tensor | None = None
+    ) -> Tensor:
         """Tuned text features [classes, embed] in the order of the labels; adds the text tower's terms.
 
         Where they depend on the image they are [images, classes, embed].
@@ -348,7 +368,7 @@ class TrainStep(nn.Module):
             tokens = self.model.counted_text.sum()
             terms["reconstruction_text"] = world * reduce(torch.add, (chunk[1] for chunk in found)) / tokens
         if self.model.loss.lambda4 and self.model.compares_towers:
-            target = torch.cat([self._target(classes) for classes in self._classes])
+            target = torch.cat([self._target(classes, drawn) for classes in self._classes])
             distance = self.model.loss.distance
             terms["consistency_text"] = world * losses.consistency_sum(features, target, distance) / count
         return self.ranks.gather_rows(features[self.inverse], count)
@@ -362,7 +382,7 @@ class TrainStep(nn.Module):
             prompts, counted = self.prompts.rows(rows, chunk.length), self.counted[rows, : chunk.length]
             made = _Classes(rows, prompts, counted, self.text.layout(prompts, chunk.shared), chunk.recompute)
             if self.shortcuts.frozen_targets and self.model.loss.needs_text:
-                made.target = self._target(made)
+                made.target = self._targets_of(made)
             if self.shortcuts.text_prefix:
                 made.entry = self.text.begin(prompts.tokens, made.layout)
             classes.append(made)
@@ -398,15 +418,23 @@ class TrainStep(nn.Module):
             return self.text.begin(classes.prompts.tokens, classes.layout)
 
     @torch.no_grad()
-    def _target(self, classes: _Classes) -> Tensor:
-        """Frozen features [classes, embed], kept or computed."""
+    def _target(self, classes: _Classes, drawn: Tensor | None) -> Tensor:
+        """Frozen features [classes, embed], kept or computed; of sentences those of number ``drawn``."""
         if classes.target is not None:
-            return classes.target
+            return chosen(classes.target, drawn) if self.model.draws else classes.target
+        if self.model.draws:
+            assert drawn is not None  # ``check_drawn`` has looked
+            return self._frozen_of(self.model.targets[int(drawn)].rows(self.own[classes.rows]))
+        return self._targets_of(classes)
+
+    @torch.no_grad()
+    def _targets_of(self, classes: _Classes) -> Tensor:
+        """Frozen features [classes, embed] to compare with; of sentences [sentences, classes, embed]."""
         if not self.model.targets:
             return self._frozen(self._entry(classes), classes.prompts, classes.layout)
         rows = self.own[classes.rows]
-        each = [self._frozen_of(prompts.rows(rows)) for prompts in self.model.targets]
-        return torch.stack(each).mean(0)
+        each = torch.stack([self._frozen_of(prompts.rows(rows)) for prompts in self.model.targets])
+        return each if self.model.draws else each.mean(0)
 
     def _frozen_of(self, prompts: Prompts) -> Tensor:
         layout = self.text.layout(prompts)

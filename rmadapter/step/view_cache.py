@@ -256,7 +256,7 @@ def cache_key(step: TrainStep, base_hash: str, transform: object, contents: Iter
         "first": step.image.first,
         "pre_ln": step.image.pre_ln,
         "by_token": step.image.by_token,
-        "targets": step.keeps_target,
+        "targets": "second view" if step.model.loss.reads_two_views else step.keeps_target,
         "transform": repr(transform),
         "seed": seed,
         "images": digest.hexdigest(),
@@ -273,7 +273,8 @@ def open_cache(step: TrainStep, config: TrainConfig, images: int, key: dict, ran
     folder = cache_folder(config.cache_dir, "views")
     size = step.model.clip.visual.image_size[0]
     device = step.model.prompts.tokens.device
-    record = Record.of(step.views(torch.zeros(1, 3, size, size, device=device)))
+    views = (2,) if step.model.loss.reads_two_views else ()
+    record = Record.of(step.views(torch.zeros(1, *views, 3, size, size, device=device)))
     limit = parse_bytes("cache_limit", config.cache_limit)
     if not ranks.main:
         ranks.barrier()

@@ -30,7 +30,7 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         data = loaded[run.data]
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
-        trains = METHODS[run.method].kind == TUNED
+        trains = METHODS[run.method].kind == TUNED and config.tuned.trains
         steps = config.epochs * steps_an_epoch(chosen, config.batch_size, config.drop_last) if trains else 0
         images = _tested(run, config, loaded)
         estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))

@@ -22,7 +22,7 @@ from rmadapter.data import ImageData, load_data
 from rmadapter.data.catalog import FIELD, VARIANTS, record_of
 from rmadapter.data.emoji import DEFAULT_STYLE, is_testbed
 from rmadapter.errors import InputError, check_choice
-from rmadapter.methods import ABLATION_TABLE, METHODS
+from rmadapter.methods import ABLATION_TABLE, METHODS, PAPER_TABLE
 from rmadapter.methods.options import configure, own_words
 
 PROTOCOLS = ("base2new", "cross", "domain", "ablation")
@@ -99,8 +99,8 @@ def default_data(protocol: str) -> tuple[str, ...]:
 
 
 def default_methods(protocol: str) -> tuple[str, ...]:
-    """The methods of the published table that are built here."""
-    return ABLATION_TABLE if protocol == "ablation" else ("zeroshot", "mma", "rmadapter")
+    """The methods of the paper's table for ``protocol``."""
+    return ABLATION_TABLE if protocol == "ablation" else PAPER_TABLE
 
 
 def plan(

@@ -66,7 +66,7 @@ class SweepConfig:
             emoji_food@openmoji for a style), 'field' for the field's eleven, 'variants' for ImageNet's four, 'testbed'
             (or testbed@STYLE) for six bundled ones; default: those of the published table
         data_root: folder that holds the data sets
-        methods: separated by commas; default: zeroshot,mma,rmadapter, for ablation every row of the paper's table
+        methods: separated by commas; default: those of the paper's table for the protocol
         seeds: separated by commas
         source: data sets to train on, for cross and domain; default: imagenet, else the first, and for domain the
             first style of each bundled one; 'each' for every one

@@ -14,6 +14,7 @@ from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
 from rmadapter.data.catalog import template_for
+from rmadapter.data.sentences import read_sentences
 from rmadapter.data.templates import target_templates
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
@@ -28,9 +29,12 @@ from rmadapter.step.memory import parse_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts
 from rmadapter.training.before_training import check_test_images, check_test_prompts
+from rmadapter.training.choosing import choose
 from rmadapter.training.few_shot import few_shot
+from rmadapter.training.filling import fill
 from rmadapter.training.loop import TrainingLoop
 from rmadapter.training.run_folder import RunFolder, finished_run, not_tested, settings_of
+from rmadapter.training.validation import validation_of
 from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
@@ -84,8 +88,6 @@ def _train(config: TrainConfig, ranks: Ranks, data: ImageData | None) -> dict[st
 
 def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData) -> dict[str, Any]:
     """The run in its folder, which is this process's; with ``explain`` its plan alone."""
-    if config.head.cache != "none":
-        raise InputError(f"head.cache is {config.head.cache!r}, which no training fills yet; valid: none")
     check_source(config.model, config.pretrained)
     device = ranks.device
     precision = resolve_precision(config.precision, device)
@@ -98,7 +100,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     backbone = store_backbone(load_backbone(config.model, config.pretrained, device), DTYPES[precision])
     template = template_for(config.template, data.name)
     check_test_prompts(backbone, data, parts, template)
-    model, backend = _make_model(config, backbone, data, names, precision)
+    model, backend = _make_model(config, backbone, data, names, len(items), precision)
     state = folder.load_state() if config.resume and not config.explain else None
     text_bytes, whence = text_budget(config, device)
     if state is not None and config.text_memory is None:
@@ -111,7 +113,10 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         if blocks_obstacle(model.clip) is None:
             print(Plan.of(step, ranks.most(config.batch_size), config.views))
         return {}
-    run = TrainingLoop(config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks)
+    chosen_by = validation_of(config, model, data, sample, backbone.preprocessing)
+    run = TrainingLoop(
+        config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks, chosen_by
+    )
     if state is not None:
         run.restore(state)
         print(f"resuming at epoch {run.epoch + 1}, step {run.step_in_epoch} of {run.steps_per_epoch}")
@@ -125,10 +130,13 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         said = {"backend": backend, "precision": precision, "text_memory": text_bytes}
         write_json(folder.environment_file, {**environment(device), **said})
         sample.save(folder.sample_file)
+    if state is None:
+        fill(run)
     run.fit(folder)
     distributed.stop(ranks)  # the others need not wait while the main one evaluates
     if not ranks.main:
         return {}
+    chosen = {"selection": choose(run, chosen_by)} if chosen_by is not None else {}
     training = {
         "method": method_name(config),
         "data": data.name,
@@ -140,6 +148,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         # None: without encoders it went through open_clip's own forward passes.
         "residual": None if model.encoders is None else config.residual,
         "settings": settings_of(config),
+        **chosen,
     }
     folder.check_held()
     model.adapted.save_adapter(folder.adapter, class_names=names, template=template, training=training)
@@ -149,7 +158,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     except (InputError, WorkerLostError) as error:
         raise not_tested(folder, config, error) from error
     source = trained_on(training, read_info(folder.adapter).weights_sha256)
-    results = _results(config, run, backend, findings, found, source)
+    results = {**_results(config, run, backend, findings, found, source), **chosen}
     folder.check_held()
     write_results(folder.results_file, results)
     folder.remove_state()
@@ -173,7 +182,7 @@ def _reader(config: TrainConfig, data: ImageData, ranks: Ranks) -> Read:
 
 
 def _make_model(
-    config: TrainConfig, backbone: Backbone, data: ImageData, names: list[str], precision: str
+    config: TrainConfig, backbone: Backbone, data: ImageData, names: list[str], images: int, precision: str
 ) -> tuple[RMAdapterCLIP, str]:
     """The model with fresh weights from the seed, and the name of the adapters' backend."""
     template = template_for(config.template, data.name)
@@ -186,6 +195,7 @@ def _make_model(
         tokenizer=backbone.tokenizer,
         template=template,
         class_names=names,
+        cached_images=images,
     )
     print(adapted.summary())
     backend, sentence = choose_backend(adapted, config.fused, config.backend)
@@ -202,6 +212,7 @@ def _make_model(
         trim=shortcuts.trim,
         keep_targets=shortcuts.frozen_targets,
         target_templates=target_templates(config.loss.target, data.name),
+        sentences=None if config.loss.sentences is None else read_sentences(config.loss.sentences),
     )
     if shortcuts.any:
         stream = residual_dtype(config.residual, precision)
@@ -261,5 +272,6 @@ def _results(
         bad_steps=run.bad_steps,
         data_findings=findings.to_dict(),
         backend=backend,
+        sentences_hash=run.sentences_hash,
         few_shot_hash=json.loads((folder_of(config) / "few_shot.json").read_text())["hash"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rmadapter.config import TrainConfig
@@ -18,6 +19,7 @@ from rmadapter.data import (
     few_shot_sample,
     part_names,
 )
+from rmadapter.data.sampling import VALIDATION_SHOTS
 from rmadapter.errors import check_range
 
 
@@ -68,3 +70,18 @@ def few_shot(config: TrainConfig, data: ImageData, read: Read) -> FewShot:
         print(sentence)
     sample = FewShotSample(train_items, val_items, config.shots, config.seed, data.name)
     return FewShot(sample, items, names, findings)
+
+
+def validation_items(config: TrainConfig, data: ImageData, sample: FewShotSample) -> tuple[Sequence[Item], str]:
+    """What a run chooses by, up to four images a class of those trained on, and where they are from: never the test.
+
+    Where the data set has no validation images they are training images that the sample leaves, drawn with its seed.
+    """
+    found, whence = sample.val, "validation images"
+    if not data.val:
+        used = {item.path for item in sample.train}
+        left = [item for item in data.train if item.path not in used]
+        count = min(config.shots, VALIDATION_SHOTS)
+        found = few_shot_sample(left, [], count, config.seed)[0] if left else []
+        whence = "training images outside the sample"
+    return base_new_split(found, config.classes, len(data.class_names)), whence

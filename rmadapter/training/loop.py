@@ -7,13 +7,15 @@ import sys
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import Output
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
+from rmadapter.data.loading import drawn_number
+from rmadapter.data.sentences import sentences_hash
 from rmadapter.errors import InputError, StoppedError
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.objectives.projection import project_gradients
@@ -27,8 +29,9 @@ from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.training.arriving import Arriving
 from rmadapter.training.means import Means
 from rmadapter.training.metrics_log import MetricsLog
-from rmadapter.training.recipe import EpochMean, epochs_of, make_optimizer, make_schedule
+from rmadapter.training.recipe import BestEpoch, EpochMean, epochs_of, make_optimizer, make_schedule
 from rmadapter.training.run_folder import RunFolder, State
+from rmadapter.training.validation import Validation
 
 REMEDY = (
     "A new run with a smaller --lr, or with smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times "
@@ -59,6 +62,7 @@ class TrainingLoop:
         precision: str,
         text_bytes: int,
         ranks: Ranks,
+        validation: Validation | None = None,
     ):
         self.config, self.model, self.items, self.data, self.backbone = config, model, items, data, backbone
         self.read = read
@@ -66,16 +70,18 @@ class TrainingLoop:
         self.step_module, self.ranks = step, ranks
         self.base_hash = backbone.base_hash
         self.batches = self._make_batches()
-        self.forward = parallel(step, config.adapter, config.loss) if ranks.world > 1 else step
-        self.parameters = model.adapted.trained()
+        self.parameters = model.adapted.trained()  # none for what is only filled, of which there are no epochs
+        shared = ranks.world > 1 and self.parameters
+        self.forward = parallel(step, config.adapter, config.loss) if shared else step
         # Two states while one replaces the other, each with weights and momentum in fp32, and 1 MiB for what is small.
         self.bytes_written = 16 * sum(p.numel() for p in self.parameters.values()) + 2**20
         self.optimizer = make_optimizer(config, self.parameters.values())
         self.steps_per_epoch = self.batches.steps_per_epoch
-        self.epochs = epochs_of(config, self.steps_per_epoch)
-        self.steps = config.steps_per_shot * config.shots or self.epochs * self.steps_per_epoch
+        self.epochs = epochs_of(config, self.steps_per_epoch) if self.parameters else 0
+        self.steps = config.steps_per_shot * config.shots if self.parameters else 0
+        self.steps = self.steps or self.epochs * self.steps_per_epoch
         self.schedule = make_schedule(config, self.optimizer, self.steps_per_epoch)
-        self.mean = None if config.average is None else EpochMean(config.average, self.epochs)
+        self.kept = self._make_kept(validation)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.epoch, self.step_in_epoch = 0, 0
         self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
@@ -91,20 +97,26 @@ class TrainingLoop:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
+    def sentences_hash(self) -> str | None:
+        """Of the sentences that the losses compare with, or None."""
+        return sentences_hash(self.model.sentences) if self.model.draws else None
+
+    @property
     def text_bound(self) -> int | None:
         """The bound on the prompts' memory where it decides the last bits, since not all of them fit in it."""
         return self.step_module.text_bound if isinstance(self.step_module, TrainStep) else None
 
     def state(self) -> State:
         """What a resumed run needs; randomness is a function of (seed, epoch, index) and needs nothing."""
-        tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
+        tensors = {f"adapter.{name}": tensor.detach() for name, tensor in self.model.adapted.adapter_tensors().items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 if value is not None:  # momentum, or of Adam its moments and the number of its steps
                     tensors[f"optimizer.{key}.{name}"] = value
-        if self.mean is not None:
-            tensors |= {f"mean.{name}": value for name, value in self.mean.sums.items()}
+        if self.kept is not None:
+            tensors |= {f"kept.{name}": value for name, value in self.kept.tensors.items()}
         values = {
+            "kept": {} if self.kept is None else self.kept.values,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "metrics_length": self.metrics_length,
@@ -119,6 +131,7 @@ class TrainingLoop:
             "base_hash": self.base_hash,
             "precision": self.precision,
             "items": [list(item) for item in self.items],
+            "sentences": self.sentences_hash,
         }
         return State(tensors, values)
 
@@ -129,6 +142,11 @@ class TrainingLoop:
             raise InputError("the base model's weights are not those that this run began with")
         if values["items"] != [list(item) for item in self.items]:
             raise InputError("the few-shot sample is not the one that this run began with; has the data changed?")
+        if values.get("sentences") != self.sentences_hash:
+            raise InputError(
+                f"the sentences in {self.config.loss.sentences} are not those that this run began with; valid with "
+                "--resume: the same file as then, or another --out"
+            )
         if values["precision"] != self.precision:
             raise InputError(
                 f"precision is {self.precision!r} here, but this run began with {values['precision']!r}; valid: "
@@ -145,16 +163,18 @@ class TrainingLoop:
                 "it will not be bit-equal to an uninterrupted one"
             )
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state.tensors[f"adapter.{name}"])
+            for name, tensor in self.model.adapted.adapter_tensors().items():
+                tensor.copy_(state.tensors[f"adapter.{name}"])
             for kept, tensor in state.tensors.items():
                 kind, _, rest = kept.partition(".")
                 if kind == "optimizer":
                     key, _, name = rest.partition(".")
                     place = "cpu" if key == "step" and not self.config.cuda_graphs else self.device
                     self.optimizer.state[self.parameters[name]][key] = tensor.to(place)
-                elif kind == "mean" and self.mean is not None:
-                    self.mean.sums[rest] = tensor.to(self.device)
+                elif kind == "kept" and self.kept is not None:
+                    self.kept.tensors[rest] = tensor.to(self.device)
+        if self.kept is not None:
+            self.kept.values = values["kept"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])
         self.epoch, self.step_in_epoch = values["epoch"], values["step_in_epoch"]
@@ -170,7 +190,7 @@ class TrainingLoop:
         """The training images in batches, with a cache of views where they are wanted."""
         config = self.config
         transform = train_transform(self.backbone.preprocessing, config.augmentation, min_crop=config.min_crop)
-        images = TrainImages(self.read, self.items, transform, config.seed)
+        images = TrainImages(self.read, self.items, transform, config.seed, config.loss.reads_two_views)
         cache = None
         if config.views:
             from rmadapter.step import view_cache  # needs a system with file locks
@@ -189,6 +209,15 @@ class TrainingLoop:
             ranks=self.ranks,
             drop_last=config.drop_last,
         )
+
+    def _make_kept(self, validation: Validation | None) -> EpochMean | BestEpoch | None:
+        """What is made of the epochs' weights where the last ones are not the result."""
+        if self.config.average is not None:
+            return EpochMean(self.config.average, self.epochs)
+        if self.config.select == "last" or validation is None:
+            return None
+        # The mean over all processes, so that all keep the same epoch.
+        return BestEpoch(lambda: float(self.ranks.mean(torch.tensor(validation.accuracy(), dtype=torch.float64))))
 
     def _make_graphed(self) -> GraphedStep:
         assert isinstance(self.step_module, TrainStep)  # the plan has looked
@@ -213,8 +242,8 @@ class TrainingLoop:
         try:
             while self.epoch < self.epochs:
                 self._epoch(log, folder, bar)
-            if self.mean is not None:
-                self.mean.write(self.parameters)
+            if self.kept is not None and self.epochs:
+                self.kept.write(self.parameters)
         except torch.OutOfMemoryError as error:
             plan = Plan.of(self.step_module, self.ranks.most(self.config.batch_size))
             prompts = "a smaller --text-memory, " if isinstance(self.step_module, TrainStep) else ""
@@ -269,14 +298,13 @@ class TrainingLoop:
             raise DivergedError(
                 f"the loss or its gradient is not finite at any step of epoch {self.epoch + 1}. {REMEDY}"
             )
+        said = {} if self.kept is None else self.kept.add(self.epoch, self.parameters)
         if log is not None:
-            log.write({"kind": "epoch", "epoch": self.epoch + 1, "step": self.step, **means})
+            log.write({"kind": "epoch", "epoch": self.epoch + 1, "step": self.step, **means, **said})
         self.since_epoch = Means()
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         if self.config.decay == "epoch":
             self.schedule.step()
-        if self.mean is not None:
-            self.mean.add(self.epoch - 1, self.parameters)
         self._save_state(folder, log)
         waited = batches.seconds / (time.perf_counter() - began)
         waiting = f"; {waited:.0%} of the epoch waiting for images" if waited > SAID_WAITING else ""
@@ -294,7 +322,7 @@ class TrainingLoop:
         if self.ranks.main:
             folder.save_state(state)
 
-    def _views(self, batch: Batch) -> Views | None:
+    def views(self, batch: Batch) -> Views | None:
         """Those of the batch where views are kept; what the frozen model sees for the first time is added to them."""
         views = batch.views
         if views is None and self.batches.cache is not None:
@@ -307,9 +335,16 @@ class TrainingLoop:
     def _output(self, batch: Batch) -> Output:
         """Logits and losses."""
         if not isinstance(self.step_module, TrainStep):
-            return self.forward(batch.images, batch.labels)
+            return self.forward(batch.images, batch.labels, self._drawn())
         share = batch.count * self.ranks.world / batch.total
-        return self.forward(batch.images, batch.labels, self._views(batch), share)
+        return self.forward(batch.images, batch.labels, self.views(batch), share, self._drawn())
+
+    def _drawn(self) -> Tensor | None:
+        """Which sentence of every class this step compares with, the same in all processes; None without sentences."""
+        if not self.model.draws:
+            return None
+        number = drawn_number(self.config.seed, self.epoch, self.step_in_epoch, len(self.model.sentences))
+        return torch.full((), number, dtype=torch.int64, device=self.device)
 
     def _step(self, batch: Batch, wants_norms: bool) -> dict[str, float]:
         """One step of the optimizer, skipped where loss or gradient is not finite; the gradient norms if wanted."""
@@ -343,8 +378,8 @@ class TrainingLoop:
 
     def _graphed_step(self, batch: Batch, wants_norms: bool) -> None:
         """``_step`` from a recording, which itself skips the update; the one before it is judged here."""
-        views = self._views(batch)
-        inputs = StepInputs(batch.labels, batch.images if views is None else None, views)
+        views = self.views(batch)
+        inputs = StepInputs(batch.labels, batch.images if views is None else None, views, self._drawn())
         graphed = self.graphed
         assert graphed is not None
         graphed.step.set_lr(self.optimizer.param_groups[0]["lr"])

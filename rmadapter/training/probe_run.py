@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.finite import check_finite
 from rmadapter.config import TrainConfig
-from rmadapter.data import EvalImages, ImageData, Item, base_new_split, collate_readable, eval_transform, load_data
+from rmadapter.data import ImageData, Item, base_new_split, load_data
 from rmadapter.data.catalog import template_for
 from rmadapter.errors import InputError
-from rmadapter.evaluation.accuracy import Loading, evaluate_parts
+from rmadapter.evaluation.accuracy import Loading, evaluate_parts, readable_batches
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
 from rmadapter.files import write_json
 from rmadapter.methods.linear_probe import LINEAR_PROBE
@@ -137,24 +136,12 @@ def encode(
     backbone: Backbone, data: ImageData, items: Sequence[Item], config: TrainConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalised image features [n, embed] in fp32 and labels [n] of ``items``, on ``device``."""
-    images = EvalImages(data.read, items, eval_transform(backbone.preprocessing))
-    loader = DataLoader(
-        images,
-        config.eval_batch_size,
-        num_workers=config.workers,
-        collate_fn=collate_readable,
-        generator=torch.Generator(),
-    )
+    loading = Loading(backbone.preprocessing, config.eval_batch_size, config.workers, config.skip_bad_images)
     features, labels = [], []
-    for batch, batch_labels, unreadable in loader:
-        if unreadable and not config.skip_bad_images:
-            raise InputError(f"{unreadable[0]}; --skip-bad-images leaves such images out")
-        if len(batch_labels):
-            found = check_finite("image features", backbone.clip.encode_image(batch.to(device)))
-            features.append(F.normalize(found.float(), dim=-1))
-            labels.append(batch_labels.to(device))
-    if not labels:
-        raise InputError(f"none of {len(items)} images could be read")
+    for images, batch_labels in readable_batches(data.read, items, loading):
+        found = check_finite("image features", backbone.clip.encode_image(images.to(device)))
+        features.append(F.normalize(found.float(), dim=-1))
+        labels.append(batch_labels.to(device))
     return torch.cat(features), torch.cat(labels)
 
 

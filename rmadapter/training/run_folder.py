@@ -93,7 +93,8 @@ class State:
     """Everything a run needs to go on.
 
     Attributes:
-        tensors: adapter weights ``adapter.NAME`` and momenta ``momentum.NAME``.
+        tensors: what an adapter file holds ``adapter.NAME``, the optimizer's ``optimizer.KEY.NAME``, and of the epochs'
+            weights ``kept.NAME`` where the last ones are not the result.
         values: plain values: epoch, step in it, length of metrics.jsonl in bytes, and so on.
     """
 
@@ -337,7 +338,7 @@ def eval_command(folder: RunFolder, config: TrainConfig, *more: str) -> str:
     words = ["rmadapter", "eval", "--adapter", str(folder.adapter), "--data", config.data]
     words += [] if config.data_root is None else ["--data-root", config.data_root]
     words += [] if config.style is None else ["--style", config.style]
-    halves = config.classes == "base" and folder.kind == TUNED
+    halves = config.classes == "base" and folder.kind == TUNED and not config.tuned.bound
     return shlex.join([*words, "--classes", "base_new" if halves else config.classes, *more])
 
 

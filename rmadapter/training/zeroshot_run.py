@@ -43,8 +43,9 @@ def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[
 
 
 def _run(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
-    own = {"adapter", "method", "classes", "split", "retention", "template", "batch_size", "out", "trust_base"}
+    own = {"adapter", "classes", "template", "batch_size", "out"}
     names = {field.name for field in dataclasses.fields(EvalConfig)} - own
+    names &= {field.name for field in dataclasses.fields(TrainConfig)}
     shared = {name: getattr(config, name) for name in names}
     results = run_eval(
         EvalConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -64,6 +65,14 @@ class AdaptedClassifier(CLIPClassifier):
     def per_image(self) -> bool:
         """Whether the classes' features depend on the image."""
         return self.adapted.sites("text").per_image and self.adapted.installed.running
+
+    def knows(self, class_names: Sequence[str]) -> bool:
+        """Whether no tuner is bound away from these names."""
+        return self.adapted.classes is None or set(class_names) <= set(self.adapted.classes)
+
+    def untouched(self) -> AbstractContextManager[None]:
+        """Inside, all that is trained is switched off."""
+        return self.adapted.adapters_disabled()
 
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; what is trained stays.

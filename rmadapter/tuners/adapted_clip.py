@@ -98,6 +98,10 @@ class AdaptedCLIP(nn.Module):
         """What is trained beside the adapters, in the order in which heads apply."""
         return self.installed.all
 
+    def touches(self, tower: str) -> bool:
+        """Whether anything is trained in ``tower``, whose features then are not the frozen model's."""
+        return self.sites(tower).first is not None or next(self.adapters(tower), None) is not None
+
     @property
     def classes(self) -> list[str] | None:
         """The names that a tuner is bound to, or None."""

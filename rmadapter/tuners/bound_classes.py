@@ -18,6 +18,6 @@ def rows_of(class_names: list[str], trained: list[str], what: str) -> list[int]:
     if unknown := [name for name in class_names if name not in trained]:
         raise InputError(
             f"{what} was not trained on class {unknown[0]!r}{nearest(unknown[0], trained)}; valid: the {len(trained)} "
-            "classes that it was trained on, or some of them"
+            "classes that it was trained on, or some of them; in eval and predict also --unknown zeroshot"
         )
     return [trained.index(name) for name in class_names]

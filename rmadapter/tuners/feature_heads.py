@@ -1,4 +1,4 @@
-"""What is trained on the towers' features: adapters after them, an offset a class, a cache of training images."""
+"""What stands behind the towers: adapters of their features, an offset a class, a cache of training images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,37 @@ from rmadapter.config.head import HeadConfig
 from rmadapter.errors import InputError
 from rmadapter.tuners.prompt_tokens import draw_linear, towers_embed
 from rmadapter.tuners.tuner import Features, Tuner
+
+
+class ClassFeatures(Tuner):
+    """Features ``text`` [classes, embed] in the place of what the text tower makes of one prompt a class.
+
+    They are those of the frozen model for several prompts, put in by ``fill``, and are not trained.
+    """
+
+    text: Tensor
+
+    def __init__(self, clip: ClipModel, class_names: list[str]):
+        super().__init__()
+        self.classes = list(class_names)
+        self.register_buffer("text", torch.zeros(len(class_names), towers_embed(clip)))
+        self.rows: list[int] | None = None
+
+    def fill(self, features: Tensor) -> None:
+        """Keep the mean of normalised ``features`` [prompts, classes, embed], brought to length 1 again."""
+        self.text.copy_(F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=-1))
+
+    def set_rows(self, rows: list[int]) -> None:
+        """Which classes' features are meant from now on."""
+        self.rows = rows
+
+    def head(self, features: Features) -> Features:
+        """The kept text features."""
+        return features._replace(text=self.text if self.rows is None else self.text[self.rows])
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """``head.text`` [classes, embed]."""
+        yield "head.text", self.text
 
 
 class FeatureAdapters(Tuner):
@@ -112,6 +143,9 @@ class ImageCache(Tuner):
 
     The keys ``K`` [images, embed] are features of the training images, put in by ``fill``; training changes them and
     does not bring them to length 1 again. The values ``V`` [images, classes] are ones at the images' labels.
+
+    Attributes:
+        weight, sharpness: alpha and beta.
     """
 
     labels: Tensor
@@ -136,13 +170,22 @@ class ImageCache(Tuner):
         """Among which of its classes it is asked from now on."""
         self.rows = rows
 
+    def nearness(self, image_features: Tensor) -> Tensor:
+        """``z K^T`` [n, images] of ``image_features`` [n, embed], which need not be normalised."""
+        return F.normalize(image_features.float(), dim=-1) @ self.keys.T
+
+    def votes(self, nearness: Tensor, sharpness: float) -> Tensor:
+        """``exp(-beta (1 - nearness)) V`` [n, classes], for the classes that it is asked among."""
+        numbers = torch.arange(len(self.classes or ()), device=nearness.device)
+        # Not F.one_hot, which waits for the device to look at the labels.
+        values = (self.labels[:, None] == numbers).to(nearness.dtype)
+        if self.rows is not None:
+            values = values[:, self.rows]
+        return torch.exp(-sharpness * (1 - nearness)) @ values
+
     def add_to_logits(self, logits: Tensor, image_features: Tensor) -> Tensor:
         """The cache's votes added."""
-        nearness = F.normalize(image_features.float(), dim=-1) @ self.keys.T
-        votes = F.one_hot(self.labels, len(self.classes or ())).to(nearness.dtype)
-        if self.rows is not None:
-            votes = votes[:, self.rows]
-        return logits + self.weight * torch.exp(-self.sharpness * (1 - nearness)) @ votes
+        return logits + self.weight * self.votes(self.nearness(image_features), self.sharpness)
 
     def operations(self, images: int, classes: int, trained: Set[str]) -> float:
         """Of nearness and votes: each product, and where keys or images have a gradient those that make it."""

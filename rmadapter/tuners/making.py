@@ -9,7 +9,7 @@ from torch import Tensor
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TunerConfig
 from rmadapter.errors import InputError
-from rmadapter.tuners.feature_heads import ClassOffsets, FeatureAdapters, ImageCache
+from rmadapter.tuners.feature_heads import ClassFeatures, ClassOffsets, FeatureAdapters, ImageCache
 from rmadapter.tuners.low_rank_updates import LowRankUpdates
 from rmadapter.tuners.prompt_tokens import PromptTokens
 from rmadapter.tuners.representation_space import RepresentationSpace
@@ -36,6 +36,7 @@ def make_tuners(
     bound = {
         "prompt.class_specific": prompt.class_specific,
         "head.offset": head.offset > 0,
+        "head.class_prompts": head.class_prompts != "run",
         "head.cache": head.cache != "none",
     }
     names = list(class_names or ())
@@ -56,6 +57,8 @@ def make_tuners(
         found.append(RepresentationSpace(clip, config.space))
     if config.lora.any:
         found.append(LowRankUpdates(clip, config.lora))
+    if head.class_prompts != "run":
+        found.append(ClassFeatures(clip, names))
     if head.image_ratio or head.text_ratio:
         found.append(FeatureAdapters(clip, head))
     if head.offset:

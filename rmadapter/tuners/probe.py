@@ -65,6 +65,10 @@ class LinearProbe(CLIPClassifier):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
+    def knows(self, class_names: Sequence[str]) -> bool:
+        """Whether it was trained on all of these names."""
+        return set(class_names) <= set(self.trained)
+
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names, which have to be those trained on or some of them.
 

@@ -196,41 +196,45 @@ def rm_adapter_backward_weights_kernel(
 
 
 @triton.jit
-def sum_of_parts(parts, places, mask, chunks, SIZE: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
-    """The sum over chunks of parts[:, places], CHUNKS at a time."""
+def load_parts(parts, places, mask, start, chunks, SIZE: tl.constexpr, CHUNKS: tl.constexpr):
+    """parts[start:start + CHUNKS, places], [CHUNKS, BLOCK]; zero beyond the last chunk."""
+    chunk = start + tl.arange(0, CHUNKS)
+    address = parts + (chunk.to(tl.int64)[:, None] * SIZE + places[None, :])
+    return tl.load(address, mask=(chunk < chunks)[:, None] & mask[None, :], other=0.0)
+
+
+@triton.jit
+def add_parts(parts, gradient, factor, chunks, block, SIZE: tl.constexpr, OFFSET: tl.constexpr, COUNT: tl.constexpr,
+              BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
+    """A block of ``gradient`` [COUNT] = factor times the sum over chunks of parts[:, OFFSET:OFFSET + COUNT]."""
+    places = block * BLOCK + tl.arange(0, BLOCK)
+    mask = places < COUNT
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, chunks, CHUNKS):
-        chunk = start + tl.arange(0, CHUNKS)
-        address = parts + (chunk.to(tl.int64)[:, None] * SIZE + places[None, :])
-        total += tl.sum(tl.load(address, mask=(chunk < chunks)[:, None] & mask[None, :], other=0.0), 0)
-    return total
+        total += tl.sum(load_parts(parts, OFFSET + places, mask, start, chunks, SIZE, CHUNKS), 0)
+    tl.store(gradient + places, (factor * total).to(gradient.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def add_parts(parts, gradient, factor, chunks, SIZE: tl.constexpr, OFFSET: tl.constexpr, COUNT: tl.constexpr,
-              BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
-    """``gradient`` [COUNT] = factor times the sum over chunks of parts[:, OFFSET:OFFSET + COUNT]."""
-    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = places < COUNT
-    total = factor * sum_of_parts(parts, OFFSET + places, mask, chunks, SIZE, BLOCK, CHUNKS)
-    tl.store(gradient + places, total.to(gradient.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def add_folded_parts(parts, gradient, norm_weight, norm_bias, chunks, SIZE: tl.constexpr, D: tl.constexpr,
+def add_folded_parts(parts, gradient, norm_weight, norm_bias, chunks, block, SIZE: tl.constexpr, D: tl.constexpr,
                      R: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
-    """The gradient of W_down [D, R] from x^T dz and the sums over rows, as the head of this file says."""
+    """A block of the gradient of W_down [D, R] from x^T dz and the sums over rows, as the head of this file says."""
     SMALL: tl.constexpr = (2 * R + H + 2) * D
-    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    places = block * BLOCK + tl.arange(0, BLOCK)
     mask = places < D * R
     d = places // R
     r = places % R
-    total = sum_of_parts(parts, places, mask, chunks, SIZE, BLOCK, CHUNKS)
-    total -= sum_of_parts(parts, SMALL + R * H + R + H + r, mask, chunks, SIZE, BLOCK, CHUNKS)
+    total = tl.zeros([BLOCK], tl.float32)
+    db_down = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, chunks, CHUNKS):
+        p = load_parts(parts, places, mask, start, chunks, SIZE, CHUNKS)
+        q = load_parts(parts, SMALL + R * H + R + H + r, mask, start, chunks, SIZE, CHUNKS)
+        total += tl.sum(p - q, 0)
+        if norm_bias is not None:
+            db_down += tl.sum(load_parts(parts, SMALL + R * H + r, mask, start, chunks, SIZE, CHUNKS), 0)
     if norm_weight is not None:
         total *= tl.load(norm_weight + d, mask=mask, other=0.0).to(tl.float32)
     if norm_bias is not None:
-        db_down = sum_of_parts(parts, SMALL + R * H + r, mask, chunks, SIZE, BLOCK, CHUNKS)
         total += tl.load(norm_bias + d, mask=mask, other=0.0).to(tl.float32) * db_down
     tl.store(gradient + places, total.to(gradient.dtype.element_ty), mask=mask)
 
@@ -241,34 +245,47 @@ def rm_adapter_backward_sum_kernel(
     chunks: tl.int32, up_factor: tl.float32,
     D: tl.constexpr, R: tl.constexpr, H: tl.constexpr, FOLD: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """K3. Grid: blocks of the largest gradient, by the eight gradients; None where nobody needs it."""
+    """K3. Grid: the blocks of all eight gradients one after the other (``sum_blocks``); None where nobody needs it."""
     SIZE: tl.constexpr = (2 * R + H + 2) * D + (R + 1) * H + 2 * R
     SMALL: tl.constexpr = (2 * R + H + 2) * D
-    which = tl.program_id(1)
-    if which == 0:
+    # The first block behind each gradient's own.
+    DOWN: tl.constexpr = (D * R + BLOCK - 1) // BLOCK
+    UP: tl.constexpr = DOWN + (D * R + BLOCK - 1) // BLOCK
+    REC2: tl.constexpr = UP + (D * H + BLOCK - 1) // BLOCK
+    B_UP: tl.constexpr = REC2 + (D + BLOCK - 1) // BLOCK
+    B_REC2: tl.constexpr = B_UP + (D + BLOCK - 1) // BLOCK
+    REC1: tl.constexpr = B_REC2 + (R * H + BLOCK - 1) // BLOCK
+    B_DOWN: tl.constexpr = REC1 + (R + BLOCK - 1) // BLOCK
+    block = tl.program_id(0)
+    if block < DOWN:
         if dw_down is not None:
             if FOLD:
-                add_folded_parts(parts, dw_down, norm_weight, norm_bias, chunks, SIZE, D, R, H, BLOCK, CHUNKS)
+                add_folded_parts(parts, dw_down, norm_weight, norm_bias, chunks, block, SIZE, D, R, H, BLOCK, CHUNKS)
             else:
-                add_parts(parts, dw_down, 1.0, chunks, SIZE, 0, D * R, BLOCK, CHUNKS)
-    elif which == 1:
+                add_parts(parts, dw_down, 1.0, chunks, block, SIZE, 0, D * R, BLOCK, CHUNKS)
+    elif block < UP:
         if dw_up is not None:
-            add_parts(parts, dw_up, up_factor, chunks, SIZE, R * D, R * D, BLOCK, CHUNKS)
-    elif which == 2:
+            add_parts(parts, dw_up, up_factor, chunks, block - DOWN, SIZE, R * D, R * D, BLOCK, CHUNKS)
+    elif block < REC2:
         if dw_rec2 is not None:
-            add_parts(parts, dw_rec2, 1.0, chunks, SIZE, 2 * R * D, H * D, BLOCK, CHUNKS)
-    elif which == 3:
+            add_parts(parts, dw_rec2, 1.0, chunks, block - UP, SIZE, 2 * R * D, H * D, BLOCK, CHUNKS)
+    elif block < B_UP:
         if db_up is not None:
-            add_parts(parts, db_up, up_factor, chunks, SIZE, (2 * R + H) * D, D, BLOCK, CHUNKS)
-    elif which == 4:
+            add_parts(parts, db_up, up_factor, chunks, block - REC2, SIZE, (2 * R + H) * D, D, BLOCK, CHUNKS)
+    elif block < B_REC2:
         if db_rec2 is not None:
-            add_parts(parts, db_rec2, 1.0, chunks, SIZE, (2 * R + H + 1) * D, D, BLOCK, CHUNKS)
-    elif which == 5:
+            add_parts(parts, db_rec2, 1.0, chunks, block - B_UP, SIZE, (2 * R + H + 1) * D, D, BLOCK, CHUNKS)
+    elif block < REC1:
         if dw_rec1 is not None:
-            add_parts(parts, dw_rec1, 1.0, chunks, SIZE, SMALL, R * H, BLOCK, CHUNKS)
-    elif which == 6:
+            add_parts(parts, dw_rec1, 1.0, chunks, block - B_REC2, SIZE, SMALL, R * H, BLOCK, CHUNKS)
+    elif block < B_DOWN:
         if db_down is not None:
-            add_parts(parts, db_down, 1.0, chunks, SIZE, SMALL + R * H, R, BLOCK, CHUNKS)
+            add_parts(parts, db_down, 1.0, chunks, block - REC1, SIZE, SMALL + R * H, R, BLOCK, CHUNKS)
     else:
         if db_rec1 is not None:
-            add_parts(parts, db_rec1, 1.0, chunks, SIZE, SMALL + R * H + R, H, BLOCK, CHUNKS)
+            add_parts(parts, db_rec1, 1.0, chunks, block - B_DOWN, SIZE, SMALL + R * H + R, H, BLOCK, CHUNKS)
+
+
+def sum_blocks(d: int, r: int, h: int, block: int) -> int:
+    """Programs of K3."""
+    return sum(-(-size // block) for size in (d * r, r * d, h * d, d, d, r * h, r, h))

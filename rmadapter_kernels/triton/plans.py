@@ -18,7 +18,7 @@ from rmadapter_kernels.triton.options import options
 from rmadapter_kernels.triton.tuning import Config, Problem, chunks_of, config_for, is_forced, slice_rows
 
 INT32_LIMIT = 2**31 - 1
-SUM_BLOCK, SUM_CHUNKS = 128, 16
+SUM_BLOCK, SUM_CHUNKS = 128, 32
 PREPARE_BLOCK_D, PREPARE_COLUMNS = 64, 4
 # For tests: 64-bit addresses must give the same bits.
 force_index64 = False
@@ -256,9 +256,7 @@ class BackwardPlan:
             self.parts = scratch.take((self.chunks, (2 * r + h + 2) * d + (r + 1) * h + 2 * r), torch.float32)
             self.weights = TunedLaunch(config, self._weights, self._weights_grid, tokens, is_forced("weights"))
             self.sum = self._sum()
-            sizes = (d * r, r, r * d, d, r * h, h, h * d, d)
-            largest = max(n for n, needed in zip(sizes, needs[1:], strict=True) if needed)
-            self.sum_grid = (-(-largest // SUM_BLOCK), 8, 1)
+            self.sum_grid = (backward_weights.sum_blocks(d, r, h, SUM_BLOCK), 1, 1)
         self.scratch_bytes = scratch.size
 
     def _shared(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,42 +33,45 @@ FAMILIES = ("sm_80", "sm_90", "sm_100")
 
 Tile = tuple[int, int, int]
 # Rows, columns and warps of the tiles that are looked at, by kernel, kind of product and padded width. Kinds: bf16,
-# fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers.
+# fp16, tf32, and "exact" for ieee and tf32x3, whose products need several times the registers. No 64 rows by eight
+# warps at width 32: two groups of warps then share a product of 32 columns, and Triton 3.6 lets the second one read
+# behind the end of shared memory where its operand comes last (an H100's memory checker found it in the forward with
+# two stages).
 CANDIDATES: dict[str, dict[tuple[str, int], tuple[Tile, ...]]] = {
     "forward": {
-        ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4), (64, 64, 8)),
-        ("bf16", 64): ((64, 64, 4), (64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4)),
-        ("bf16", 128): ((64, 64, 8), (64, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8)),
-        ("tf32", 32): ((32, 32, 4), (32, 16, 4), (16, 32, 4)),
+        ("bf16", 32): ((64, 64, 4), (128, 64, 8), (32, 64, 4), (32, 128, 4), (16, 128, 4)),
+        ("bf16", 64): ((64, 64, 4), (64, 64, 8), (32, 64, 4), (16, 128, 4), (16, 64, 4), (32, 128, 4)),
+        ("bf16", 128): ((64, 64, 8), (64, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8), (32, 64, 4)),
+        ("tf32", 32): ((32, 32, 4), (32, 16, 4), (16, 32, 4), (32, 64, 4)),
         ("tf32", 64): ((32, 32, 4), (16, 32, 4), (16, 16, 4)),
         ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
-        ("exact", 32): ((16, 32, 4), (16, 16, 4)),
-        ("exact", 64): ((16, 16, 8),),
+        ("exact", 32): ((16, 32, 4), (16, 16, 4), (32, 32, 4), (32, 64, 8), (64, 32, 8)),
+        ("exact", 64): ((16, 16, 8), (32, 32, 8)),
         ("exact", 128): ((16, 16, 8),),
     },
     "rows": {
-        ("bf16", 32): ((64, 64, 4), (16, 128, 4), (32, 64, 4), (16, 64, 4), (64, 64, 8)),
-        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8)),
-        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 64, 4), (16, 128, 8)),
-        ("tf32", 32): ((16, 32, 4), (16, 16, 4)),
+        ("bf16", 32): ((64, 64, 4), (16, 128, 4), (16, 64, 4)),
+        ("bf16", 64): ((16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (32, 64, 8), (64, 64, 4), (32, 64, 4)),
+        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 64, 4), (16, 128, 8), (64, 64, 8)),
+        ("tf32", 32): ((16, 32, 4), (16, 16, 4), (32, 32, 4), (16, 64, 4)),
         ("tf32", 64): ((16, 32, 4), (16, 16, 4)),
         ("tf32", 128): ((16, 32, 8), (16, 16, 8)),
-        ("exact", 32): ((16, 16, 4), (16, 16, 8)),
+        ("exact", 32): ((16, 16, 4), (16, 16, 8), (16, 32, 4), (32, 32, 4)),
         ("exact", 64): ((16, 16, 8),),
         ("exact", 128): ((16, 16, 8),),
     },
     "weights": {
         ("bf16", 32): ((32, 64, 4), (32, 128, 8), (64, 64, 4), (32, 64, 8), (16, 64, 4)),
-        ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
-        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 32, 4)),
+        ("bf16", 64): ((32, 64, 4), (32, 64, 8), (16, 64, 4), (32, 32, 4), (16, 32, 4), (64, 64, 8), (64, 64, 4)),
+        ("bf16", 128): ((32, 64, 8), (16, 64, 8), (16, 32, 4), (64, 64, 8)),
         ("fp16", 32): ((32, 64, 4), (16, 64, 4), (32, 32, 4), (16, 32, 4)),
         ("fp16", 64): ((32, 64, 8), (16, 64, 4), (16, 32, 4)),
         ("fp16", 128): ((16, 64, 8), (16, 32, 8), (16, 32, 4)),
         ("tf32", 32): ((32, 32, 4), (16, 32, 4)),
         ("tf32", 64): ((16, 32, 4), (16, 32, 8)),
         ("tf32", 128): ((16, 16, 4), (16, 32, 8)),
-        ("exact", 32): ((16, 32, 4), (16, 16, 8)),
-        ("exact", 64): ((16, 16, 8),),
+        ("exact", 32): ((16, 32, 4), (16, 16, 8), (32, 32, 4), (32, 64, 8), (16, 64, 4)),
+        ("exact", 64): ((16, 16, 8), (32, 32, 8)),
         ("exact", 128): ((16, 16, 4),),
     },
 }
@@ -88,6 +91,9 @@ class Config:
             value = getattr(self, name)
             if value < 16 or value & (value - 1):
                 raise ValueError(f"{name} is {value}; valid: a power of two from 16 on")
+
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_d} warps={self.num_warps} stages={self.num_stages}"
 
 
 @dataclass(frozen=True)
@@ -143,11 +149,13 @@ def bucket(tokens: int) -> int:
 # Seconds that a copy from memory takes to arrive, with the queues of a busy device; and those of a launch in a graph.
 LATENCY, LAUNCH = 0.8e-6, 1.5e-6
 # Of the instructions a scheduler could issue, what its warps get to with one, two, three, four or more of them: an
-# instruction's result is there after some four cycles, and two in a row seldom depend on each other. A guess, until a
-# device has been measured.
+# instruction's result is there after some four cycles, and two in a row seldom depend on each other. On an H100 other
+# values choose no better: the model's choices take 3.5% longer than the fastest of those measured, in the mean over 60
+# problems (bench/results/gpu_h100). A stack is no reason against a tile there: K1 with r = h = 64 is fastest with one.
 ISSUE = (0.45, 0.6, 0.75, 0.8)
-# A thread whose stack is used reads it back in every loop: such a tile is taken where nothing else is there.
-SPILLED = 4.0
+# What of L2 keeps the rows of x until their second reading: on an H100 at 65,536 tokens, with 39 MB of them in the
+# forward's programs at work, 0.64 of a row came from memory once more (bench/results/gpu_h100).
+L2_REUSE = 0.28
 
 
 def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -> float:
@@ -157,7 +165,8 @@ def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -
       none are idle, and the last wave of programs is not full.
     - *HBM*: each row once, at most what the bytes in flight allow (Little's law): the stages ahead of each program
       divided by the latency.
-    - *L2*: rows as often as the kernel reads them, and the weights once a program.
+    - *L2*: rows as often as the kernel reads them, and the weights once a program. What the programs at work have of
+      rows that are read twice, beyond ``L2_REUSE`` of L2, comes from HBM again.
     - *Issue*: instructions of the machine code, at the rate that the warps of a scheduler get to.
     """
     size = problem.dtype.itemsize
@@ -181,12 +190,16 @@ def predicted_ns(problem: Problem, config: Config, fact: Fact, device: Device) -
         weights *= 4 / 3 if problem.kernel == "rows" else 1
     warps = min(3, held * config.num_warps // 4 - 1)
     issue = ISSUE[max(0, warps)] * device.instruction_rate * share
+    again = 0.0
+    if problem.kernel != "weights":
+        own = min(blocks, held * device.multiprocessors) * config.block_m * row
+        again = row * max(0.0, 1 - L2_REUSE * device.l2_bytes / own)
     bounds = (
-        hbm_rows * row / hbm_rate,
+        (hbm_rows * row + again) / hbm_rate,
         (rows_read * row + weights) / (device.l2_rate * share),
         fact.instructions * problem.d / 768 / issue,
     )
-    return 1e9 * max(bounds) / filled * (SPILLED if fact.stack else 1.0)
+    return 1e9 * max(bounds) / filled
 
 
 def _tile_of(d: int, largest: int) -> int:
@@ -223,8 +236,7 @@ def model(problem: Problem, device: Device) -> Config:
 # A Problem's key in a table, and the folders with tables, the user's first.
 def table_key(problem: Problem) -> str:
     """Of a device's table."""
-    dtype = str(problem.dtype).removeprefix("torch.")
-    kind = f"{dtype} {problem.precision}".strip()
+    kind = problem.precision or problem.kind
     return f"{problem.kernel} {kind} D={problem.d} r={problem.r} h={problem.h} M<={bucket(problem.tokens)}"
 
 
@@ -283,13 +295,12 @@ def config_for(problem: Problem, device: Device) -> Config:
 
 def smaller(config: Config) -> Config | None:
     """What to try where ``config`` does not fit the device; None: nothing is left."""
-    block_m, block_d, num_warps, num_stages = astuple(config)
-    if num_stages > 1:
-        return Config(block_m, block_d, num_warps, num_stages - 1)
-    if block_d > 16:
-        return Config(block_m, block_d // 2, num_warps, 1)
-    if block_m > 16:
-        return Config(block_m // 2, 16, num_warps, 1)
+    if config.num_stages > 1:
+        return replace(config, num_stages=config.num_stages - 1)
+    if config.block_d > 16:
+        return replace(config, block_d=config.block_d // 2)
+    if config.block_m > 16:
+        return replace(config, block_m=config.block_m // 2)
     return None
 
 
@@ -312,20 +323,25 @@ def weights_tiles(problem: Problem, config: Config) -> int:
 # Rows of x and d_out that lie in L2 at the same time, as a share of it: the rest is for what is written, and L2 keeps
 # lines by their addresses and not by their age.
 L2_ROWS = 0.6
-# Bytes of parts that a chunk may cost for each byte of the rows it reads.
-PARTS_SHARE = 0.5
+# Tiles of rows that a chunk has at least: with few tokens it is the length of its loop that counts, not the bytes of
+# its parts, which stay in L2.
+LEAST_TILES = 2
+
+
+def slots(problem: Problem, config: Config, device: Device) -> int:
+    """Programs of a configuration that a multiprocessor holds; 2 where nothing is known of its tile."""
+    for known, fact in candidates(problem, device):
+        if replace(known, num_stages=config.num_stages) == config:
+            shared = fact.shared * max(1, config.num_stages) // STAGES
+            return max(1, device.programs(fact.registers, shared, config.num_warps))
+    return 2
 
 
 def _chunks(problem: Problem, config: Config, device: Device, rows: int) -> int:
-    fact = dict(candidates(problem, device)).get(config)
-    held = 2 if fact is None else max(1, device.programs(fact.registers, fact.shared, config.num_warps))
+    held = slots(problem, config, device)
     # One full wave: the largest number of chunks whose programs all run at once.
     most = max(1, held * device.multiprocessors // weights_tiles(problem, config))
-    parts = (2 * problem.r + problem.h + 2) * problem.d * 4
-    chunk_bytes = 2 * problem.d * problem.dtype.itemsize
-    # Writing and reading parts of few rows would cost more than the rows.
-    few = max(1, int(PARTS_SHARE * rows * chunk_bytes / (2 * parts)))
-    return max(1, min(most, few, -(-rows // config.block_m)))
+    return max(1, min(most, rows // (LEAST_TILES * config.block_m)))
 
 
 def chunks_of(problem: Problem, config: Config, device: Device, rows: int) -> int:
@@ -345,9 +361,7 @@ def slice_rows(problem: Problem, config: Config, device: Device) -> int:
         problem: of the rows kernel.
     """
     rows_problem = Problem("rows", *astuple(problem)[1:])
-    fact = dict(candidates(rows_problem, device)).get(config)
-    held = 2 if fact is None else max(1, device.programs(fact.registers, fact.shared, config.num_warps))
-    wave = config.block_m * held * device.multiprocessors
+    wave = config.block_m * slots(rows_problem, config, device) * device.multiprocessors
     most = int(L2_ROWS * device.l2_bytes / (2 * problem.d * problem.dtype.itemsize))
     rows = most // wave * wave
     if rows == 0 or problem.tokens < 1.5 * rows:

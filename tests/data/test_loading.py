@@ -8,6 +8,7 @@ import torch
 from conftest import small_clip
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms import RandAugment
 
 from rmadapter.data import (
     EpochBatches,
@@ -22,6 +23,7 @@ from rmadapter.data import (
     read_image,
     train_transform,
 )
+from rmadapter.data.loading import drawn_number
 from rmadapter.errors import InputError
 
 PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -102,6 +104,53 @@ def test_augmentations(root):
     assert mirrored(flips)
     with pytest.raises(InputError, match="augmentation is 'flip'"):
         train_transform(PREPROCESSING, "flip")
+
+
+def test_a_second_view_is_drawn_for_itself_and_leaves_the_first_as_it_is(root):
+    def of(*arguments):
+        return TrainImages(reader(root), ITEMS, train_transform(PREPROCESSING, "randaugment"), *arguments)
+
+    alone, both = of(5), of(5, True)
+    for key in ((0, 2), (1, 2), (1, 3)):
+        (views, label), (view, same) = both[key], alone[key]
+        assert views.shape == (2, 3, 16, 16)
+        assert label == same
+        assert torch.equal(views[0], view)
+        assert torch.equal(both[key][0], views)
+    every = torch.stack([both[epoch, index][0] for epoch in range(4) for index in range(7)])
+    assert sum(not torch.equal(*views) for views in every) > 20
+    assert len({tuple(view.flatten().tolist()) for view in every[:, 1]}) > 20
+    seconds = [both[epoch, 2][0][1] for epoch in range(4)]
+    assert not all(torch.equal(second, seconds[0]) for second in seconds)
+    assert not torch.equal(of(6, True)[1, 2][0][1], both[1, 2][0][1])
+
+
+def test_randaugment_squeezes_the_whole_image_and_applies_two_operations(root, monkeypatch):
+    """Without the operations it is Pillow's resizing of 30 x 20 pixels to a square, normalised."""
+    found = []
+    forward = RandAugment.forward
+    monkeypatch.setattr(
+        RandAugment, "forward", lambda self, image: (found.append((self, image)), forward(self, image))[1]
+    )
+    image = read_image(root / "0.png")
+    torch.manual_seed(0)
+    every = torch.stack([train_transform(PREPROCESSING, "randaugment")(image) for _ in range(8)])
+    assert len(every.unique(dim=0)) > 4
+    (operations, squeezed), *_ = found
+    assert (operations.num_ops, operations.magnitude, operations.num_magnitude_bins) == (2, 10, 31)
+    assert squeezed.tobytes() == image.resize((16, 16), Image.Resampling.BICUBIC).tobytes()
+    monkeypatch.setattr(RandAugment, "forward", lambda self, image: image)
+    plain = train_transform(PREPROCESSING, "randaugment")(image)
+    pixels = torch.from_numpy(np.asarray(squeezed).copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(plain, (pixels - 0.5) / 0.25)
+
+
+def test_one_number_is_drawn_for_each_step():
+    numbers = [[drawn_number(seed, epoch, step, 5) for step in range(200)] for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert all(set(row) == set(range(5)) for row in numbers)
+    assert all(20 <= row.count(number) <= 60 for row in numbers for number in range(5))
+    assert len({tuple(row) for row in numbers}) == 3
+    assert numbers[1] == [drawn_number(1, 1, step, 5) for step in range(200)]
 
 
 def test_preprocessing_of_a_model():

@@ -50,8 +50,8 @@ def test_the_model_serves_every_problem(arch):
 
 @pytest.mark.parametrize("arch", KNOWN_DEVICES)
 def test_programs_of_the_weights_kernel_fill_one_wave(arch):
-    """Without a second wave for a few of them; few chunks where parts would cost more than the rows; a chunk is a
-    multiple of the tile."""
+    """Without a second wave for a few of them; with few tokens a chunk has at least two tiles, and is a multiple of
+    them."""
     device = KNOWN_DEVICES[arch]
     for tokens in (1, 197, 788, 3152, 6304, 65536, 262144):
         problem = Problem("weights", torch.bfloat16, "", 768, 32, 32, tokens)
@@ -64,8 +64,7 @@ def test_programs_of_the_weights_kernel_fill_one_wave(arch):
         assert programs <= max(slots, tuning.weights_tiles(problem, config))
         if tokens >= 65536:
             assert programs > 0.85 * slots
-        parts = 2 * chunks * (2 * 32 + 32 + 2) * 768 * 4
-        assert chunks == 1 or parts <= tokens * 2 * 768 * 2
+        assert chunks == 1 or chunk >= tuning.LEAST_TILES * config.block_m
 
 
 def test_slices_are_whole_waves_that_lie_in_l2():
@@ -149,7 +148,7 @@ def test_what_is_promised_is_held(kernel, tokens, norm):
 def test_no_stack_in_16_bits_up_to_32(arch, dtype):
     cases = machine_code.cases([arch], [dtype], [32], tuning.KERNELS, machine_code.TOKENS)
     rows = list(machine_code.rows_of(cases, jobs=2))
-    assert [f"{row.case}: {row.stack}" for row in rows if row.stack or row.spills] == []
+    assert [f"{row.case}: {row.stack}" for row in rows if row.stack > machine_code.STACK or row.spills] == []
 
 
 def test_faults_are_found():
@@ -162,7 +161,8 @@ def test_faults_are_found():
     for change, message in (
         ({"instructions": 900.0}, "a case: 900 instructions a token; valid: at most 720"),
         ({"weights": 4672.0}, "a case: 4672 bytes of weights a token from L2; valid: at most 2336"),
-        ({"stack": 8}, "a case: 8 bytes of stack, 0 spills"),
+        ({"stack": 24}, "a case: 24 bytes of stack, 0 spills"),
+        ({"stack": 8, "spills": 2}, "a case: 8 bytes of stack, 2 spills"),
         ({"synchronous": 1}, "a case: 1 loads of a wide tensor in a loop are synchronous"),
         ({"ahead": 1.0}, "a case: 1.0 tiles ahead; valid: 2"),
     ):
@@ -207,10 +207,10 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert "2 rows, all as promised" in printed
     assert "sm_90" in printed
     assert json.loads((tmp_path / "rows.json").read_text())[0]["registers"] == 198
-    row = dataclasses.replace(row, stack=16)
+    row = dataclasses.replace(row, stack=24)
     assert machine_code.main(command) == 0
     assert machine_code.main([*command, "--check"]) == 1
-    assert "16 bytes of stack" in capsys.readouterr().out
+    assert "24 bytes of stack" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--arch is 'sm_70'; valid: sm_80, sm_86"):
         machine_code.main(["--arch", "sm_70"])
     with pytest.raises(SystemExit, match="--tokens is '0'; valid: numbers from 1 on"):

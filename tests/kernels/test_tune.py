@@ -36,8 +36,11 @@ class Fake:
         self.tokens, self.best, self.failing = tune.TOKENS, best, failing or {}
         self.measured, self.prepared = [], []
 
-    def prepare(self, group, configs):
-        self.prepared.append((group, len(configs)))
+    def expect(self, wanted):
+        self.expected = wanted
+
+    def prepare(self, group):
+        self.prepared.append(group)
 
     def measure(self, group, config):
         self.measured.append((group, config))
@@ -149,16 +152,18 @@ def test_a_device_is_launched_by_its_table(tune, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("kernel", tuning.KERNELS)
 def test_the_configuration_under_test_is_the_one_that_is_launched(tune, kernel):
+    from bench import tune_device
+
     here = devices.device_of(None)
     (group,) = tune.groups(["bf16"], [512], [16], [kernel])
     config = Config(32, 128, 8, 2)
     record = []
     with dry_launches(record):
-        with tune.in_force(group, config):
-            for call in tune.Inputs(group, 40, torch.device("cpu")).calls():
+        with tune_device.in_force(group, config):
+            for call in tune_device.Inputs(group, 40, torch.device("cpu")).calls():
                 call()
             assert tuning.is_forced(kernel)
-        for call in tune.Inputs(group, 40, torch.device("cpu")).calls():
+        for call in tune_device.Inputs(group, 40, torch.device("cpu")).calls():
             call()
     names = {"forward": "forward_kernel", "rows": "backward_rows_kernel", "weights": "backward_weights_kernel"}
     found = []

@@ -132,7 +132,8 @@ def test_forward_prepares_for_its_backward(monkeypatch):
         assert len(calls) == count + 1
         expected = run(case, implementation=reference)
         for name, value in found.items():
-            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+            # Rounding of sums over tokens: of a gradient's largest elements, which are a thousand times its smallest.
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5 * float(expected[name].abs().max()))
         case.weights = [weight * 1.5 for weight in case.weights]
     with torch.no_grad():
         count = len(calls)

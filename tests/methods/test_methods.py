@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rmadapter.cli import main
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import base_new_names, load_data
+from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError
 from rmadapter.methods import ABLATION_TABLE, METHODS, Method
 from rmadapter.methods.naming import method_name
@@ -56,19 +57,26 @@ def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):
         "maple": 3_555_072,
         "ivlp": 30_720,
         "promptsrc": 46_080,
+        "coprompt": 3_555_072 + 262_144,  # those of MaPLe and two adapters
         "clip-adapter": 131_072,
         "taskres": 512 * 10,
         "clip-lora": 184_320,
         "mmrl": 4_992_256,
+        "tip-adapter": 0,
+        "tip-adapter-f": 512 * 16 * 10,
     }
     clip = open_clip.create_model("ViT-B-16")
-    settings = {"tokenizer": tokenizer, "class_names": [str(number) for number in range(10)]}
+    settings = {"tokenizer": tokenizer, "class_names": [str(number) for number in range(10)], "cached_images": 160}
     for name, count in published.items():
         config = configure(name, ["--data", "x"])
         model = inject(
             clip, config.tuned, template=config.template.replace("published", "a photo of a {}."), **settings
         )
         assert sum(p.numel() for p in model.trained().values()) == count, name
+        model.remove()
+    for data, count in {"imagenet": 5_014_528, "dtd": 5_002_240, "fgvc_aircraft": 3_826_432}.items():
+        model = inject(clip, configure("coprompt", ["--data", "x"], data=data).tuned, template=PHOTO, **settings)
+        assert sum(p.numel() for p in model.trained().values()) == count, data
         model.remove()
     transfer = configure("maple", ["--data", "x"], data="imagenet", transfer=True)
     model = inject(clip, transfer.tuned, template=transfer.template, **settings)
@@ -88,20 +96,49 @@ def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):
             [1e-5, 0.001, 0.000976, 0.000905, 0.000794, 0.000655, 0.0005, 0.000345, 0.000206, 0.0000955],
         ),
         ("mmrl", ["transfer"], [0.001]),
+        ("coprompt", [], [1e-5, 0.0035, 0.003367, 0.002987, 0.00242, 0.00175, 0.00108, 0.000513]),
     ],
 )
 def test_learning_rates_by_epoch(name, options, expected):
     """As the field's code has them: the cosine begins anew after the warm-up, and with it does not end."""
     config = configure(name, ["--data", "x"], data="imagenet" if options else None, transfer=bool(options))
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = make_optimizer(config, [weight])
+    assert rates_of(config, config.epochs) == pytest.approx(expected, rel=2e-3)
+
+
+def rates_of(config, epochs):
+    """The learning rate of each epoch."""
+    optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     schedule = make_schedule(config, optimizer, steps_per_epoch=7)
     found = []
-    for _ in range(config.epochs):
+    for _ in range(epochs):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert found == pytest.approx(expected, rel=2e-3)
+    return found
+
+
+def test_the_two_learning_rates_of_kgcoop():
+    """Plain, and with the factor squared, as its author's log has it: 1.217e-10 behind the last of 100 epochs.
+
+    The cosine's angles at epochs 1, 26, 51, 76 are 0, pi/4, pi/2 and 3 pi/4, its factors 1, (2 + 2^0.5) / 4, 1/2 and
+    (2 - 2^0.5) / 4.
+    """
+    plain = rates_of(configure("kgcoop", ["--data", "x"]), 101)
+    squared = rates_of(configure("kgcoop", ["--data", "x", "--decay-power", "2"]), 101)
+    assert [plain[epoch] for epoch in (0, 1, 26, 51, 76)] == pytest.approx([1e-5, 2e-3, 1.707107e-3, 1e-3, 2.92893e-4])
+    assert [squared[epoch] for epoch in (0, 1, 26, 51, 76)] == pytest.approx(
+        [1e-5, 2e-3, 1.457107e-3, 5e-4, 4.28932e-5]
+    )
+    assert (plain[100], squared[100]) == pytest.approx((4.934e-7, 1.217e-10), rel=1e-3)
+
+
+def test_a_power_of_the_cosine_ends_at_the_final_rate_too():
+    words = ["--data", "x", "--lr", "0.1", "--final-lr", "0.02", "--epochs", "4", "--decay-power", "2"]
+    # Of 4 epochs: factors 1, (2 + 2^0.5) / 4, 1/2, (2 - 2^0.5) / 4 and 0, squared, on what lies above the final rate.
+    expected = [0.1, 0.02 + 0.08 * 0.728553, 0.02 + 0.08 * 0.25, 0.02 + 0.08 * 0.021447, 0.02]
+    assert rates_of(configure("single", words), 5) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(InputError, match="decay_power is 0; valid: a number >= 1"):
+        configure("kgcoop", ["--data", "x", "--decay-power", "0"])
 
 
 @pytest.mark.parametrize(
@@ -188,7 +225,7 @@ def training_of(name):
     method = METHODS[name]
     adapters = ["--adapter.layers", "2-3"] if "adapter" in method.groups else []
     own = {"vpt": SHALLOW[2:], "clip-lora": ["--steps_per_shot", "2"], "mmrl": ["--space.layers", "2-3"]}
-    deep = SHALLOW if name in ("ivlp", "maple", "promptsrc") else own.get(name, [])
+    deep = SHALLOW if name in ("ivlp", "maple", "promptsrc", "coprompt") else own.get(name, [])
     few = ["--batch_size", "4", "--average", "1,1"] if name == "promptsrc" else ["--batch_size", "4"]
     return ["--shots", "4", "--epochs", "1", "--classes", "base", *adapters, *deep, *few]
 
@@ -213,11 +250,86 @@ def test_train_evaluate_and_predict_with_every_method(name, trained, animals, tm
     assert evaluated["method"] == name
     assert evaluated["split_file"] == results["split_file"]
     assert evaluated["accuracy"]["base"] == results["accuracy"]["base"]
-    assert evaluated["trained_parameters"] == results["trained_parameters"] > 0
+    assert evaluated["trained_parameters"] == results["trained_parameters"]
+    assert (results["trained_parameters"] > 0) == (name != "tip-adapter")
     capsys.readouterr()
     assert main(["predict", *adapter, str(animals / "ant" / "00.png"), "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert {p["class"] for p in record["predictions"]} == {"ant", "bee"}
+
+
+class TestBoundMethods:
+    """Those that have something of each class, and so know no others."""
+
+    @pytest.fixture(params=["taskres", "tip-adapter", "linear-probe", "class-specific coop"])
+    def adapter(self, request, trained, options, tmp_path, capsys):
+        if request.param != "class-specific coop":
+            return ["--adapter", str(trained(request.param) / "adapter")]
+        words = ["--prompt.init", "random", "--prompt.class_specific", *training_of("coop"), "--no-evaluate"]
+        assert main(["train", "--method", "coop", *options, *words, "--out", str(tmp_path / "csc")]) == 0
+        capsys.readouterr()
+        return ["--adapter", str(tmp_path / "csc" / "adapter")]
+
+    @pytest.fixture
+    def evaluated(self, animals, tmp_path):
+        def make(*words):
+            data = ["--data", str(animals), "--workers", "0", "--precision", "fp32"]
+            assert main(["eval", *data, *words, "--out", str(tmp_path / "eval")]) == 0
+            return json.loads((tmp_path / "eval" / "results.json").read_text())
+
+        return make
+
+    def test_other_classes_are_refused_or_answered_by_the_frozen_model(
+        self, adapter, evaluated, animals, clip_folder, capsys
+    ):
+        data = ["--data", str(animals), "--workers", "0"]
+        for classes in ("new", "all"):
+            assert main(["eval", *data, *adapter, "--classes", classes]) == 2
+            assert re.search("not trained on class 'cat'|knows one half alone", capsys.readouterr().err)
+        model = ["--method", "zeroshot", "--model", f"local-dir:{clip_folder}"]
+        frozen, own = evaluated(*model, "--classes", "base_new"), evaluated(*adapter, "--classes", "base")
+        assert "answered_by" not in own
+        assert "unknown" not in own["settings"]
+        both = evaluated(*adapter, "--classes", "base_new", "--unknown", "zeroshot")
+        assert both["answered_by"] == {"base": "adapter", "new": "zeroshot"}
+        assert both["settings"]["unknown"] == "zeroshot"
+        assert both["method"] == own["method"]
+        assert both["accuracy"]["base"] == own["accuracy"]["base"]
+        assert both["accuracy"]["new"] == frozen["accuracy"]["new"]
+        # One class that it does not know is enough: what two classifiers say cannot be compared.
+        everything = evaluated(*adapter, "--classes", "all", "--unknown", "zeroshot")
+        assert everything["answered_by"] == {"all": "zeroshot"}
+        assert everything["accuracy"] == evaluated(*model, "--classes", "all")["accuracy"]
+        asked = evaluated(*adapter, "--classes", "base", "--unknown", "zeroshot")
+        assert (asked["answered_by"], asked["accuracy"]) == ({"base": "adapter"}, own["accuracy"])
+        assert "unknown" not in asked["settings"]
+
+    def test_predictions_say_who_answered(self, adapter, animals, clip_folder, capsys):
+        image, common = str(animals / "ant" / "00.png"), ["--json", "--precision", "fp32"]
+
+        def predicted(*words):
+            capsys.readouterr()
+            assert main(["predict", image, *words, *common]) == 0
+            out, err = capsys.readouterr()
+            return json.loads(out)[0], err
+
+        assert main(["predict", *adapter, image, "--classes", "ant,cow"]) == 2
+        assert "was not trained on class 'cow'" in capsys.readouterr().err
+        frozen, _ = predicted("--model", f"local-dir:{clip_folder}", "--classes", "ant,cow")
+        found, said = predicted(*adapter, "--classes", "ant,cow", "--unknown", "zeroshot")
+        assert found.pop("answered_by") == "zeroshot"
+        assert "not all of these classes were trained on: the frozen model answers" in said
+        assert found == frozen
+        own, _ = predicted(*adapter, "--classes", "ant,bee")
+        found, said = predicted(*adapter, "--classes", "ant,bee", "--unknown", "zeroshot")
+        assert found.pop("answered_by") == "adapter"
+        assert (found, said) == (own, "")
+
+    def test_a_method_that_is_open_answers_itself(self, trained, evaluated):
+        adapter = ["--adapter", str(trained("coop") / "adapter"), "--classes", "base_new"]
+        unasked, asked = evaluated(*adapter), evaluated(*adapter, "--unknown", "zeroshot")
+        assert asked["accuracy"] == unasked["accuracy"]
+        assert "answered_by" not in asked
 
 
 def test_zero_shot_takes_the_data_set_s_own_prompt(tmp_path, clip_folder, monkeypatch, capsys):
@@ -377,7 +489,7 @@ class TestLinearProbe:
             ("eval", "--method", "zeroshot"): "holds a linear probe; valid: without --adapter",
             ("eval", "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
             ("predict", image, "--template", "a {}"): "template is 'a {}', but a linear probe has no prompts",
-            ("predict", image, "--classes", "ant,cow"): "was not trained on class 'cow'",
+            ("predict", image, "--classes", "ant,cow"): "some of them; in eval and predict also --unknown zeroshot",
         }.items():
             data = ["--data", str(animals), "--workers", "0"] if argv[0] == "eval" else []
             assert main([argv[0], *adapter, *data, *argv[1:]]) == 2
@@ -464,6 +576,47 @@ def edit(folder, without=None, **values):
     path.write_text(json.dumps({**kept, **values}))
 
 
+# Blocks, tokens, weight of the consistency and epochs, as in the original's table of data sets.
+COPROMPT = {
+    "imagenet": (12, 4, 8, 8),
+    "caltech101": (12, 4, 4, 8),
+    "oxford_pets": (12, 2, 0.1, 8),
+    "stanford_cars": (12, 4, 4, 8),
+    "oxford_flowers": (9, 4, 8, 8),
+    "food101": (9, 4, 0.5, 5),
+    "fgvc_aircraft": (9, 4, 2, 8),
+    "sun397": (12, 4, 8, 8),
+    "dtd": (12, 2, 8, 8),
+    "eurosat": (12, 2, 0.1, 8),
+    "ucf101": (12, 4, 2, 8),
+    "another": (9, 2, 1, 8),
+}
+
+
+@pytest.mark.parametrize("data", COPROMPT)
+def test_coprompt_has_other_sizes_for_each_data_set(data):
+    config = configure("coprompt", ["--data", "x"], data=data)
+    prompt, head, loss = config.prompt, config.head, config.loss
+    blocks, tokens, weight, epochs = COPROMPT[data]
+    assert (prompt.text_depth, prompt.vision_depth, config.epochs) == (blocks, blocks, epochs)
+    assert (prompt.text_tokens, prompt.vision_tokens, prompt.coupled) == (tokens, tokens, True)
+    assert (loss.lambda3, loss.lambda4, loss.distance, loss.target) == (weight, weight, "cosine", "sentences")
+    assert (head.image_ratio, head.text_ratio, head.reduction) == (0.1, 0.2, 4)
+    assert (loss.second_view, config.augmentation, config.batch_size, config.lr) == (True, "randaugment", 4, 0.0035)
+    assert method_name(config) == "coprompt"
+    # The original cannot train on ImageNet for other data sets; here that is as on ImageNet alone.
+    assert configure("coprompt", ["--data", "x"], data=data, transfer=True) == config
+
+
+def test_a_sweep_hands_sentences_on_to_the_methods_that_read_them():
+    words = ["--loss.sentences", "s.json", "--lr", "1"]
+    assert own_words("coprompt", words) == words
+    assert own_words("kgcoop", words) == own_words("rmadapter", words) == ["--lr", "1"]
+    assert own_words("rmadapter", [*words, "--loss.target=sentences"]) == [*words, "--loss.target=sentences"]
+    with pytest.raises(InputError, match=r"loss.sentences is 's.json', but loss.target is 'published'; valid: loss"):
+        configure("kgcoop", ["--data", "x", *words])
+
+
 def test_a_sweep_hands_on_to_each_method_what_it_has():
     words = ["--lora.rank", "4", "--prompt.text_tokens=8", "--no-adapter.reconstruct", "--lr", "1"]
     assert own_words("coop", words) == ["--prompt.text_tokens=8", "--lr", "1"]
@@ -494,6 +647,8 @@ def test_mistakes(options, capsys):
     assert "did you mean 'rmadapter'" in capsys.readouterr().err
     assert main(["train", *options, "--method"]) == 2
     assert "--method needs a value; valid: zeroshot" in capsys.readouterr().err
+    assert main(["train", "--method", "mma"]) == 2
+    assert "data is missing" in capsys.readouterr().err
     with pytest.raises(InputError, match="unknown option"):
         configure("mma", ["--data", "x", "--shotz", "3"])
 

@@ -72,10 +72,19 @@ def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % len(NAMES)
 
 
+def inputs_of(model) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """What a step of ``model`` is called with: images, of two views where it reads two, labels, and which sentence."""
+    images, labels = batch()
+    if model.loss.reads_two_views:
+        images = torch.stack([images, images.roll(1, -1).mul(0.7)], 1)
+    return (images, labels), {"drawn": torch.tensor(1)} if model.draws else {}
+
+
 def run(step, model) -> dict[str, torch.Tensor]:
     """Logits, losses and gradients of one step."""
     model.zero_grad()
-    logits, losses = step(*batch())
+    inputs, drawn = inputs_of(model)
+    logits, losses = step(*inputs, **drawn)
     losses["total"].backward()
     found = {"logits": logits.detach(), **{name: value.detach() for name, value in losses.items()}}
     return found | {f"d {n}": p.grad for n, p in model.adapted.adapter_tensors().items() if p.grad is not None}

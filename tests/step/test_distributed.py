@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig", "cow", "hen
 COUNTS = {5: "uneven", 1: "a process without images"}
 
 
-# By name: weights of the loss, further settings of the adapters.
+# By name: weights of the loss, further settings of the adapters; and of the loss.
 KINDS = {
     "all terms": ((2, 3, 4, 5), {}),
     "no image reconstruction": ((0, 3, 4, 5), {}),
@@ -40,7 +41,10 @@ KINDS = {
     "no reconstruction, frozen stream": ((0, 0, 4, 5), {"rec_stream": "frozen"}),
     "frozen stream": ((2, 3, 4, 5), {"rec_stream": "frozen"}),
     "frozen stream, images alone": ((2, 0, 0, 0), {"rec_stream": "frozen"}),
+    "another view and sentences": ((2, 3, 4, 5), {}),
 }
+OF_LOSS = {"another view and sentences": {"target": "sentences", "second_view": True, "distillation": 2}}
+SENTENCES = {name: [f"a {name}", f"{name}, an animal"] for name in NAMES}
 
 
 def make_step(ranks: Ranks | None = None, kind: str = "all terms") -> tuple[TrainStep, RMAdapterCLIP]:
@@ -51,15 +55,20 @@ def make_step(ranks: Ranks | None = None, kind: str = "all terms") -> tuple[Trai
     weights, settings = KINDS[kind]
     config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5, **settings)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=LossConfig(*weights)).train()
+    loss = LossConfig(*weights, **OF_LOSS.get(kind, {}))
+    sentences = SENTENCES if loss.target == "sentences" else None
+    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=loss, sentences=sentences).train()
     return TrainStep(model, ranks=ranks), model
 
 
 def gradients_of(module, model, images, labels, share) -> dict[str, torch.Tensor | None]:
     """Loss and gradients of a second step, since it is the second that what the first has left undone stops."""
+    drawn = torch.tensor(1)
+    if model.loss.reads_two_views:
+        images = torch.stack([images, 0.5 * images.flip(-1)], 1)
     for _ in range(2):
         model.zero_grad()
-        losses = module(images, labels, None, share).losses
+        losses = module(images, labels, None, share, drawn).losses
         losses["total"].backward()
     return {"loss": losses["total"].detach()} | {n: p.grad for n, p in model.adapted.adapter_tensors().items()}
 
@@ -86,9 +95,17 @@ def two_processes(rank: int, world: int, folder: Path, train: list[str], cache: 
     means.add({"total": torch.tensor(float(rank))}, torch.eye(3), torch.tensor([0, 1, 0]), 3 - rank)
     assert means.values(ranks) == {"loss": (world - 1) / 2, "accuracy": pytest.approx(100 * 4 / 5)}
     torch.distributed.destroy_process_group()
-    for name, more in {"plain": ["--no-evaluate"], "views": ["--views", "2", "--cache-dir", str(cache)]}.items():
+    kept = ["--views", "2", "--cache-dir", str(cache)]
+    runs = {"plain": [*train, "--no-evaluate"], "views": [*train, *kept], "images": with_a_cache(train)}
+    for name, run in runs.items():
         meet(rank, world, folder / f"{name} meets")
-        main([*train, "--out", str(folder / name), *more])
+        main([*run, "--out", str(folder / name)])
+
+
+def with_a_cache(train: list[str]) -> list[str]:
+    """The run of ``train`` as one that caches its images (Tip-Adapter-F); of its last batch one process has none."""
+    options = train[1 : train.index("--adapter.layers")]
+    return ["train", "--method", "tip-adapter-f", *options, "--batch-size", "19", "--head.cache_views", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +236,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def test_a_run_of_two_processes_equals_one(of_two, of_one):
     """Losses, weights and results; once more with views kept."""
     folder, (said, silent) = of_two
-    assert said.count("epoch 3 of 3") == 2
+    assert said.count("epoch 3 of 3") == 3
     assert "views: 2 an image" in said
     assert "epoch" not in silent
     assert (folder / "views" / "results.json").exists()
@@ -229,6 +246,16 @@ def test_a_run_of_two_processes_equals_one(of_two, of_one):
         for key in set(mine) - {"kind", "images_per_second"}:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3), key
     assert_same_weights(of_one, folder / "plain")
+
+
+def test_a_cache_filled_and_trained_by_two_processes_equals_one(of_two, words, tmp_path):
+    trained(with_a_cache(words()), tmp_path / "one")
+    assert_same_weights(tmp_path / "one", of_two[0] / "images")
+    assert len(adapter_in(tmp_path / "one")["cache.keys"]) == 20
+    selections = [
+        json.loads((run / "results.json").read_text())["selection"] for run in (tmp_path / "one", of_two[0] / "images")
+    ]
+    assert selections[0] == selections[1]
 
 
 @pytest.mark.slow  # torchrun and its two processes each import PyTorch: 22 s

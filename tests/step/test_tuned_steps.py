@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from step_cases import SHORTCUTS, TOWERS, assert_same, run, some
+import torch
+from step_cases import SHORTCUTS, TOWERS, assert_same, inputs_of, run, some
 from tuned_cases import CASES, make_tuned
 
 from rmadapter.config.shortcuts import StepConfig
@@ -42,6 +43,7 @@ def test_all_shortcuts_together(tokenizer, case):
         "both towers",
         "per image",
         "space",
+        "another view and sentences",
         *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank")),
     ],
 )
@@ -59,7 +61,10 @@ def test_other_towers(tokenizer, case, towers):
     assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["class specific words", "per image", "both towers", "adapters and low rank", "space"])
+CHUNKED = ["class specific words", "per image", "both towers", "adapters and low rank", "another view and sentences"]
+
+
+@pytest.mark.parametrize("case", [*CHUNKED, "space"])
 def test_chunks_and_recomputation(tokenizer, case):
     model = make_tuned(tokenizer, case)
     shape = tower_shape(model.adapted, "text", stream=4)
@@ -76,3 +81,13 @@ def test_a_plain_step_that_recomputes_activations(tokenizer, case):
     model = make_tuned(tokenizer, case, trim=False)
     model.clip.set_grad_checkpointing(True)
     assert_same(run(model, model), plain(tokenizer, case), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][1].second_view])
+def test_kept_views_hold_the_second_view_s_features(tokenizer, case):
+    model = make_tuned(tokenizer, case)
+    step = TrainStep(model)
+    (images, labels), drawn = inputs_of(model)
+    expected = step(images, labels, **drawn)
+    found = step(None, labels, step.views(images), **drawn)
+    assert torch.equal(found.losses["total"], expected.losses["total"])

@@ -15,6 +15,11 @@ from rmadapter.tuners.injection import inject
 CROSS_ENTROPY = LossConfig(0, 0, 0, 0)
 KEPT = LossConfig(0, 0, 10, 25)
 ADAPTERS = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5)
+# As others might have written them: three for each class, of unlike lengths.
+SENTENCES = {
+    name: [f"{name} that sleeps.", f"an animal called {name}, seen from {'afar' * len(name)}", f"{name}"]
+    for name in NAMES
+}
 
 CASES: dict[str, tuple[dict, LossConfig]] = {
     "random context": ({"prompt": PromptConfig(4, "random")}, CROSS_ENTROPY),
@@ -57,12 +62,35 @@ CASES: dict[str, tuple[dict, LossConfig]] = {
     ),
     "offsets": ({"head": HeadConfig(offset=0.5)}, CROSS_ENTROPY),
     "cache": ({"head": HeadConfig(cache="trained", cache_weight=2.0)}, CROSS_ENTROPY),
+    "cache and class features": (
+        {"head": HeadConfig(class_prompts="seven", cache="trained", text_ratio=0.3)},
+        CROSS_ENTROPY,
+    ),
     "tokens and feature adapters": (
         {
             "prompt": PromptConfig(2, text_depth=3, vision_tokens=2, vision_depth=3, coupled=True),
             "head": HeadConfig(image_ratio=0.1, text_ratio=0.2),
         },
         LossConfig(0, 0, 1, 1, distance="cosine"),
+    ),
+    "another view and sentences": (
+        {
+            "prompt": PromptConfig(2, text_depth=3, vision_tokens=2, vision_depth=3, coupled=True),
+            "head": HeadConfig(image_ratio=0.1, text_ratio=0.2),
+        },
+        LossConfig(0, 0, 2, 3, distance="cosine", target="sentences", second_view=True),
+    ),
+    "another view of an untouched tower": (
+        {"head": HeadConfig(text_ratio=0.2)},
+        LossConfig(0, 0, 2, 3, distillation=1, second_view=True),
+    ),
+    "adapters, another view and sentences": (
+        {"adapter": ADAPTERS},
+        LossConfig(2, 3, 4, 5, target="sentences", second_view=True, distillation=1),
+    ),
+    "adapters in the frozen stream and another view": (
+        {"adapter": replace(ADAPTERS, rec_stream="frozen")},
+        LossConfig(2, 3, 4, 5, target="sentences", second_view=True),
     ),
     "adapters and tokens": (
         {"adapter": ADAPTERS, "prompt": PromptConfig(4, text_depth=2, vision_tokens=2)},
@@ -83,6 +111,8 @@ def make_tuned(tokenizer, case: str, *, trim: bool = True, towers: dict | None =
     settings = {"tokenizer": tokenizer, "template": "a photo of a {}.", "class_names": NAMES}
     adapted = inject(small_clip(**(towers or {})), config, seed=1, cached_images=7, **settings)
     move(adapted)
+    if loss.target == "sentences":
+        changes["sentences"] = SENTENCES
     model = RMAdapterCLIP(adapted, tokenizer, NAMES, loss=loss, trim=trim, keep_targets=trim, **changes)
     return model.train()
 
@@ -94,7 +124,7 @@ def move(adapted) -> None:
         for name, tensor in adapted.adapter_tensors().items():
             if name == "cache.labels":
                 tensor.copy_(torch.arange(len(tensor)) % len(NAMES))
-            elif name.rpartition(".")[2] in ("b", "offsets", "keys"):
+            elif name.rpartition(".")[2] in ("b", "offsets", "keys") or name == "head.text":
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
             elif name == "space.tokens":
                 tensor.copy_(torch.randn(tensor.shape, generator=generator))

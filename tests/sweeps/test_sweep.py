@@ -232,7 +232,8 @@ def test_where_a_run_is_computed_is_not_what_it_computes(sweep_words, tmp_path, 
     ],
 )
 def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
-    assert sweep(protocol, "--data", data, "--seeds", "1", "--out", str(tmp_path / "s"), "--dry-run") == 0
+    words = ["--data", data, "--methods", "zeroshot,mma,rmadapter", "--seeds", "1", "--out", str(tmp_path / "s")]
+    assert sweep(protocol, *words, "--dry-run") == 0
     out = capsys.readouterr().out
     assert line in out
     assert f"{runs} runs, 0 done" in out
