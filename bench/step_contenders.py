@@ -64,7 +64,8 @@ class Contenders:
         self.stream = stream
         generator = torch.Generator().manual_seed(0)
         size = backbone.preprocessing.size
-        self.images = torch.randn(batch, 3, size, size, generator=generator).to(self.device)
+        views = (2,) if self.loss.reads_two_views else ()
+        self.images = torch.randn(batch, *views, 3, size, size, generator=generator).to(self.device)
         self.labels = (torch.arange(batch) % classes).to(self.device)
         self.adapted = adapted
         self.calls: dict[str, Callable[[], object]] = {}

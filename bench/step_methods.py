@@ -71,13 +71,20 @@ class Subject:
         return replace(self, config=replace(self.config, lora=replace(self.config.lora, dropout=0.0)))
 
     def put_in(self, backbone: Backbone, classes: int) -> AdaptedCLIP:
-        """What it trains, in ``backbone``, with weights that are the same every time."""
+        """What it trains, in ``backbone``, with weights that are the same every time.
+
+        Raises:
+            InputError: it trains nothing; what ``inject`` raises.
+        """
         torch.manual_seed(0)
-        return inject(
+        adapted = inject(
             backbone.clip,
             self.config.tuned,
             tokenizer=backbone.tokenizer,
             template=self.template,
             class_names=names(classes),
             cached_images=classes * self.config.shots,
-        ).train()
+        )
+        if not adapted.trained():
+            raise InputError(f"method has {self.name!r}, which trains nothing; valid: a method that does")
+        return adapted.train()

@@ -253,15 +253,17 @@ WITHOUT_VIEWS = {"maple", "clip-lora"}
     [
         "cocoop",
         "promptsrc",
+        "coprompt",
         "clip-adapter",
         "clip-lora",
         "mmrl",
+        "tip-adapter-f",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "prograd", "maple", "taskres", "mma")),
     ],
 )
 def test_the_steps_of_any_method_agree_and_run(tokenizer, name, monkeypatch):
     monkeypatch.setattr(bench, "SAMPLE", 0.0)
-    words = [word for word in SMALL if "depth" not in word or name in ("maple", "promptsrc")]
+    words = [word for word in SMALL if "depth" not in word or name in ("maple", "promptsrc", "coprompt")]
     subject = Subject.of(name, words, batch=3)
     clip = small_clip().requires_grad_(False)
     backbone = Backbone(clip, tokenizer, Preprocessing.of(clip), None)
@@ -279,6 +281,12 @@ def test_the_steps_of_any_method_agree_and_run(tokenizer, name, monkeypatch):
     assert expected["plain"] == 1
     assert expected["all"] > 1.2
     assert expected.get(VIEWS, 100) > expected["all"]
+
+
+def test_a_method_that_trains_nothing_has_no_step(tokenizer):
+    clip = small_clip().requires_grad_(False)
+    with pytest.raises(InputError, match="method has 'tip-adapter', which trains nothing"):
+        Subject.of("tip-adapter").put_in(Backbone(clip, tokenizer, Preprocessing.of(clip), None), 4)
 
 
 def test_bad_options():

@@ -136,6 +136,7 @@ def test_inserted_tokens_by_hand(tokenizer):
         "cache",
         "adapters and low rank",
         "adapters and tokens",
+        "another view and sentences",
     ],
 )
 def test_predicted_operations_are_those_that_pytorch_counts(tokenizer, case, fast, monkeypatch):
