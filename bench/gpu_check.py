@@ -167,10 +167,6 @@ class Check:
             say("tests: open_clip, hypothesis or pytest-timeout is missing, so the kernels' own files alone are run")
         own = [str(path) for path in sorted(KERNEL_TESTS.glob("test_triton_gpu*.py"))]
         target = gpu_tests() if whole else ["--confcutdir", str(KERNEL_TESTS), *own]
-            gpu_tests()
-            if whole
-            else ["--confcutdir", str(KERNEL_TESTS), *map(str, sorted(KERNEL_TESTS.glob("test_triton_gpu*.py")))]
-        )
         seconds = self.budget("tests")
         command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", "-ra", "--durations", "5"]
         command += ["-p", "no:cacheprovider", "-p", "interpreter_shards"]
