@@ -374,7 +374,7 @@ def test_two_inferences_are_marked_in_results_and_reports(trained, animals, clip
     capsys.readouterr()
     assert main([*adapter, "--data", str(tmp_path / "copies" / "others")]) == 0
     assert f"(2 images), by {alone}" in capsys.readouterr().out
-    assert main(["report", str(out), str(trained("rmadapter"))]) == 0
+    assert main(["report", str(out), str(trained("rmadapter")), "--out", str(tmp_path / "report")]) == 0
     text = capsys.readouterr().out
     assert f"Inference two: mmrl answers base classes by {both}, new classes by {alone}." in text
     cells = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
