@@ -67,7 +67,8 @@ def evaluate_parts(
     ``metrics`` as ``metrics.quality`` gives them, ``per_class`` for ``parts`` alone. Of both halves ``metrics["open"]``
     says how the images of both are classified among all classes, with ``base``, ``new`` (``top1`` of each half's
     images) and ``hm``. Where the data set comes with an unseen style there is ``retained_PART`` in ``accuracy`` and
-    ``metrics`` too, and that ``retention_style``. The model is left with the classes that it was tested on last.
+    ``metrics`` too, and that ``retention_style``; where the model has several ways to answer, ``inference`` says by
+    part which it took. The model is left with the classes that it was tested on last.
 
     Raises:
         InputError: a part of fewer than two classes; without ``zeroshot`` a class that ``model`` does not know; no
@@ -88,6 +89,8 @@ def evaluate_parts(
     for part in parts:
         names = part_names(data.class_names, part)
         with answering(model, zeroshot, names) as (asked, known):
+            if asked.inference is not None:
+                found.setdefault("inference", {})[part] = asked.inference
             with torch.no_grad():
                 text = asked.eval().text_features()
             chosen = base_new_split(items, part, len(data.class_names))

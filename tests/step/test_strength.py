@@ -11,7 +11,7 @@ from tuned_cases import ADAPTERS, move
 
 from rmadapter import InputError, RMAdapterConfig, TowerOverrides
 from rmadapter.clip.classifier import CLIPClassifier
-from rmadapter.config import HeadConfig, LoraConfig, PromptConfig, TunerConfig
+from rmadapter.config import HeadConfig, LoraConfig, PromptConfig, SpaceConfig, TunerConfig
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject, load
@@ -99,23 +99,22 @@ def test_class_features_are_on_the_line_between_one_prompt_and_several(tokenizer
     with torch.no_grad():
         one, several = F.normalize(model.text_features(), dim=-1), features.text
     model.set_strength(0.25)
-    _, text = model.headed(torch.zeros(1, 32), model.text_features())
+    text = model.headed(torch.zeros(1, 32), model.text_features()).text
     torch.testing.assert_close(text, 0.75 * one + 0.25 * several)
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "name"),
     [
-        TunerConfig(adapter=NONE, prompt=PromptConfig(4, "random")),
-        TunerConfig(adapter=ADAPTERS, prompt=PromptConfig(4, "random")),
+        (TunerConfig(adapter=NONE, prompt=PromptConfig(4, "random")), "prompt"),
+        (TunerConfig(adapter=ADAPTERS, prompt=PromptConfig(4, "random")), "prompt"),
+        (TunerConfig(adapter=NONE, space=SpaceConfig(2, layers="2-3")), "space"),
     ],
 )
-def test_learned_tokens_say_that_they_have_none(config, tokenizer):
+def test_learned_tokens_say_that_they_have_none(config, name, tokenizer):
     model = classifier(config, tokenizer)
     before = logits(model)
-    with pytest.raises(
-        InputError, match=r"strength is 0.5, but learned tokens \(prompt.*\) have no number .* valid: 1"
-    ):
+    with pytest.raises(InputError, match=rf"strength is 0.5, but learned tokens \({name}.\*\) have no .* valid: 1"):
         model.set_strength(0.5)
     model.set_strength(1)
     assert torch.equal(logits(model), before)
