@@ -70,6 +70,11 @@ class CLIPClassifier(nn.Module):
         """Whether it can classify among these names; one that has something of each class knows its own alone."""
         return True
 
+    @property
+    def takes_texts(self) -> bool:
+        """Whether other texts can stand for its classes; not where it has learned what does."""
+        return True
+
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, the model is the frozen one, without anything that was trained in it."""
         return contextlib.nullcontext()
@@ -120,12 +125,13 @@ class CLIPClassifier(nn.Module):
     def classify(self, images: Tensor, text_features: Tensor) -> Tensor:
         """Logits [batch, classes] of ``images`` [batch, 3, size, size] that an answer may be made of.
 
-        All evaluation and prediction comes through here.
-
         Raises:
             InputError: features or logits that are not finite; the message says which.
         """
-        features = self.image_features(images)
+        return self.classify_features(self.image_features(images), text_features)
+
+    def classify_features(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """As ``classify``, of images' ``features`` [batch, embed]; all evaluation and prediction comes through here."""
         logits = self.logits(features, text_features)
         if not is_finite(logits):
             check_finite("text features", text_features)

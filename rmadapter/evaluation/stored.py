@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
-from rmadapter.evaluation.predict import PredictConfig, run_predict
+from rmadapter.evaluation.predict import PredictConfig, Predicted, run_predict
 from rmadapter.evaluation.stored_probe import evaluate_probe, predict_with_probe
 from rmadapter.tuners.probe import PROBE_CONFIG
 
@@ -21,6 +21,6 @@ def evaluate_stored(config: EvalConfig) -> dict[str, Any]:
     return evaluate_probe(config) if holds_probe(config.adapter) else run_eval(config)
 
 
-def predict_with_stored(config: PredictConfig) -> list[dict[str, Any]]:
+def predict_with_stored(config: PredictConfig) -> Predicted:
     """``rmadapter predict``; see ``predict.run_predict``."""
     return predict_with_probe(config) if holds_probe(config.adapter) else run_predict(config)
