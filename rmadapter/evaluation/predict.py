@@ -110,7 +110,7 @@ class PredictConfig:
 
     @property
     def destinations(self) -> Destinations:
-        """Where the predictions go; InputError where two go to the same place, or a file is called what it cannot be."""
+        """Where the predictions go; InputError where two go to one place, or a file is called what it cannot be."""
         return Destinations(self.csv, self.jsonl, self.embeddings, self.json)
 
 
@@ -236,7 +236,7 @@ def _identity(config: PredictConfig, texts: ClassTexts, answers: Answers) -> dic
         "precision": answers.precision,
         "classes or prompts": texts.identity,
         "unknown": config.unknown,
-        "top": config.top,
+        "top": min(config.top, len(texts.names)),
         "threshold": config.threshold,
         "embeddings": config.embeddings is not None,
     }
@@ -247,7 +247,7 @@ def _tell(found: Predicted, unreadable: Sequence[str]) -> None:
     if unreadable:
         more = f"; and {len(unreadable) - MOST_NAMED} more" if len(unreadable) > MOST_NAMED else ""
         named = "; ".join(unreadable[:MOST_NAMED])
-        warnings.warn(f"{len(unreadable)} images are left out: {named}{more}", stacklevel=3)
+        warnings.warn(f"{len(unreadable)} of {found.images} images cannot be read: {named}{more}", stacklevel=3)
     print(found, file=sys.stderr)
 
 
