@@ -68,8 +68,8 @@ class AdaptedClassifier(CLIPClassifier):
 
     @property
     def takes_texts(self) -> bool:
-        """Whether other texts can stand for its classes; not where words of the prompts are learned."""
-        return not self.adapted.tuned.prompt.text_tokens
+        """Whether other texts can stand for its classes; not with learned words, or something of each class."""
+        return not self.adapted.tuned.prompt.text_tokens and self.adapted.classes is None
 
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, all that is trained is switched off."""

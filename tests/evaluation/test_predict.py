@@ -296,6 +296,18 @@ class TestGoingOn:
         assert "x.csv is there already; valid: another name, or --overwrite to replace it" in said
         assert read_paths == []
 
+    def test_a_line_that_was_cut_off_is_cut_away(self, tmp_path):
+        journal = tmp_path / "x.csv.unfinished" / "records.jsonl"
+        added = []
+        for number in range(3):
+            kept = Journal(tmp_path / "x.csv")
+            with kept.held():
+                kept.begin({"top": 1})
+                assert list(kept.records(["0", "1", "2", "3"])) == added
+                kept.add([{"image": str(number)}, {"image": "3"}])
+                added.append({"image": str(number)})
+            journal.write_bytes(journal.read_bytes()[:-3])
+
     def test_one_process_at_a_time(self, predict, animals, tmp_path, capsys):
         with Journal(tmp_path / "x.csv").held():
             assert predict(animals, "--csv", tmp_path / "x.csv") == 2
