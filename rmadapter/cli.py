@@ -106,6 +106,7 @@ HINTS = {
     "train": "; --resume goes on",
     "sweep": "; the same command goes on",
     "search": "; the same command goes on",
+    "predict": "; where it writes to files, the same command goes on",
 }
 
 

@@ -41,6 +41,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def usable_processors() -> int:
+    """How many processors this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def resolve_precision(name: str, device: torch.device) -> str:
     """ "auto" made definite for ``device``; InputError where the device does not support what was asked for."""
     bf16_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from rmadapter.cli import COMMANDS, main
 from rmadapter.evaluation import predict as prediction
+from rmadapter.evaluation import ranking
 from rmadapter.training import loop
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 
@@ -118,17 +119,22 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_predict_reads_images_as_it_needs_them(run, animals, monkeypatch):
+def test_predict_reads_images_as_it_needs_them(run, animals, monkeypatch, capsys):
     """A batch at a time, whatever the number of images, and with the result of one batch."""
-    pictures = [str(animals / name / "00.png") for name in ("ant", "bee", "cat", "dog", "ant")]
+    pictures = [str(animals / name) for name in ("ant/00.png", "bee/00.png", "cat/00.png", "dog/00.png", "ant/01.png")]
     steps = []
-    read, encode = prediction.read_image, AdaptedClassifier.image_features
-    monkeypatch.setattr(prediction, "read_image", lambda path: (steps.append("read"), read(path))[1])
+    read, encode = ranking.read_image, AdaptedClassifier.image_features
+    monkeypatch.setattr(ranking, "read_image", lambda path: (steps.append("read"), read(path))[1])
     monkeypatch.setattr(AdaptedClassifier, "image_features", lambda self, x: (steps.append(len(x)), encode(self, x))[1])
-    options = {"images": pictures, "adapter": str(run / "adapter"), "precision": "fp32"}
-    parted = prediction.run_predict(prediction.PredictConfig(**options, batch_size=2))
+
+    def predicted(batch_size):
+        argv = ["predict", "--adapter", str(run / "adapter"), *pictures, "--json", "--precision", "fp32"]
+        assert main([*argv, "--workers", "0", "--batch-size", str(batch_size)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    parted = predicted(2)
     assert steps == ["read", "read", 2, "read", "read", 2, "read", 1]
-    for one, other in zip(parted, prediction.run_predict(prediction.PredictConfig(**options)), strict=True):
+    for one, other in zip(parted, predicted(5), strict=True):
         assert one["image"] == other["image"]
         for mine, theirs in zip(one["predictions"], other["predictions"], strict=True):
             assert mine["class"] == theirs["class"]

@@ -76,6 +76,11 @@ class CLIPClassifier(nn.Module):
         """Whether it can classify among these names; one that has something of each class knows its own alone."""
         return True
 
+    @property
+    def takes_texts(self) -> bool:
+        """Whether other texts can stand for its classes; not where it has learned what does."""
+        return True
+
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, the model is the frozen one, without anything that was trained in it."""
         return contextlib.nullcontext()

@@ -191,14 +191,17 @@ class _Rewritten:
 
     Attributes:
         options: in the one form that jsonargparse takes, ``--name=value``, without those of texts.
-        texts: dotted name -> value of the options whose value is a text, None where a file says null.
+        texts: dotted name -> value of the options whose value is a text, None where a file says null; of those that may
+            stand several times, all of them in a list.
+        repeated: those of them that the command line names since the last config file, which they stand in place of.
         words: bare words.
         help: "--help", ``HELP_ALL`` or "".
         print_config: whether the configuration is asked for.
     """
 
     options: list[str] = field(default_factory=list)
-    texts: dict[str, str | None] = field(default_factory=dict)
+    texts: dict[str, str | list[str] | None] = field(default_factory=dict)
+    repeated: dict[str, list[str]] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     help: str = ""
     print_config: bool = False
@@ -207,6 +210,9 @@ class _Rewritten:
         """``value`` of the option ``name`` of type ``kind``, as a command line has it."""
         if _is_text(kind):
             self.texts[name] = value
+        elif _is_texts(kind):
+            self.repeated.setdefault(name, []).append(value)
+            self.texts[name] = self.repeated[name]
         elif int in _members(kind):
             # YAML reads 010 as 8 and 1:30 as 90.
             if not re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
@@ -217,7 +223,13 @@ class _Rewritten:
 
     def add_from_file(self, name: str, kind: Any, value: Any) -> None:
         """``value`` of the option ``name`` of type ``kind``, as a YAML file has it."""
-        if isinstance(value, str):
+        if _is_texts(kind):
+            texts = [value] if isinstance(value, str) else value
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise InputError(f"{name} is {value!r} in the config; valid: a list of texts")
+            self.repeated.pop(name, None)
+            self.texts[name] = texts
+        elif isinstance(value, str):
             self.add(name, kind, value)
         elif not _is_text(kind):
             self.options.append(f"--{name}={json.dumps(value)}")
@@ -237,8 +249,13 @@ def _is_text(kind: Any) -> bool:
     return {str} <= set(_members(kind)) <= {str, type(None)}
 
 
+def _is_texts(kind: Any) -> bool:
+    """Whether an option of this type may stand several times, each time with any text."""
+    return typing.get_origin(kind) is list and typing.get_args(kind) == (str,)
+
+
 def _rewrite(argv: list[str], fields: dict[str, Any]) -> _Rewritten:
-    """The words of a command line, told apart; of an option that stands twice the last value counts."""
+    """The words of a command line, told apart; of an option for one value that stands twice the last one counts."""
     found = _Rewritten()
     groups = {name for name, kind in fields.items() if dataclasses.is_dataclass(kind)}
     words = iter(argv)

@@ -14,14 +14,14 @@ from rmadapter.files import read_json
 _FORM = 'valid: {"class name": ["a sentence", ...], ...}'
 
 
-def read_sentences(path: str | Path) -> dict[str, list[str]]:
-    """The sentences in the file ``path`` by class name.
+def read_sentences(path: str | Path, what: str = "sentences file") -> dict[str, list[str]]:
+    """The sentences in the file ``path`` by class name; ``what`` names it in messages.
 
     Raises:
         InputError: no such file, no JSON, another form (the class is named), no class in it.
     """
-    what = f"sentences file {path}"
-    values = read_json(Path(path), "sentences file")
+    values = read_json(Path(path), what)
+    what = f"{what} {path}"
     if not isinstance(values, dict):
         raise InputError(f"{what} is {reprlib.repr(values)}; {_FORM}")
     if not values:

@@ -12,7 +12,7 @@ from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError
 from rmadapter.evaluation.answers import PartAnswers
 from rmadapter.evaluation.evaluate import EvalConfig, check_out, load_model, run_eval
-from rmadapter.evaluation.predict import PredictConfig, run_predict
+from rmadapter.evaluation.predict import PredictConfig, Predicted, run_predict
 from rmadapter.evaluation.stored_probe import evaluate_probe, load_probe_classifier, predict_with_probe
 from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.probe import PROBE_CONFIG
@@ -75,6 +75,6 @@ def evaluate_stored(config: EvalConfig, kept: dict[str, PartAnswers] | None = No
     return found
 
 
-def predict_with_stored(config: PredictConfig) -> list[dict[str, Any]]:
+def predict_with_stored(config: PredictConfig) -> Predicted:
     """``rmadapter predict``; see ``predict.run_predict``."""
     return predict_with_probe(config) if holds_probe(config.adapter) else run_predict(config)

@@ -20,10 +20,12 @@ from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.evaluate import EvalConfig, answered, answers_to_keep, conclude, load_tested, other_answers
 from rmadapter.evaluation.loaded_model import load_base
 from rmadapter.evaluation.predict import (
+    Answers,
     PredictConfig,
-    check_files,
+    Predicted,
     predict_among,
-    wanted_class_names,
+    wanted_images,
+    wanted_texts,
 )
 from rmadapter.evaluation.results_file import results_of, trained_on
 from rmadapter.methods.linear_probe import LINEAR_PROBE
@@ -31,9 +33,10 @@ from rmadapter.runtime import resolve_device
 from rmadapter.tuners.probe import LinearProbe, ProbeInfo, load_probe, read_probe
 
 
-def _check_no_template(config: EvalConfig | PredictConfig) -> None:
-    if config.template is not None and config.unknown == REFUSE:
-        raise InputError(f"template is {config.template!r}, but a linear probe has no prompts; valid: without it")
+def _check_no_template(template: str | list[str] | None, unknown: str) -> None:
+    if template and unknown == REFUSE:
+        given = template if isinstance(template, str) else template[0]
+        raise InputError(f"template is {given!r}, but a linear probe has no prompts; valid: without it")
 
 
 def _load(
@@ -72,7 +75,7 @@ def evaluate_probe(config: EvalConfig, kept: dict[str, PartAnswers] | None = Non
     refuses = config.unknown == REFUSE
     if config.classes == "base_new" and refuses:
         raise InputError("classes is 'base_new', but a linear probe knows one half alone; valid: all, base, new")
-    _check_no_template(config)
+    _check_no_template(config.template, config.unknown)
     data = load_tested(config, trained, adapted=True)
     half = trained.get("classes")
     if half in ("base", "new") and data.name == trained.get("data") and config.classes != half and refuses:
@@ -109,21 +112,22 @@ def evaluate_probe(config: EvalConfig, kept: dict[str, PartAnswers] | None = Non
     return results
 
 
-def predict_with_probe(config: PredictConfig) -> list[dict[str, Any]]:
+def predict_with_probe(config: PredictConfig) -> Predicted:
     """``rmadapter predict`` with a probe, among the classes it was trained on or some of them."""
     device = resolve_device(config.device)
-    check_files(config.images)
-    _check_no_template(config)
+    _check_no_template(config.template, config.unknown)
     assert config.adapter is not None  # a probe was found there
     folder = Path(config.adapter)
     info = read_probe(folder)
-    names = wanted_class_names(config, info.class_names)
+    texts = wanted_texts(config, info.class_names, info.template)
+    paths = wanted_images(config)
     backbone, probe = _load(config, folder, info, device)
     probe.set_strength(config.strength)
     zeroshot = None
     if config.unknown != REFUSE:
-        zeroshot = CLIPClassifier(backbone.clip, backbone.tokenizer, info.class_names, config.template or info.template)
+        zeroshot = CLIPClassifier(backbone.clip, backbone.tokenizer, info.class_names, info.template)
     calibration = calibration_for(
-        config.adapter, info.weights_sha256, names, info.template, config.strength, config.sets
+        config.adapter, info.weights_sha256, texts.names, texts.prompt, config.strength, config.sets
     )
-    return predict_among(config, names, probe, zeroshot, backbone.preprocessing, calibration)
+    answers = Answers(probe, zeroshot, backbone, "fp32", info.weights_sha256, calibration)
+    return predict_among(config, paths, texts, answers)

@@ -25,8 +25,12 @@ class WorkerLostError(StoppedError):
     """A process that decodes images has ended."""
 
 
+# How training goes on, in messages.
+TRAINING_GOES_ON = "--resume goes on from the last saved state (in a sweep or a search, that one's own command)"
+
+
 @contextlib.contextmanager
-def lost_workers_said() -> Iterator[None]:
+def lost_workers_said(goes_on: str = TRAINING_GOES_ON) -> Iterator[None]:
     """Inside, PyTorch's error that a loader's process has ended becomes a WorkerLostError, which says what helps."""
     try:
         yield
@@ -36,8 +40,7 @@ def lost_workers_said() -> Iterator[None]:
             raise
         raise WorkerLostError(
             f"a process that decodes images has ended ({str(error).rstrip('. ')}), most often for want of memory; "
-            "--resume goes on from the last saved state (in a sweep or a search, that one's own command), with fewer "
-            "--workers, or with --workers 0, which decodes in the process itself"
+            f"{goes_on}, with fewer --workers, or with --workers 0, which decodes in the process itself"
         ) from error
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+from rmadapter.runtime import usable_processors
 from rmadapter.sweeps.faults import FAULT_STATUS
 
 
@@ -47,9 +48,8 @@ def worker_command(argv: list[str], began: float) -> list[str]:
 
 
 def threads_each(jobs: int) -> int:
-    """A worker's share of the processors that this process may use, which may be fewer than the machine has."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // jobs)
+    """A worker's share of the processors that this process may use."""
+    return max(1, usable_processors() // jobs)
 
 
 def _reason(code: int) -> str:

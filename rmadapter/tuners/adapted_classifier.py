@@ -70,6 +70,11 @@ class AdaptedClassifier(CLIPClassifier):
         """Whether no tuner is bound away from these names."""
         return self.adapted.classes is None or set(class_names) <= set(self.adapted.classes)
 
+    @property
+    def takes_texts(self) -> bool:
+        """Whether other texts can stand for its classes; not with learned words, or something of each class."""
+        return not self.adapted.tuned.prompt.text_tokens and self.adapted.classes is None
+
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, all that is trained is switched off."""
         return self.adapted.adapters_disabled()

@@ -69,6 +69,11 @@ class LinearProbe(CLIPClassifier):
         """Whether it was trained on all of these names."""
         return set(class_names) <= set(self.trained)
 
+    @property
+    def takes_texts(self) -> bool:
+        """It has weights of each class in the place of prompts."""
+        return False
+
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names, which have to be those trained on or some of them.
 

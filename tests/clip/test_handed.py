@@ -12,7 +12,6 @@ from torch import nn
 from rmadapter import InputError, RMAdapterConfig, inject, load
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.finite import check_finite, is_finite
-from rmadapter.evaluation.predict import predict
 from rmadapter.files import write_json
 
 CONFIG = RMAdapterConfig(layers="3", bottleneck=4)
@@ -111,7 +110,7 @@ def test_no_answer_is_made_of_what_is_not_finite(what, tokenizer):
             assert not torch.isfinite(clip.visual.proj if what == "image features" else clip.text_projection).all()
     model = CLIPClassifier(clip, tokenizer, ["ant", "bee"])
     with pytest.raises(InputError, match=f"the {what} hold values that are not finite"):
-        predict(model, [torch.zeros(3, 32, 32)])
+        model.classify(torch.zeros(1, 3, 32, 32), model.text_features())
 
 
 def test_json_holds_no_nan(tmp_path):

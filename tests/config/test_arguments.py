@@ -127,3 +127,27 @@ def test_positional_words():
     )
     assert config.images == ["one.png", "two.png", "--odd.png"]
     assert (config.adapter, config.classes, config.json) == ("runs/a", "cat,dog", True)
+
+
+def test_an_option_of_several_texts_stands_several_times(tmp_path, capsys):
+    def predict(*words):
+        return parse_arguments(PredictConfig, ["a.png", *words], prog="rmadapter predict", positional="images")
+
+    assert predict().template == []
+    words = ["--template", "a {}", "--template=null: {}", "--template", "{} #1"]
+    assert predict(*words).template == ["a {}", "null: {}", "{} #1"]
+    with pytest.raises(SystemExit):
+        predict(*words, "--print_config")
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown.pop("images") == ["a.png"]
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(shown))
+    assert predict("--config", str(file)).template == predict(*words).template
+    # Those on the command line stand in the place of the file's.
+    assert predict("--config", str(file), "--template", "b {}", "--template", "c {}").template == ["b {}", "c {}"]
+    file.write_text("template: one {}\n")
+    assert predict("--config", str(file)).template == ["one {}"]
+    for odd in ("1", "null", "[1]"):
+        file.write_text(f"template: {odd}\n")
+        with pytest.raises(InputError, match=r"template is .* in the config; valid: a list of texts"):
+            predict("--config", str(file))

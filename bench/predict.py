@@ -1,0 +1,184 @@
+"""Images a second of ``rmadapter predict`` against the loop that one writes with open_clip and a DataLoader.
+
+    python -m bench.predict
+    python -m bench.predict --images 2000 --precision bf16
+
+The same JPEG files, made for it, the same number of processes that decode, the same model. What is timed begins with
+the first file and ends with the last answer; the model and the classes' features are there before. ``predict`` writes
+a CSV file on top, once without an adapter and once with a freshly drawn one, which changes no answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bench.loader import Options as ImageOptions
+from bench.loader import make_images
+from rmadapter import RMAdapterConfig, inject
+from rmadapter.clip.backbone import load_backbone
+from rmadapter.config.arguments import run_module
+from rmadapter.config.paths import ModelText
+from rmadapter.data.transforms import Transform
+from rmadapter.errors import check_range
+from rmadapter.evaluation.predict import PredictConfig, run_predict
+from rmadapter.reports.document import Document
+from rmadapter.reports.tables import Table
+from rmadapter.runtime import DTYPES, resolve_device, resolve_precision, usable_processors
+
+TARGET = 1.5
+TEMPLATE = "a photo of a {}."
+
+
+@dataclass
+class Options:
+    """Images a second of predict and of a plain open_clip loop.
+
+    Args:
+        images: how many are made
+        width: of each in pixels
+        height: of each in pixels
+        quality: of the JPEG files
+        classes: how many there are
+        model: open_clip model name, with random weights, or local-dir:FOLDER
+        layers: of the adapters
+        precision: auto, bf16, fp16 or fp32, of all that is compared
+        device: auto, cpu, cuda or cuda:N
+        batch_size: images a step
+        workers: processes that decode; default: one a processor
+    """
+
+    images: int = 512
+    width: int = 500
+    height: int = 375
+    quality: int = 90
+    classes: int = 100
+    model: ModelText = "ViT-B-16"
+    layers: str = "last:8"
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int = 32
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("images", "width", "height", "batch_size"):
+            check_range(name, getattr(self, name), 1)
+        check_range("classes", self.classes, 2)
+
+    @property
+    def pretrained(self) -> str | None:
+        """What predict is told of the weights."""
+        return None if ":" in self.model else "none"
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes."""
+        return [f"kind {number}" for number in range(self.classes)]
+
+
+class Files(Dataset):
+    """Images as a plain loop reads them."""
+
+    def __init__(self, paths: list[str], transform: Transform):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+@torch.no_grad()
+def plain(paths: list[str], options: Options, device: torch.device, precision: str, workers: int) -> float:
+    """Images a second of the loop: encode, normalise, multiply, the first class of each."""
+    # Random weights need no download, and are as fast as others.
+    clip, _, transform = open_clip.create_model_and_transforms(options.model, precision=precision, device=device)
+    clip.eval()
+    text = open_clip.get_tokenizer(options.model)([TEMPLATE.format(name) for name in options.names]).to(device)
+    classes = clip.encode_text(text, normalize=True)
+    loader = DataLoader(
+        Files(paths, transform), options.batch_size, num_workers=workers, pin_memory=device.type == "cuda"
+    )
+    began, answers = time.perf_counter(), []
+    for images in loader:
+        features = clip.encode_image(images.to(device, DTYPES[precision], non_blocking=True), normalize=True)
+        answers += (clip.logit_scale.exp() * features @ classes.T).softmax(-1).argmax(-1).tolist()
+    return len(answers) / (time.perf_counter() - began)
+
+
+def predicted(
+    folder: Path, name: str, options: Options, device: torch.device, precision: str, workers: int, adapter: str | None
+) -> float:
+    """Images a second that predict reports for the images in ``folder``; its answers go to a file there."""
+    config = PredictConfig(
+        images=[str(folder / "images")],
+        adapter=adapter,
+        classes=",".join(options.names),
+        template=[TEMPLATE],
+        csv=str(folder / f"{name}.csv"),
+        model=options.model,
+        pretrained=options.pretrained,
+        precision=precision,
+        device=str(device),
+        batch_size=options.batch_size,
+        workers=workers,
+    )
+    with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
+        return run_predict(config).rate
+
+
+def drawn_adapter(folder: Path, options: Options) -> str:
+    """A fresh adapter's folder."""
+    backbone = load_backbone(options.model, options.pretrained)
+    adapted = inject(backbone.clip, RMAdapterConfig(layers=options.layers), source=backbone.source)
+    adapted.save_adapter(folder / "adapter", class_names=options.names, template=TEMPLATE)
+    return str(folder / "adapter")
+
+
+def run(options: Options) -> None:
+    """Print the table."""
+    device = resolve_device(options.device)
+    precision = resolve_precision(options.precision, device)
+    workers = usable_processors() if options.workers is None else options.workers
+    made = ImageOptions(images=options.images, width=options.width, height=options.height, quality=options.quality)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "images").mkdir()
+        paths = [str(folder / "images" / item.path) for item in make_images(folder / "images", made)]
+        common = (options, device, precision, workers)
+        rates = {
+            "open_clip and a DataLoader": plain(paths, *common),
+            "predict, without an adapter": predicted(folder, "zeroshot", *common, None),
+            "predict, with an adapter": predicted(folder, "adapter", *common, drawn_adapter(folder, options)),
+        }
+    first = next(iter(rates.values()))
+    rows = [(name, f"{rate:.1f}", f"{rate / first:.2f}") for name, rate in rates.items()]
+    lead = (
+        f"{options.model}, {precision} on {device}, {options.images} JPEG files of {options.width} x {options.height}, "
+        f"{options.classes} classes, batches of {options.batch_size}, {workers} processes that decode, "
+        f"{torch.get_num_threads()} threads; one run"
+    )
+    note = f"asked for on a CPU in bf16: {TARGET} times the loop"
+    print(Document("", lead, (Table("", ("", "images/s", "times the loop's"), rows, note=note),)).markdown())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    return run_module(Options, run, argv, prog="bench.predict")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
