@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -167,7 +167,14 @@ def predict_among(
     return records
 
 
-def wanted_class_names(config: PredictConfig, trained: list[str] | None) -> list[str]:
+class ClassChoice(Protocol):
+    """Options that name classes."""
+
+    classes: str | None
+    classes_file: PathText | None
+
+
+def wanted_class_names(config: ClassChoice, trained: list[str] | None) -> list[str]:
     """The class names that ``config`` asks for, else those trained on; InputError for fewer than two."""
     if config.classes_file is not None:
         names = [name for _, name in read_lines(Path(config.classes_file), "classes_file")]

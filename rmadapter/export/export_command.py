@@ -20,7 +20,7 @@ from rmadapter.evaluation.loaded_model import LoadedModel, load_base, load_store
 from rmadapter.evaluation.predict import wanted_class_names
 from rmadapter.evaluation.stored import holds_probe
 from rmadapter.export.formats import FORMATS, Format
-from rmadapter.export.graphs import ClassifierGraph, Graph, ImageGraph, TextGraph, make_graphs
+from rmadapter.export.graphs import ClassifierGraph, Graph, TextGraph, make_graphs
 from rmadapter.export.int8 import quantize
 from rmadapter.export.on_data import Measured, compare_on, known_items
 from rmadapter.export.pixels import PixelPreprocessing
@@ -174,8 +174,8 @@ def load_classifier(config: ExportConfig) -> Stored:
     return Stored(classifier, backbone.preprocessing, backbone.source, loaded, sha256)
 
 
-def run_export(config: ExportConfig) -> dict[str, Any]:
-    """``rmadapter export``: trace, write, compare, print; returns what ``export.json`` in each folder says, by format.
+def run_export(config: ExportConfig) -> dict[Path, dict[str, Any]]:
+    """``rmadapter export``: trace, write, compare, print; returns what ``export.json`` in each folder says.
 
     Raises:
         InputError: a missing package, what ``load_classifier`` raises, a part that cannot be exported, answers that
@@ -205,9 +205,11 @@ def run_export(config: ExportConfig) -> dict[str, Any]:
     if data is not None:
         found = _check(config, stored, data, items, written)
         print(_table(data, config.split, len(stored.classifier.class_names), found))
-    facts = {name: _facts(config, stored, graphs, files, found) for name, files in written.items()}
-    for name, values in facts.items():
-        write_json(config.folders[name] / EXPORT_FILE, values)
+    facts = {}
+    for folder in dict.fromkeys(config.folders.values()):
+        several = [files for name in forms if config.folders[name] == folder for files in written[name]]
+        facts[folder] = _facts(config, stored, graphs, several, found)
+        write_json(folder / EXPORT_FILE, facts[folder])
     return facts
 
 
@@ -263,7 +265,7 @@ def _table(data: ImageData, split: str, classes: int, found: dict[str, Measured]
 def _facts(
     config: ExportConfig, stored: Stored, graphs: list[Graph], written: list[Written], found: dict[str, Measured]
 ) -> dict[str, Any]:
-    """What software that runs the files of one format has to know, as plain values."""
+    """What software that runs the files of one folder has to know, as plain values."""
     classifier = stored.classifier
     shown = {name: found[name] for name in ("model", *(files.name for files in written)) if name in found}
     text = next((graph for graph in graphs if isinstance(graph, TextGraph)), None)
@@ -285,7 +287,7 @@ def _facts(
         "template": classifier.template,
         "tokens": None if text is None else text.tokens(classifier.class_names).tolist(),
         "preprocessing": stored.preprocessing.to_dict(),
-        "preprocessing_inside": isinstance(graphs[0], ImageGraph) and config.preprocess,
+        "preprocessing_inside": config.preprocess,
         "model": {"name": stored.source.name, "pretrained": stored.source.pretrained},
         "adapter_sha256": stored.weights_sha256,
         "check": {name: {"top1": one.top1, "images_a_second": one.images_a_second} for name, one in shown.items()},

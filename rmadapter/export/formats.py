@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from rmadapter.errors import InputError
+from rmadapter.export.graphs import Graph
 
 Run = Callable[[Tensor], dict[str, Tensor]]
 
@@ -25,14 +27,14 @@ class Format:
         name: what it is called in messages.
         suffix: the end of its files' names.
         packages: what it needs beside torch, of the extra ``onnx``.
-        write: writes a traced graph, whose outputs have these names, to a path.
+        write: writes what was traced of a graph to a path.
         load: the file as a function from its input to its outputs by name; the names are given.
     """
 
     name: str
     suffix: str
     packages: tuple[str, ...]
-    write: Callable[[ExportedProgram, tuple[str, ...], Path], None]
+    write: Callable[[ExportedProgram, Graph, Path], None]
     load: Callable[[Path, tuple[str, ...]], Run]
 
     def check_installed(self) -> None:
@@ -42,15 +44,29 @@ class Format:
             raise InputError(f"{self.name} needs {', '.join(missing)}, which is missing; pip install 'rmadapter[onnx]'")
 
 
-def _write_onnx(program: ExportedProgram, outputs: tuple[str, ...], path: Path) -> None:
-    # It warns of every node that its constant folding leaves as it is.
-    logger = logging.getLogger("onnxscript")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+@contextmanager
+def errors_alone(*loggers: str) -> Iterator[None]:
+    """Inside, these loggers say nothing below an error: libraries warn of what their optimisers leave as it is."""
+    found = [logging.getLogger(name) for name in loggers]
+    before = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
     try:
-        found = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(outputs))
+        yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(found, before, strict=True):
+            logger.setLevel(level)
+
+
+def _write_onnx(program: ExportedProgram, graph: Graph, path: Path) -> None:
+    with errors_alone("onnxscript", "onnx_ir"):
+        found = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            output_names=list(graph.outputs),
+            dynamic_shapes={graph.input: graph.dynamic},  # of a traced graph no more than names
+        )
     assert found is not None  # without a path it is returned
     found.save(path)
 
@@ -70,7 +86,7 @@ def _load_onnx(path: Path, outputs: tuple[str, ...]) -> Run:
     return run
 
 
-def _write_torch_export(program: ExportedProgram, outputs: tuple[str, ...], path: Path) -> None:
+def _write_torch_export(program: ExportedProgram, graph: Graph, path: Path) -> None:
     torch.export.save(program, path)
 
 
@@ -78,7 +94,7 @@ def _load_torch_export(path: Path, outputs: tuple[str, ...]) -> Run:
     return torch.no_grad()(torch.export.load(path).module())
 
 
-def _write_aotinductor(program: ExportedProgram, outputs: tuple[str, ...], path: Path) -> None:
+def _write_aotinductor(program: ExportedProgram, graph: Graph, path: Path) -> None:
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 

@@ -6,7 +6,6 @@ exporters rename and turn what they store.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rmadapter.errors import InputError
+from rmadapter.export.formats import errors_alone
 
 
 def _digest(matrix: Tensor) -> bytes:
@@ -33,7 +33,8 @@ def quantize(source: Path, target: Path, frozen: Iterable[Tensor]) -> int:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    known = {_digest(turned) for matrix in frozen if matrix.dim() == 2 for turned in (matrix.detach(), matrix.detach().T)}
+    matrices = [matrix.detach() for matrix in frozen if matrix.dim() == 2]
+    known = {_digest(turned) for matrix in matrices for turned in (matrix, matrix.T)}
     graph = onnx.load(source).graph
     values = {entry.name: entry for entry in graph.initializer if len(entry.dims) == 2}
     nodes = []
@@ -45,18 +46,14 @@ def quantize(source: Path, target: Path, frozen: Iterable[Tensor]) -> int:
                 nodes.append(node.name)
     if not nodes:
         raise InputError("int8: the file has no product with a matrix of the base model; valid: without --int8")
-    root, before = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)  # it advises a pass for static quantisation
-    try:
+    with errors_alone("root"):
         quantize_dynamic(
             source,
             target,
             per_channel=True,
-            # Products of 8 with 8 bits overflow on processors without VNNI; 7 bits do not.
+            # Products of 8 with 8 bits overflow on processors without VNNI; those with 7 bits do not.
             reduce_range=True,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=nodes,
         )
-    finally:
-        root.setLevel(before)
     return len(nodes)

@@ -1,8 +1,8 @@
 """Preprocessing as part of a graph: 8-bit pixels of any height and width in, what the image tower takes out.
 
 Resizing is a product with one matrix a side, made from the image's size inside the graph; the centre crop leaves out
-its rows. An exporter needs no operator for it, and the numbers are Pillow's: its filters, rounded to 8 bits after each
-side, the width first.
+its rows. An exporter needs no operator for it, and the numbers are Pillow's: its filters, their weights rounded to a
+fixed point, pixels rounded to 8 bits after each side, the width first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rmadapter.errors import check_choice
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_MODES = ("shortest", "squash")
 CUBIC = -0.5  # Pillow's parameter of the cubic filter
+FIXED_POINT = 2**22  # its weights are multiples of one of these; in fp64 their sums with 8-bit values are exact
 
 
 class PixelPreprocessing(nn.Module):
@@ -49,8 +50,8 @@ class PixelPreprocessing(nn.Module):
         shortest = torch.minimum(height, width)
         down = self._matrix(rows, self.size * height // (height if self.squash else shortest))
         across = self._matrix(columns, self.size * width // (width if self.squash else shortest))
-        x = _rounded(images.float() @ across.T)
-        x = _rounded(down @ x)
+        x = _rounded(images.double() @ across.T)
+        x = _rounded(down @ x).float()
         return (x / 255 - self.mean) / self.std
 
     def _matrix(self, pixels: Tensor, resized: Tensor) -> Tensor:
@@ -60,8 +61,9 @@ class PixelPreprocessing(nn.Module):
         wanted = first + torch.arange(self.size)
         # Distances in units of 1 / (2 resized) source pixels are whole numbers, of which nothing is rounded off.
         distance = (2 * wanted[:, None] + 1) * length - (2 * pixels + 1) * resized
-        weights = self._filter(distance.float() / (2 * torch.maximum(resized, length)).float())
-        return weights / weights.sum(-1, keepdim=True)
+        weights = self._filter(distance.double() / (2 * torch.maximum(resized, length)).double())
+        weights = weights / weights.sum(-1, keepdim=True)
+        return torch.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT
 
     def _filter(self, distance: Tensor) -> Tensor:
         x = distance.abs()

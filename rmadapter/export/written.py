@@ -1,4 +1,4 @@
-"""The files of one format: written whole or not at all, run, and compared with the model before they get their names."""
+"""The files of one format: written whole or not at all, and compared with the model before they get their names."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def write_files(
     with made_whole(folder) as beside:
         for graph, program, name in zip(graphs, programs, names, strict=True):
             try:
-                form.write(program, graph.outputs, beside / name)
+                form.write(program, graph, beside / name)
             except OSError:
                 raise
             except Exception as error:  # exporters and compilers raise errors of all kinds
