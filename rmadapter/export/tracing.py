@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
@@ -40,6 +43,10 @@ def _definition(
     )
 
 
+# The forward operators of all backends -> what stands in a graph in their place.
+DEFINITIONS: dict[Any, Callable[..., Any]] = {forward: _definition for forward, _ in OPERATORS.values()}
+
+
 def first_line(error: Exception) -> str:
     """What ``error`` says, shortened."""
     return " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
@@ -57,7 +64,8 @@ def trace(graph: Graph) -> ExportedProgram:
     try:
         with torch.no_grad():
             program = torch.export.export(graph, (example,), dynamic_shapes={graph.input: open_sizes})
-            program = program.run_decompositions({forward: _definition for forward, _ in OPERATORS.values()})
+            if any(node.target in DEFINITIONS for node in program.graph.nodes):  # it takes as long as tracing does
+                program = program.run_decompositions(DEFINITIONS)
     except Exception as error:  # torch.export raises whatever the traced code and its own passes raise
         raise InputError(f"the {graph.part} cannot be exported: {first_line(error)}") from error
     return without_unused(program)

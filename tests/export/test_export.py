@@ -73,7 +73,7 @@ def assert_exported_as_it_is(classifier, towers):
 @pytest.mark.parametrize(
     ("method", "options", "towers"),
     [
-        ("rmadapter+lora", [], False),
+        ("clip-lora", [], False),
         ("coprompt", SHALLOW, True),  # coupled tokens in both towers, and adapters behind them
     ],
 )
@@ -185,7 +185,7 @@ def graph_of(path):
 
 
 def test_the_towers_files_have_the_names_of_their_outputs(tokenizer, tmp_path):
-    classifier = classifier_of(tokenizer, "single", blocks=1)
+    classifier = classifier_of(tokenizer, "coop", blocks=1)
     graphs = make_graphs(classifier, 32, None, towers=True)
     model = ClassifierGraph(classifier, 32)
     written = write_files(formats.FORMATS["onnx"], graphs, [trace(graph) for graph in graphs], model, tmp_path)
