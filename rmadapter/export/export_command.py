@@ -45,9 +45,9 @@ class ExportConfig:
         onnx: folder for ONNX files
         pt2: folder for files of torch.export
         aotinductor: folder for packages that AOTInductor compiles for this machine's CPU
-        towers: two files in place of one, from images to image_emb, from tokens to text_emb and logit_scale
-        preprocess: the files take 8-bit images of any size, and resize, crop and normalise them
-        int8: ONNX files with the frozen matrices in 8 bits too; what is trained stays in fp32
+        towers: the two towers apart, from images to image_emb, from tokens to text_emb and logit_scale
+        preprocess: resize, crop and normalise inside, from 8-bit images of any size
+        int8: ONNX also with the frozen matrices in 8 bits; what is trained stays in fp32
         classes: class names, separated by commas; default: those the adapter was trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
