@@ -164,8 +164,9 @@ class Check:
         """Those marked gpu, dealt out to processes, the most telling first in each; the sanitizers beside them."""
         whole = all(self.machine.has_tool(name) for name in ("open_clip", "hypothesis", "pytest_timeout"))
         if not whole:
-            say("tests: open_clip, hypothesis or pytest-timeout is missing, so the kernels' own file alone is run")
-        target = gpu_tests() if whole else ["--confcutdir", str(KERNEL_TESTS), str(KERNEL_TESTS / "test_triton_gpu.py")]
+            say("tests: open_clip, hypothesis or pytest-timeout is missing, so the kernels' own files alone are run")
+        own = [str(path) for path in sorted(KERNEL_TESTS.glob("test_triton_gpu*.py"))]
+        target = gpu_tests() if whole else ["--confcutdir", str(KERNEL_TESTS), *own]
         seconds = self.budget("tests")
         command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", "-ra", "--durations", "5"]
         command += ["-p", "no:cacheprovider", "-p", "interpreter_shards"]

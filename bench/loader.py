@@ -22,7 +22,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from bench.step_report import Times
+from bench.step_report import Times, batch_of
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.data import DecodedImages, Item, Preprocessing, Read, TrainImages, read_image, train_transform
 from rmadapter.errors import InputError, check_range
@@ -111,10 +111,10 @@ def consumed(path: Path, classes: int) -> tuple[float, str] | None:
     if not path.exists():
         return None
     kept = read_json(path, "samples")
-    times, batch = Times(kept["cases"]), kept["group"]["batch"]
+    times = Times(kept["cases"])
     found = [
-        (batch / time.seconds, precision)
-        for contender, precision, count in times.cases
+        (batch_of(kept, case) / time.seconds, precision)
+        for (contender, precision, count), case in times.cases.items()
         if contender == "all" and count == classes and (time := times.measured(contender, precision, count)) is not None
     ]
     return max(found, default=None)

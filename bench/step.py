@@ -1,13 +1,15 @@
 """A training step by number of classes: plain, each shortcut alone, all of them, and the floor.
 
     python -m bench.step --model ViT-B-16 --classes 10,50,100,397,1000 --batch 16
+    python -m bench.step --method coop,cocoop,maple,promptsrc --classes 100 --batch 4
 
-Weights and images are random, prompts have 8 to 12 tokens, the losses are the default ones. Contenders of one number of
-classes take turns, so that what disturbs the machine disturbs them all; medians are reported. Every sample is kept in
-``--out`` (JSON) as it is taken: a run that was stopped, or that stops itself after ``--seconds``, goes on there. A file
-is of one model, batch, backend, device, number of threads, torch and commit; another run's is refused. What the targets
-hang on comes first, with one sample where a step is long; more samples of those come last. In every process fast and
-plain step are compared with each other before anything is timed.
+Weights and images are random, prompts have 8 to 12 tokens, the losses are those of each method's recipe, the optimiser
+is SGD. Contenders of one method and number of classes take turns, so that what disturbs the machine disturbs them all;
+medians are reported. Every sample is kept in ``--out`` (JSON) as it is taken: a run that was stopped, or that stops
+itself after ``--seconds``, goes on there. A file is of one model, batch, backend, device, number of threads, torch and
+commit, and of one set of options; another run's is refused. What the targets hang on comes first, with one sample where
+a step is long; more samples of those come last. In every process fast and plain step of each method are compared with
+each other before anything is timed.
 
 Memory is counted in tensors, and so depends on no other step: ``held`` is what a contender keeps from step to step
 (weights, what it has kept of the prompts, batch, momentum), ``added`` the most that a step has allocated beside it at
@@ -23,28 +25,29 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.memory import allocated_peak, held_bytes
-from bench.step_contenders import CONTENDERS, GRAPHS, MAIN, Contenders, check
-from bench.step_report import TARGETS, as_table, heading, plot, targets
+from bench.step_contenders import CHECKED_CLASSES, CONTENDERS, GRAPHS, MAIN, VIEWS, Contenders, check
+from bench.step_methods import DEFAULT, Subject
+from bench.step_report import as_table, heading, plot, targets
 from bench.step_samples import group, open_samples
+from bench.step_targets import TARGETS
 from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.names import RANDOM, brings_weights
 from rmadapter.clip.storage import store_backbone
-from rmadapter.config import RMAdapterConfig
 from rmadapter.config.arguments import parse_arguments
-from rmadapter.errors import InputError, check_choice
+from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_json, write_text
 from rmadapter.runtime import DTYPES, resolve_device, resolve_precision
 from rmadapter.step.costs import step_cost
-from rmadapter.step.memory import free_bytes
+from rmadapter.step.memory import free_bytes, parse_bytes
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.backend_choice import choose_backend
-from rmadapter.tuners.injection import inject
 
 # A sample is set apart, and another one taken, where others used more than this share of the processors meanwhile.
 DISTURBED = 0.03
@@ -64,12 +67,16 @@ class Options:
     """Seconds, memory and operations of a training step.
 
     Args:
+        method: methods, separated by commas
+        options: options of rmadapter train, for each of the methods that has them, such as '--lora.dropout=0'
         model: open_clip model name
         classes: numbers of classes, separated by commas
-        batch: images a step
+        batch: images a step; default: that of each method's recipe
+        text_memory: memory for the activations of all prompts, such as 2GB; default: as much as they take
         precision: precisions, separated by commas: fp32, bf16, fp16, default, or autocast (of the plain step, bf16)
         contenders: which, separated by semicolons; default: plain, all, all with cached
-            views, and all without reconstruction; 'every' for all there are
+            views, and all without reconstruction; 'every' for all there are. A method that
+            has no such step is without it
         repeats: samples of each
         seconds: stop after this time; the same command goes on
         backend: one adapter backend by name
@@ -79,9 +86,12 @@ class Options:
             number of threads, torch or commit
     """
 
+    method: str = DEFAULT
+    options: str = ""
     model: str = "ViT-B-16"
     classes: str = "10,50,100"
-    batch: int = 16
+    batch: int | None = None
+    text_memory: str | None = None
     precision: str = "fp32"
     contenders: str = ";".join(MAIN)
     repeats: int = 3
@@ -106,6 +116,20 @@ class Options:
                 raise InputError(f"contenders names {name!r}, which needs a CUDA device")
         for name in self.precision.split(","):
             check_choice("precision", name, (*DTYPES, "autocast", "default"))
+        if self.batch is not None:
+            check_range("batch", self.batch, 1)
+        assert self.subjects  # made now, for what may be wrong with them
+        assert self.text_bytes is None or self.text_bytes > 0
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """The methods that are timed."""
+        return [Subject.of(name, self.options.split(), self.batch) for name in self.method.split(",")]
+
+    @property
+    def text_bytes(self) -> int | None:
+        """``text_memory`` in bytes."""
+        return None if self.text_memory is None else parse_bytes("text_memory", self.text_memory)
 
 
 def groups(options: Options, default: str) -> list[tuple[str, int, bool]]:
@@ -135,7 +159,10 @@ def run(options: Options) -> None:
     """Take the samples that are missing, then write table and plot."""
     device = resolve_device(options.device)
     path = Path(options.out)
-    own = group(options.model, options.batch, options.backend, device)
+    batches = {subject.batch for subject in options.subjects}
+    batch = batches.pop() if len(batches) == 1 else None
+    others = {"options": options.options, "text_memory": options.text_memory}
+    own = group(options.model, batch, options.backend, device, **others)
     kept = open_samples(path, own, options.overwrite)
     kept["default"] = default = resolve_precision("auto", device)
     if _measure(options, kept, path, device, default):
@@ -148,20 +175,50 @@ def run(options: Options) -> None:
     plot(kept, path.with_suffix(".png"))
 
 
+class Ready:
+    """The contenders of one method, precision and number of classes, made where others were asked for before."""
+
+    def __init__(self, options: Options, kept: dict[str, Any], device: torch.device):
+        self.options, self.kept, self.device = options, kept, device
+        self.backbone: Backbone | None = None
+        self.adapted: AdaptedCLIP | None = None
+        self.there: tuple[str, str, int] | None = None
+        self.contenders: Contenders | None = None
+
+    def of(self, subject: Subject, precision: str, classes: int) -> Contenders:
+        """Those of ``subject``; the ones before are let go first."""
+        key = (subject.name, precision, classes)
+        if self.contenders is not None and self.there == key:
+            return self.contenders
+        self.contenders = None
+        if self.adapted is not None:
+            self.adapted.remove()
+        if self.there is None or self.there[1] != precision:
+            self.backbone = None
+            self.backbone = _backbone(self.options, self.device, precision)
+        assert self.backbone is not None
+        self.adapted, backend = _adapted(self.options, subject, self.backbone, classes)
+        self.kept["adapters"] = backend or self.kept.get("adapters")
+        self.there = key
+        self.contenders = Contenders(
+            subject.batch, self.backbone, self.adapted, classes, precision, subject, self.options.text_bytes
+        )
+        return self.contenders
+
+
 def _measure(options: Options, kept: dict[str, Any], path: Path, device: torch.device, default: str) -> bool:
     """Whether all samples were taken before ``options.seconds`` were over."""
     began = time.perf_counter()
     checked = False
-    loaded: dict[str, tuple[Backbone, AdaptedCLIP]] = {}  # of one precision at a time
-    contenders: dict[tuple[str, int], Contenders] = {}
-    left_out: set[tuple[str, str, int]] = set()  # for memory
-    for precision, classes, again in groups(options, default):
-        cases = _cases(options, kept, precision, classes)
+    ready = Ready(options, kept, device)
+    left_out: set[tuple[str, str, str, int]] = set()  # what a method does not have, and for memory
+    for (precision, classes, again), subject in itertools.product(groups(options, default), options.subjects):
+        cases = _cases(options, kept, subject, precision, classes)
         turns = itertools.cycle((1, -1))
         while pending := [
             name
             for name, case in cases.items()
-            if not is_done(case, options.repeats, again) and (name, precision, classes) not in left_out
+            if not is_done(case, options.repeats, again) and (subject.name, name, precision, classes) not in left_out
         ]:
             # In alternating order, since a step pays for the memory that a larger one before it gave back.
             for name in pending[:: next(turns)]:
@@ -170,18 +227,11 @@ def _measure(options: Options, kept: dict[str, Any], path: Path, device: torch.d
                 if not checked:
                     _check(options, device)
                     checked = True
-                if precision not in loaded:
-                    contenders.clear()
-                    loaded.clear()
-                    backbone, adapted, kept["adapters"] = _model(options, device, precision)
-                    loaded[precision] = backbone, adapted
-                if (precision, classes) not in contenders:
-                    contenders.clear()
-                    contenders[precision, classes] = Contenders(options.batch, *loaded[precision], classes, precision)
-                if not fits(contenders[precision, classes], name, free_bytes(device)):
-                    left_out.add((name, precision, classes))
+                contenders = ready.of(subject, precision, classes)
+                if not contenders.applies(name) or not fits(contenders, name, free_bytes(device)):
+                    left_out.add((subject.name, name, precision, classes))
                     continue
-                _sample(contenders[precision, classes], name, cases[name])
+                _sample(contenders, name, cases[name])
                 write_json(path, kept)
     return True
 
@@ -198,14 +248,24 @@ def fits(contenders: Contenders, name: str, free: int) -> bool:
     return needed <= free
 
 
-def _cases(options: Options, kept: dict[str, Any], precision: str, classes: int) -> dict[str, dict[str, Any]]:
-    """Those of one group by contender, from ``kept`` or new in it; under autocast the plain step alone."""
+def _cases(
+    options: Options, kept: dict[str, Any], subject: Subject, precision: str, classes: int
+) -> dict[str, dict[str, Any]]:
+    """Those of one method and group by contender, from ``kept`` or new in it; under autocast the plain step alone."""
     cases = {}
     for name in options.contenders.split(";"):
         if precision == "autocast" and name != "plain":
             continue
-        new = {"contender": name, "precision": precision, "classes": classes, "seconds": [], "disturbed": []}
-        cases[name] = kept["cases"].setdefault(f"{name} | {precision} | {classes}", new)
+        new = {
+            "method": subject.name,
+            "batch": subject.batch,
+            "contender": name,
+            "precision": precision,
+            "classes": classes,
+            "seconds": [],
+            "disturbed": [],
+        }
+        cases[name] = kept["cases"].setdefault(f"{subject.name} | {name} | {precision} | {classes}", new)
     return cases
 
 
@@ -236,22 +296,31 @@ def timed(device: torch.device, call: Callable[[], object], least: float = 0.0) 
     return seconds / calls, others / seconds / (os.cpu_count() or 1)
 
 
-def _model(options: Options, device: torch.device, precision: str) -> tuple[Backbone, AdaptedCLIP, str]:
+def _backbone(options: Options, device: torch.device, precision: str) -> Backbone:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are meant here
         backbone = load_backbone(options.model, None if brings_weights(options.model) else RANDOM, device)
-    backbone = store_backbone(backbone, DTYPES.get(precision, torch.float32))
-    torch.manual_seed(0)
-    adapted = inject(backbone.clip, RMAdapterConfig()).train()
+    return store_backbone(backbone, DTYPES.get(precision, torch.float32))
+
+
+def _adapted(options: Options, subject: Subject, backbone: Backbone, classes: int) -> tuple[AdaptedCLIP, str | None]:
+    """The method in the model, and the backend of its adapters; None without any."""
+    adapted = subject.put_in(backbone, classes)
+    if not any(adapted.adapters()):
+        return adapted, None
     backend, sentence = choose_backend(adapted, True, options.backend)
     print(sentence, flush=True)
-    return backbone, adapted, backend
+    return adapted, backend
 
 
 def _check(options: Options, device: torch.device) -> None:
-    """Compare the steps in fp32, with a model of its own, whatever the precisions that are timed."""
-    backbone, adapted, _ = _model(options, device, "fp32")
-    check(options.batch, backbone, adapted, graphs=GRAPHS in options.contenders.split(";"))
+    """Compare each method's steps in fp32, with a model of its own, whatever the precisions that are timed."""
+    backbone = _backbone(options, device, "fp32")
+    for subject in options.subjects:
+        adapted, _ = _adapted(options, subject.certain(), backbone, CHECKED_CLASSES)
+        graphs = GRAPHS in options.contenders.split(";")
+        check(subject.batch, backbone, adapted, graphs=graphs, subject=subject.certain())
+        adapted.remove()
 
 
 def _measure_memory(contenders: Contenders, call: Callable[[], object], case: dict[str, Any]) -> None:
@@ -273,8 +342,7 @@ def _sample(contenders: Contenders, name: str, case: dict) -> None:
         if "allocated_bytes" not in case:
             _measure_memory(contenders, call, case)  # after a step, so that its momentum is there
         plan = contenders.plans[name]
-        views = name == "all, views"
-        case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=views).flop
+        case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=name == VIEWS).flop
         case["plain_flop"] = plan.plain.flop
         if seconds < NEEDS_NO_WARMING:
             return
@@ -286,7 +354,7 @@ def _sample(contenders: Contenders, name: str, case: dict) -> None:
     else:
         case["seconds"].append(seconds)
     print(
-        f"{name}, {case['precision']}, {case['classes']} classes: {seconds:.2f} s"
+        f"{contenders.subject.name}: {name}, {case['precision']}, {case['classes']} classes: {seconds:.2f} s"
         + (f", not counted: others used {others:.0%} of the machine" if disturbed else ""),
         flush=True,
     )

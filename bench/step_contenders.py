@@ -1,17 +1,17 @@
-"""What ``bench.step`` lets compete: the plain step, each shortcut alone, all of them, and the floor under them."""
+"""What ``bench.step`` lets compete of a method: the plain step, each shortcut alone, all, and the floor under them."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable
 from dataclasses import fields, replace
 
 import torch
 
+from bench.step_methods import DEFAULT, Subject, names
 from rmadapter.clip.backbone import Backbone
-from rmadapter.config import LossConfig
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.objectives.projection import project_gradients
 from rmadapter.runtime import residual_dtype
 from rmadapter.step.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep
 from rmadapter.step.device_step import DeviceStep, StepInputs
@@ -19,26 +19,31 @@ from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
+from rmadapter.tuners.encoders import ImageEncoder
 
 ALONE = {
     f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)
 }
+VIEWS = "all, views"
 NO_RECONSTRUCTION = "all, no reconstruction"
 GRAPHS = "all, cuda graphs"
-COMPARED = ("plain", "all", "all, views")
+COMPARED = ("plain", "all", VIEWS)
 MAIN = (*COMPARED, NO_RECONSTRUCTION)
 CONTENDERS = (*MAIN, *ALONE, "floor", GRAPHS)
-WORDS = "red old small apple house river stone light green car"
-
-
-def names(count: int) -> list[str]:
-    """Class names of one to five words, so that prompts have 8 to 12 tokens, all lengths alike."""
-    words = itertools.cycle(WORDS.split())
-    return [" ".join(next(words) for _ in range(1 + index % 5)) for index in range(count)]
+CHECKED_CLASSES = 10
 
 
 class Contenders:
-    """The contenders on one model in one precision, for one number of classes."""
+    """The contenders on one model in one precision, for one number of classes.
+
+    Args:
+        batch: images a step.
+        backbone, adapted: the model, and ``subject`` in it.
+        classes: number of them.
+        precision: of the weights, or autocast.
+        subject: the method; default: RMAdapter.
+        text_bytes: memory for the activations of all prompts; None: without a bound.
+    """
 
     def __init__(
         self,
@@ -47,17 +52,20 @@ class Contenders:
         adapted: AdaptedCLIP,
         classes: int,
         precision: str,
-        loss: LossConfig | None = None,
+        subject: Subject | None = None,
+        text_bytes: int | None = None,
     ):
         self.classes, self.precision = classes, precision
         self.autocast = precision == "autocast"
         self.device = adapted.clip.logit_scale.device
-        self.tokenizer, self.loss = backbone.tokenizer, loss or LossConfig()
+        self.subject = subject or Subject.of(DEFAULT)
+        self.tokenizer, self.loss, self.text_bytes = backbone.tokenizer, self.subject.config.loss, text_bytes
         stream = None if self.autocast else residual_dtype("auto", precision)
         self.stream = stream
         generator = torch.Generator().manual_seed(0)
         size = backbone.preprocessing.size
-        self.images = torch.randn(batch, 3, size, size, generator=generator).to(self.device)
+        views = (2,) if self.loss.reads_two_views else ()
+        self.images = torch.randn(batch, *views, 3, size, size, generator=generator).to(self.device)
         self.labels = (torch.arange(batch) % classes).to(self.device)
         self.adapted = adapted
         self.calls: dict[str, Callable[[], object]] = {}
@@ -67,8 +75,18 @@ class Contenders:
 
     def clear_gradients(self) -> None:
         """As before any step."""
-        for parameter in self.adapted.adapter_tensors().values():
+        for parameter in self.adapted.trained().values():
             parameter.grad = None
+
+    def applies(self, name: str) -> bool:
+        """Whether the method has a step like contender ``name`` that is another one than ``all``."""
+        if name == NO_RECONSTRUCTION:
+            rebuilds = self.adapted.config.reconstruct and any(self.adapted.adapters())
+            return rebuilds and self.loss.lambda1 + self.loss.lambda2 > 0
+        if name == VIEWS:
+            image = ImageEncoder(self.adapted)
+            return image.first != 0 or image.begins_beside or self.loss.needs_image
+        return True
 
     def shortcuts(self, name: str) -> StepConfig:
         """Those that contender ``name`` takes."""
@@ -78,11 +96,15 @@ class Contenders:
         """One step of contender ``name``; made at first use."""
         if name not in self.calls:
             shortcuts, model = self.shortcuts(name), self._model(name)
-            step = model if name == "plain" else TrainStep(model, shortcuts, stream=self.stream)
+            settings = {"stream": self.stream, "images": len(self.images), "text_bytes": self.text_bytes}
+            step = model if name == "plain" else TrainStep(model, shortcuts, **settings)
             self.plans[name] = Plan.of(step, len(self.images))
+            # Once a run, so in no step that is timed.
             if isinstance(step, TrainStep):
-                step.prepare()  # once a run, so in no step that is timed
-            if name == "all, views" and self.views is None:
+                step.prepare()
+            elif step.targets and step.loss.needs_text:
+                step.frozen_text_features()
+            if name == VIEWS and self.views is None:
                 self.views = step.views(self.images)
             make = {"floor": self._floor, GRAPHS: self._graphed}.get(name, lambda step: self._training(step, name))
             self.calls[name] = make(step)
@@ -93,33 +115,42 @@ class Contenders:
         trim = self.shortcuts(name).trim
         loss = replace(self.loss, lambda1=0, lambda2=0) if name == NO_RECONSTRUCTION else self.loss
         return RMAdapterCLIP(
-            self.adapted, self.tokenizer, names(self.classes), loss=loss, trim=trim, keep_targets=trim
+            self.adapted,
+            self.tokenizer,
+            names(self.classes),
+            self.subject.template,
+            loss=loss,
+            trim=trim,
+            keep_targets=trim,
+            target_templates=self.subject.targets,
         ).train()
 
     def _training(self, step, name: str) -> Callable[[], torch.Tensor]:
         # The model's switches belong to the adapters, which all contenders share. The call closes over what this one
         # step needs and nothing else: it is what ``held_bytes`` counts.
-        arguments = (None, self.labels, self.views) if name == "all, views" else (self.images, self.labels)
+        arguments = (None, self.labels, self.views) if name == VIEWS else (self.images, self.labels)
         context = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
         wanted = step.model.loss if isinstance(step, TrainStep) else step.loss
-        adapted = self.adapted
-        optimizer = torch.optim.SGD(adapted.adapter_tensors().values(), lr=0.0, momentum=0.9)
+        adapted, parameters = self.adapted, list(self.adapted.trained().values())
+        optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
 
         def call() -> torch.Tensor:
             for tower, weight in (("vision", wanted.lambda1), ("text", wanted.lambda2)):
                 adapted.set_reconstruction(tower, weight > 0)
             with context:
-                loss = step(*arguments).losses["total"]
+                losses = step(*arguments).losses
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            losses["total"].backward(retain_graph=wanted.projected > 0)
+            if wanted.projected:
+                project_gradients(losses["distillation"], parameters, wanted.projected)
             optimizer.step()
-            return loss.detach()
+            return losses["total"].detach()
 
         return call
 
     def _graphed(self, step: TrainStep) -> Callable[[], torch.Tensor]:
         adapted = self.adapted
-        optimizer = torch.optim.SGD(adapted.adapter_tensors().values(), lr=0.0, momentum=0.9, fused=True)
+        optimizer = torch.optim.SGD(adapted.trained().values(), lr=0.0, momentum=0.9, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         graphed = GraphedStep(DeviceStep(step, optimizer, scaler), CudaRecorder(self.device))
         inputs = StepInputs(self.labels, self.images)
@@ -150,23 +181,32 @@ class Contenders:
         return call
 
 
-def check(batch: int, backbone: Backbone, adapted: AdaptedCLIP, graphs: bool = False) -> None:
+def check(batch: int, backbone: Backbone, adapted: AdaptedCLIP, graphs: bool = False, subject: Subject | None = None):
     """Fast and plain step have the same losses and gradients, in fp32; with ``graphs`` the recorded step too.
 
     Gradients without consistency: it is an L1 distance, and where a fresh adapter moves a feature by less than its
     rounding, the sign that is its gradient is that of the rounding.
+
+    Args:
+        batch, backbone, adapted, subject: as in ``Contenders``; ten classes, no dropout.
+
+    Raises:
+        RuntimeError: they differ.
     """
+    subject = subject or Subject.of(DEFAULT)
     compared = (*COMPARED, GRAPHS) if graphs else COMPARED
-    for loss, tensors in ((LossConfig(lambda3=0, lambda4=0), True), (LossConfig(), False)):
-        contenders = Contenders(batch, backbone, adapted, 10, "fp32", loss)
-        found = []
-        for name in compared:
+    near = replace(subject.config.loss, lambda3=0, lambda4=0)
+    for loss, tensors in ((near, True), (subject.config.loss, False)):
+        contenders = Contenders(batch, backbone, adapted, CHECKED_CLASSES, "fp32", subject.with_loss(loss))
+        found = {}
+        for name in filter(contenders.applies, compared):
             value = contenders.call(name)()
-            gradients = [p.grad.clone() for p in adapted.adapter_tensors().values()]
-            found.append([value, *(gradients if tensors else [])])
-        for name, values in zip(compared[1:], found[1:], strict=True):
-            for one, other in zip(values, found[0], strict=True):
+            gradients = [p.grad.clone() for p in adapted.trained().values() if p.grad is not None]
+            found[name] = [value, *(gradients if tensors else [])]
+        plain = found.pop("plain")
+        for name, values in found.items():
+            for one, other in zip(values, plain, strict=True):
                 error = (one - other).norm() / other.norm()
                 if error > 1e-3:
-                    raise RuntimeError(f"{name} and plain differ by {error:.1e}")
-    print("fast and plain step agree", flush=True)
+                    raise RuntimeError(f"{subject.name}: {name} and plain differ by {error:.1e}")
+    print(f"{subject.name}: fast and plain step agree", flush=True)

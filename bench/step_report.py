@@ -8,16 +8,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.step_contenders import COMPARED, NO_RECONSTRUCTION
+from bench.step_contenders import COMPARED, NO_RECONSTRUCTION, VIEWS
+from bench.step_methods import DEFAULT
+from bench.step_targets import (
+    ASKED,
+    RECONSTRUCTION_MEMORY,
+    RECONSTRUCTION_TIME,
+    SHARE_OF_EXPECTED,
+    SLOPE,
+    TARGETS,
+    Asked,
+)
 from rmadapter.reports.document import Document
 from rmadapter.reports.tables import Table
 
-# Classes -> times faster than plain that is asked for: all in fp32, with views in fp32, all in the default precision.
-TARGETS = {100: (2.2, 3.5, 6.0), 397: (4.0, 6.0, 12.0), 1000: (6.0, 8.0, 20.0)}
-SHARE_OF_EXPECTED = 0.85
-SLOPE = 10.0
-RECONSTRUCTION_TIME, RECONSTRUCTION_MEMORY = 0.02, 0.01
 HEADINGS = (
+    "method",
+    "batch",
     "classes",
     "precision",
     "step",
@@ -44,14 +51,15 @@ class Time(NamedTuple):
 
 
 class Times:
-    """Seconds a step by (contender, precision, classes).
+    """Seconds a step of one method by (contender, precision, classes).
 
     The median of the samples; where every one was disturbed their least, marked by *; a plain step that was not
     measured is taken from the line through those of fewer and more classes, marked by (extrapolated).
     """
 
-    def __init__(self, cases: dict[str, dict[str, Any]]):
-        self.cases = {(c["contender"], c["precision"], c["classes"]): c for c in cases.values()}
+    def __init__(self, cases: dict[str, dict[str, Any]], method: str = DEFAULT):
+        own = (case for case in cases.values() if _method(case) == method)
+        self.cases = {(c["contender"], c["precision"], c["classes"]): c for c in own}
 
     def measured(self, contender: str, precision: str, classes: int) -> Time | None:
         """From the samples of this one case alone."""
@@ -82,12 +90,36 @@ class Times:
         return found
 
 
+def _method(case: dict[str, Any]) -> str:
+    """The method of a case; samples from before there were several are of one."""
+    return case.get("method", DEFAULT)
+
+
+def methods(kept: dict[str, Any]) -> list[str]:
+    """Those that there are samples of, in their order."""
+    return list(dict.fromkeys(map(_method, kept["cases"].values())))
+
+
 def as_table(kept: dict[str, Any]) -> str:
-    """All cases in Markdown; ratios are to the plain step of the same precision and number of classes.
+    """All cases in Markdown; ratios are to the plain step of the same method, precision and number of classes.
 
     Memory that was not measured is left empty, its columns out where none was; what they are stands under the table.
     """
-    times, batch = Times(kept["cases"]), kept["group"]["batch"]
+    found = methods(kept)
+    rows = [row for method in found for row in _rows(kept, method, named=len(found) > 1)]
+    blocks: list[Table | str] = [
+        Table("", HEADINGS, rows, words=(0, 3, 4), aligned=False),
+        "held: tensors that are kept from step to step: weights, what is kept of the prompts, the batch, momentum; "
+        "added: the most that a step has allocated beside them at one time",
+    ]
+    if any(case.get("disturbed") and not case["seconds"] for case in kept["cases"].values()):
+        blocks.append("* every sample was taken while others used the machine: the least of them")
+    return Document("", "", blocks).markdown()
+
+
+def _rows(kept: dict[str, Any], method: str, named: bool) -> list[tuple[str, ...]]:
+    """The cases of one method; ``named``: with its name, and its batch."""
+    times = Times(kept["cases"], method)
     rows = []
     for (name, precision, classes), case in sorted(times.cases.items(), key=lambda item: (item[0][2], item[0][1])):
         time = times.measured(name, precision, classes)
@@ -100,16 +132,17 @@ def as_table(kept: dict[str, Any]) -> str:
         counted = f"{case['flop'] / 1e9:.0f}" if whole else ""
         expected = f"{case['plain_flop'] / case['flop']:.2f}" if whole else ""
         held, added = (f"{case[f'{kind}_bytes'] / 1e9:.2f}" if f"{kind}_bytes" in case else "" for kind in MEMORY)
+        batch = batch_of(kept, case)
         rate, samples = f"{batch / time.seconds:.1f}", str(len(case["seconds"]))
-        rows.append((str(classes), precision, name, str(time), rate, held, added, counted, ratio, expected, samples))
-    blocks: list[Table | str] = [
-        Table("", HEADINGS, rows, words=(1, 2), aligned=False),
-        "held: tensors that are kept from step to step: weights, what is kept of the prompts, the batch, momentum; "
-        "added: the most that a step has allocated beside them at one time",
-    ]
-    if any(case.get("disturbed") and not case["seconds"] for case in times.cases.values()):
-        blocks.append("* every sample was taken while others used the machine: the least of them")
-    return Document("", "", blocks).markdown()
+        what = (method, str(batch)) if named else ("", "")
+        measured = (str(time), rate, held, added, counted, ratio, expected, samples)
+        rows.append((*what, str(classes), precision, name, *measured))
+    return rows
+
+
+def batch_of(kept: dict[str, Any], case: dict[str, Any]) -> int:
+    """Images a step of a case."""
+    return case.get("batch") or kept["group"]["batch"]
 
 
 class Target(NamedTuple):
@@ -123,8 +156,10 @@ class Target(NamedTuple):
 
 def targets(kept: dict[str, Any]) -> str:
     """What is asked for beside what was measured, in Markdown; rows whose samples are missing are left out."""
-    times, default = Times(kept["cases"]), kept["default"]
-    rows = [row for classes in TARGETS for row in _ratios(times, classes, default)]
+    default = kept["default"]
+    rows = [row for method in methods(kept) if method != DEFAULT for row in _asked(kept, method)]
+    times = Times(kept["cases"])
+    rows += [row for classes in TARGETS for row in _ratios(times, classes, default)]
     for precision in dict.fromkeys(("fp32", default)):
         plain, fast = times.line("plain", precision), times.line("all", precision)
         if plain and fast and fast[0] > 0:
@@ -139,23 +174,51 @@ def targets(kept: dict[str, Any]) -> str:
     return Table("", headings, cells, words=(0, 3), aligned=False).markdown() + "\n"
 
 
+def _asked(kept: dict[str, Any], method: str) -> list[Target]:
+    """What is asked of a method, and of every whole step of it the share of what --explain predicts."""
+    times, rows = Times(kept["cases"], method), list[Target]()
+    for (name, precision, classes), case in sorted(times.cases.items(), key=lambda item: (item[0][2], item[0][1])):
+        plain, fast = times.of("plain", precision, classes), times.measured(name, precision, classes)
+        if name not in ("all", VIEWS) or plain is None or fast is None:
+            continue
+        batch = batch_of(kept, case)
+        what, found = f"{method}, batch {batch}, {classes} classes, {name}, {precision}", plain.seconds / fast.seconds
+        asked = Asked((method,), batch, classes, name)
+        for one in ASKED if precision == "fp32" else ():
+            if method in one.methods and one[1:4] == asked[1:4]:
+                asked = one
+        if asked.times is not None:
+            measured = f"{found:.2f}{_marks(plain, fast)}"
+            rows.append(Target(what, f"{asked.times:.1f}", measured, found >= asked.times))
+        peak = _peak(case)
+        if asked.gigabytes is not None and peak is not None:
+            peak /= 1e9
+            rows.append(Target(f"{what}: GB", f"{asked.gigabytes:.1f}", f"{peak:.2f}", peak <= asked.gigabytes))
+        rows.append(_share(what, case, found, _marks(plain, fast)))
+    return rows
+
+
+def _share(what: str, case: dict[str, Any], found: float, mark: str) -> Target:
+    """What was measured of the ratio that --explain predicts."""
+    expected = case["plain_flop"] / case["flop"]
+    share = found / expected
+    what = f"{what}: share of the {expected:.2f} expected"
+    return Target(what, f"{SHARE_OF_EXPECTED:.0%}", f"{share:.0%}{mark}", share >= SHARE_OF_EXPECTED)
+
+
 def _ratios(times: Times, classes: int, default: str) -> list[Target]:
     """Times faster than plain at one number of classes, and the share of what --explain predicts."""
     rows: list[Target] = []
     fp32, views, wide = TARGETS[classes]
     plain = times.of("plain", "fp32", classes)
-    for name, asked in (("all", fp32), ("all, views", views)):
+    for name, asked in (("all", fp32), (VIEWS, views)):
         fast = times.measured(name, "fp32", classes)
         if plain is None or fast is None:
             continue
         what, found = f"{classes} classes, {name}, fp32", plain.seconds / fast.seconds
-        case = times.cases[name, "fp32", classes]
-        expected = case["plain_flop"] / case["flop"]
-        share = found / expected
         mark = _marks(plain, fast)
         rows.append(Target(what, f"{asked:.1f}", f"{found:.2f}{mark}", found >= asked))
-        what = f"{what}: share of the {expected:.2f} expected"
-        rows.append(Target(what, f"{SHARE_OF_EXPECTED:.0%}", f"{share:.0%}{mark}", share >= SHARE_OF_EXPECTED))
+        rows.append(_share(what, times.cases[name, "fp32", classes], found, mark))
     # Weights that are stored in 16 bits are one of the shortcuts, so that of plain is not the one to beat.
     plains = [time for p in ("fp32", "autocast") if (time := times.of("plain", p, classes)) is not None]
     fast = times.measured("all", default, classes)
@@ -198,11 +261,22 @@ def _peak(case: dict[str, Any]) -> int | None:
 
 
 def heading(kept: dict[str, Any]) -> str:
-    """Model, batch, machine and commit."""
-    group = kept["group"]
-    return (
-        f"{group['model']}, batch {group['batch']}, {group['device']} ({group['threads']} threads), torch "
-        f"{group['torch']}, adapters {kept.get('adapters')}, commit {group['commit']}\n"
+    """Model, method, batch, machine and commit, and the options where some were given."""
+    group, found = kept["group"], methods(kept)
+    named = f", {found[0]}" if len(found) == 1 and found != [DEFAULT] else ""
+    batch = "batch " + str(group["batch"]) if group["batch"] else "each method's own batch"
+    given = [f"{name.replace('_', ' ')} {group[name]}" for name in ("options", "text_memory") if group.get(name)]
+    adapters = [f"adapters {kept['adapters']}"] if kept.get("adapters") else []
+    return ", ".join(
+        [
+            f"{group['model']}{named}",
+            batch,
+            *given,
+            f"{group['device']} ({group['threads']} threads)",
+            f"torch {group['torch']}",
+            *adapters,
+            f"commit {group['commit']}\n",
+        ]
     )
 
 
@@ -216,18 +290,21 @@ def plot(kept: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    times = Times(kept["cases"])
-    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for contender, precision, classes in times.cases:
-        time = times.measured(contender, precision, classes)
-        if time is not None and contender in (*COMPARED, "floor"):
-            lines.setdefault((contender, precision), []).append((classes, time.seconds))
+    found = methods(kept)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for method in found:
+        times = Times(kept["cases"], method)
+        for contender, precision, classes in times.cases:
+            time = times.measured(contender, precision, classes)
+            if time is not None and contender in (*COMPARED, "floor"):
+                label = f"{method}, {contender}" if len(found) > 1 else contender
+                lines.setdefault(f"{label}, {precision}", []).append((classes, time.seconds))
     if not lines:
         return
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    for (contender, precision), points in sorted(lines.items()):
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=f"{contender}, {precision}")
-    axes.set(xlabel="classes", ylabel="seconds a step", yscale="log", title=heading(kept).split(", adapters")[0])
+    for label, points in sorted(lines.items()):
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set(xlabel="classes", ylabel="seconds a step", yscale="log", title=heading(kept).partition(", torch")[0])
     axes.title.set_fontsize(9)
     axes.legend()
     axes.grid(alpha=0.3)

@@ -16,11 +16,11 @@ from rmadapter.files import read_json
 ROOT = Path(__file__).resolve().parents[1]
 # What decides a sample, below ROOT; a commit of documents or results alone makes no other group.
 CODE = ("rmadapter", "rmadapter_kernels", "csrc", "setup.py", "bench/step.py", "bench/step_contenders.py",
-        "bench/memory.py")  # fmt: skip
+        "bench/step_methods.py", "bench/memory.py")  # fmt: skip
 
 
-def group(model: str, batch: int, backend: str | None, device: torch.device) -> dict[str, Any]:
-    """What all samples of one file have in common."""
+def group(model: str, batch: int | None, backend: str | None, device: torch.device, **others: Any) -> dict[str, Any]:
+    """What all samples of one file have in common, ``others`` too; ``batch`` None: each method has its own."""
     return {
         "model": model,
         "batch": batch,
@@ -29,6 +29,7 @@ def group(model: str, batch: int, backend: str | None, device: torch.device) -> 
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": commit(),
+        **others,
     }
 
 

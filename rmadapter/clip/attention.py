@@ -26,6 +26,13 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 WRITTEN_OUT_TOKENS = 640
 
 
+def longer_mask(mask: Tensor | None, count: int) -> Tensor | None:
+    """The causal ``mask`` [tokens, tokens] for ``count`` tokens more; None stays."""
+    if mask is None or not count:
+        return mask
+    return torch.full_like(mask[:1, :1], float("-inf")).expand(2 * (len(mask) + count,)).triu(1)
+
+
 def is_plain(block: Block) -> bool:
     """Whether the block's attention has queries, keys and values and nothing else, so that parts can be taken alone."""
     attn = block.attn
@@ -105,36 +112,41 @@ def _with_shared_start(qkv: Tensor, layout: Layout, heads: int, mask: Tensor) ->
 def attend_at(
     block: Block, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear, update: Update | None = None
 ) -> Tensor:
-    """The attention's output at the pooled token of each row, [rows, 1, D], without keys and values of the others.
+    """The attention's output at the tokens of each row that ``layout`` takes, [rows, taken, D], without others' keys.
 
-    One query is less than all keys: with ``k_t = w_k u_t + b_k`` and softmax weights ``a_t`` of the tokens,
+    A few queries are less than all keys: with ``k_t = w_k u_t + b_k`` and softmax weights ``a_t`` of the tokens,
 
         q . k_t          = (w_k^T q) . u_t + q . b_k    the second term is the same for all tokens and cancels
         sum_t a_t v_t    = w_v (sum_t a_t u_t) + b_v    the weights sum to one
 
-    so both projections are those of one token a row. 16 images of 197 tokens of width 768, forward and backward on two
-    cores: 7 to 8 ms for 44 in bf16, 11 for 87 in fp32, with the same errors against fp64.
+    so both projections are those of the tokens taken alone. For one of each row, 16 images of 197 tokens of width 768,
+    forward and backward on two cores: 7 to 8 ms for 44 in bf16, 11 for 87 in fp32, with the same errors against fp64.
     """
     attn = block.attn
     w_q, w_k, w_v = _with_updates(attn.in_proj_weight.chunk(3), update)
     b_q, _, b_v = (None,) * 3 if attn.in_proj_bias is None else attn.in_proj_bias.chunk(3)
-    q = F.linear(layout.take(u).squeeze(1), w_q, b_q) * attn.head_dim**-0.5
-    q = q.unflatten(-1, (attn.num_heads, -1)).transpose(0, 1)  # [heads, rows, D / heads]
+    taken = layout.take(u)
+    each = taken.shape[:2]  # rows, and tokens of a row
+    q = F.linear(taken.flatten(0, 1), w_q, b_q) * attn.head_dim**-0.5
+    q = q.unflatten(-1, (attn.num_heads, -1)).transpose(0, 1)  # [heads, rows * taken, D / heads]
     looked_for = (q @ w_k.unflatten(0, (attn.num_heads, -1))).transpose(0, 1)
+    looked_for = looked_for.unflatten(0, each).flatten(1, 2)  # [rows, taken * heads, D]
     parts = [layout.own(u)]
     if layout.shared:
         parts.insert(0, _start_of_rows(u, layout))
     # In fp32, as fused attention has them: rounded to bf16 they double the output's error and save a tenth of the time.
-    scores = torch.cat([looked_for.float() @ part.float().mT for part in parts], -1)  # [rows, heads, tokens]
+    scores = torch.cat([looked_for.float() @ part.float().mT for part in parts], -1)  # [rows, taken * heads, tokens]
     if mask is not None:
-        # The row of each query: [tokens] for all, or [rows, 1, tokens].
+        # The row of each query: [tokens] for all, or [rows, 1, tokens]; where there is a mask one token is taken.
         assert layout.token is not None  # the caller asks for this one alone
+        assert not layout.also
         row = mask[layout.shared + layout.token]
         scores = scores + (row if isinstance(layout.token, int) else layout.of_groups(row)[:, None])
     weights = scores.softmax(-1).to(q.dtype).split([part.shape[-2] for part in parts], -1)
-    mixed = sum(weight @ part for weight, part in zip(weights, parts, strict=True)).transpose(0, 1)  # [heads, rows, D]
+    mixed = sum(weight @ part for weight, part in zip(weights, parts, strict=True))
+    mixed = mixed.unflatten(1, (-1, attn.num_heads)).flatten(0, 1).transpose(0, 1)  # [heads, rows * taken, D]
     found = (mixed @ w_v.unflatten(0, (attn.num_heads, -1)).mT).transpose(0, 1).flatten(1)
-    return _projected(block, found if b_v is None else found + b_v, linear, update)[:, None]
+    return _projected(block, found if b_v is None else found + b_v, linear, update).unflatten(0, each)
 
 
 def _with_updates(matrices: tuple[Tensor, ...], update: Update | None) -> list[Tensor]:

@@ -4,8 +4,8 @@
     x' = x + attn(u)                    with low-rank updates of its matrices, where there are any
     block(x) = x' + mlp(ln_2(x'))       in the dtype of x, which may be fp32 over 16-bit weights
 
-The last block of a tower that is pooled at one token needs its output there alone: the query is u at that token, which
-all tokens answer, and the projections and the MLP have one token left.
+The last block of a tower that is pooled at one token needs its output there alone, and at tokens that are read beside
+it: the queries are u at those, which all tokens answer, and the projections and the MLP have no other tokens left.
 """
 
 from __future__ import annotations
@@ -72,6 +72,6 @@ def block_output_at(
     linear: Linear,
     update: Update | None = None,
 ) -> Tensor:
-    """``block_output`` at the pooled token of each row, [rows, 1, D]; for blocks whose attention ``is_plain``."""
+    """``block_output`` at the tokens of each row that are taken, [rows, taken, D]; its attention ``is_plain``."""
     x = layout.take(x) + block.ls_1(attend_at(block, u, layout, mask, linear, update))
     return x + block.ls_2(_mlp(block, normed(block.ln_2, x, u.dtype), linear))

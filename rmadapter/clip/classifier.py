@@ -60,6 +60,11 @@ class CLIPClassifier(nn.Module):
         """The open_clip model inside."""
         return self.model
 
+    @property
+    def inference(self) -> str | None:
+        """Which of its ways to answer it takes among the classes at hand, in words; None where it has but one."""
+        return None
+
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; the weights stay."""
         self.class_names = list(class_names)

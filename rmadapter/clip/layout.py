@@ -27,6 +27,7 @@ class Layout(NamedTuple):
         slots: int64 [rows, learned], at which tokens of each row learned ones stand, from the sequence's first; None
             where there are none.
         led: how many of them, from the first, are among the shared tokens.
+        also: how many tokens behind the one at which the tower is pooled are taken with it.
     """
 
     token: Token = None
@@ -35,6 +36,19 @@ class Layout(NamedTuple):
     groups: int = 1
     slots: Tensor | None = None
     led: int = 0
+    also: int = 0
+
+    def inserted(self, count: int, also: int = 0) -> Layout:
+        """The layout with ``count`` tokens more behind each sequence's first, of which ``also`` are taken too."""
+        if not count:
+            return self
+        if self.shared:
+            return self._replace(shared=self.shared + count, also=also)
+        # The first token stays where it is, and the last one counts from the end.
+        token = self.token
+        if token is not None and not (isinstance(token, int) and token <= 0):
+            token = token + count
+        return self._replace(token=token, also=also)
 
     def pack(self, x: Tensor) -> Tensor:
         """[rows, tokens, D] as this layout has it, in one group."""
@@ -70,8 +84,8 @@ class Layout(NamedTuple):
         """[rows, ...] for each group: [groups * rows, ...]."""
         return x if self.groups == 1 else x.repeat(self.groups, *[1] * (x.dim() - 1))
 
-    def with_learned(self, x: Tensor, values: Tensor, added: Tensor | None = None) -> Tensor:
-        """``x`` with ``values`` at the learned tokens; ``added`` [tokens, D] are the positions' embeddings, if any.
+    def with_learned(self, x: Tensor, values: Tensor, added: Tensor) -> Tensor:
+        """Embedded ``x`` with ``values`` at the learned tokens; ``added`` [tokens, D] are the positions' embeddings.
 
         Args:
             values: [learned, D] of all rows, [rows, learned, D] of each, or with several groups [groups, learned, D].
@@ -80,8 +94,7 @@ class Layout(NamedTuple):
         values = values.to(x.dtype)
         led = self.led
         if led:
-            start = values[..., :led, :]
-            start = start if added is None else start + added[1 : 1 + led].to(x.dtype)
+            start = values[..., :led, :] + added[1 : 1 + led].to(x.dtype)
             # Those among the shared tokens stand behind the first one.
             x = torch.cat([x[:, :1], start.expand(x.shape[0], -1, -1), x[:, 1 + led :]], 1)
         if led == self.slots.shape[1]:
@@ -93,15 +106,15 @@ class Layout(NamedTuple):
         else:
             own = own.repeat_interleave(rows, 0) if self.groups > 1 else own
         slots = self.of_groups(self.slots[:, led:])
-        own = own if added is None else own + added[slots].to(x.dtype)
+        own = own + added[slots].to(x.dtype)
         found = self.own(x).scatter(1, (slots - self.shared)[:, :, None].expand_as(own), own)
         return self.joined(self.start(x), found) if self.shared else found
 
     def take(self, x: Tensor) -> Tensor:
-        """The token at which each row is pooled: [groups * rows, 1, D]."""
+        """The token at which each row is pooled, and those behind it: [groups * rows, 1 + also, D]."""
         own = self.own(x)
         if isinstance(self.token, int):
-            return own[:, self.token : self.token + 1]
+            return own[:, self.token : self.token + 1 + self.also]
         assert self.token is not None  # only towers that are pooled at one token are asked for it
         return own.gather(1, self.of_groups(self.token)[:, None, None].expand(-1, 1, x.shape[-1]))
 

@@ -20,6 +20,7 @@ from rmadapter.config.run import (
     check_template,
 )
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.space import SpaceConfig
 from rmadapter.config.tuned import TunerConfig
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "LossConfig",
     "PromptConfig",
     "RMAdapterConfig",
+    "SpaceConfig",
     "StepConfig",
     "TowerOverrides",
     "TrainConfig",

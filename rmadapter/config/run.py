@@ -18,6 +18,7 @@ from rmadapter.config.paths import ModelText, PathText
 from rmadapter.config.prompt import PromptConfig
 from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.space import SpaceConfig
 from rmadapter.config.tuned import TunerConfig
 from rmadapter.errors import InputError, check_choice, check_range, printable, printable_line
 
@@ -173,6 +174,7 @@ class TrainConfig:
         prompt: learned tokens
         lora: low-rank updates
         head: what is trained after the towers
+        space: tokens of a space that both towers share
         loss: weights of the loss terms
     """
 
@@ -236,6 +238,7 @@ class TrainConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
@@ -288,7 +291,7 @@ class TrainConfig:
     @property
     def tuned(self) -> TunerConfig:
         """All that is trained."""
-        return TunerConfig(self.adapter, self.prompt, self.lora, self.head)
+        return TunerConfig(self.adapter, self.prompt, self.lora, self.head, self.space)
 
 
 def gaussian(average: str | None) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Everything that may be trained in a model: the groups ``adapter``, ``prompt``, ``lora`` and ``head`` together."""
+"""Everything that may be trained in a model: the groups ``adapter``, ``prompt``, ``space``, ``lora`` and ``head``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rmadapter.config.adapter import TOWERS, RMAdapterConfig
 from rmadapter.config.head import HeadConfig
 from rmadapter.config.lora import LoraConfig
 from rmadapter.config.prompt import PromptConfig
+from rmadapter.config.space import SpaceConfig
 
 
 @dataclass
@@ -21,17 +22,19 @@ class TunerConfig:
         prompt: learned tokens
         lora: low-rank updates
         head: what is trained after the towers
+        space: tokens of a space that both towers share
     """
 
     adapter: RMAdapterConfig = field(default_factory=RMAdapterConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
 
     @property
     def others(self) -> bool:
         """Whether anything beside the adapters is trained."""
-        return self.prompt.any or self.lora.any or self.head.any
+        return self.prompt.any or self.lora.any or self.head.any or self.space.any
 
     @property
     def trains(self) -> bool:

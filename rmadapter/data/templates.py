@@ -1,8 +1,12 @@
-"""Sets of prompts that features of the frozen model are averaged over."""
+"""Prompts whose features of the frozen model are compared with, and sets of them that are averaged over."""
 
 from __future__ import annotations
 
 from functools import cache
+
+from rmadapter.config import PUBLISHED
+from rmadapter.config.loss import SENTENCES
+from rmadapter.data.catalog import template_for
 
 # Those that OpenAI's notebook chooses for ImageNet.
 SEVEN_TEMPLATES = (
@@ -46,3 +50,13 @@ def sixty_templates() -> tuple[str, ...]:
 
     every = (template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     return tuple(text for text in every if text not in _NOT_AMONG_THE_60)
+
+
+def target_templates(target: str, data: str) -> tuple[str, ...]:
+    """The prompts that ``loss.target`` names for the data set called ``data``; none for those of a run itself.
+
+    Of sentences they are the published one, for where there are no sentences.
+    """
+    if target in (PUBLISHED, SENTENCES):
+        return (template_for(PUBLISHED, data),)
+    return sixty_templates() if target == "templates" else ()

@@ -149,8 +149,9 @@ def evaluate_parts(
     found too, by part: ``"answered_by": {part: "adapter" or "zeroshot"}``.
 
     Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n}``, with ``retained_PART`` in
-    ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``. The model is left with
-    the classes of the last part.
+    ``accuracy`` too where the data set comes with an unseen style, and that ``retention_style``; where the model has
+    several ways to answer, ``inference`` says by part which it took. The model is left with the classes of the last
+    part.
 
     Raises:
         InputError: a part of fewer than two classes; without ``zeroshot`` a class that ``model`` does not know; what
@@ -162,6 +163,8 @@ def evaluate_parts(
     for part in parts:
         names = part_names(data.class_names, part)
         with answering(model, zeroshot, names) as (answers, known):
+            if answers.inference is not None:
+                found.setdefault("inference", {})[part] = answers.inference
             with torch.no_grad():
                 text = answers.eval().text_features()
             chosen = base_new_split(items, part, classes)

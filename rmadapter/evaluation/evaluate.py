@@ -10,7 +10,7 @@ from typing import Any
 
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.names import MODEL
-from rmadapter.config import PRECISIONS, RUN_CONFIG_FILE, check_template
+from rmadapter.config import PRECISIONS, PUBLISHED, RUN_CONFIG_FILE, check_template
 from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import ImageData, load_data, part_names
 from rmadapter.data.catalog import PHOTO, zeroshot_template
@@ -163,11 +163,13 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     data = load_tested(config, training, adapted=not zeroshot)
     loaded = loaded or load_model(config, info)
     backbone, adapted = loaded.backbone, loaded.adapted
-    own = info.template if info is not None and not zeroshot else zeroshot_template(data.name)
+    elsewhere = (training.get("data"), training.get("style")) != (data.name, data.style)
+    own = zeroshot_template(data.name) if info is None or zeroshot else _template(info, data, elsewhere)
     template = config.template or own or PHOTO
     parts = tested_parts(config.classes, data.class_names)
     own_names = adapted.classes if adapted is not None and config.unknown != REFUSE else None
-    model = loaded.classifier(own_names or part_names(data.class_names, parts[0]), template)
+    first = own_names or part_names(data.class_names, parts[0])
+    model = loaded.classifier(first, template, elsewhere=elsewhere)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     trained = training if adapted is not None else {}
     started = time.perf_counter()
@@ -194,6 +196,12 @@ def run_eval(config: EvalConfig, loaded: LoadedModel | None = None) -> dict[str,
     )
     conclude(config, results)
     return results
+
+
+def _template(info: AdapterInfo, data: ImageData, elsewhere: bool) -> str | None:
+    """The adapter's prompt; on another data set than its own, where that was the published one, that data set's."""
+    settings = (info.training or {}).get("settings") or {}
+    return zeroshot_template(data.name) if elsewhere and settings.get("template") == PUBLISHED else info.template
 
 
 def other_answers(

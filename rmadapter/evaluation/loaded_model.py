@@ -58,12 +58,13 @@ class LoadedModel:
         """The frozen model's classifier; where an adapter is in it, for use while that is switched off."""
         return CLIPClassifier(self.backbone.clip, self.backbone.tokenizer, class_names, template)
 
-    def classifier(self, class_names: Sequence[str], template: str) -> CLIPClassifier:
-        """A classifier among ``class_names``, by ``template``'s prompts."""
+    def classifier(self, class_names: Sequence[str], template: str, *, elsewhere: bool = False) -> CLIPClassifier:
+        """A classifier among ``class_names``, by ``template``'s prompts; ``elsewhere`` as in ``AdaptedClassifier``."""
         if self.adapted is None:
             return self.zeroshot(class_names, template)
         encoders = _encoders_of(self.adapted, self.info, self.precision)
-        return AdaptedClassifier(self.adapted, self.backbone.tokenizer, class_names, template, encoders=encoders)
+        tokenizer = self.backbone.tokenizer
+        return AdaptedClassifier(self.adapted, tokenizer, class_names, template, encoders=encoders, elsewhere=elsewhere)
 
 
 def load_base(

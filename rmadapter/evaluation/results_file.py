@@ -59,7 +59,8 @@ def results_of(
         classes: what was trained on: all, base or new, None where it is not known; where nothing was trained, what it
             stands beside: base for both halves.
         split: test, val or train.
-        found: ``accuracy`` in percent and ``images`` by part, ``skipped`` images, as ``accuracy.evaluate_parts`` gives.
+        found: ``accuracy`` in percent and ``images`` by part, ``skipped`` images and, where there are several ways to
+            answer, ``inference`` by part, as ``accuracy.evaluate_parts`` gives.
         trained_parameters: how many numbers training changed.
         seconds: by ``train`` and ``eval``, as far as they are known.
         precision: bf16, fp16 or fp32; device: as torch writes it.
@@ -101,6 +102,8 @@ def describe(found: dict[str, Any]) -> str:
     for part, percent in found["accuracy"].items():
         count = found["images"].get(part)
         what = f"({count} images)" if count else "harmonic mean"
+        if inference := found.get("inference", {}).get(part):
+            what += f", by {inference}"
         if part.startswith("retained_"):
             part, what = (
                 part.removeprefix("retained_"),

@@ -17,6 +17,7 @@ from rmadapter.methods.feature_methods import CLIP_ADAPTER, TASKRES
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.methods.method import Method
 from rmadapter.methods.mma import MMA
+from rmadapter.methods.mmrl import MMRL
 from rmadapter.methods.prograd import PROGRAD
 from rmadapter.methods.rmadapter import RMADAPTER
 from rmadapter.methods.single import SINGLE
@@ -24,8 +25,8 @@ from rmadapter.methods.tip_adapter import TIP_ADAPTER, TIP_ADAPTER_F
 from rmadapter.methods.zeroshot import ZEROSHOT
 
 _COMPARATORS = (COOP, COCOOP, KGCOOP, PROGRAD, VPT, IVLP, MAPLE, PROMPTSRC, COPROMPT, CLIP_ADAPTER, TASKRES, CLIP_LORA)
-_CACHES = (TIP_ADAPTER, TIP_ADAPTER_F)
-_EVERY = (ZEROSHOT, LINEAR_PROBE, *_COMPARATORS, *_CACHES, SINGLE, MMA, RMADAPTER, *ABLATIONS, *COMPOSITIONS)
+_OTHERS = (MMRL, TIP_ADAPTER, TIP_ADAPTER_F)
+_EVERY = (ZEROSHOT, LINEAR_PROBE, *_COMPARATORS, *_OTHERS, SINGLE, MMA, RMADAPTER, *ABLATIONS, *COMPOSITIONS)
 METHODS: dict[str, Method] = {method.name: method for method in _EVERY}
 # The paper's tables compare RMAdapter with these.
 _PUBLISHED = (ZEROSHOT, COOP, COCOOP, KGCOOP, MAPLE, PROMPTSRC, COPROMPT, CLIP_ADAPTER, MMA, RMADAPTER)

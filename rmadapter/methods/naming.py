@@ -1,9 +1,9 @@
 """What a configuration's method is called: by its label, by the registered method that it is, or as a custom one.
 
-What makes a method is every option of the groups ``adapter``, ``prompt``, ``lora``, ``head`` and ``loss`` apart from
-its recipe: the sizes of ``RECIPE`` (which blocks, widths, factors) and how much something weighs. A weight of 0, which
-leaves a term out, makes another method, and so do adapters in one tower alone. Options that have no effect, such as
-those of a reconstruction that is not there, make none.
+What makes a method is every option of the groups ``adapter``, ``prompt``, ``space``, ``lora``, ``head`` and ``loss``
+apart from its recipe: the sizes of ``RECIPE`` (which blocks, widths, factors) and how much something weighs. A weight
+of 0, which leaves a term out, makes another method, and so do adapters in one tower alone. Options that have no effect,
+such as those of a reconstruction that is not there, make none.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def _beside_adapters(tuned: TunerConfig) -> dict[str, str]:
     sizes = {
         "prompt.text_tokens": prompt.text_tokens,
         "prompt.vision_tokens": prompt.vision_tokens,
+        "space.tokens": tuned.space.tokens,
         "lora.rank": tuned.lora.rank,
         "head.image_ratio": head.image_ratio,
         "head.text_ratio": head.text_ratio,

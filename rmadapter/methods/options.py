@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rmadapter.config import TRAIN_HELP, TrainConfig
@@ -19,7 +20,7 @@ from rmadapter.methods.naming import method_name
 from rmadapter.methods.rmadapter import RMADAPTER
 
 # Of what is trained: an option of one that a method does not have is refused.
-GROUPS = ("adapter", "prompt", "lora", "head")
+GROUPS = ("adapter", "prompt", "space", "lora", "head")
 
 
 def parse_train(
@@ -110,7 +111,7 @@ def _data_of(argv: Sequence[str]) -> str | None:
 def _value_of(name: str, argv: Sequence[str]) -> str | None:
     """The value that the option ``name`` has in the words ``argv``, the last one of several."""
     found = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         if word.startswith("--") and _option(word) == name:
             found = word.partition("=")[2] if "=" in word else following
     return found
@@ -137,7 +138,7 @@ def _overruled(method: Method, words: Sequence[str]) -> list[str]:
     """The method's own options that the user's ``words`` give another value."""
     own = {_option(word): word for word in method.options}
     found = set()
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word.startswith("--") and _option(word) in own:
             value = following if "=" not in word and following and not following.startswith("--") else None
             given = word if value is None else f"{word}={value}"

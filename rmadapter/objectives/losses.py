@@ -6,7 +6,7 @@ L = L_ce + lambda1 * L_rec_vision + lambda2 * L_rec_text + lambda3 * |x_a - x|_1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmadapter.config import LossConfig
+from rmadapter.tuners.tuner import Answer
 
 WEIGHTS = {
     "reconstruction_vision": "lambda1",
@@ -59,6 +60,12 @@ def consistency_sum(tuned: Tensor, frozen: Tensor, distance: str = "l1") -> Tens
     if distance == "cosine":
         return (1 - (tuned * frozen).sum(-1)).sum()
     return (tuned - frozen).abs().sum() / tuned.shape[-1]
+
+
+def cross_entropy(answers: Sequence[Answer], labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each of ``answers`` with ``labels`` [n] (int64), times its share; a scalar."""
+    found = [(answer.share, F.cross_entropy(answer.logits, labels)) for answer in answers]
+    return found[0][1] if len(found) == 1 else reduce(torch.add, (share * value for share, value in found))
 
 
 def distillation(logits: Tensor, frozen: Tensor) -> Tensor:

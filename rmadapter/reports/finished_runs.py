@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmadapter.config import HeadConfig, LoraConfig, LossConfig, PromptConfig, RMAdapterConfig, TunerConfig
+from rmadapter.config import HeadConfig, LoraConfig, LossConfig, PromptConfig, RMAdapterConfig, SpaceConfig, TunerConfig
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_file import FORMAT, harmonic_mean
 from rmadapter.evaluation.results_table import RESULTS_TABLE, KeptResult, ResultsTable
@@ -64,6 +64,7 @@ class FinishedRun:
         split_file: ``ImageData.split_id``
         images: test images by part
         settings: what else determines the accuracy, as recorded: by dotted option name, with the precision
+        inference: by part which of its ways to answer the method took, as recorded; empty for a method with one
         made: what the recorded options make, see ``methods.naming``; None where they are not recorded
     """
 
@@ -85,6 +86,7 @@ class FinishedRun:
     split_file: str | None
     images: dict[str, int]
     settings: dict[str, Any]
+    inference: dict[str, str]
     made: str | None
 
     @property
@@ -171,6 +173,7 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
         split_file=field("split_file", _STR),
         images={part: int(count) for part, count in counts.items()},
         settings=settings,
+        inference={part: str(taken) for part, taken in field("inference", dict, {}).items()},
         made=_made(recorded),
     )
 
@@ -215,7 +218,7 @@ def _trained_on(field: _Fields, tested: DataId) -> TrainedOn | None:
 def _made(settings: dict[str, Any]) -> str | None:
     """The name of the method that recorded options make; None for those of another version, or of another kind."""
     try:
-        groups = {"prompt": PromptConfig, "lora": LoraConfig, "head": HeadConfig}
+        groups = {"prompt": PromptConfig, "lora": LoraConfig, "head": HeadConfig, "space": SpaceConfig}
         others = {name: kind(**settings.get(name, {})) for name, kind in groups.items()}
         tuned = TunerConfig(adapter=RMAdapterConfig.from_dict(settings["adapter"]), **others)
         return derived_name(tuned, LossConfig(**settings["loss"]))

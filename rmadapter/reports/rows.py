@@ -68,6 +68,11 @@ class Row:
         return next((run.trained_parameters for run in self.runs if run.trained_parameters is not None), None)
 
     @property
+    def inference(self) -> str:
+        """ "two" where the method answers otherwise among classes that it was not trained on; else empty."""
+        return "two" if any(run.inference for run in self.runs) else ""
+
+    @property
     def hm_of_means(self) -> float | None:
         """The harmonic mean of mean base and mean new accuracy."""
         base, new = self.accuracy("base"), self.accuracy("new")
@@ -103,6 +108,17 @@ class DataMeans:
     def spread(self, part: str) -> float | None:
         """The standard deviation over seeds of the seed's mean over the data sets; None for fewer than two."""
         return self.per_seed[part].sd if part in self.per_seed else None
+
+
+def inferences(rows: Iterable[Row]) -> list[str]:
+    """A sentence for each method with two inferences: which it took for what."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for run in row.runs:
+            found.setdefault(row.group.method, {}).update(
+                dict.fromkeys(f"{part} classes by {taken}" for part, taken in run.inference.items())
+            )
+    return [f"Inference two: {method} answers {', '.join(taken)}." for method, taken in found.items() if taken]
 
 
 def make_rows(members: Iterable[Member]) -> list[Row]:

@@ -14,7 +14,16 @@ from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.finished_runs import PARTS, RETAINED, find_runs
 from rmadapter.reports.groups import Group, grouped, misnamed, one_a_seed, several_contents
-from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE, DataMeans, Row, Stat, make_rows, means_over_data
+from rmadapter.reports.rows import (
+    DEVIATION,
+    DEVIATION_NOTE,
+    DataMeans,
+    Row,
+    Stat,
+    inferences,
+    make_rows,
+    means_over_data,
+)
 from rmadapter.reports.tables import Table, number
 
 __all__ = ["Report", "harmonic_mean", "report"]
@@ -126,6 +135,7 @@ def _blocks(rows: Sequence[Row], means: Sequence[DataMeans]) -> list[Table | str
         "shots": lambda row: _plain(row.group.shots),
         "seeds": lambda row: str(sum(run.seed is not None for run in row.runs) or ""),
         **{_HEADINGS[part]: partial(_accuracy, part) for part in _PARTS},
+        "inference": lambda row: row.inference,
         "trained parameters": lambda row: number(row.trained_parameters, ","),
         "training s": lambda row: _seconds(row.seconds("train")),
         "evaluation s": lambda row: _seconds(row.seconds("eval")),
@@ -133,6 +143,7 @@ def _blocks(rows: Sequence[Row], means: Sequence[DataMeans]) -> list[Table | str
     blocks = [*_table(described, measured, rows), LEGEND]
     if any(row.accuracy(part) for row in rows for part in RETAINED):
         blocks.append(RETENTION_LEGEND)
+    blocks += inferences(rows)
     if means:
         described = {heading: cell for heading, cell in described.items() if heading != "data"}
         measured = {

@@ -44,6 +44,10 @@ class Chunk:
         """Number of classes."""
         return self.stop - self.start
 
+    def longer(self, count: int) -> Chunk:
+        """With ``count`` tokens more at the beginning of each prompt, among those that all begin with."""
+        return replace(self, length=self.length + count, shared=self.shared + count if self.shared else 0)
+
     @property
     def tokens(self) -> int:
         """Tokens in it, padding counted."""

@@ -1,8 +1,8 @@
 """What a training step costs, counted in floating-point operations and in bytes kept for the backward pass.
 
 A product of an [m, k] with a [k, n] matrix is 2 m k n operations. Frozen weights get no gradient, so a block's backward
-pass costs its linear layers once more, and attention's five products in place of two. Norms, activations and the loss
-are left out; they move bytes and count few operations.
+pass costs its linear layers once more, and attention's five products in place of two; what is trained costs its own
+products three times. Norms, activations and the loss are left out; they move bytes and count few operations.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rmadapter.clip.towers import find_towers
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.chunks import Chunk
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
+from rmadapter.tuners.prompt_tokens import towers_embed
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class TowerShape:
             nothing is.
         adapters: number of them.
         adapter: operations of one adapter's forward pass on a token.
+        added: for each block, how many tokens a row has there beside those of the untouched tower.
+        read: tokens of a row that the tower is read at beside the pooled one.
+        updates: for each block, operations of its low-rank updates on a token, forward.
+        update_bytes: what a block's updates keep of a token for the backward pass.
+        inner: whether the first block above ``first`` is trained inside alone, so that no gradient goes to its input.
         embed: operations before the first block, a token.
         hidden_kept: how many tensors as large as the hidden layer the activation keeps for the backward pass.
         size, stream: bytes a number in the compute dtype and in the residual stream above the first adapter.
@@ -41,6 +47,11 @@ class TowerShape:
     first: int
     adapters: int
     adapter: int
+    added: tuple[int, ...]
+    read: int
+    updates: tuple[int, ...]
+    update_bytes: int
+    inner: bool
     embed: int
     hidden_kept: int
     size: int
@@ -54,28 +65,60 @@ class TowerShape:
         Keys and values of tokens that all rows begin with are copied to each row. Of the first adapted block, whose
         frozen part leaves no graph, it is the adapter's alone.
         """
+        if self.untouched:
+            return 0
         token = 2 * self.width * self.stream + (5 * self.width + self.hidden_kept * self.hidden) * self.size
-        copies = chunk.rows * chunk.length * 2 * self.width * self.size if chunk.shared else 0
-        above = max(0, self.depth - self.first - 1) * (chunk.tokens * token + copies)
+        above = 0
+        for block in range(self.first + 1, self.depth):
+            here = chunk.longer(self.added[block])
+            copies = here.rows * here.length * 2 * self.width * self.size if here.shared else 0
+            above += here.tokens * (token + (self.update_bytes if self.updates[block] else 0)) + copies
         return above + chunk.tokens * self.width * self.size
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing is trained in it."""
+        return self.first == self.depth
+
     def forward(self, chunk: Chunk, start: int, stop: int, by_token: bool = False) -> float:
-        """Operations of the blocks ``start`` to ``stop``; the tower's last one at one token with ``by_token``."""
-        return self._blocks(chunk, start, stop, by_token, products=2)
+        """Operations of the blocks ``start`` to ``stop`` of the untouched tower.
 
-    def backward(self, chunk: Chunk, by_token: bool) -> float:
-        """Operations of the backward pass through the blocks above the first adapted one."""
-        return self._blocks(chunk, self.first + 1, self.depth, by_token, products=5)
+        With ``by_token`` its last block is computed at one token.
+        """
+        return sum(self._block(chunk, by_token and block == self.depth - 1) for block in range(start, stop))
 
-    def _blocks(self, chunk: Chunk, start: int, stop: int, by_token: bool, products: int) -> float:
+    def tuned(self, chunk: Chunk, by_token: bool, *, backward: bool = False) -> float:
+        """Operations of the trained blocks with the tokens and updates that enter them, or of their backward pass."""
+        found = 0.0
+        for block in range(self.first + 1, self.depth):
+            here, last = chunk.longer(self.added[block]), by_token and block == self.depth - 1
+            found += self._block(here, last, products=5 if backward else 2, taken=1 + self.read)
+            if self.updates[block]:
+                found += self._updates(here, block, last, backward)
+        return found
+
+    def _updates(self, chunk: Chunk, block: int, at_token: bool, backward: bool) -> float:
+        """Operations of a block's low-rank updates, or what its backward pass costs more with them than without."""
+        tokens = chunk.rows if at_token else chunk.tokens
+        each = self.updates[block]
+        # At one token q, k and v are products with matrices that are formed, of which the gradients are made.
+        once = each * self.width / 2 if at_token else each * chunk.tokens
+        if not backward:
+            return once
+        found = 2 * once + (6 * self.width**2 * tokens if at_token else 0)
+        if self.inner and block == self.first + 1:
+            found -= 6 * self.width**2 * tokens + (0 if at_token else once)
+        return found
+
+    def _block(self, chunk: Chunk, at_token: bool, products: int = 2, taken: int = 1) -> float:
+        """Operations of one block with ``products`` of attention, at all tokens or ``taken`` ones of each row."""
         linear = 8 * self.width**2 + 4 * self.width * self.hidden
         attention = 2 * products * self.width
-        whole = chunk.tokens * linear + chunk.pairs * attention
-        if not (by_token and start < self.depth == stop):
-            return max(0, stop - start) * whole
-        # All four projections are those of one token; its heads look at the tokens as they are, each over their width.
-        last = chunk.rows * (linear + self.heads * chunk.length * attention)
-        return (stop - start - 1) * whole + last
+        if not at_token:
+            return chunk.tokens * linear + chunk.pairs * attention
+        # All four projections are those of these tokens; their heads look at the tokens as they are, each over their
+        # width.
+        return chunk.rows * taken * (linear + self.heads * chunk.length * attention)
 
     def adapters_flop(self, tokens: int) -> float:
         """Forward, the same again in the backward pass, and gradients to weights and input."""
@@ -92,12 +135,13 @@ class Cost:
     text_prefix: float = 0.0
     text_frozen: float = 0.0
     text_adapted: float = 0.0
+    outside: float = 0.0
     bytes: float = 0.0
 
     @property
     def flop(self) -> float:
         """All operations."""
-        return sum(getattr(self, f"{tower}_{part}") for tower in ("image", "text") for part in PARTS)
+        return self.outside + sum(getattr(self, f"{tower}_{part}") for tower in ("image", "text") for part in PARTS)
 
 
 PARTS = ("prefix", "frozen", "adapted")
@@ -113,9 +157,13 @@ class Workload:
         context: tokens of an untrimmed prompt.
         chunks: the classes.
         targets: whether the frozen image and the frozen text features are needed.
+        target_prompts: prompts a class that the frozen text features are of, where they are others than those that are
+            classified by; 0: those. The plain step too computes others once a run.
         rebuilds: whether the reconstruction of the towers is that of the frozen pass, which then runs in every step.
         by_block: whether adapted blocks are computed again in the backward pass, one by one (--grad-checkpointing).
         per_image: whether the classes are computed for each image.
+        outside: operations outside of the towers: logits, heads, what makes tokens of weights.
+        backwards: backward passes of a step.
         two_views: whether the frozen image features are those of a second view.
     """
 
@@ -129,6 +177,9 @@ class Workload:
     rebuilds: tuple[bool, bool]
     by_block: bool
     per_image: bool = False
+    target_prompts: int = 0
+    outside: float = 0.0
+    backwards: int = 1
     two_views: bool = False
 
     @property
@@ -149,75 +200,119 @@ def workload(
     targets: tuple[bool, bool],
     rebuilds: tuple[bool, bool],
     stream: int,
+    target_prompts: int = 0,
+    backwards: int = 1,
     two_views: bool = False,
 ) -> Workload:
     """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number."""
     visual = model.clip.visual
     patches = visual.grid_size[0] * visual.grid_size[1]
     patch = visual.conv1.weight[0].numel()
+    image = tower_shape(model, "vision", embed=2 * patch * visual.conv1.out_channels, stream=stream)
+    text = tower_shape(model, "text", stream=stream)
+    classes = max(chunk.stop for chunk in chunks)
     return Workload(
-        image=tower_shape(model, "vision", embed=2 * patch * visual.conv1.out_channels, stream=stream),
-        text=tower_shape(model, "text", stream=stream),
+        image=image,
+        text=text,
         images=images,
-        image_tokens=patches + 1 + model.sites("vision").added,
+        image_tokens=patches + 1,
         context=model.clip.context_length,
         chunks=chunks,
         targets=targets,
         rebuilds=rebuilds,
         by_block=bool(visual.transformer.grad_checkpointing),
         per_image=model.sites("text").per_image,
+        target_prompts=target_prompts,
+        outside=outside_flop(model, images, classes, image, text),
+        backwards=backwards,
         two_views=two_views,
     )
+
+
+def outside_flop(model: AdaptedCLIP, images: int, classes: int, image: TowerShape, text: TowerShape) -> float:
+    """Operations of one step outside of the towers: what the tuners say of themselves, and the logits."""
+    trained = {side for side, shape in (("image", image), ("text", text)) if not shape.untouched}
+    found = 0.0
+    for tuner in model.tuners:
+        found += tuner.operations(images, classes, trained)
+        trained |= tuner.changed
+    # The product itself, and one for each side that a gradient goes to.
+    return found + 2 * images * classes * towers_embed(model.clip) * (1 + len(trained))
 
 
 def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 0) -> TowerShape:
     """The shape of one tower of ``model``; ``stream`` in bytes a number, ``embed`` as in ``TowerShape``."""
     tower = find_towers(model.clip)[modality]
     layers = [found.layer for found in model.adapters(modality)]
-    inside = model.sites(modality).first
+    sites = model.sites(modality)
+    inside = sites.first
     starts = [*(layers[:1] and [layers[0] - 1]), *([] if inside is None else [inside - 1])]
     branch = next((found.adapter.branch for found in model.adapters(modality)), None)
     block = tower.blocks[0]
+    first = min(starts, default=tower.depth)
+    size = tower.transformer.get_cast_dtype().itemsize
+    updates = [model.update(modality, number) or () for number in range(tower.depth)]
+    lows = [[low for low in update if low is not None] for update in updates]
+    # Dropout keeps its output, and which values it has left out.
+    kept = [sum((tower.width * (size + 1)) if low.dropout else 0 for low in found) for found in lows]
     return TowerShape(
         width=tower.width,
         hidden=block.mlp.c_fc.out_features,
         heads=block.attn.num_heads,
         depth=tower.depth,
-        first=min(starts, default=tower.depth),
+        first=first,
         adapters=len(layers),
         adapter=2 * sum(p.numel() for p in branch.parameters() if p.dim() == 2) if branch is not None else 0,
+        added=tuple(sites.added_before(number + 1) for number in range(tower.depth)),
+        read=sites.read,
+        updates=tuple(sum(2 * (low.a.numel() + low.b.numel()) for low in found) for found in lows),
+        update_bytes=max(kept),
+        inner=first + 1 in sites.updates and sites.before(first + 1) is None,
         embed=embed,
         hidden_kept=2 if isinstance(block.mlp.gelu, QuickGELU) else 1,
-        size=tower.transformer.get_cast_dtype().itemsize,
+        size=size,
         stream=stream,
     )
 
 
 def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool], cached_views: bool = False) -> Cost:
-    """The cost of one step with ``shortcuts``; ``by_token`` says for which tower ``last_token`` applies."""
+    """The cost of one step with ``shortcuts``; ``by_token`` says for which tower ``last_token`` applies.
+
+    Without any shortcut it is the plain step's.
+    """
     at_token = [shortcuts.last_token and applies for applies in by_token]
+    # What nothing is trained in gives the frozen features by itself, of the same view; the plain step runs it twice.
+    plain = not shortcuts.any
+    twice = (plain or work.two_views or not work.image.untouched, plain or not work.text.untouched)
     image = _tower_cost(
         work.image,
         [Chunk(0, work.images, work.image_tokens)],
         at_token[0],
         prefix=0 if cached_views else 1,
-        frozen=work.rebuilds[0] or (work.targets[0] and not cached_views),
+        frozen=work.rebuilds[0] or (work.targets[0] and twice[0] and not cached_views),
         shared=shortcuts.image_prefix and not work.two_views,
         by_block=work.by_block,
+        backwards=work.backwards,
     )
+    own = work.targets[1] and not work.target_prompts
     text = _tower_cost(
         work.text,
         work.chunks,
         at_token[1],
         prefix=0 if shortcuts.text_prefix else 1,
-        frozen=work.rebuilds[1] or (work.targets[1] and not shortcuts.frozen_targets),
+        frozen=work.rebuilds[1] or (own and twice[1] and not shortcuts.frozen_targets),
         shared=shortcuts.text_prefix,
         by_block=work.by_block,
+        backwards=work.backwards,
     )
     if work.per_image:
         text = {name: value * work.images for name, value in text.items()}
+    if work.targets[1] and not plain and not shortcuts.frozen_targets:
+        others = (replace(chunk, shared=0) for chunk in work.chunks)
+        once = sum(work.text.forward(chunk, 0, work.text.depth, at_token[1]) for chunk in others)
+        text["frozen"] += work.target_prompts * once
     flop = {f"{name}_{part}": cost[part] for name, cost in (("image", image), ("text", text)) for part in PARTS}
-    return Cost(**flop, bytes=image["bytes"] + text["bytes"])
+    return Cost(**flop, outside=work.outside, bytes=image["bytes"] + text["bytes"])
 
 
 def _tower_cost(
@@ -229,17 +324,19 @@ def _tower_cost(
     frozen: bool,
     shared: bool,
     by_block: bool,
+    backwards: int,
 ) -> dict[str, float]:
     cost = dict.fromkeys((*PARTS, "bytes"), 0.0)
     recomputed = 0.0
     for chunk in chunks:
         # Up to and with the frozen part of the first adapted block.
         begin = shape.forward(chunk, 0, min(shape.first + 1, shape.depth), by_token) + chunk.tokens * shape.embed
-        above = shape.forward(chunk, shape.first + 1, shape.depth, by_token)
         cost["prefix"] += prefix * begin
         if frozen:
+            above = shape.forward(chunk, shape.first + 1, shape.depth, by_token)
             cost["frozen"] += above + (0 if shared else begin)
-        cost["adapted"] += above * (2 if chunk.recompute or by_block else 1) + shape.backward(chunk, by_token)
+        cost["adapted"] += shape.tuned(chunk, by_token) * (2 if chunk.recompute or by_block else 1)
+        cost["adapted"] += shape.tuned(chunk, by_token, backward=True) * backwards
         cost["adapted"] += shape.adapters_flop(chunk.tokens)
         saved = shape.saved_bytes(chunk)
         if by_block:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rmadapter.clip.classifier import CLIPClassifier, Output
 from rmadapter.clip.prompts import PromptBuffers, Prompts, encode_prompts, end_of_text
@@ -25,7 +24,7 @@ from rmadapter.step.image_views import split_views
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.injection import inject
-from rmadapter.tuners.tuner import Features, Tuner
+from rmadapter.tuners.tuner import Features, Tuner, mixed
 
 
 class RMAdapterCLIP(AdaptedClassifier):
@@ -39,7 +38,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         class_names: the classes, as in ``CLIPClassifier``.
         template: the prompt, with ``{}`` where a class name goes.
         trim: leave out what stands behind the longest prompt's end, where that changes no feature.
-        keep_targets: compute the frozen text features once for a set of classes, not at every call.
+        keep_targets: compute the frozen text features once for a set of classes, not at every call; those of other
+            prompts than are classified by are in any case, as in the methods' own code.
         target_templates: prompts whose frozen features, their mean, the losses compare the text features with; default:
             the template.
         sentences: class name -> sentences, as many for each class: at every step the losses compare the text features
@@ -168,23 +168,14 @@ class RMAdapterCLIP(AdaptedClassifier):
 
         Of sentences they are those of number ``drawn`` (int64, a scalar).
         """
-        if self.draws and not self.keep_targets:
-            assert drawn is not None  # ``check_drawn`` has looked
-            return self._frozen_targets([self.targets[int(drawn)]])[0]
-        if self._frozen_text is None or not self.keep_targets:
-            if self.targets:
-                each = self._frozen_targets(self.targets)
-                self._frozen_text = each if self.draws else each.mean(0)
-            else:
-                with torch.no_grad(), self.adapted.frozen_pass():
+        if self._frozen_text is None or not (self.keep_targets or self.targets):
+            with torch.no_grad(), self.adapted.frozen_pass():
+                if self.targets:
+                    each = torch.stack([encode_prompts(self.clip, prompts.tokens) for prompts in self.targets])
+                    self._frozen_text = each if self.draws else each.mean(0)
+                else:
                     self._frozen_text = self.text_features()
         return chosen(self._frozen_text, drawn) if self.draws else self._frozen_text
-
-    @torch.no_grad()
-    def _frozen_targets(self, targets: list[Prompts]) -> Tensor:
-        """Frozen features [sets, classes, embed] of some of ``targets``."""
-        with self.adapted.frozen_pass():
-            return torch.stack([encode_prompts(self.clip, prompts.tokens) for prompts in targets])
 
     def forward(self, images: Tensor, labels: Tensor | None = None, drawn: Tensor | None = None) -> Output:
         """Classify ``images`` [batch, 3, size, size]; with ``labels`` [batch] (int64) also compute the losses.
@@ -200,20 +191,20 @@ class RMAdapterCLIP(AdaptedClassifier):
         if self.training:
             self.check_drawn(drawn)
         image, frozen = self._image_side(images, of_images)
-        text = self._text_side(of_text, frozen, drawn)
+        text, frozen_text = self._text_side(of_text, frozen, drawn)
         features = self.headed(image, text)
-        logits = self.logits_of(features)
-        terms = {"cross_entropy": F.cross_entropy(logits, labels), **of_images, **of_text}
+        answers = self.answers(features)
+        logits = mixed(answers)
+        terms = {"cross_entropy": losses.cross_entropy(answers, labels), **of_images, **of_text}
         if self.training:
-            terms |= self.consistency_terms(features, frozen, logits, drawn)
+            terms |= self.consistency_terms(features, frozen, frozen_text, logits)
         return Output(logits, losses.with_total(terms, self.loss))
 
     def consistency_terms(
-        self, features: Features, frozen: Tensor | None, logits: Tensor, drawn: Tensor | None = None
+        self, features: Features, frozen: Tensor | None, text: Tensor | None, logits: Tensor
     ) -> dict[str, Tensor]:
         """What compares ``features``, those after the heads, and ``logits`` with the frozen model."""
         loss, terms = self.loss, {}
-        text = self.frozen_text_features(drawn) if loss.needs_text else None
         if loss.lambda3 and not self.compares_towers:
             assert frozen is not None  # the image side has made it
             terms["consistency_image"] = losses.consistency(features.image, frozen, loss.distance)
@@ -248,8 +239,10 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["consistency_image"] = losses.consistency(features, frozen.detach(), self.loss.distance)
         return features, frozen if needs_frozen else None
 
-    def _text_side(self, terms: dict[str, Tensor], frozen_images: Tensor | None, drawn: Tensor | None) -> Tensor:
-        """Tuned text features; adds the text tower's terms."""
+    def _text_side(
+        self, terms: dict[str, Tensor], frozen_images: Tensor | None, drawn: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tuned text features, and the frozen ones where a term needs them; adds the text tower's terms."""
         with self.adapted.collect("text") as per_token:
             features = self.text_features(frozen_images)
         if self.rebuilds_frozen("text"):
@@ -259,10 +252,10 @@ class RMAdapterCLIP(AdaptedClassifier):
             terms["reconstruction_text"] = losses.reconstruction(
                 per_token, self.config.objective, self.width["text"], self.counted["text"]
             )
-        if self.training and self.loss.lambda4 and self.compares_towers:
-            target = self.frozen_text_features(drawn)
+        target = self.frozen_text_features(drawn) if self.training and self.loss.needs_text else None
+        if target is not None and self.loss.lambda4 and self.compares_towers:
             terms["consistency_text"] = losses.consistency(features, target, self.loss.distance)
-        return features
+        return features, target
 
     def rebuilds_frozen(self, tower: str) -> bool:
         """Whether in training the reconstruction of ``tower`` is that of a frozen pass."""

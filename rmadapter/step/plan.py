@@ -26,9 +26,9 @@ from rmadapter.step.train_step import TrainStep
 WHAT = {
     "trim": "prompts end at their end-of-text token",
     "shared_start": "what all prompts begin with once for all classes",
-    "text_prefix": "prompts below the first adapter once a run",
+    "text_prefix": "prompts below the first trained block once a run",
     "frozen_targets": "frozen text features once a run",
-    "image_prefix": "images below the first adapter once a step",
+    "image_prefix": "images below the first trained block once a step",
     "class_chunks": "prompts in chunks of like length",
     "last_token": "last block at the pooled token alone",
     "packed_weights": "frozen matrices laid out for the processor once a run",
@@ -147,26 +147,34 @@ class Plan:
             reasons["shared_start"] = why
         if (why := packing_obstacle(model.prompts.tokens.device, model.clip.transformer.get_cast_dtype())) is not None:
             reasons["packed_weights"] = why
-        last = {tower: last_block_obstacle(model.clip, tower) for tower in ("vision", "text")}
+        random = {tower: model.adapted.sites(tower).random for tower in ("vision", "text")}
+        if random["text"]:
+            reasons["shared_start"] = "dropout draws for every prompt"
+        last = {
+            tower: "dropout draws for every token" if draws else last_block_obstacle(model.clip, tower)
+            for tower, draws in random.items()
+        }
         for tower, obstacle in last.items():
             if obstacle is not None:
                 reasons["last_token"] = f"{tower}: {obstacle}"
         fast = isinstance(step, TrainStep)
         planned = step if isinstance(step, TrainStep) else TrainStep(model, StepConfig.none())
-        if fast and not model.loss.needs_text:
+        loss, needs_image = model.loss, model.loss.needs_image or model.per_image
+        if fast and not loss.needs_text:
             reasons["frozen_targets"] = "no loss term needs them: lambda4 is 0"
-        if fast and not model.loss.needs_image:
+        if fast and not needs_image:
             reasons["image_prefix"] = "no loss term needs a frozen pass to share it with: lambda3 is 0"
-        loss = model.loss
         if fast and loss.reads_two_views:
             reasons["image_prefix"] = "the frozen pass is of a second view"
         work = workload(
             model.adapted,
             planned.chunks,
             images,
-            targets=(loss.needs_image, loss.needs_text),
+            targets=(needs_image, loss.needs_text),
             rebuilds=(model.rebuilds_frozen("vision"), model.rebuilds_frozen("text")),
             stream=planned.text.stream.itemsize,
+            target_prompts=1 if model.draws else len(model.targets),
+            backwards=2 if loss.projected else 1,
             two_views=loss.reads_two_views,
         )
         return cls(work, planned.shortcuts, (last["vision"] is None, last["text"] is None), reasons, views)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter.clip.classifier import CLIPClassifier, Output
@@ -30,7 +29,7 @@ from rmadapter.step.image_views import split_views
 from rmadapter.step.plain import RMAdapterCLIP, chosen
 from rmadapter.tuners.encoders import Entry, ImageEncoder, TextEncoder
 from rmadapter.tuners.sites import CLASS
-from rmadapter.tuners.tuner import Features, Values
+from rmadapter.tuners.tuner import Features, Values, mixed
 
 
 class Views(NamedTuple):
@@ -205,8 +204,9 @@ class TrainStep(nn.Module):
             text = self._text_features(of_text, values["text"], len(frozen), drawn)
         image, frozen = self._image_features(views, of_images, values.get("vision"))
         features = model.headed(image, text)
-        logits = model.logits_of(features)
-        of_images["cross_entropy"] = F.cross_entropy(logits, labels)
+        answers = model.answers(features)
+        logits = mixed(answers)
+        of_images["cross_entropy"] = losses.cross_entropy(answers, labels)
         self._compare(features, frozen, logits, of_images, of_text, drawn)
         if share != 1:
             of_images = {name: share * value for name, value in of_images.items()}
@@ -310,7 +310,7 @@ class TrainStep(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Tuned features [n, embed], and the sum of the reconstruction's losses over tokens and adapters."""
         x, per_token = self.image.tuned(Entry(adapter_input, output), self.image.layout, reconstruct, values)
-        return self.image.finish(x), self._reconstruction_sum("vision", per_token)
+        return self.image.finish(x, self.image.sites.read), self._reconstruction_sum("vision", per_token)
 
     def _text_part(
         self,

@@ -11,12 +11,11 @@ from typing import Any
 from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
-from rmadapter.config import PUBLISHED, TrainConfig
-from rmadapter.config.loss import SENTENCES
+from rmadapter.config import TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
 from rmadapter.data.catalog import template_for
 from rmadapter.data.sentences import read_sentences
-from rmadapter.data.templates import sixty_templates
+from rmadapter.data.templates import target_templates
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import Loading, evaluate_parts, tested_parts
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
@@ -212,7 +211,7 @@ def _make_model(
         loss=config.loss,
         trim=shortcuts.trim,
         keep_targets=shortcuts.frozen_targets,
-        target_templates=_target_templates(config, data),
+        target_templates=target_templates(config.loss.target, data.name),
         sentences=None if config.loss.sentences is None else read_sentences(config.loss.sentences),
     )
     if shortcuts.any:
@@ -220,13 +219,6 @@ def _make_model(
         settings = {"by_token": shortcuts.last_token, "packed": shortcuts.packed_weights}
         model.encoders = Encoders.of(adapted, stream=stream, **settings)
     return model.train(), backend
-
-
-def _target_templates(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
-    """The prompts whose frozen features the losses compare with; none for the run's own."""
-    if config.loss.target in (PUBLISHED, SENTENCES):  # of sentences where there are none
-        return (template_for(PUBLISHED, data.name),)
-    return sixty_templates() if config.loss.target == "templates" else ()
 
 
 def own_parts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
@@ -269,7 +261,7 @@ def _results(
         seed=config.seed,
         classes=config.classes,
         split="test",
-        found={name: found[name] for name in ("accuracy", "images", "skipped")},
+        found={name: found[name] for name in ("accuracy", "images", "skipped", "inference") if name in found},
         trained_parameters=sum(p.numel() for p in run.parameters.values()),
         seconds={"train": run.seconds, "eval": found["seconds"]},
         precision=run.precision,

@@ -54,8 +54,9 @@ def search_strength(validation: Validation, head: HeadConfig) -> Strength:
     cache = next(tuner for tuner in model.adapted.tuners if isinstance(tuner, ImageCache))
     features, labels = validation.features()
     with evaluating(model):
-        features = model.headed(*features)
-        logits, nearness = CLIPClassifier.logits(model, *features), cache.nearness(features.image)
+        features = model.headed(features.image, features.text)
+        logits = CLIPClassifier.logits(model, features.image, features.text)
+        nearness = cache.nearness(features.image)
     grid = [(beta, _grid(head.max_weight, head.cache_weight, WEIGHTS)) for beta in _sharpnesses(head)]
     best: Strength | None = None
     for sharpness, weights in [*grid, (head.cache_sharpness, [head.cache_weight])]:

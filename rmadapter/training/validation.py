@@ -60,7 +60,7 @@ class Validation:
         """Top-1 of the model as it is, in percent."""
         features, labels = self.features()
         with evaluating(self.model):
-            logits = self.model.logits(*features)
+            logits = self.model.logits(features.image, features.text)
         return 100 * int((logits.argmax(-1) == labels).sum()) / len(labels)
 
     def _encoded(self) -> tuple[Tensor, Tensor]:

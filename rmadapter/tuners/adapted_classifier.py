@@ -14,7 +14,7 @@ from rmadapter.clip.types import ClipModel
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.bound_classes import rows_of
 from rmadapter.tuners.encoders import Encoders
-from rmadapter.tuners.tuner import Features
+from rmadapter.tuners.tuner import Answer, Features, mixed
 
 
 class AdaptedClassifier(CLIPClassifier):
@@ -26,6 +26,8 @@ class AdaptedClassifier(CLIPClassifier):
         encoders: where given they run the model in eval mode in place of open_clip's own forward passes and hooks:
             the last block at the pooled token alone, the residual stream in a dtype of its own. They may be set later;
             while the model is on another device than they were made for, it runs without them.
+        elsewhere: whether the images are of another data set than those of the training, so that no class counts as one
+            that it was trained on.
 
     Raises:
         InputError: a class that a tuner is bound away from.
@@ -42,7 +44,9 @@ class AdaptedClassifier(CLIPClassifier):
         *,
         trim: bool = True,
         encoders: Encoders | None = None,
+        elsewhere: bool = False,
     ):
+        self.elsewhere = elsewhere
         model.use_tokenizer(tokenizer)
         super().__init__(model, tokenizer, class_names, template, trim=trim)
         self.encoders = encoders
@@ -81,6 +85,9 @@ class AdaptedClassifier(CLIPClassifier):
             rows = rows_of(list(class_names), bound, "the adapter, which has something of each class,")
             for tuner in self.adapted.tuners:
                 tuner.set_rows(rows)
+        known = self.adapted.class_names
+        for tuner in self.adapted.tuners:
+            tuner.set_familiar(not self.elsewhere and known is not None and set(class_names) <= set(known))
         super().set_classes(class_names, template)
         learned = self.adapted.tuned.prompt
         if learned.text_tokens:
@@ -110,19 +117,23 @@ class AdaptedClassifier(CLIPClassifier):
                 each.append(encode_prompts(self.clip, self.prompts.tokens))
         return torch.stack(each)
 
+    @property
+    def inference(self) -> str | None:
+        """See ``Tuner.inference``."""
+        return next((tuner.inference for tuner in self.adapted.tuners if tuner.inference is not None), None)
+
     def image_features(self, images: Tensor) -> Tensor:
-        """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
+        """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised; see ``Features.image``."""
         encoders = self._running_encoders
         if encoders is None:
-            return super().image_features(images)
+            return self.adapted.installed.with_read(self.clip, super().image_features(images))
         return encoders.image.features(images, self.adapted.values(None).get("vision"))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Logits [batch, classes] in fp32 of the towers' features, with what is trained after the towers."""
         if self.per_image and not text_features.numel():
             text_features = self.text_features(image_features)
-        features = self.headed(image_features, text_features)
-        return self.logits_of(features)
+        return mixed(self.answers(self.headed(image_features, text_features)))
 
     def headed(self, image_features: Tensor, text_features: Tensor) -> Features:
         """The towers' features as the trained heads change them."""
@@ -132,13 +143,17 @@ class AdaptedClassifier(CLIPClassifier):
                 features = tuner.head(features)
         return features
 
-    def logits_of(self, features: Features) -> Tensor:
-        """Logits of what ``headed`` gives."""
-        logits = super().logits(*features)
-        if self.adapted.installed.running:
-            for tuner in self.adapted.tuners:
-                logits = tuner.add_to_logits(logits, features.image)
-        return logits
+    def answers(self, features: Features) -> list[Answer]:
+        """Logits of what ``headed`` gives, for each of the images' features and its share."""
+        rest = 1 - sum(share for share, _ in features.others)
+        found = []
+        for share, image in ((rest, features.image), *features.others):
+            logits = super().logits(image, features.text)
+            if self.adapted.installed.running:
+                for tuner in self.adapted.tuners:
+                    logits = tuner.add_to_logits(logits, image)
+            found.append(Answer(share, logits))
+        return found
 
     @property
     def _running_encoders(self) -> Encoders | None:

@@ -49,6 +49,7 @@ class AdaptedCLIP(nn.Module):
         clip: the model itself, frozen; its own calls (``clip.encode_image`` ...) run what enters the towers too.
         tuned: the configuration of all that is trained.
         installed: what is trained beside the adapters, and its hooks.
+        class_names: those that it is or was trained on; None where nobody said.
         source: where the model came from, or None where the caller did not say.
         weights_hash: the hash of its weights as loaded, where they are stored otherwise by now; else None.
     """
@@ -60,11 +61,13 @@ class AdaptedCLIP(nn.Module):
         tuners: Sequence[Tuner],
         source: ModelSource | None,
         weights_hash: str | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         super().__init__()
         self.clip = clip
         self.tuned = tuned
         self.installed = Installed(list(tuners))
+        self.class_names = None if class_names is None else list(class_names)
         self.source = source
         self.weights_hash = weights_hash
         self._tokenizer_hash: str | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from rmadapter.clip.attention import longer_mask
 from rmadapter.clip.blocks import block_output, block_output_at, frozen_matrices, normed
 from rmadapter.clip.frozen_linear import frozen_linear, packed_matrix, packing_obstacle
 from rmadapter.clip.layout import Layout
@@ -26,7 +27,7 @@ from rmadapter.clip.prompts import Prompts, embed_prompts, end_of_text, pool_tex
 from rmadapter.clip.towers import find_towers, pooled_token
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.branch import adapter_of, adapter_term
-from rmadapter.tuners.installed import edited
+from rmadapter.tuners.installed import edited, taken_out
 from rmadapter.tuners.sites import TokenEdit
 from rmadapter.tuners.tuner import Values
 
@@ -83,6 +84,7 @@ class Encoder:
         self.matrices: list[Tensor] = []
         self.sites = model.sites(modality)
         self.update, self.installed = model.update, model.installed
+        self.inserted = self.sites.inserted(len(self.blocks))
         self.branches = [number for number, block in enumerate(self.blocks) if adapter_of(block) is not None]
         inside = self.sites.first
         self.first: int | None = min([*self.branches, *([] if inside is None else [inside])], default=None)
@@ -93,8 +95,9 @@ class Encoder:
 
     @property
     def mask(self) -> Tensor | None:
-        """The additive mask of a causal tower, where the model has it now."""
-        return getattr(self.clip, self.kind.causal_mask) if self.kind.causal_mask else None
+        """The additive mask of a causal tower, where the model has it now, for the longest sequence."""
+        found = getattr(self.clip, self.kind.causal_mask) if self.kind.causal_mask else None
+        return longer_mask(found, self.inserted)
 
     @property
     def fits(self) -> bool:
@@ -136,7 +139,7 @@ class Encoder:
             x, _ = self._frozen_block(number, x, layout)
         x = x.to(self.stream)
         if self.first is None or not self.begins_beside:
-            return Entry(x.new_empty(x.shape[0], 0), x)
+            return Entry(x.new_empty(x.shape[0], 0, dtype=self.dtype), x)
         output, adapter_input = self._frozen_block(self.first, x, layout)
         return Entry(adapter_input, output)
 
@@ -145,7 +148,8 @@ class Encoder:
     ) -> tuple[Tensor, list[Tensor]]:
         """The last block's output and, with ``reconstruct``, each adapter's loss of each token, in ``layout``.
 
-        ``values`` are what enters this tower, as ``Tuner.values`` has them, of the classes in ``layout``.
+        ``values`` are what enters this tower, as ``Tuner.values`` has them, of the classes in ``layout``. Tokens that
+        were inserted are left out of the output, and those of them that are read stand behind the others.
         """
         losses: list[Tensor] = []
         x = entry.output
@@ -174,7 +178,9 @@ class Encoder:
             else:
                 x, loss = self._tuned_block(number, x, layout, reconstruct, value)
             losses.append(loss)
-        return x, [loss for loss in losses if loss.numel()]
+        read = x[:, 1 : 1 + self.sites.read]
+        x = taken_out(x, self.inserted)
+        return torch.cat([x, read], 1) if self.sites.read else x, [loss for loss in losses if loss.numel()]
 
     def frozen(self, entry: Entry, layout: Layout, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
         """The same without anything that is trained; with ``reconstruct`` the losses are those of the frozen tokens.
@@ -211,6 +217,7 @@ class Encoder:
             edit = self.sites.before(number)
             assert edit is not None  # values are those of the sites
             x = self._edited(edit, x, layout, value)
+        layout = layout.inserted(self.sites.inserted(number + 1), self.sites.read)
         update = self.update(self.modality, number) if number in self.sites.updates else None
         output, adapter_input = self._frozen_block(number, x, layout, update)
         if adapter_of(self.blocks[number]) is None:
@@ -218,7 +225,7 @@ class Encoder:
         return self._add(number, adapter_input, output, layout, reconstruct)
 
     def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
-        """``x`` with learned tokens before a block."""
+        """``x`` with learned tokens before a block; ``layout`` is that of the tower's input."""
         raise NotImplementedError
 
     def _add(
@@ -251,9 +258,17 @@ class ImageEncoder(Encoder):
         entry = self.enter(embedded, self.layout)
         return entry if self.first is not None else Entry(entry.adapter_input, self._features(entry.output))
 
-    def finish(self, x: Tensor) -> Tensor:
-        """Features [n, embed], not normalised, of what ``tuned`` or ``frozen`` gives."""
-        return x if self.first is None else self._features(x)
+    def finish(self, x: Tensor, read: int = 0) -> Tensor:
+        """Features [n, embed], not normalised, of what ``tuned`` or ``frozen`` gives.
+
+        Of ``tuned`` the last ``read`` tokens, ``Sites.read``, are read beside: [n, embed + D] with their mean behind.
+        """
+        if self.first is None:
+            return x
+        if not read:
+            return self._features(x)
+        tokens = normed(self.clip.visual.ln_post, x[:, -read:], self.dtype)
+        return torch.cat([self._features(x[:, :-read]), tokens.mean(1)], -1)
 
     def _features(self, x: Tensor) -> Tensor:
         visual = self.clip.visual
@@ -264,7 +279,7 @@ class ImageEncoder(Encoder):
         return pooled if visual.proj is None else pooled @ visual.proj
 
     def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
-        if edit.block == 0:  # the norm in front of the blocks, which the other tokens have behind them
+        if edit.embedded:  # the norm in front of the blocks, which the other tokens have behind them
             value = normed(self.clip.visual.ln_pre, value.to(self.dtype), self.dtype)
         return edited(edit, x, value)
 
@@ -272,7 +287,7 @@ class ImageEncoder(Encoder):
         """Tuned features [n, embed] of images, for evaluation."""
         with torch.no_grad():
             entry = self.begin(images)
-        return self.finish(self.tuned(entry, self.layout, False, values)[0])
+        return self.finish(self.tuned(entry, self.layout, False, values)[0], self.sites.read)
 
 
 class TextEncoder(Encoder):
@@ -312,7 +327,9 @@ class TextEncoder(Encoder):
         return project_text(self.clip, pool_text(self.clip, x, own))
 
     def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
-        return layout.with_learned(x, value, self.clip.positional_embedding if edit.block == 0 else None)
+        if edit.embedded:
+            return layout.with_learned(x, value, self.clip.positional_embedding)
+        return edited(edit, x, value)  # behind the first token, which is the first of the shared ones too
 
     def features(self, prompts: Prompts, values: Values | None = None, groups: int = 1) -> Tensor:
         """Tuned features [groups * classes, embed] of prompts, for evaluation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 
 import torch
@@ -78,6 +78,19 @@ class FeatureAdapters(Tuner):
             found[name] = self.ratios[name] * adapter(x) + (1 - self.ratios[name]) * x
         return Features(**found)
 
+    @property
+    def changed(self) -> frozenset[str]:
+        """Those that have an adapter."""
+        return frozenset(self.adapters)
+
+    def operations(self, images: int, classes: int, trained: Set[str]) -> float:
+        """Of both layers; the first one's input has a gradient where a tower is trained."""
+        found, rows = 0, {"image": images, "text": classes}
+        for name, adapter in self.adapters.items():
+            first, second = adapter.parameters()
+            found += rows[name] * ((6 if name in trained else 4) * first.numel() + 6 * second.numel())
+        return found
+
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """``head.image.0.weight`` [hidden, embed], ``head.image.2.weight`` [embed, hidden], and of ``text``."""
         for name, adapter in self.adapters.items():
@@ -110,6 +123,11 @@ class ClassOffsets(Tuner):
         """The text features with their offsets."""
         offsets = self.offsets if self.rows is None else self.offsets[self.rows]
         return features._replace(text=features.text.float() + self.factor * offsets)
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The text features."""
+        return frozenset({"text"})
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """``head.offsets`` [classes, embed]."""
@@ -168,6 +186,13 @@ class ImageCache(Tuner):
     def add_to_logits(self, logits: Tensor, image_features: Tensor) -> Tensor:
         """The cache's votes added."""
         return logits + self.weight * self.votes(self.nearness(image_features), self.sharpness)
+
+    def operations(self, images: int, classes: int, trained: Set[str]) -> float:
+        """Of nearness and votes: each product, and where keys or images have a gradient those that make it."""
+        kept, embed = self.keys.shape
+        nearness = 2 + 2 * self.keys.requires_grad + 2 * ("image" in trained)
+        votes = 4 if nearness > 2 else 2
+        return images * kept * (nearness * embed + votes * classes)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """``cache.keys`` [images, embed] and ``cache.labels`` [images]."""

@@ -56,7 +56,7 @@ def inject(
         seed: of the trained weights, see ``AdaptedCLIP.reset_adapters``; None: one from torch's global generator.
         tokenizer: for learned tokens that begin as words.
         template: the prompt that these words are the first of.
-        class_names: for what each class has of its own.
+        class_names: those that it is to be trained on, for what each class has of its own.
         cached_images: how many images a cache is to keep.
 
     Trained weights are fp32 on the model's device.
@@ -120,7 +120,7 @@ def _put_in(
                 block = towers[name].blocks[layer - 1]
                 setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device))
                 block.register_forward_hook(adapter_hook)
-    model = AdaptedCLIP(clip, tuned, [tuner.to(device) for tuner in tuners], source, weights_hash)
+    model = AdaptedCLIP(clip, tuned, [tuner.to(device) for tuner in tuners], source, weights_hash, class_names)
     model.installed.install(clip)
     return model
 

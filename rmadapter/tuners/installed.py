@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.clip.attention import scaled_attention
+from rmadapter.clip.attention import longer_mask, scaled_attention
 from rmadapter.clip.low_rank import added
 from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import Block, ClipModel
@@ -42,6 +42,8 @@ class Installed(nn.Module):
         self.register_buffer("places", None, persistent=False)
         self.image_features: Tensor | None = None
         self._values: dict[str, Values] = {}
+        self._read: Tensor | None = None
+        self._attending: dict[tuple[str, int], Tensor] = {}
 
     def sites(self, tower: str) -> Sites:
         """Those of all tuners."""
@@ -77,13 +79,19 @@ class Installed(nn.Module):
                 clip.token_embedding.register_forward_hook(self._after_embedding)
             if sites.edits and name == "vision":
                 clip.visual.ln_pre.register_forward_pre_hook(self._before_norm)
-            for edit in sites.edits:
-                if edit.block:
-                    hook = partial(before_block, self, name, edit)
-                    tower.blocks[edit.block].register_forward_pre_hook(hook)
+            for number, block in enumerate(tower.blocks):
+                edit, more = sites.before(number), sites.inserted(number + 1)
+                if more or (edit is not None and not edit.embedded):
+                    hook = partial(before_block, self, name, edit, more)
+                    block.register_forward_pre_hook(hook, with_kwargs=True)
+            if inserted := sites.inserted(tower.depth):
+                # Behind the adapter's hook, which adds to the inserted tokens too.
+                hook = partial(after_blocks, self, inserted, sites.read)
+                tower.blocks[-1].register_forward_hook(hook)
             for block in sites.updates:
-                hook = partial(after_attention, self, name, block)
-                tower.blocks[block].attn.register_forward_hook(hook, with_kwargs=True)
+                attention = tower.blocks[block].attn
+                attention.register_forward_pre_hook(partial(before_attention, self, (name, block)))
+                attention.register_forward_hook(partial(after_attention, self, (name, block)), with_kwargs=True)
 
     def uninstall(self, clip: ClipModel) -> None:
         """Take the hooks out of ``clip`` again."""
@@ -94,23 +102,34 @@ class Installed(nn.Module):
                     if owner is self:
                         del hooks[key]
                         module._forward_hooks_with_kwargs.pop(key, None)
+                        module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def _before_norm(self, norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not self.running:
             return args
         values = self._values["vision"] = self.values()["vision"]
         edit = self.sites("vision").before(0)
-        return args if edit is None else (edited(edit, args[0], values[0]), *args[1:])
+        if edit is None or not edit.embedded:
+            return args
+        return (edited(edit, args[0], values[0]), *args[1:])
 
     def _after_embedding(self, embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not self.running:
             return output
         values = self._values["text"] = self.values(self.image_features)["text"]
-        if 0 not in values:
+        edit = self.sites("text").before(0)
+        if edit is None or not edit.embedded:
             return output
         assert self.places is not None  # set with the classes
         tokens = values[0].to(output.dtype).expand(len(output), -1, -1)
         return output.scatter(1, self.places[:, :, None].expand_as(tokens), tokens)
+
+    def with_read(self, clip: ClipModel, features: Tensor) -> Tensor:
+        """Image ``features`` [n, embed] of the pass that has just ended, with the mean of the tokens that are read."""
+        read, self._read = self._read, None
+        if read is None or not self.running:
+            return features
+        return torch.cat([features, clip.visual.ln_post(read).mean(1).to(features.dtype)], -1)
 
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -131,11 +150,40 @@ class Installed(nn.Module):
             self.image_features = None
 
 
-def before_block(installed: Installed, tower: str, edit: TokenEdit, block: Block, args: tuple[Any, ...]) -> Any:
-    """Forward pre-hook of a block: its input with the learned tokens."""
+def before_block(
+    installed: Installed,
+    tower: str,
+    edit: TokenEdit | None,
+    more: int,
+    block: Block,
+    args: tuple[Any, ...],
+    names: dict[str, Any],
+) -> Any:
+    """Forward pre-hook of a block: its input with the learned tokens, its mask for ``more`` tokens."""
     if not installed.running:
-        return args
-    return (edited(edit, args[0], installed._values[tower][edit.block]), *args[1:])
+        return args, names
+    x, *others = args
+    if edit is not None and not edit.embedded:
+        x = edited(edit, x, installed._values[tower][edit.block])
+    # open_clip hands the mask on by its name, and where it recomputes activations by its place.
+    others = [longer_mask(other, more) for other in others]
+    return (x, *others), {name: longer_mask(value, more) for name, value in names.items()}
+
+
+def after_blocks(
+    installed: Installed, inserted: int, read: int, block: Block, args: tuple[Any, ...], output: Tensor
+) -> Tensor:
+    """Forward hook of the last block: its output without the ``inserted`` tokens, of which ``read`` are kept."""
+    if not installed.running:
+        return output
+    if read:
+        installed._read = output[:, 1 : 1 + read]
+    return taken_out(output, inserted)
+
+
+def taken_out(x: Tensor, inserted: int) -> Tensor:
+    """``x`` [rows, tokens, D] without the ``inserted`` tokens behind the first."""
+    return torch.cat([x[:, :1], x[:, 1 + inserted :]], 1) if inserted else x
 
 
 def edited(edit: TokenEdit, x: Tensor, values: Tensor) -> Tensor:
@@ -150,20 +198,27 @@ def edited(edit: TokenEdit, x: Tensor, values: Tensor) -> Tensor:
     return torch.cat([x[:, :1], values, x[:, 1 + edit.count :]], 1)
 
 
+def before_attention(installed: Installed, place: tuple[str, int], attn: Any, args: tuple[Tensor, ...]) -> Any:
+    """Forward pre-hook of a block's attention: none of its rows, where ``after_attention`` computes them."""
+    if not installed.running or installed.update(*place) is None:
+        return args
+    installed._attending[place] = args[0]
+    return tuple(arg[:0] for arg in args)
+
+
 def after_attention(
     installed: Installed,
-    tower: str,
-    block: int,
+    place: tuple[str, int],
     attn: Any,
     args: tuple[Tensor, ...],
     names: dict[str, Any],
     output: tuple[Tensor, Any],
 ) -> tuple[Tensor, Any]:
     """Forward hook of a block's attention: what it gives with low-rank updates of its matrices."""
-    update = installed.update(tower, block) if installed.running else None
-    if update is None:
+    x = installed._attending.pop(place, None)
+    if x is None:
         return output
-    x, mask = args[0], names.get("attn_mask")
+    update, mask = installed.update(*place), names.get("attn_mask")
     parts = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
     q, k, v = (
         added(low, x, part).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)

@@ -12,6 +12,7 @@ from rmadapter.errors import InputError
 from rmadapter.tuners.feature_heads import ClassFeatures, ClassOffsets, FeatureAdapters, ImageCache
 from rmadapter.tuners.low_rank_updates import LowRankUpdates
 from rmadapter.tuners.prompt_tokens import PromptTokens
+from rmadapter.tuners.representation_space import RepresentationSpace
 from rmadapter.tuners.tuner import Tuner
 
 
@@ -28,7 +29,8 @@ def make_tuners(
         images: how many a cache is to keep.
 
     Raises:
-        InputError: what each class has of its own without the names of the classes; what a tuner says of the model.
+        InputError: what each class has of its own without the names of the classes; two that do not go together; what a
+            tuner says of the model.
     """
     prompt, head = config.prompt, config.head
     bound = {
@@ -44,6 +46,15 @@ def make_tuners(
     found: list[Tuner] = []
     if prompt.any:
         found.append(PromptTokens(clip, prompt, words=words, class_names=names))
+    if config.space.any:
+        others = {"prompt.text_tokens": prompt.text_tokens, "prompt.vision_tokens": prompt.vision_tokens}
+        others["adapter.reconstruct"] = config.adapter.layers != "none" and config.adapter.reconstruct
+        if given := next((field for field, on in others.items() if on), None):
+            raise InputError(
+                f"space.tokens is {config.space.tokens} and {given} is {others[given]}: inserted tokens move those "
+                "that it counts by their places; valid: one of the two"
+            )
+        found.append(RepresentationSpace(clip, config.space))
     if config.lora.any:
         found.append(LowRankUpdates(clip, config.lora))
     if head.class_prompts != "run":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 
 import torch
@@ -118,6 +118,14 @@ class PromptTokens(Tuner):
         else:
             vision = dict(enumerate(self._of("vision")))
         return {"text": text, "vision": vision}
+
+    def operations(self, images: int, classes: int, trained: Set[str]) -> float:
+        """Of the couplings and of the network of the image, whose own input has no gradient."""
+        coupled = 6 * self.config.text_tokens * sum(p.numel() for p in self.coupling.parameters() if p.dim() == 2)
+        if self.network is None:
+            return coupled
+        first, second = (p.numel() for p in self.network.parameters() if p.dim() == 2)
+        return coupled + images * (4 * first + 6 * second)
 
     def set_rows(self, rows: list[int]) -> None:
         """Which of the classes' own tokens are meant from now on."""

@@ -16,8 +16,8 @@ class TokenEdit:
     """Learned tokens that enter a tower before one of its blocks.
 
     Attributes:
-        block: the block's place from 0. Before the first one a text token takes the place of a word's embedding and
-            gets its position, and an image token goes through the norm in front of the blocks.
+        block: the block's place from 0. Before the first one a text token that is not inserted takes the place of a
+            word's embedding and gets its position, and an image token goes through the norm in front of the blocks.
         count: number of tokens.
         place: REPLACE tokens that are there, APPEND behind the last one, or INSERT behind the first one.
         last: of REPLACE, whether the last tokens are meant and not those behind the first one.
@@ -30,6 +30,11 @@ class TokenEdit:
     last: bool = False
     per: str = ALL
 
+    @property
+    def embedded(self) -> bool:
+        """Whether they enter in front of the tower, with the embeddings, and not right before a block."""
+        return self.block == 0 and self.place != INSERT
+
 
 @dataclass(frozen=True)
 class Sites:
@@ -39,11 +44,14 @@ class Sites:
         edits: of its tokens, by block.
         updates: places of the blocks whose matrices get low-rank updates.
         random: whether a training pass draws random numbers in the tower (dropout).
+        read: how many of the inserted tokens are read behind the last block, beside the token that the tower is pooled
+            at: their outputs are a part of the features (``Tuner.head``).
     """
 
     edits: tuple[TokenEdit, ...] = ()
     updates: frozenset[int] = frozenset()
     random: bool = False
+    read: int = 0
 
     @property
     def first(self) -> int | None:
@@ -59,6 +67,14 @@ class Sites:
     def added(self) -> int:
         """How many tokens the tower has more after them than before."""
         return sum(edit.count for edit in self.edits if edit.place != REPLACE)
+
+    def added_before(self, blocks: int) -> int:
+        """How many tokens more the last of the first ``blocks`` blocks has than the untouched tower's."""
+        return sum(edit.count for edit in self.edits if edit.place != REPLACE and edit.block < blocks)
+
+    def inserted(self, blocks: int) -> int:
+        """How many tokens stand behind the first one that the first ``blocks`` blocks, or fewer, have had inserted."""
+        return sum(edit.count for edit in self.edits if edit.place == INSERT and edit.block < blocks)
 
     def before(self, block: int) -> TokenEdit | None:
         """What enters before ``block``, if anything."""
@@ -76,4 +92,5 @@ class Sites:
             if one.block == other.block:
                 raise InputError(f"two tuners put tokens in front of block {one.block + 1} of one tower; valid: one")
         updates = frozenset(block for sites in several for block in sites.updates)
-        return cls(tuple(edits), updates, any(sites.random for sites in several))
+        random, read = any(sites.random for sites in several), sum(sites.read for sites in several)
+        return cls(tuple(edits), updates, random, read)

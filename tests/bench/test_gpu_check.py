@@ -82,6 +82,7 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
     assert {command[command.index("--shard") + 1] for command in tests} == {f"{i}/12" for i in range(1, 13)}
     assert {Path(file).name for command in tests for file in command if file.endswith(".py")} == {
         "test_triton_gpu.py",
+        "test_triton_gpu_calls.py",
         "test_device_step.py",
     }
     # They end by themselves, and say what failed, before they are ended.
@@ -148,8 +149,8 @@ def test_without_a_device_or_tools(tmp_path, capsys, monkeypatch):
     assert run(machine, tmp_path) == 0
     printed = capsys.readouterr().out
     assert "there is no compute-sanitizer, so none is run" in printed
-    assert "the kernels' own file alone is run" in printed
-    assert machine.commands[0][0][-1].endswith("test_triton_gpu.py")
+    assert "the kernels' own files alone are run" in printed
+    assert machine.commands[0][0][-1].endswith("test_triton_gpu_calls.py")
     monkeypatch.setattr(Stub, "has_device", lambda self: False)
     assert run(Stub(), tmp_path / "none") == 2
     assert not (tmp_path / "none").exists()

@@ -15,7 +15,18 @@ from conftest import small_clip
 from bench import cpu_memory, loader, step_contenders, step_samples
 from bench import step as bench
 from bench.memory import allocated_peak, held_bytes
-from bench.step_contenders import COMPARED, CONTENDERS, GRAPHS, NO_RECONSTRUCTION, Contenders, check
+from bench.step_contenders import (
+    CHECKED_CLASSES,
+    COMPARED,
+    CONTENDERS,
+    GRAPHS,
+    MAIN,
+    NO_RECONSTRUCTION,
+    VIEWS,
+    Contenders,
+    check,
+)
+from bench.step_methods import Subject
 from bench.step_report import TARGETS, Times, as_table, heading, targets
 from rmadapter import AdaptedCLIP, InputError, RMAdapterConfig, inject
 from rmadapter.clip.backbone import Backbone
@@ -38,8 +49,11 @@ def machine(monkeypatch):
     calls, disturbed = [], {}
 
     class FakeContenders:
-        def __init__(self, batch, backbone, adapted, classes, precision):
+        def __init__(self, batch, backbone, adapted, classes, precision, subject, text_bytes):
             self.classes, self.precision, self.warm, self.plans = classes, precision, set(), {}
+
+        def applies(self, name):
+            return True
 
         def call(self, name):
             counted = 16e9 if (name, self.classes) == ("plain", 1000) else 1e9
@@ -60,7 +74,9 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(bench, "Contenders", FakeContenders)
     monkeypatch.setattr(bench, "_sample", sample)
-    monkeypatch.setattr(bench, "_model", lambda options, device, precision: (None, None, "cpu"))
+    monkeypatch.setattr(bench, "_backbone", lambda options, device, precision: precision)
+    adapted = SimpleNamespace(remove=lambda: None)
+    monkeypatch.setattr(bench, "_adapted", lambda options, subject, backbone, classes: (adapted, "cpu"))
     monkeypatch.setattr(bench, "free_bytes", lambda device: 10**12)
     monkeypatch.setattr(step_samples, "commit", lambda: "0123abc")  # one made while the tests run refuses the samples
     monkeypatch.setattr(bench, "check", lambda *arguments, **more: None)
@@ -192,8 +208,94 @@ def test_a_plain_step_that_was_not_measured_is_marked_as_extrapolated():
     assert "| 1000 classes, all, fp32 | 6.0 | 9.26 (extrapolated) | yes |" in targets(kept)
 
 
+def test_several_methods_stand_in_one_table_with_what_is_asked_of_each(machine, tmp_path):
+    calls, _ = machine
+    bench.run(options(tmp_path, method="coop,cocoop,maple", classes="100", precision="fp32", batch=4))
+    assert {calls.count(key) for key in calls} == {9}  # three samples of each of three methods
+    text = (tmp_path / "step.md").read_text()
+    assert text.startswith("ViT-B-16, batch 4, ")
+    assert "| method | batch | classes | precision | step |" in text
+    plain, fast = seconds("plain", "fp32", 100), seconds("all", "fp32", 100)
+    assert f"| coop | 4 | 100 | fp32 | all | {fast:.2f} | {4 / fast:.1f} | 3.02 | 1.00 |" in text
+    assert f"| maple, batch 4, 100 classes, all, fp32 | 3.0 | {plain / fast:.2f} | yes |" in text
+    share = "| coop, batch 4, 100 classes, all, fp32: share of the 10.00 expected | 85% | 58% | no |"
+    assert share in text
+    assert "| coop, batch 4, 100 classes, all, fp32 |" not in text  # of batches of 32 something is asked
+    assert "| 100 classes, all, fp32 |" not in text  # nor is what is asked of RMAdapter
+
+
+def test_each_method_has_the_batch_of_its_recipe_where_none_is_given(machine, tmp_path):
+    wanted = options(tmp_path, method="coop,cocoop", classes="1000", precision="fp32", text_memory="2GB")
+    assert [subject.batch for subject in wanted.subjects] == [32, 1]
+    assert wanted.text_bytes == 2 * 2**30
+    bench.run(wanted)
+    text = (tmp_path / "step.md").read_text()
+    assert text.startswith("ViT-B-16, each method's own batch, text memory 2GB, ")
+    assert "| coop, batch 32, 1000 classes, all, fp32 | 9.0 | 9.26 | yes |" in text
+    assert "| coop, batch 32, 1000 classes, all, fp32: GB | 4.0 | 4.02 | no |" in text
+    with pytest.raises(InputError, match="text_memory is None, there '2GB'"):
+        bench.run(options(tmp_path, method="coop,cocoop", classes="1000", precision="fp32"))
+    (tmp_path / "step.json").unlink()
+    bench.run(
+        options(tmp_path, method="mmrl", classes="100", precision="fp32", options="--space.tokens=3 --lora.rank 4")
+    )
+    assert (
+        (tmp_path / "step.md").read_text().startswith("ViT-B-16, mmrl, batch 4, options --space.tokens=3 --lora.rank 4")
+    )
+
+
+SMALL = ["--prompt.text_depth=2", "--prompt.vision_depth=2", "--space.layers=2-3", "--adapter.layers=2-3"]
+WITHOUT_VIEWS = {"maple", "clip-lora"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cocoop",
+        "promptsrc",
+        "coprompt",
+        "clip-adapter",
+        "clip-lora",
+        "mmrl",
+        "tip-adapter-f",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "prograd", "maple", "taskres", "mma")),
+    ],
+)
+def test_the_steps_of_any_method_agree_and_run(tokenizer, name, monkeypatch):
+    monkeypatch.setattr(bench, "SAMPLE", 0.0)
+    words = [word for word in SMALL if "depth" not in word or name in ("maple", "promptsrc", "coprompt")]
+    subject = Subject.of(name, words, batch=3)
+    clip = small_clip().requires_grad_(False)
+    backbone = Backbone(clip, tokenizer, Preprocessing.of(clip), None)
+    adapted = subject.certain().put_in(backbone, CHECKED_CLASSES)
+    check(3, backbone, adapted, subject=subject.certain())
+    adapted.remove()
+    contenders = Contenders(3, backbone, subject.put_in(backbone, 4), 4, "fp32", subject)
+    have = [contender for contender in MAIN if contenders.applies(contender)]
+    assert have == list(COMPARED[:2] if name in WITHOUT_VIEWS else COMPARED)
+    expected = {}
+    for contender in have:
+        case = {"precision": "fp32", "classes": 4, "seconds": [], "disturbed": []}
+        bench._sample(contenders, contender, case)
+        expected[contender] = case["plain_flop"] / case["flop"]
+    assert expected["plain"] == 1
+    assert expected["all"] > 1.2
+    assert expected.get(VIEWS, 100) > expected["all"]
+
+
+def test_a_method_that_trains_nothing_has_no_step(tokenizer):
+    clip = small_clip().requires_grad_(False)
+    with pytest.raises(InputError, match="method has 'tip-adapter', which trains nothing"):
+        Subject.of("tip-adapter").put_in(Backbone(clip, tokenizer, Preprocessing.of(clip), None), 4)
+
+
 def test_bad_options():
     for changes, message in (
+        ({"method": "cop"}, "method is 'cop'.*did you mean 'coop'"),
+        ({"method": "coop,zeroshot"}, "method has 'zeroshot', which has no training step; valid: coop, "),
+        ({"method": "coop", "options": "--prompt.text_depth=0"}, "prompt.text_depth is 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"text_memory": "much"}, "text_memory is 'much'"),
         ({"classes": "ten"}, "classes is 'ten'"),
         ({"contenders": "al"}, "contenders is 'al'.*did you mean 'all'"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
@@ -285,8 +387,9 @@ def test_the_committed_samples_are_read():
 def test_the_steps_are_compared_once_in_every_process_that_measures(machine, tmp_path, monkeypatch):
     """In fp32 whatever is timed, with the recorded step where it is timed, and anew when the same command goes on."""
     made = []
-    monkeypatch.setattr(bench, "_model", lambda options, device, precision: (precision, None, "cpu"))
-    monkeypatch.setattr(bench, "check", lambda batch, precision, _, graphs: made.append((batch, precision, graphs)))
+    monkeypatch.setattr(
+        bench, "check", lambda batch, precision, _, graphs, **of: made.append((batch, precision, graphs))
+    )
     for repeats in (1, 2, 2):
         bench.run(options(tmp_path, classes="10,100", precision="bf16", repeats=repeats))
     assert made == [(16, "fp32", False)] * 2

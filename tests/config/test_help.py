@@ -11,7 +11,7 @@ from rmadapter.cli import main
 from rmadapter.config import TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import option_fields
 
-GROUPS = {"adapter", "prompt", "lora", "head", "loss", "step"}
+GROUPS = {"adapter", "prompt", "space", "lora", "head", "loss", "step"}
 
 
 def shown(capsys, *argv: str) -> str:

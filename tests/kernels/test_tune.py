@@ -150,6 +150,28 @@ def test_a_device_is_launched_by_its_table(tune, monkeypatch, tmp_path):
     assert config_for(group.problem(788), here) == model(group.problem(788), here)
 
 
+def test_the_committed_tables_serve_their_devices(tune, monkeypatch, tmp_path):
+    """Every entry is reached by the problem that it was measured on; fp16 takes bf16's, whose code is the same."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    tuning.table_of.cache_clear()
+    files = list(Path(tuning.__file__).with_name("measured").glob("*.json"))
+    assert files
+    for file in files:
+        table = json.loads(file.read_text())
+        used = table["measured_with"]["sizes"]
+        here = devices.Device(**used | {"capability": tuple(used["capability"])})
+        assert file.name == tuning.table_name(here.name)
+        reached = set()
+        for group in tune.groups(tune.KINDS, tune.WIDTHS, tune.BOTTLENECKS, tuning.KERNELS):
+            for tokens in tune.TOKENS.values():
+                key = tuning.table_key(group.problem(tokens))
+                if key in table["entries"]:
+                    assert config_for(group.problem(tokens), here) == Config(*table["entries"][key])
+                    reached.add(key)
+        assert reached == table["entries"].keys()
+    tuning.table_of.cache_clear()
+
+
 @pytest.mark.parametrize("kernel", tuning.KERNELS)
 def test_the_configuration_under_test_is_the_one_that_is_launched(tune, kernel):
     from bench import tune_device

@@ -61,6 +61,7 @@ def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):
         "clip-adapter": 131_072,
         "taskres": 512 * 10,
         "clip-lora": 184_320,
+        "mmrl": 4_992_256,
         "tip-adapter": 0,
         "tip-adapter-f": 512 * 16 * 10,
     }
@@ -89,6 +90,12 @@ def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):
         ("cocoop", [], [1e-5, 0.002, 0.001951, 0.001809, 0.001588, 0.001309, 0.001, 0.000691, 0.000412, 0.000191]),
         ("mma", [], [0.0015, 0.001357, 0.000982, 0.000518, 0.000143]),
         ("maple", ["transfer"], [1e-5, 0.0026]),
+        (
+            "mmrl",
+            [],
+            [1e-5, 0.001, 0.000976, 0.000905, 0.000794, 0.000655, 0.0005, 0.000345, 0.000206, 0.0000955],
+        ),
+        ("mmrl", ["transfer"], [0.001]),
         ("coprompt", [], [1e-5, 0.0035, 0.003367, 0.002987, 0.00242, 0.00175, 0.00108, 0.000513]),
     ],
 )
@@ -132,6 +139,24 @@ def test_a_power_of_the_cosine_ends_at_the_final_rate_too():
     assert rates_of(configure("single", words), 5) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(InputError, match="decay_power is 0; valid: a number >= 1"):
         configure("kgcoop", ["--data", "x", "--decay-power", "0"])
+
+
+@pytest.mark.parametrize(
+    ("data", "transfer", "weight", "changes"),
+    [
+        ("any", False, 1, {"batch_size": 4, "epochs": 10, "warmup_epochs": 1, "min_crop": 0.5, "drop_last": True}),
+        ("stanford_cars", False, 7, {"batch_size": 4}),
+        ("eurosat", False, 0.01, {"epochs": 10, "optimizer": "adamw", "weight_decay": 5e-4}),
+        ("imagenet", False, 0.5, {"batch_size": 32, "epochs": 5, "warmup_epochs": 1}),
+        ("imagenet", True, 0.2, {"batch_size": 32, "epochs": 1, "warmup_epochs": 0}),
+    ],
+)
+def test_mmrl_by_data_set_and_protocol(data, transfer, weight, changes):
+    config = configure("mmrl", ["--data", "x"], data=data, transfer=transfer)
+    assert (config.loss.lambda3, config.loss.lambda4, config.loss.distance) == (weight, weight, "cosine")
+    assert {name: getattr(config, name) for name in changes} == changes
+    assert (config.template, config.space.tokens) == ("published", 5)
+    assert config.space.width == (2048 if data == "eurosat" else 512)
 
 
 def test_a_rate_that_falls_by_step():
@@ -199,7 +224,7 @@ def training_of(name):
     """``TRAINING`` for a method: where it has deep tokens for a model of three blocks, and in few steps."""
     method = METHODS[name]
     adapters = ["--adapter.layers", "2-3"] if "adapter" in method.groups else []
-    own = {"vpt": SHALLOW[2:], "clip-lora": ["--steps_per_shot", "2"]}
+    own = {"vpt": SHALLOW[2:], "clip-lora": ["--steps_per_shot", "2"], "mmrl": ["--space.layers", "2-3"]}
     deep = SHALLOW if name in ("ivlp", "maple", "promptsrc", "coprompt") else own.get(name, [])
     few = ["--batch_size", "4", "--average", "1,1"] if name == "promptsrc" else ["--batch_size", "4"]
     return ["--shots", "4", "--epochs", "1", "--classes", "base", *adapters, *deep, *few]
@@ -334,6 +359,29 @@ def test_zero_shot_of_an_adapter_s_model_has_the_data_set_s_prompt_too(tmp_path,
         assert json.loads((tmp_path / "eval" / "results.json").read_text())["settings"]["template"] == template
 
 
+def test_two_inferences_are_marked_in_results_and_reports(trained, animals, clip_folder, tmp_path, capsys):
+    out = trained("mmrl")
+    both, alone = "class and representation features", "class features alone"
+    assert json.loads((out / "results.json").read_text())["inference"] == {"base": both, "new": alone}
+    assert "inference" not in json.loads((trained("rmadapter") / "results.json").read_text())
+    build(tmp_path, "dtd")
+    adapter = ["eval", "--adapter", str(out / "adapter"), "--workers", "0"]
+    # On another data set none of the classes counts as trained on, and the published prompt is that data set's.
+    assert main([*adapter, "--data", "dtd", "--data-root", str(tmp_path), "--out", str(tmp_path / "on")]) == 0
+    on = json.loads((tmp_path / "on" / "results.json").read_text())
+    assert (on["inference"], on["settings"]["template"]) == ({"all": alone}, "{} texture.")
+    write_images(tmp_path / "copies" / "others", ["ant", "bee"], 4)
+    capsys.readouterr()
+    assert main([*adapter, "--data", str(tmp_path / "copies" / "others")]) == 0
+    assert f"(2 images), by {alone}" in capsys.readouterr().out
+    assert main(["report", str(out), str(trained("rmadapter")), "--out", str(tmp_path / "report")]) == 0
+    text = capsys.readouterr().out
+    assert f"Inference two: mmrl answers base classes by {both}, new classes by {alone}." in text
+    cells = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert " two |" in cells["mmrl"]
+    assert " two |" not in cells["rmadapter"]
+
+
 @pytest.mark.parametrize("name", ["zeroshot", "linear-probe", "rmadapter"])
 def test_a_finished_run_is_gone_on_with_or_written_over_only_when_asked(name, options, copied, tmp_path, capsys):
     argv = ["train", "--method", name, *options, *training_of(name), "--out", str(copied(name))]
@@ -357,6 +405,16 @@ def test_a_method_without_a_step_explains_none(name, options, tmp_path, capsys):
     argv = ["train", "--method", name, *options, "--explain", "--out", str(tmp_path / "run")]
     assert main(argv) == 2
     assert f"explain is True, but {name} has no training step" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "promptsrc", "clip-adapter", "clip-lora", "mmrl", "rmadapter+lora"])
+def test_the_speed_up_of_a_step_is_predicted_for_every_method(name, options, tmp_path, capsys):
+    argv = ["train", "--method", name, *options, *training_of(name), "--explain", "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    (ratio,) = re.findall(r"expected ([0-9.]+) times fewer operations than the plain step", shown)
+    assert float(ratio) > 1.5
     assert not (tmp_path / "run").exists()
 
 
@@ -589,6 +647,8 @@ def test_mistakes(options, capsys):
     assert "did you mean 'rmadapter'" in capsys.readouterr().err
     assert main(["train", *options, "--method"]) == 2
     assert "--method needs a value; valid: zeroshot" in capsys.readouterr().err
+    assert main(["train", "--method", "mma"]) == 2
+    assert "data is missing" in capsys.readouterr().err
     with pytest.raises(InputError, match="unknown option"):
         configure("mma", ["--data", "x", "--shotz", "3"])
 

@@ -93,7 +93,7 @@ def test_the_default_folder_is_one_folder_without_odd_characters(changes, method
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_s_own_options_make_it(name):
-    sizes = {"adapter": "bottleneck", "prompt": "reduction", "lora": "rank", "head": "reduction"}
+    sizes = {"adapter": "bottleneck", "prompt": "reduction", "lora": "rank", "head": "reduction", "space": "width"}
     group = METHODS[name].groups[0]
     made = method_name(configure(name, ["--data", "x", f"--{group}.{sizes[group]}", "8"]))
     assert is_made_by(name, made)

@@ -42,6 +42,7 @@ def test_all_shortcuts_together(tokenizer, case):
     [
         "both towers",
         "per image",
+        "space",
         "another view and sentences",
         *(pytest.param(case, marks=pytest.mark.slow) for case in ("middle", "low rank")),
     ],
@@ -53,7 +54,7 @@ def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
         assert_same(fast(tokenizer, case, shortcuts), expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["class specific words", "per image", "coupled", "low rank", "middle"])
+@pytest.mark.parametrize("case", ["class specific words", "per image", "coupled", "low rank", "middle", "space"])
 @pytest.mark.parametrize("towers", some("bidirectional", "last token", "quick gelu, projection with bias"))
 def test_other_towers(tokenizer, case, towers):
     changed = {"towers": TOWERS[towers]}
@@ -63,7 +64,7 @@ def test_other_towers(tokenizer, case, towers):
 CHUNKED = ["class specific words", "per image", "both towers", "adapters and low rank", "another view and sentences"]
 
 
-@pytest.mark.parametrize("case", CHUNKED)
+@pytest.mark.parametrize("case", [*CHUNKED, "space"])
 def test_chunks_and_recomputation(tokenizer, case):
     model = make_tuned(tokenizer, case)
     shape = tower_shape(model.adapted, "text", stream=4)
@@ -72,6 +73,14 @@ def test_chunks_and_recomputation(tokenizer, case):
     step = TrainStep(model, text_bytes=int(0.8 * images * whole), images=4, recompute=True)
     assert len(step.chunks) > 1
     assert_same(run(step, model), plain(tokenizer, case), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["space", "both towers"])
+def test_a_plain_step_that_recomputes_activations(tokenizer, case):
+    """open_clip hands the mask on in another way then."""
+    model = make_tuned(tokenizer, case, trim=False)
+    model.clip.set_grad_checkpointing(True)
+    assert_same(run(model, model), plain(tokenizer, case), TOLERANCE)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][1].second_view])

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL_CONFIG, small_clip
+from tuned_cases import make_tuned
 
 from rmadapter import InputError, RMAdapterCLIP, RMAdapterConfig
 from rmadapter.clip.identity import base_hash
+from rmadapter.clip.storage import store_weights
 from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.step.view_cache import Record, ViewCache, cache_key
 from rmadapter.tuners.encoders import Entry
@@ -51,6 +53,18 @@ def test_what_was_written_is_read_by_this_run_and_the_next(tmp_path, kind):
         assert_equal(found.read(0, [1, 4]), views_of(1, 4, **kind))
         assert found.read(1, [1, 4]) is None
         assert found.read(0, [1, 2]) is None
+
+
+@pytest.mark.parametrize("case", ["deep image tokens", "space", "words", "adapters and tokens"])
+def test_the_views_of_a_step_in_16_bits_with_an_fp32_stream_are_read_as_they_were(tokenizer, tmp_path, case):
+    model = make_tuned(tokenizer, case)
+    store_weights(model.clip, torch.bfloat16)
+    step = TrainStep(model, stream=torch.float32)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    views = step.views(pixels)
+    cache = ViewCache(tmp_path, KEY, Record.of(views), IMAGES, 1, 10**9)
+    cache.write(0, [4, 1], views)
+    assert_equal(cache.read(0, [4, 1]), views)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from conftest import small_clip
 from step_cases import NAMES
 
 from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig
-from rmadapter.config import HeadConfig, LoraConfig, PromptConfig, TunerConfig
+from rmadapter.config import HeadConfig, LoraConfig, PromptConfig, SpaceConfig, TunerConfig
 from rmadapter.tuners.injection import inject
 
 CROSS_ENTROPY = LossConfig(0, 0, 0, 0)
@@ -46,6 +46,13 @@ CASES: dict[str, tuple[dict, LossConfig]] = {
     "low rank": ({"lora": LoraConfig(2)}, CROSS_ENTROPY),
     "low rank, some": (
         {"lora": LoraConfig(3, "q,out", vision_layers="2-3", text_layers="3")},
+        LossConfig(0, 0, 1, 1),
+    ),
+    "space": ({"space": SpaceConfig(2, 16, "2-3")}, LossConfig(0, 0, 3, 3, distance="cosine")),
+    "space from the first block": ({"space": SpaceConfig(3, 16, "1,3", class_share=0.4)}, KEPT),
+    "space in the last block": ({"space": SpaceConfig(2, 16, "3")}, CROSS_ENTROPY),
+    "space and adapters": (
+        {"space": SpaceConfig(2, 16, "2-3"), "adapter": replace(ADAPTERS, layers="1-3", reconstruct=False)},
         LossConfig(0, 0, 1, 1),
     ),
     "image adapter": ({"head": HeadConfig(image_ratio=0.2)}, CROSS_ENTROPY),
@@ -119,5 +126,7 @@ def move(adapted) -> None:
                 tensor.copy_(torch.arange(len(tensor)) % len(NAMES))
             elif name.rpartition(".")[2] in ("b", "offsets", "keys") or name == "head.text":
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+            elif name == "space.tokens":
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
             elif name.endswith("tokens"):
                 tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.02)

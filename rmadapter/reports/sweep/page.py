@@ -9,7 +9,7 @@ from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.groups import model_label
-from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE
+from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE, inferences
 from rmadapter.reports.run_report import LEGEND
 from rmadapter.reports.sweep.differences import DIFFERENCE_HEADINGS, difference_lines
 from rmadapter.reports.sweep.outcomes import SweepResults, read_sweep
@@ -75,4 +75,5 @@ def _lead(found: SweepResults) -> str:
 
 
 def _legend(found: SweepResults) -> str:
-    return LEGEND if found.rows else f"Accuracy is top-1 in percent, mean ± {DEVIATION}. {DEVIATION_NOTE}"
+    first = LEGEND if found.rows else f"Accuracy is top-1 in percent, mean ± {DEVIATION}. {DEVIATION_NOTE}"
+    return " ".join([first, *inferences(found.rows)])

@@ -113,6 +113,7 @@ def _data_tables(found: SweepResults) -> list[Table]:
                     str(row.accuracy("hm") or ""),
                     number(row.hm_of_means),
                     *(str(row.accuracy(part) or "") for part in RETAINED),
+                    row.inference,
                     number(row.trained_parameters, ","),
                     number(_mean(row.seconds("train")), ".1f"),
                     joined(paper) if paper else "",
@@ -121,7 +122,7 @@ def _data_tables(found: SweepResults) -> list[Table]:
                 )
             )
         headings = ("method", "seeds", "base", "new", "HM", "HM of means", *_RETAINED_HEADINGS)
-        headings += ("trained parameters", "training s")
+        headings += ("inference", "trained parameters", "training s")
         headings += ("published base / new", "base", "new")
         made.append(Table(data, _differences(headings), tuple(rows)))
     return made
