@@ -51,11 +51,14 @@ class ImageGraph(Graph):
     part = "image"
     input = "images"
     outputs: tuple[str, ...] = (IMAGE_EMB,)
+    text: Tensor  # the class embeddings, not normalised
 
     def __init__(self, classifier: CLIPClassifier, size: int, pixels: PixelPreprocessing | None = None):
         super().__init__()
         self.classifier, self.size, self.pixels = classifier, size, pixels
         self.dynamic = {0: "batch"} if pixels is None else {0: "batch", 2: "height", 3: "width"}
+        with torch.no_grad():
+            self.register_buffer("text", classifier.text_features())
 
     def example(self, count: int) -> Tensor:
         """Random images, the same ones at every call."""
@@ -73,8 +76,13 @@ class ImageGraph(Graph):
         """The images' embeddings."""
         features = self.features(images)
         if isinstance(self.classifier, AdaptedClassifier):
-            # The class features are ones that nothing reads.
-            features = self.classifier.headed(features, torch.ones_like(features[:1])).image
+            headed = self.classifier.headed(features, self.text)
+            if headed.others:
+                raise InputError(
+                    f"towers: the image tower cannot be exported by itself: among these classes "
+                    f"{1 + len(headed.others)} kinds of its features answer together; valid: no --towers"
+                )
+            features = headed.image
         return {IMAGE_EMB: F.normalize(features.float(), dim=-1)}
 
 
@@ -83,12 +91,6 @@ class ClassifierGraph(ImageGraph):
 
     part = "classifier"
     outputs = (PROBABILITIES,)
-    text: Tensor
-
-    def __init__(self, classifier: CLIPClassifier, size: int, pixels: PixelPreprocessing | None = None):
-        super().__init__(classifier, size, pixels)
-        with torch.no_grad():
-            self.register_buffer("text", classifier.text_features())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The images' probabilities of the classes."""
@@ -104,10 +106,13 @@ class TextGraph(Graph):
 
     part = "text"
     input = "tokens"
+    image: Tensor  # features of an image: heads take both towers' and give both
 
-    def __init__(self, classifier: CLIPClassifier):
+    def __init__(self, classifier: CLIPClassifier, size: int):
         super().__init__()
         self.classifier = classifier
+        with torch.no_grad():
+            self.register_buffer("image", classifier.image_features(torch.zeros(1, 3, size, size)))
         self.dynamic = {0: "classes"}
         biased = classifier.clip.logit_bias is not None
         self.outputs = (TEXT_EMB, LOGIT_SCALE, *([LOGIT_BIAS] if biased else []))
@@ -130,7 +135,7 @@ class TextGraph(Graph):
         model, clip = self.classifier, self.classifier.clip
         if isinstance(model, AdaptedClassifier):
             features = _adapted_text(model, tokens)
-            features = model.headed(torch.ones_like(features[:1]), features).text
+            features = model.headed(self.image, features).text
         else:
             features = encode_prompts(clip, tokens)
         found = {TEXT_EMB: F.normalize(features.float(), dim=-1), LOGIT_SCALE: clip.logit_scale.exp().float()}
@@ -168,7 +173,7 @@ def make_graphs(
         classifier.encoders = Encoders.of(classifier.adapted, packed=False)
     if not towers:
         return [ClassifierGraph(classifier, size, pixels)]
-    return [ImageGraph(classifier, size, pixels), TextGraph(classifier)]
+    return [ImageGraph(classifier, size, pixels), TextGraph(classifier, size)]
 
 
 def _check(classifier: CLIPClassifier, towers: bool) -> None:

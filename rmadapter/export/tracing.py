@@ -66,6 +66,8 @@ def trace(graph: Graph) -> ExportedProgram:
             program = torch.export.export(graph, (example,), dynamic_shapes={graph.input: open_sizes})
             if any(node.target in DEFINITIONS for node in program.graph.nodes):  # it takes as long as tracing does
                 program = program.run_decompositions(DEFINITIONS)
+    except InputError:
+        raise
     except Exception as error:  # torch.export raises whatever the traced code and its own passes raise
         raise InputError(f"the {graph.part} cannot be exported: {first_line(error)}") from error
     return without_unused(program)

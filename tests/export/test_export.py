@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import SMALL_CONFIG, small_clip
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from rmadapter import RMAdapterConfig
 from rmadapter.cli import main
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.identity import ModelSource
 from rmadapter.data import Preprocessing, eval_transform, load_data
 from rmadapter.errors import InputError
 from rmadapter.export import formats
@@ -28,6 +30,7 @@ from rmadapter.methods import METHODS
 from rmadapter.methods.options import configure
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.injection import inject
+from rmadapter.tuners.tuner import Features
 
 NAMES = ["ant", "bee", "honey bee"]
 TEMPLATE = "a photo of a {}."
@@ -70,22 +73,12 @@ def assert_exported_as_it_is(classifier, towers):
         assert (found - probabilities).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "towers"),
-    [
-        ("clip-lora", [], False),
-        ("coprompt", SHALLOW, True),  # coupled tokens in both towers, and adapters behind them
-    ],
-)
-def test_what_is_trained_is_in_the_graph(method, options, towers, tokenizer):
-    assert_exported_as_it_is(classifier_of(tokenizer, method, *options), towers)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("zeroshot", "linear-probe", "cocoop")])
 def test_every_method_is_exported(method, tokenizer):
     deep = method in ("ivlp", "maple", "promptsrc", "coprompt")
-    options = SHALLOW if deep else SHALLOW[1:] if method == "vpt" else []
+    own = {"vpt": SHALLOW[1:], "mmrl": ["--space.layers=1-2"]}
+    options = SHALLOW if deep else own.get(method, [])
     classifier = classifier_of(tokenizer, method, *options)
     if method.startswith("tip-adapter"):
         classifier.adapted.tuners[0].fill(torch.randn(6, 32), torch.arange(6) % 3)
@@ -149,10 +142,26 @@ class TestPixels:
 
 
 @pytest.fixture(scope="module")
-def exported(base_run, animals, tmp_path_factory):
+def adapter(tmp_path_factory):
+    """The folder of an adapter in a CLIP of one block a tower, as drawn."""
+    folder = tmp_path_factory.mktemp("adapter")
+    towers = {tower: {**SMALL_CONFIG[tower], "layers": 1} for tower in ("vision_cfg", "text_cfg")}
+    config = {"model_cfg": {**SMALL_CONFIG, **towers}, "preprocess_cfg": {"size": [32, 32]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    clip = small_clip(**towers)
+    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+    model = inject(
+        clip, RMAdapterConfig(layers="1", scale=0.1), seed=1, source=ModelSource(f"local-dir:{folder}", None)
+    )
+    model.save_adapter(folder, class_names=["ant", "bee"], template=TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(adapter, animals, tmp_path_factory):
     """The folder of one run of the command: ONNX, in 8 bits too, and torch.export, of pixels."""
     folder = tmp_path_factory.mktemp("exported")
-    words = ["--adapter", str(base_run / "adapter"), "--check", str(animals), "--workers", "0"]
+    words = ["--adapter", str(adapter), "--trust-base", "--check", str(animals), "--workers", "0"]
     assert main(["export", *words, "--preprocess", "--onnx", str(folder), "--int8", "--pt2", str(folder)]) == 0
     return folder
 
@@ -161,10 +170,10 @@ def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def test_onnx_of_pixels_answers_as_predict_does(exported, base_run, animals, capsys):
+def test_onnx_of_pixels_answers_as_predict_does(exported, adapter, animals, capsys):
     capsys.readouterr()
     path = animals / "bee" / "03.png"
-    assert main(["predict", "--adapter", str(base_run / "adapter"), str(path), "--json"]) == 0
+    assert main(["predict", "--adapter", str(adapter), "--trust-base", str(path), "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     expected = {one["class"]: one["probability"] for one in record["predictions"]}
     facts = json.loads((exported / EXPORT_FILE).read_text())
@@ -185,7 +194,8 @@ def graph_of(path):
 
 
 def test_the_towers_files_have_the_names_of_their_outputs(tokenizer, tmp_path):
-    classifier = classifier_of(tokenizer, "coop", blocks=1)
+    # Coupled tokens in both towers, and adapters behind them.
+    classifier = classifier_of(tokenizer, "coprompt", "--prompt.text_depth=1", "--prompt.vision_depth=1", blocks=1)
     graphs = make_graphs(classifier, 32, None, towers=True)
     model = ClassifierGraph(classifier, 32)
     written = write_files(formats.FORMATS["onnx"], graphs, [trace(graph) for graph in graphs], model, tmp_path)
@@ -204,25 +214,27 @@ def test_a_file_has_no_weights_that_it_does_not_use(exported):
     """And no operator of this package."""
     program = torch.export.load(exported / "classifier.pt2")
     assert not [name for name in program.state_dict if "token_embedding" in name or ".w_rec" in name]
-    assert [name for name in program.state_dict if name.endswith("blocks.1.rm_adapter.branch.w_down")]
+    assert [name for name in program.state_dict if name.endswith("blocks.0.rm_adapter.branch.w_down")]
     assert "rmadapter" not in program.graph_module.code.replace("rm_adapter", "")
 
 
-def test_int8_leaves_the_adapters_alone(exported, base_run):
-    trained = load_file(base_run / "adapter" / "adapter.safetensors")
+def test_int8_leaves_the_adapters_alone(exported, adapter):
+    trained = load_file(adapter / "adapter.safetensors")
     whole, small = (graph_of(exported / f"classifier{end}.onnx") for end in ("", ".int8"))
     arrays = [onnx.numpy_helper.to_array(one) for one in small.initializer]
-    for name in ("vision.2.w_down", "vision.3.w_up"):
+    for name in ("vision.1.w_down", "vision.1.w_up"):
         assert any(np.array_equal(array, trained[name].numpy()) for array in arrays), name
     products = [node for node in small.node if node.op_type == "MatMulInteger"]
-    # Attention and MLP of two blocks, the MLP of the last one, and the projection to the features.
-    assert len(products) == 2 * 4 + 2 + 1
+    assert len(products) == 3  # the MLP of the last block, and the projection to the features
     assert not [node for node in whole.node if node.op_type == "MatMulInteger"]
 
 
-def test_the_check_is_that_of_eval(exported, base_run):
+def test_the_check_is_that_of_eval(exported, adapter, animals, tmp_path):
     facts = json.loads((exported / EXPORT_FILE).read_text())
-    accuracy = json.loads((base_run / "results.json").read_text())["accuracy"]["base"]
+    out = tmp_path / "eval"
+    words = ["--adapter", str(adapter), "--trust-base", "--data", str(animals), "--classes", "base", "--workers", "0"]
+    assert main(["eval", *words, "--precision", "fp32", "--out", str(out)]) == 0
+    accuracy = json.loads((out / "results.json").read_text())["accuracy"]["base"]
     assert facts["check"].keys() == {"model", "ONNX", "ONNX int8", "torch.export"}
     for name in ("model", "ONNX", "torch.export"):
         assert facts["check"][name]["top1"] == accuracy
@@ -274,6 +286,16 @@ def test_the_base_model_alone(tokenizer):
     assert (found - classifier(images).logits.softmax(-1)).abs().max() < 1e-5
 
 
+def test_two_kinds_of_image_features_are_no_tower(tokenizer):
+    classifier = classifier_of(tokenizer, "single", blocks=1)
+    graphs = make_graphs(classifier, 32, None, towers=True)
+    classifier.headed = lambda image, text: Features(image, text, ((0.5, image),))
+    with pytest.raises(
+        InputError, match="image tower cannot be exported by itself: among these classes 2 kinds of its"
+    ):
+        trace(graphs[0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -305,8 +327,8 @@ def test_images_of_other_classes_are_left_out_of_the_check(animals):
 
 
 @pytest.mark.slow
-def test_aotinductor_compiles_a_package(base_run, animals, tmp_path, capsys):
-    adapter = ["--adapter", str(base_run / "adapter"), "--check", str(animals), "--workers", "0"]
+def test_aotinductor_compiles_a_package(adapter, animals, tmp_path):
+    adapter = ["--adapter", str(adapter), "--trust-base", "--check", str(animals), "--workers", "0"]
     assert main(["export", *adapter, "--aotinductor", str(tmp_path / "out")]) == 0
     facts = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
     assert facts["check"]["AOTInductor"]["top1"] == facts["check"]["model"]["top1"]
