@@ -92,7 +92,10 @@ class PlatformWheel(bdist_wheel):
 
 # The documentation as a site, and the tests that build it.
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
+# ONNX files, and running and quantising them: rmadapter export.
+ONNX = ["onnx>=1.16", "onnxruntime>=1.20", "onnxscript>=0.5"]
 EXTRAS = {
+    "onnx": ONNX,
     "plot": ["matplotlib>=3.8"],
     "test": [
         "hypothesis>=6.90",
@@ -104,6 +107,7 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "setuptools>=77",  # the tests of the build run setup.py
         *DOCS,
+        *ONNX,
     ],
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.

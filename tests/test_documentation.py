@@ -34,8 +34,10 @@ from safetensors.torch import save_file
 import rmadapter
 import rmadapter_kernels
 from rmadapter.cli import main
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.catalog import CATALOG
 from rmadapter.data.emoji import emoji_data
+from rmadapter.export.export_command import ExportConfig
 from rmadapter.sweeps.optuna_search import parse_search
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +181,10 @@ def run_rmadapter(words: list[str], model: Path, trainer: Trainer) -> None:
         out = Path(parse_search(words[1:]).out)
         out.mkdir()
         (out / "best.yaml").write_text("lr: 0.001\n")
+        return
+    if words[0] == "export":
+        # Its options are read; tests/export traces models of fewer blocks, which take seconds each.
+        parse_arguments(ExportConfig, words[1:], prog="rmadapter export")
         return
     quick = {"train": once, "sweep": once, "search": once, "eval": ["--workers", "0"]}.get(words[0], [])
     run = trainer if words[0] == "train" else main

@@ -28,6 +28,7 @@ LAYERS = {
         {"methods"},
         {"step"},
         {"evaluation"},
+        {"export"},
         {"training"},
         {"sweeps"},
         {"reports"},

@@ -96,10 +96,10 @@ class Layout(NamedTuple):
         if led:
             start = values[..., :led, :] + added[1 : 1 + led].to(x.dtype)
             # Those among the shared tokens stand behind the first one.
-            x = torch.cat([x[:, :1], start.expand(len(x), -1, -1), x[:, 1 + led :]], 1)
+            x = torch.cat([x[:, :1], start.expand(x.shape[0], -1, -1), x[:, 1 + led :]], 1)
         if led == self.slots.shape[1]:
             return x
-        rows = len(self.slots)
+        rows = self.slots.shape[0]  # not its len(), which torch.export takes for a fixed number
         own = values[..., led:, :]
         if own.dim() == 2:
             own = own.expand(self.groups * rows, -1, -1)

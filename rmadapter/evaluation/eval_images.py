@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,15 +27,17 @@ class Loading:
 
 
 def readable_batches(
-    read: Read, items: Sequence[Item], loading: Loading, *, name: str = ""
-) -> Iterator[tuple[Tensor, Tensor]]:
+    read: Read, items: Sequence[Item], loading: Loading, *, name: str = "", transform: Callable[..., Any] | None = None
+) -> Iterator[tuple[Any, Tensor]]:
     """Images [n, 3, size, size] and labels [n] of ``items`` in order, as they go into a model that is tested.
+
+    With ``transform`` the first is what that makes of images, batched.
 
     Raises:
         InputError: an unreadable image; with ``loading.skip_bad`` such are left out, and one has to be left.
     """
     loader = DataLoader(
-        EvalImages(read, items, eval_transform(loading.preprocessing)),
+        EvalImages(read, items, transform or eval_transform(loading.preprocessing)),
         loading.batch_size,
         num_workers=loading.workers,
         collate_fn=collate_readable,

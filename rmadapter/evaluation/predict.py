@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
@@ -254,9 +254,7 @@ def _identity(config: PredictConfig, texts: ClassTexts, answers: Answers) -> dic
         "threshold": config.threshold,
         "strength": config.strength,
         "sets": config.sets,
-        "calibration": None
-        if answers.calibration is None
-        else [answers.calibration.temperature, answers.calibration.score],
+        "calibration": None if found is None else [found.temperature, found.score],
         "embeddings": config.embeddings is not None,
     }
 
@@ -293,7 +291,14 @@ def wanted_texts(config: PredictConfig, trained: list[str] | None, template: str
     return ClassTexts(names, tuple(several or [template]))
 
 
-def wanted_class_names(config: PredictConfig, known: list[str] | None) -> list[str]:
+class ClassChoice(Protocol):
+    """Options that name classes."""
+
+    classes: str | None
+    classes_file: PathText | None
+
+
+def wanted_class_names(config: ClassChoice, known: list[str] | None) -> list[str]:
     """The class names that ``config`` asks for, else those ``known``; InputError for fewer than two."""
     if config.classes_file is not None:
         names = [name for _, name in read_lines(Path(config.classes_file), "classes_file")]

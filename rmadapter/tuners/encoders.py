@@ -139,7 +139,7 @@ class Encoder:
             x, _ = self._frozen_block(number, x, layout)
         x = x.to(self.stream)
         if self.first is None or not self.begins_beside:
-            return Entry(x.new_empty(len(x), 0, dtype=self.dtype), x)
+            return Entry(x.new_empty(x.shape[0], 0, dtype=self.dtype), x)
         output, adapter_input = self._frozen_block(self.first, x, layout)
         return Entry(adapter_input, output)
 
@@ -303,7 +303,7 @@ class TextEncoder(Encoder):
             place = pooled_token(self.clip, "text")
             token = end_of_text(self.clip, tokens) if place is None else place % tokens.shape[1]
             token = token - shared
-        led = 0 if slots is None else int((slots < shared).all(0).sum())
+        led = 0 if slots is None or not shared else int((slots < shared).all(0).sum())
         return Layout(token, shared, len(tokens) if shared else 0, slots=slots, led=led)
 
     def begin(self, tokens: Tensor, layout: Layout) -> Entry:

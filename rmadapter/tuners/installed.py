@@ -188,7 +188,7 @@ def taken_out(x: Tensor, inserted: int) -> Tensor:
 
 def edited(edit: TokenEdit, x: Tensor, values: Tensor) -> Tensor:
     """``x`` [rows, tokens, D] with ``values`` [count, D] where ``edit`` says."""
-    values = values.to(x.dtype).expand(len(x), -1, -1)
+    values = values.to(x.dtype).expand(x.shape[0], -1, -1)
     if edit.place == APPEND:
         return torch.cat([x, values], 1)
     if edit.place == INSERT:

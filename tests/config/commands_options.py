@@ -12,6 +12,7 @@ from rmadapter.data.datasets_command import DatasetsConfig
 from rmadapter.evaluation.calibrate_command import CalibrateConfig
 from rmadapter.evaluation.evaluate import EvalConfig
 from rmadapter.evaluation.predict import PredictConfig
+from rmadapter.export.export_command import ExportConfig
 from rmadapter.methods.options import parse_command
 from rmadapter.reports.report_command import ReportConfig
 from rmadapter.sweeps.optuna_search import SearchConfig, parse_search
@@ -45,6 +46,7 @@ COMMAND_OPTIONS = {
     "eval": _plain(EvalConfig, "--data", "x", "--adapter", "y"),
     "calibrate": _plain(CalibrateConfig, "--adapter", "y"),
     "predict": _plain(PredictConfig, "a.png", positional="images"),
+    "export": _plain(ExportConfig, "--adapter", "y", "--onnx", "x"),
     "report": _plain(ReportConfig, "runs", positional="runs"),
     "datasets": _plain(DatasetsConfig, "check", "--data-root", "x", positional="words"),
     "sweep": CommandOptions(

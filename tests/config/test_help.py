@@ -54,7 +54,7 @@ def test_a_mistyped_help_is_told(capsys):
     assert "did you mean '--help_all'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["eval", "predict", "sweep", "search", "datasets", "report"])
+@pytest.mark.parametrize("command", ["eval", "predict", "export", "sweep", "search", "datasets", "report"])
 def test_the_other_commands_have_one_help(command, capsys):
     texts = set()
     for word in ("--help", "--help-all"):
