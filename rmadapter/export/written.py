@@ -41,15 +41,15 @@ class Written:
     difference: float
     size: int
 
-    def load(self, form: Format) -> Answers:
+    def load(self, form: Format) -> FileAnswers:
         """What answers from the files."""
-        return Answers(self.graphs, [form.load(self.folder / file, graph.outputs) for graph, file in self._pairs()])
+        return FileAnswers(self.graphs, [form.load(self.folder / file, graph.outputs) for graph, file in self._pairs()])
 
     def _pairs(self) -> Iterator[tuple[Graph, str]]:
         return zip(self.graphs, self.files, strict=True)
 
 
-class Answers:
+class FileAnswers:
     """A classifier of loaded files: images to probabilities.
 
     Args:

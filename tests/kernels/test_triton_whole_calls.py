@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from grids import slow
 
 pytest.importorskip("triton", reason="Triton is for Linux alone")
 
@@ -19,9 +20,15 @@ from rmadapter_kernels.triton.plans import Addresses, BackwardPlan, PreparePlan,
 pytestmark = pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="the interpreter compiles nothing")
 
 
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "tf32", "ieee"])
-@pytest.mark.parametrize(("d", "r", "h"), [(768, 32, 32), (768, 32, 0), (80, 3, 100), (1024, 64, 16)])
+@pytest.mark.parametrize(
+    ("kind", "d", "r", "h", "norm"),
+    [
+        ("bf16", 768, 32, 32, True), ("bf16", 768, 32, 0, False), ("fp16", 80, 3, 100, True),
+        ("tf32", 768, 32, 32, True), ("ieee", 1024, 64, 16, False),
+        *(slow(kind, *sizes, norm) for kind in ("bf16", "fp16", "tf32", "ieee")
+          for sizes in ((768, 32, 0), (80, 3, 100), (1024, 64, 16)) for norm in (False, True)),
+    ],
+)  # fmt: skip
 def test_the_prepare_kernel(kind, d, r, h, norm):
     dtype, precision = DTYPES[kind]
     plan = PreparePlan(dtype, d, r, h, norm, precision)
@@ -29,9 +36,7 @@ def test_the_prepare_kernel(kind, d, r, h, norm):
     assert compiled.metadata.num_warps == 4
 
 
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("kind", ["bf16", "tf32"])
-@pytest.mark.parametrize("h", [32, 0])
+@pytest.mark.parametrize(("kind", "h", "norm"), [("bf16", 32, True), ("tf32", 0, False), slow("bf16", 0, True)])
 def test_the_sum_kernel(kind, h, norm):
     dtype, precision = DTYPES[kind]
     shape = Shape(dtype, 768, 32, h, 6304, norm, "gelu", "l2", precision, True)

@@ -69,7 +69,7 @@ def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys,
     results = json.loads((out / "results.json").read_text())
     assert (results["data"], results["style"], results["retention_style"]) == ("emoji_activities", "fluent", "emojione")
     assert "retention: the same classes drawn by emojione" in capsys.readouterr().out
-    assert len(encoded) == 2  # base and new, once for both styles
+    assert len(encoded) == 3  # base, new, and both together; once for both styles
 
     def evaluate(*options):
         assert main(["eval", "--adapter", str(out / "adapter"), "--out", str(tmp_path / "eval"), *options]) == 0
