@@ -252,13 +252,13 @@ WITHOUT_VIEWS = {"maple", "clip-lora"}
     "name",
     [
         "cocoop",
-        "promptsrc",
         "coprompt",
         "clip-adapter",
-        "clip-lora",
         "mmrl",
-        "tip-adapter-f",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "prograd", "maple", "taskres", "mma")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("coop", "prograd", "maple", "promptsrc", "taskres", "clip-lora", "tip-adapter-f", "mma")
+        ),
     ],
 )
 def test_the_steps_of_any_method_agree_and_run(tokenizer, name, monkeypatch):
@@ -442,7 +442,7 @@ FEW = ["plain", "all", "all, views", NO_RECONSTRUCTION, "only trim", "floor", GR
     [
         ("fp32", FEW),
         pytest.param("fp32", CONTENDERS, marks=pytest.mark.slow),
-        ("bf16", ["plain", "all"]),
+        pytest.param("bf16", ["plain", "all"], marks=pytest.mark.slow),
         pytest.param("bf16", CONTENDERS, marks=pytest.mark.slow),
         ("autocast", ["plain"]),
     ],

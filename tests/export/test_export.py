@@ -265,6 +265,7 @@ def test_a_format_that_cannot_hold_a_part_is_named(tokenizer, tmp_path):
         write_files(form, [graph], [None], graph, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_linear_probe(animals, clip_folder, tmp_path, capsys):
     words = ["--method", "linear-probe", "--data", str(animals), "--shots", "2", "--workers", "0"]
     base = ["--model", f"local-dir:{clip_folder}"]
