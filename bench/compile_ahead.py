@@ -13,9 +13,10 @@ import time
 
 import torch
 
-from bench.cases import DIRECTIONS, Case, Step, cases
+from bench.cases import DIRECTIONS, Case, Step, cases, contenders
 
-NAMES = ("triton", "compile")
+# Those that are measured first, in every case.
+NAMES = contenders("cuda")[:2]
 
 
 def work() -> list[tuple[Case, str]]:
