@@ -94,8 +94,11 @@ class PlatformWheel(bdist_wheel):
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 # ONNX files, and running and quantising them: rmadapter export.
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20", "onnxscript>=0.5"]
+# The page and the JSON endpoints: rmadapter serve.
+SERVE = ["python-multipart>=0.0.18", "starlette>=0.45", "uvicorn>=0.30"]
 EXTRAS = {
     "onnx": ONNX,
+    "serve": SERVE,
     "plot": ["matplotlib>=3.8"],
     "test": [
         "hypothesis>=6.90",
@@ -106,8 +109,11 @@ EXTRAS = {
         "pytest-timeout>=2.2",
         "pytest-xdist>=3.5",
         "setuptools>=77",  # the tests of the build run setup.py
+        "httpx>=0.27",  # what starlette's test client asks with
+        "selenium>=4.20",  # drives Chromium, where there is one
         *DOCS,
         *ONNX,
+        *SERVE,
     ],
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
@@ -129,6 +135,7 @@ setup(
         "rmadapter_kernels": ["py.typed", "cpu_measured.json"],
         "rmadapter_kernels.triton": ["compiled.json", "measured/*.json"],
         "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
+        "rmadapter.serving": ["page/*"],
         "rmadapter.reports": ["details.html.jinja", "page.html.jinja"],
     },
     install_requires=[

@@ -47,6 +47,21 @@ class Entry(NamedTuple):
     output: Tensor
 
 
+class BothFeatures(NamedTuple):
+    """What the tuned and the frozen image tower make of the same images.
+
+    Attributes:
+        tuned: features [n, embed], not normalised; see ``Features.image``.
+        frozen: those of the untouched model, [n, embed].
+        errors: each adapter's reconstruction loss of each patch, [n, rows, columns], in the order of the blocks; empty
+            where none was wanted, or the adapters have no reconstruction branch.
+    """
+
+    tuned: Tensor
+    frozen: Tensor
+    errors: tuple[Tensor, ...]
+
+
 class Encoder:
     """One tower of an adapted model, run block by block.
 
@@ -288,6 +303,24 @@ class ImageEncoder(Encoder):
         with torch.no_grad():
             entry = self.begin(images)
         return self.finish(self.tuned(entry, self.layout, False, values)[0], self.sites.read)
+
+    @torch.no_grad()
+    def both(self, images: Tensor, values: Values | None, reconstruct: str | None) -> BothFeatures:
+        """The tuned and the frozen model's features of images, for evaluation; their common beginning is run once.
+
+        ``reconstruct`` names the pass whose patches the adapters rebuild, "adapted" or "frozen"; None: neither.
+        """
+        entry = self.begin(images)
+        x, adapted_losses = self.tuned(entry, self.layout, reconstruct == "adapted", values)
+        frozen, frozen_losses = self.frozen(entry, self.layout, reconstruct == "frozen")
+        rows, columns = self.clip.visual.grid_size
+        errors = []
+        for number, loss in zip(self.branches, adapted_losses, strict=False):  # none where nothing is reconstructed
+            first = 1 + self.sites.inserted(number + 1)  # behind the class token and what was inserted there
+            errors.append(loss[:, first : first + rows * columns].unflatten(1, (rows, columns)))
+        for loss in frozen_losses:
+            errors.append(loss[:, 1 : 1 + rows * columns].unflatten(1, (rows, columns)))
+        return BothFeatures(self.finish(x, self.sites.read), self.finish(frozen), tuple(errors))
 
 
 class TextEncoder(Encoder):
