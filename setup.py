@@ -109,7 +109,7 @@ EXTRAS = {
         "pytest-timeout>=2.2",
         "pytest-xdist>=3.5",
         "setuptools>=77",  # the tests of the build run setup.py
-        "httpx>=0.27",  # what starlette's test client asks with
+        "httpx2>=2.0",  # what starlette's test client asks with
         "selenium>=4.20",  # drives Chromium, where there is one
         *DOCS,
         *ONNX,

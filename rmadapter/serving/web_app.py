@@ -212,7 +212,7 @@ def make_app(app: ServedApp, hosts: frozenset[str] | None) -> Starlette:
         middleware=[Middleware(OriginGuard, hosts=hosts)],
         exception_handlers={
             RefusedRequest: _refused,
-            InputError: lambda request, error: _refused(request, RefusedRequest(422, str(error))),
+            InputError: _not_valid,
             HTTPException: _no_such,
             ClientDisconnect: _gone,
             Exception: _failed,
@@ -237,6 +237,10 @@ async def _refused(request: Request, error: Exception) -> Response:
         await asyncio.wait_for(_discard(request), SECONDS_TO_DISCARD)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse({"error": error.sentence}, error.status, headers)
+
+
+async def _not_valid(request: Request, error: Exception) -> Response:
+    return await _refused(request, RefusedRequest(422, str(error)))
 
 
 async def _discard(request: Request) -> None:

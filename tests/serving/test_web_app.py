@@ -101,9 +101,8 @@ def bomb():
 def test_what_is_refused(served, image, fields, status, said):
     with client_of(app_of(served, megabytes=0.02, pixels=2000, classes=4, name_length=30)) as client:
         response = ask(client, image, **fields)
-        assert (response.status_code, response.json()["error"][: len(said)]) == (status, said[: len(response.text)]), (
-            response.text
-        )
+        assert response.status_code == status, response.text
+        assert said in response.json()["error"]
         assert ask(client).status_code == 200
 
 
