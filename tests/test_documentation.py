@@ -184,7 +184,7 @@ def run_rmadapter(words: list[str], model: Path, trainer: Trainer) -> None:
         out.mkdir()
         (out / "best.yaml").write_text("lr: 0.001\n")
         return
-    # Their options are read; tests/export traces models of fewer blocks, which take seconds each, and tests/serving ends.
+    # Their options are read: tests/export traces models of fewer blocks, and in tests/serving a server has an end.
     if words[0] in OPTIONS_ALONE:
         parse_arguments(OPTIONS_ALONE[words[0]], words[1:], prog=f"rmadapter {words[0]}")
         return

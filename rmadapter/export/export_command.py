@@ -53,7 +53,7 @@ class ExportConfig:
         classes: class names, separated by commas; default: those the adapter was trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
-        strength: how strongly the adapter counts in the files: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
+        strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
         check: data set on which the files are compared with the model: a folder, a name in data_root, a bundled one
         data_root: folder that holds the data sets
         style: whose drawings, for the bundled data sets

@@ -120,10 +120,11 @@ class Answerer:
             found = served.calibration.calibrated(found)
         notes += () if why_not is None else (f"the calibration beside the adapter is not used: {why_not}",)
         errors = [error[places].float().cpu() / self._channels for error in seen.errors]
-        return [
-            Answered(*both, temperature, notes, tuple(error[number] for error in errors) if asked.errors else ())
-            for number, (asked, *both) in enumerate(zip(several, frozen.tolist(), found.tolist(), strict=True))
-        ]
+        answers = []
+        for number, (asked, zeroshot, adapted) in enumerate(zip(several, frozen.tolist(), found.tolist(), strict=True)):
+            own = tuple(error[number] for error in errors) if asked.errors else ()
+            answers.append(Answered(zeroshot, adapted, temperature, notes, own))
+        return answers
 
     def _temperature(self, question: ClassQuestion) -> tuple[float | None, str | None]:
         """The calibration's temperature where it holds for a question, and where it does not why."""

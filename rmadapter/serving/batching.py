@@ -15,7 +15,8 @@ Answered = TypeVar("Answered")
 class BatchWorker(Generic[Asked, Answered]):
     """Gathers what is asked from any thread into batches for ``answer``, which is called in one thread alone.
 
-    It does not wait for a batch to fill: what comes while one is computed is the next. A lone request is answered at once.
+    It does not wait for a batch to fill: what comes while one is computed is the next. A lone request is answered at
+    once.
 
     Args:
         answer: what is asked -> the answer to each, in their order, or an exception in its place.

@@ -8,7 +8,6 @@ import ipaddress
 import socket
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 from rmadapter.config import PRECISIONS, check_template
 from rmadapter.config.paths import ModelText, PathText
@@ -132,7 +131,7 @@ def run_serve(config: ServeConfig) -> None:
                 timeout_graceful_shutdown=max(1, round(config.timeout)),
             )
         )
-        what = Path(config.adapter).name if config.adapter else "zero-shot"
+        what = "zero-shot" if served.zeroshot is None else served.method or "adapted"
         print(f"{served.backbone.source}, {what}, {served.precision}")
         print(f"serving at {url} (Ctrl-C ends it)", flush=True)
         # uvicorn ends what has been begun, and then raises the signal again.

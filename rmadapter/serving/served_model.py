@@ -11,7 +11,6 @@ from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data.catalog import PHOTO
-from rmadapter.errors import InputError
 from rmadapter.evaluation.calibration import Calibration
 from rmadapter.evaluation.loaded_model import load_base, load_stored
 from rmadapter.evaluation.stored import holds_probe

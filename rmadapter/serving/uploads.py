@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -70,7 +70,7 @@ async def read_form(request: Request, limits: RequestLimits) -> UploadedForm:
         raise
 
 
-async def limited_body(request: Request, limits: RequestLimits) -> AsyncIterator[bytes]:
+async def limited_body(request: Request, limits: RequestLimits) -> AsyncGenerator[bytes, None]:
     """The body, piece by piece.
 
     Raises:

@@ -1,9 +1,9 @@
 """The page and the JSON endpoints as an ASGI application.
 
-    GET  /              the page
-    POST /api/predict   a form with an image -> probabilities
-    GET  /api/info      the model, its classes, what it can do, the limits
-    GET  /api/health    whether it answers
+GET  /              the page
+POST /api/predict   a form with an image -> probabilities
+GET  /api/info      the model, its classes, what it can do, the limits
+GET  /api/health    whether it answers
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def make_app(app: ServedApp, hosts: frozenset[str] | None) -> Starlette:
 
 
 def _page(name: str, kind: str) -> Any:
-    content = resources.files("rmadapter.serving").joinpath("page", name).read_bytes()
+    content = resources.files("rmadapter.serving").joinpath("page").joinpath(name).read_bytes()
 
     async def page(request: Request) -> Response:
         return Response(content, media_type=kind)

@@ -10,6 +10,7 @@ import torch
 from rmadapter.clip.backbone import load_backbone
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import load_data
+from rmadapter.data.catalog import zeroshot_template
 from rmadapter.errors import InputError
 from rmadapter.evaluation.answers import answers_of, encode
 from rmadapter.evaluation.calibration import fit_temperature

@@ -25,8 +25,8 @@ NAMES = ("ant", "bee", "cat", "dog")
 
 def served_model(adapter: Path | None, **changes) -> ServedModel:
     """What is in the folder ``adapter``, in fp32."""
-    folder = None if adapter is None else str(adapter)
-    return load_served(ServeConfig(**{"adapter": folder, "precision": "fp32", "trust_base": True, **changes}), None, None)
+    options = {"adapter": None if adapter is None else str(adapter), "precision": "fp32", "trust_base": True}
+    return load_served(ServeConfig(**{**options, **changes}), None, None)
 
 
 def app_of(served: ServedModel, **limits) -> ServedApp:
@@ -67,3 +67,13 @@ def ask(client: TestClient, image: bytes | None = None, **fields):
     """The response to a form."""
     files = {"image": ("a.png", picture() if image is None else image)}
     return client.post("/api/predict", files=files, data=fields)
+
+
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+
+
+def form_of(image: bytes, **fields) -> bytes:
+    """The body that ``FORM`` announces, for clients that make none."""
+    begin = "--x\r\ncontent-disposition: form-data; name="
+    parts = [f'{begin}"{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
+    return "".join([*parts, f'{begin}"image"; filename="a"\r\n\r\n']).encode() + image + b"\r\n--x--\r\n"

@@ -16,6 +16,7 @@ from rmadapter.cli import main
 from rmadapter.data import eval_transform
 from rmadapter.errors import InputError
 from rmadapter.evaluation.calibration import Calibration
+from rmadapter.evaluation.class_texts import ClassTexts
 from rmadapter.serving.answerer import Answerer, Asked, ClassQuestion
 from rmadapter.training.probe_run import train_probe
 
@@ -85,29 +86,30 @@ def test_classes_that_do_not_fit_are_no_matter_of_the_others(served):
 
 
 def test_text_features_are_kept_as_many_as_allowed(served, monkeypatch):
-    calls = []
-    for kind in (type(served.model), type(served.zeroshot)):
-        real = kind.text_features
-        monkeypatch.setattr(
-            kind, "text_features", lambda self, *a, real=real: (calls.append(tuple(self.class_names)), real(self, *a))[1]
-        )
-    answerer = Answerer(served, most_kept=2)
-    image = image_of(served, 0)
+    calls, real = [], ClassTexts.features
+
+    def features(self, model):
+        calls.append((tuple(self.names), model is served.zeroshot))
+        return real(self, model)
+
+    monkeypatch.setattr(ClassTexts, "features", features)
+    answerer, image = Answerer(served, most_kept=2), image_of(served, 0)
 
     def found(*questions):
         calls.clear()
-        return answerer([Asked(image, ClassQuestion(names, served.template, strength)) for names, strength in questions])
+        asked = (ClassQuestion(names, served.template, strength) for names, strength in questions)
+        return answerer([Asked(image, question) for question in asked])
 
     one, other, third = NAMES, NAMES[:2], NAMES[2:]
     first, _ = found((one, 1.0), (other, 1.0))
-    assert len(set(calls)) == 2
+    assert calls == [(one, False), (one, True), (other, False), (other, True)]
     again, _ = found((one, 1.0), (other, 1.0))
     assert not calls
     assert again.adapted == pytest.approx(first.adapted, abs=1e-6)
-    found((one, 0.5))  # the frozen model's are the same; the tuned model's of `one` fall out
-    assert set(calls) == {one}
+    found((one, 0.5))  # the frozen model's are the same; the tuned model's of `one` at 1 fall out
+    assert calls == [(one, False)]
     found((third, 1.0), (one, 1.0))
-    assert set(calls) == {third, one}
+    assert calls == [(third, False), (third, True), (one, False)]
 
 
 def test_a_calibration_is_used_where_it_holds(base_run, animals, tmp_path):

@@ -8,7 +8,9 @@ import shutil
 import urllib.request
 
 import pytest
-from served_cases import NAMES, app_of, picture, running, served_model
+from served_cases import FORM, NAMES, app_of, form_of, picture, running, served_model
+
+from rmadapter.serving.served_model import NO_ADAPTER
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -80,12 +82,7 @@ def shown(browser):
 
 def asked(address, image, **fields):
     """The endpoint's own answer."""
-    parts = [f'--x\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
-    head = '--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    body = "".join(parts).encode() + head.encode() + image + b"\r\n--x--\r\n"
-    request = urllib.request.Request(
-        f"{address}api/predict", body, {"content-type": "multipart/form-data; boundary=x"}
-    )
+    request = urllib.request.Request(f"{address}api/predict", form_of(image, **fields), FORM)
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)
 
@@ -105,7 +102,7 @@ def test_a_dropped_picture_is_answered(browser, address):
     found = shown(browser)
     for name, *both in zip(own["classes"], own["zeroshot"], own["adapted"], strict=True):
         assert found[name] == pytest.approx(both, abs=1e-6)
-    assert list(found) == sorted(found, key=lambda name: -found[name][1])
+    assert list(found) == sorted(found, key=lambda name: -max(found[name]))
 
     # The map: over the picture, of the layer that is chosen.
     mean = pixels(browser)
@@ -139,9 +136,7 @@ def test_what_a_model_has_not_is_said(browser, clip_folder):
     with running(app_of(served_model(None, model=f"local-dir:{clip_folder}"))) as url:
         opened(browser, url)
         note = wait(browser, "document.getElementById('map-note').textContent")
-        assert note == (
-            "There is no map of the reconstruction error: zero-shot CLIP has no adapter, and so no reconstruction branch."
-        )
+        assert note == f"There is no map of the reconstruction error: {NO_ADAPTER}."
         assert browser.execute_script("return document.getElementById('strength').disabled")
         fill(browser, "classes", "<b>ant</b>\nbee")
         browser.execute_script(DROP, base64.b64encode(picture()).decode())

@@ -1,44 +1,71 @@
-"""``rmadapter serve`` as a process, and what it says before it begins."""
+"""``rmadapter serve``: how it begins and ends, and what it says before."""
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
+import json
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+import threading
+import time
 import urllib.request
 
 import pytest
-from served_cases import picture
+from served_cases import FORM, form_of, picture
 
 from rmadapter.cli import main
 from rmadapter.errors import InputError
 from rmadapter.serving.serve_command import ServeConfig, listening
 
 
-def test_it_answers_until_it_is_told_to_end(base_run, tmp_path):
-    command = [sys.executable, "-m", "rmadapter", "serve", "--adapter", str(base_run / "adapter"), "--trust-base"]
-    server = subprocess.Popen(
-        [*command, "--port", "0", "--timeout", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+def test_what_is_begun_when_it_is_told_to_end_is_answered(base_run, capsys):
+    """In this process, whose main thread it takes; another sends half of a request before the signal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    body, statuses = form_of(picture()), []
+
+    def ask():
+        connection = connected(port)
+        connection.putrequest("POST", "/api/predict")
+        for name, value in {**FORM, "content-length": str(len(body))}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body[:100])
+        while json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60))["requests"] == 0:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        while refused(port) is False:
+            pass
+        connection.send(body[100:])
+        statuses.append(connection.getresponse().status)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    words = ["--adapter", str(base_run / "adapter"), "--trust-base", "--port", str(port), "--timeout", "60"]
+    assert main(["serve", *words]) == 0
+    asking.join(60)
+    assert statuses == [200]
+    out, err = capsys.readouterr()
+    assert re.fullmatch(
+        rf"local-dir:.*, rmadapter, fp32\nserving at http://127\.0\.0\.1:{port}/ \(Ctrl-C ends it\)\nended\n", out
     )
-    try:
-        assert "local-dir:" in server.stdout.readline()
-        url = re.fullmatch(
-            r"serving at (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", server.stdout.readline()
-        ).group(1)
-        body = b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n' + picture() + b"\r\n--x--\r\n"
-        request = urllib.request.Request(
-            f"{url}api/predict", body, {"content-type": "multipart/form-data; boundary=x", "expect": ""}
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            assert response.status == 200
-        server.send_signal(signal.SIGTERM)
-        out, err = server.communicate(timeout=60)
-    finally:
-        server.kill()
-    assert (server.returncode, out, err) == (0, "ended\n", "")
+    assert err == ""
+
+
+def connected(port):
+    """A connection, once somebody listens."""
+    while refused(port):
+        time.sleep(0.05)
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+
+def refused(port):
+    """Whether nobody listens."""
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_port_that_is_taken(base_run, capsys):
@@ -75,13 +102,13 @@ def test_elsewhere_it_warns(base_run, monkeypatch, capsys):
     words = ["--adapter", str(base_run / "adapter"), "--trust-base", "--host", "0.0.0.0", "--port", "0"]
     assert main(["serve", *words]) == 0
     said = capsys.readouterr().err
-    assert "host is '0.0.0.0': everyone who can reach this machine there may use the model; there is no password" in said
+    assert "host is '0.0.0.0': everyone who can reach this machine there may use the model; there is no pass" in said
 
 
-def test_no_such_host(capsys):
-    with pytest.raises(InputError, match=r"host is 'no such\.host': .*; valid: 127\.0\.0\.1, or an address"):
-        with listening("no such.host", 0):
-            pass
+def test_no_such_host():
+    message = r"host is 'no such\.host': .*; valid: 127\.0\.0\.1, or an address"
+    with pytest.raises(InputError, match=message), listening("no such.host", 0):
+        pass
 
 
 @pytest.mark.parametrize(

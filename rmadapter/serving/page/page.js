@@ -117,15 +117,16 @@ function loaded(address) {
 
 function show() {
   const {classes, zeroshot, adapted, temperature, notes, strength} = answer;
-  const by = adapted ?? zeroshot;
+  // The likeliest of either first, so that none of them is left out.
+  const by = classes.map((_, row) => Math.max(zeroshot[row], adapted?.[row] ?? 0));
   const order = classes.map((_, row) => row).sort((a, b) => by[b] - by[a]);
-  const best = zeroshot.indexOf(Math.max(...zeroshot));
-  const rows = order.slice(0, SHOWN).map((row, place) => {
+  const [first, firstAdapted] = [zeroshot, adapted ?? []].map((found) => found.indexOf(Math.max(...found)));
+  const rows = order.slice(0, SHOWN).map((row) => {
     const line = document.createElement("tr");
     const cell = line.insertCell();
     cell.textContent = classes[row];
-    bar(line, "zeroshot", zeroshot[row], row === best);
-    if (adapted) bar(line, "adapted", adapted[row], place === 0);
+    bar(line, "zeroshot", zeroshot[row], row === first);
+    if (adapted) bar(line, "adapted", adapted[row], row === firstAdapted);
     return line;
   });
   $("results").tBodies[0].replaceChildren(...rows);
