@@ -45,10 +45,7 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-# How long what is left of a refused request's body is read, so that its sender gets to the answer.
-SECONDS_TO_DISCARD = 2.0
 SECONDS_TO_COME_AGAIN = 1
-TOO_SLOW = 408
 
 
 class ServedApp:
@@ -79,7 +76,7 @@ class ServedApp:
         self._active += 1
         began = time.perf_counter()
         try:
-            form = await self._in_time(read_form(request, self.limits), began, TOO_SLOW, "the request did not arrive")
+            form = await self._in_time(read_form(request, self.limits), began, 408, "the request did not arrive")
             try:
                 question = self._question(form)
                 decoding = asyncio.get_running_loop().run_in_executor(self._pool, self._decoded, form)
@@ -233,22 +230,12 @@ def _page(name: str, kind: str) -> Any:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedRequest)  # registered for it
-    # Without this a sender that is still writing meets a closed connection in the place of the answer.
-    seconds = 0.0 if error.status == TOO_SLOW else SECONDS_TO_DISCARD
-    with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
-        await asyncio.wait_for(_discard(request), seconds)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse({"error": error.sentence}, error.status, headers)
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:
     return await _refused(request, RefusedRequest(422, str(error)))
-
-
-async def _discard(request: Request) -> None:
-    with contextlib.suppress(RuntimeError):  # all of it was read
-        async for _ in request.stream():
-            pass
 
 
 async def _no_such(request: Request, error: Exception) -> Response:

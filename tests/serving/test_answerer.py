@@ -140,8 +140,14 @@ def test_the_base_model_alone(clip_folder):
 def test_a_linear_probe(animals, clip_folder, tmp_path):
     train_probe(run_config(animals, clip_folder, tmp_path / "run", evaluate=False))
     served = served_model(tmp_path / "run" / "adapter")
-    (answer,) = Answerer(served)([Asked(image_of(served, 0), ClassQuestion(("bee", "ant"), served.template))])
+    answerer = Answerer(served)
+    answer, turned, again = (
+        answerer([Asked(image_of(served, 0), ClassQuestion(names, served.template))])[0]
+        for names in (("bee", "ant"), ("ant", "bee"), ("bee", "ant"))
+    )
     assert answer.adapted != pytest.approx(answer.zeroshot, abs=1e-3)
+    assert again.adapted == pytest.approx(answer.adapted, abs=1e-6)  # with the biases of the classes at hand
+    assert turned.adapted[::-1] == pytest.approx(answer.adapted, abs=1e-6)
     assert "linear probe" in served.reconstruction_obstacle
     assert "linear probes have no number" in served.model.strength_obstacle
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import threading
 import zlib
+from urllib.parse import urlsplit
 
 import pytest
-from served_cases import HERE, HOSTS, NAMES, app_of, ask, client_of, picture, served_model
+from served_cases import FORM, HERE, HOSTS, NAMES, app_of, ask, client_of, picture, running, served_model
 
 from rmadapter.cli import main
 from rmadapter.serving.request_limits import RequestLimits
@@ -133,14 +135,17 @@ def test_other_paths_and_methods(client):
         assert set(response.json()) == {"error"}
 
 
-def test_a_body_without_a_length_is_counted(served):
-    """And what is left of it is read, so that its sender gets to the answer."""
-    with client_of(app_of(served, megabytes=0.02)) as client:
-        pieces = iter([b"--x\r\n", *[b"a" * 10_000] * 9])
-        headers = {"content-type": "multipart/form-data; boundary=x"}
-        response = client.post("/api/predict", content=pieces, headers=headers)
-        assert response.status_code == 413
-        assert next(pieces, None) is None
+@pytest.mark.parametrize("length", [True, False])
+def test_a_body_that_is_too_large(served, length):
+    """Refused by its length, or as it comes; its sender, which is still writing, gets to the answer."""
+    pieces = [b"--x\r\n", *[b"a" * 100_000] * 100]
+    size = {"content-length": str(sum(map(len, pieces)))} if length else {}
+    with running(app_of(served, megabytes=0.02)) as url:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        connection.request("POST", "/api/predict", iter(pieces), FORM | size, encode_chunked=not length)
+        response = connection.getresponse()
+        assert response.status == 413
+        assert "the request has more than 0.02 MB; valid: a smaller image" in response.read().decode()
 
 
 class TestHeaders:
