@@ -17,6 +17,8 @@ from rmadapter.serving.request_limits import RefusedRequest, RequestLimits
 FORM = "multipart/form-data"
 FIELDS = ("image", "classes", "template", "strength", "errors", "picture")
 SWITCHES = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False, "": False}
+# Far beyond what is of use; features stay finite.
+MOST_STRENGTH = 1000
 # Of a file's name in messages.
 LONGEST_NAME = 80
 
@@ -123,8 +125,8 @@ def _number(field: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"{field} is {text[:LONGEST_NAME]!r}; valid: a number >= 0") from None
-    check_range(field, value, 0)
+        raise InputError(f"{field} is {text[:LONGEST_NAME]!r}; valid: a number >= 0 and <= {MOST_STRENGTH}") from None
+    check_range(field, value, 0, MOST_STRENGTH)
     return value
 
 

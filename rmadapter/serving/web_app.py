@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +153,7 @@ class ServedApp:
         source = served.backbone.source
         calibration = served.calibration
         return {
-            "model": {"name": source.name, "pretrained": source.pretrained},
+            "model": {"name": _without_folders(source.name), "pretrained": _without_folders(source.pretrained)},
             "method": served.method,
             "adapter_sha256": served.weights_sha256,
             "precision": served.precision,
@@ -182,6 +183,12 @@ class ServedApp:
         """End the threads, after what they have begun."""
         self._pool.shutdown(cancel_futures=True)
         self.worker.close()
+
+
+def _without_folders(name: str | None) -> str | None:
+    """A model's or a tag's name; of a path of this machine the last part alone."""
+    scheme, colon, path = (name or "").rpartition(":")
+    return name if not os.path.isabs(path) else f"{scheme}{colon}{os.path.basename(path)}"
 
 
 def seen_picture(image: Tensor, preprocessing: Preprocessing) -> str:

@@ -94,6 +94,7 @@ def bomb(side):
         (None, {"template": "a {} " + "b" * 30}, 422, "template has 'a {} bbbbbbbbbbbbbbb'... of 35 characters"),
         (None, {"strength": "-1"}, 422, "strength is -1.0; valid: a number >= 0"),
         (None, {"strength": "nan"}, 422, "strength is nan; valid: a number >= 0"),
+        (None, {"strength": "1001"}, 422, "strength is 1001.0; valid: a number >= 0 and <= 1000"),
         (None, {"strength": "much"}, 422, "strength is 'much'; valid: a number >= 0"),
         (None, {"errors": "yes"}, 422, "errors is 'yes'; valid: 'true'"),
         (None, {"strengh": "1"}, 422, "field is 'strengh'; valid: 'image', 'classes'"),
@@ -179,8 +180,13 @@ class TestHeaders:
         assert client.get("/api/health", headers={"origin": HERE}).status_code == 200
 
 
-def test_info_says_what_there_is(client, served):
+def test_the_strongest_is_answered(client):
+    assert ask(client, strength="1000", errors="true").status_code == 200
+
+
+def test_info_says_what_there_is(client, served, clip_folder):
     info = client.get("/api/info").json()
+    assert info["model"] == {"name": f"local-dir:{clip_folder.name}", "pretrained": None}  # nobody needs the path
     assert info["class_names"] == ["ant", "bee"]
     assert (info["method"], info["precision"], info["device"]) == ("rmadapter", "fp32", "cpu")
     assert info["reconstruction"] == {"layers": [2, 3], "obstacle": None}
