@@ -119,10 +119,11 @@ def run_serve(config: ServeConfig) -> None:
                 stacklevel=2,
             )
         workers = config.workers or usable_processors()
-        app = make_app(ServedApp(served, config.limits, batch_size=config.batch_size, workers=workers), hosts)
+        app = ServedApp(served, config.limits, batch_size=config.batch_size, workers=workers)
         server = uvicorn.Server(
             uvicorn.Config(
-                app,
+                make_app(app, hosts),
+                lifespan="off",
                 access_log=False,
                 log_config=None,
                 ws="none",
@@ -135,7 +136,7 @@ def run_serve(config: ServeConfig) -> None:
         print(f"{served.backbone.source}, {what}, {served.precision}")
         print(f"serving at {url} (Ctrl-C ends it)", flush=True)
         # uvicorn ends what has been begun, and then raises the signal again.
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.closing(app), contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
         print("ended")
 

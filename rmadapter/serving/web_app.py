@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import io
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, TypeVar
@@ -96,6 +95,8 @@ class ServedApp:
             return await asyncio.wait_for(coming, max(left, 0.0))
         except asyncio.TimeoutError as error:  # its own class before Python 3.11
             raise RefusedRequest(status, f"{what} within {self.limits.seconds:g} seconds") from error
+        except asyncio.CancelledError as error:  # by a server that was told twice to end, in the end of its loop
+            raise RefusedRequest(503, "the server ends") from error
 
     def _question(self, form: UploadedForm) -> ClassQuestion:
         names = form.classes or self.served.class_names
@@ -200,13 +201,11 @@ def seen_picture(image: Tensor, preprocessing: Preprocessing) -> str:
 
 
 def make_app(app: ServedApp, hosts: frozenset[str] | None) -> Starlette:
-    """The application; ``hosts`` are the names that it may be called by, None for any."""
+    """The application; ``hosts`` are the names that it may be called by, None for any.
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(app.close)
-
+    It has no lifespan of ASGI's: a server that is told twice to end would complain of that. Whoever has made ``app``
+    closes it.
+    """
     return Starlette(
         routes=[
             *(Route(path, _page(*found)) for path, found in PAGE.items()),
@@ -222,7 +221,6 @@ def make_app(app: ServedApp, hosts: frozenset[str] | None) -> Starlette:
             ClientDisconnect: _gone,
             Exception: _failed,
         },
-        lifespan=lifespan,
     )
 
 

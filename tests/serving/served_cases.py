@@ -37,15 +37,15 @@ def app_of(served: ServedModel, **limits) -> ServedApp:
 @contextlib.contextmanager
 def client_of(app: ServedApp) -> Iterator[TestClient]:
     """A client that asks in this process."""
-    with TestClient(make_app(app, HOSTS), base_url=HERE, raise_server_exceptions=False) as client:
-        yield client
+    with contextlib.closing(app):
+        yield TestClient(make_app(app, HOSTS), base_url=HERE, raise_server_exceptions=False)
 
 
 @contextlib.contextmanager
 def running(app: ServedApp) -> Iterator[str]:
     """The address of a server in a thread of this process."""
-    with listening("127.0.0.1", 0) as (listener, url, hosts):
-        server = uvicorn.Server(uvicorn.Config(make_app(app, hosts), log_config=None))
+    with contextlib.closing(app), listening("127.0.0.1", 0) as (listener, url, hosts):
+        server = uvicorn.Server(uvicorn.Config(make_app(app, hosts), log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

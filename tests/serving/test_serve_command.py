@@ -21,8 +21,9 @@ from rmadapter.errors import InputError
 from rmadapter.serving.serve_command import ServeConfig, listening
 
 
-def test_what_is_begun_when_it_is_told_to_end_is_answered(base_run, capsys):
-    """In this process, whose main thread it takes; another sends half of a request before the signal."""
+@pytest.mark.parametrize(("signals", "status"), [([signal.SIGTERM], 200), ([signal.SIGINT] * 2, 503)])
+def test_how_it_ends(base_run, capsys, signals, status):
+    """What has been begun is answered, but for who is told twice; another thread sends half of a request before."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,10 +37,12 @@ def test_what_is_begun_when_it_is_told_to_end_is_answered(base_run, capsys):
         connection.endheaders(body[:100])
         while json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60))["requests"] == 0:
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        while refused(port) is False:
-            pass
-        connection.send(body[100:])
+        for number in signals:
+            os.kill(os.getpid(), number)
+            while not refused(port):
+                pass
+        if status == 200:
+            connection.send(body[100:])
         statuses.append(connection.getresponse().status)
 
     asking = threading.Thread(target=ask)
@@ -47,7 +50,7 @@ def test_what_is_begun_when_it_is_told_to_end_is_answered(base_run, capsys):
     words = ["--adapter", str(base_run / "adapter"), "--trust-base", "--port", str(port), "--timeout", "60"]
     assert main(["serve", *words]) == 0
     asking.join(60)
-    assert statuses == [200]
+    assert statuses == [status]
     out, err = capsys.readouterr()
     assert re.fullmatch(
         rf"local-dir:.*, rmadapter, fp32\nserving at http://127\.0\.0\.1:{port}/ \(Ctrl-C ends it\)\nended\n", out
