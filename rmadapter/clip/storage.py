@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
 from torch import nn
 
@@ -20,6 +21,7 @@ STORED = (
     (AttentionalPooler, ("query",)),
     (LayerScale, ("gamma",)),
 )
+OTHERS = ("text_projection", "proj", "cls_emb")
 
 
 def store_backbone(backbone: Backbone, dtype: torch.dtype) -> Backbone:
@@ -41,8 +43,13 @@ def store_weights(clip: ClipModel, dtype: torch.dtype) -> None:
     """
     if dtype == torch.float32:
         return
+    trunk, encoder = getattr(clip.visual, "trunk", None), getattr(clip, "text", None)
+    if trunk is not None:
+        _store_whole(trunk, dtype)
+    if isinstance(encoder, HFTextEncoder):
+        encoder.transformer.to(dtype)  # its norms too, as transformers stores them
     for module in list(clip.modules()):
-        names = next((names for kinds, names in STORED if isinstance(module, kinds)), ("text_projection", "proj"))
+        names = next((names for kinds, names in STORED if isinstance(module, kinds)), OTHERS)
         for name in names:
             parameter = getattr(module, name, None)
             if isinstance(parameter, nn.Parameter):
@@ -52,7 +59,20 @@ def store_weights(clip: ClipModel, dtype: torch.dtype) -> None:
                 setattr(module, name, _in_fp32(child))
 
 
-def _in_fp32(norm: LayerNorm) -> LayerNormFp32:
+def _store_whole(trunk: nn.Module, dtype: torch.dtype) -> None:
+    """All of timm's ``trunk`` but its LayerNorms: its positions and tokens in fp32 would make the stream fp32."""
+    for module in list(trunk.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm) and child.elementwise_affine:
+                setattr(module, name, _in_fp32(child))
+        if not isinstance(module, nn.LayerNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+            if isinstance(bias := getattr(module, "k_bias", None), torch.Tensor):
+                module.k_bias = bias.to(dtype)
+
+
+def _in_fp32(norm: nn.LayerNorm) -> LayerNormFp32:
     """The same parameters under the class that computes in fp32: F.layer_norm on CUDA takes one dtype alone."""
     wide = LayerNormFp32(norm.normalized_shape, norm.eps, norm.elementwise_affine, bias=norm.bias is not None)
     wide.weight, wide.bias = norm.weight, norm.bias

@@ -206,7 +206,7 @@ class TrainStep(nn.Module):
         features = model.headed(image, text)
         answers = model.answers(features)
         logits = mixed(answers)
-        of_images["cross_entropy"] = losses.cross_entropy(answers, labels)
+        of_images["cross_entropy"] = losses.cross_entropy(answers, labels, model.loss.classification)
         self._compare(features, frozen, logits, of_images, of_text, drawn)
         if share != 1:
             of_images = {name: share * value for name, value in of_images.items()}

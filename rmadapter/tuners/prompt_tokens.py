@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.clip.towers import Tower, find_towers, pooled_token, towers_embed
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS
 from rmadapter.config.prompt import PromptConfig
@@ -59,13 +59,13 @@ class PromptTokens(Tuner):
                     f"prompt.{name}_depth is {self.depth[name]}, but the {name} tower has {towers[name].depth} blocks; "
                     f"valid: 1 to {towers[name].depth}"
                 )
-        if self.count["vision"] and pooled_token(clip, "vision") != 0:
-            raise InputError("prompt.vision_tokens needs an image tower that is pooled at its class token; valid: 0")
-        if self.count["text"] and clip.text_pool_type not in ("argmax", "eos", "last"):
+        if self.count["vision"] and (pooled_token(clip, "vision") != 0 or not towers["vision"].kind.enter):
             raise InputError(
-                f"prompt.text_tokens needs a text tower that is pooled at its end, not by {clip.text_pool_type!r}; "
-                "valid: 0"
+                "prompt.vision_tokens needs an open_clip ViT that is pooled at its class token, and this is a "
+                f"{towers['vision'].kind.name}; valid: 0"
             )
+        if self.count["text"] and (why := text_tokens_obstacle(towers["text"])) is not None:
+            raise InputError(f"prompt.text_tokens needs a text tower that is pooled at its end, and {why}; valid: 0")
         width = {name: tower.width for name, tower in towers.items()}
         if config.class_specific:
             self.classes = list(class_names or ())
@@ -175,9 +175,13 @@ def draw_linear(linear: nn.Module, generator_of: Callable[[str], torch.Generator
             parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator_of(key)))
 
 
-def towers_embed(clip: ClipModel) -> int:
-    """The width of both towers' features."""
-    projection = clip.text_projection
-    if projection is None:
-        return find_towers(clip)["text"].width
-    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+def text_tokens_obstacle(tower: Tower) -> str | None:
+    """Why learned tokens cannot stand in prompts of a text ``tower``, or None where they can."""
+    if not tower.kind.words:
+        return f"a {tower.kind.name} has no embedding that they can enter by"
+    if tower.kind.added(tower.root) or tower.kind.keys(tower.root, torch.zeros(1, 1, dtype=torch.int64)) is not None:
+        return "this one keeps padding apart"
+    place = tower.place()
+    if isinstance(place, str):
+        return place
+    return None if place in (None, -1) else f"this one is pooled at token {place}"

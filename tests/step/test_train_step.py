@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
-from rmadapter.clip.obstacles import blocks_obstacle, last_block_obstacle
+from rmadapter.clip.obstacles import last_block_obstacle
 from rmadapter.clip.storage import store_weights
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.costs import tower_shape
@@ -212,10 +212,8 @@ def test_what_does_not_apply_is_said(tokenizer):
     if "custom blocks" in towers:
         assert "beyond queries" in last_block_obstacle(towers["custom blocks"], "text")
     clip = towers["clip"]
-    assert blocks_obstacle(clip) is None
-    clip.visual.transformer.resblocks[1].__class__ = type("OtherBlock", (type(clip.transformer.resblocks[0]),), {})
-    assert "blocks of class OtherBlock" in blocks_obstacle(clip)
-    assert Encoders.of(make(tokenizer).adapted) is not None
+    clip.visual.transformer.resblocks[2].__class__ = type("OtherBlock", (type(clip.transformer.resblocks[0]),), {})
+    assert "blocks of class OtherBlock run whole" in last_block_obstacle(clip, "vision")
 
 
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
