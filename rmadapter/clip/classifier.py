@@ -51,6 +51,10 @@ class CLIPClassifier(nn.Module):
         trim: bool = True,
     ):
         super().__init__()
+        if not callable(tokenizer):
+            raise InputError(
+                f"tokenizer is {tokenizer!r}; valid: that of the model, such as open_clip.get_tokenizer('ViT-B-16')"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.trim = trim
@@ -125,7 +129,7 @@ class CLIPClassifier(nn.Module):
     def image_features(self, images: Tensor) -> Tensor:
         """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
         # Weights stored in 16 bits (storage.store_backbone) take images in 16 bits.
-        return self.clip.encode_image(images.to(image_dtype(self.clip) or images.dtype))
+        return self.clip.encode_image(images.to(image_dtype(self.clip) or images.dtype), normalize=False)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed].
