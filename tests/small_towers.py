@@ -25,6 +25,8 @@ def shrunk(name: str) -> dict[str, Any]:
     config = copy.deepcopy(open_clip.get_model_config(name))
     config["embed_dim"] = 48 if str(config["vision_cfg"].get("timm_pool")) == "map" else 24
     vision, text = config["vision_cfg"], config["text_cfg"]
+    if vision.get("timm_model_name", "").startswith("vit_base_mci"):
+        config["embed_dim"] = 512
     if "timm_model_name" in vision:
         vision["image_size"] = side_of(vision["timm_model_name"])
     else:
@@ -52,12 +54,8 @@ def _small_parts() -> Iterator[None]:
 
     def small_trunk(name: str, **arguments):
         sizes = {"img_size": side_of(name), **TIMM}
-        if "vitamin" in name:  # its stem has widths of its own
-            sizes = {"img_size": 64, "depth": 3}
-        elif "relpos" in name:
-            sizes = {"img_size": 32, **TIMM}
-        elif "pe_core" in name or "eva" in name:
-            sizes["num_heads"], sizes["embed_dim"] = 3, 48
+        if name.startswith(tuple(SIDE)):  # their stems have widths of their own
+            sizes = {"img_size": side_of(name), "depth": 3}
         return made(name, **arguments, **sizes)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +95,10 @@ def small_model(name: str, seed: int = 0) -> nn.Module:
             text["hf_model_pretrained"] = False
         custom = config.pop("custom_text", False) or "hf_model_name" in text
         kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
-        return kind(**config).eval()
+        model = kind(**config).eval()
+        if kind is open_clip.CoCa:  # which open_clip leaves as the memory was
+            nn.init.normal_(model.text_decoder.text_projection, std=0.01)
+        return model
 
 
 class SmallTokenizer:

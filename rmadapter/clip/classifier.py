@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmadapter.clip.finite import check_finite, is_finite
+from rmadapter.clip.handed import check_tokenizer_given
 from rmadapter.clip.prompts import Prompts, encode_prompts, make_prompts
 from rmadapter.clip.storage import image_dtype
 from rmadapter.clip.types import ClipModel
@@ -51,10 +52,7 @@ class CLIPClassifier(nn.Module):
         trim: bool = True,
     ):
         super().__init__()
-        if not callable(tokenizer):
-            raise InputError(
-                f"tokenizer is {tokenizer!r}; valid: that of the model, such as open_clip.get_tokenizer('ViT-B-16')"
-            )
+        check_tokenizer_given(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.trim = trim

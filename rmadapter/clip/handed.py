@@ -38,6 +38,14 @@ def check_handed(model: Any) -> None:
         raise InputError(f"clip is {model!r:.60} ({type(model).__name__}); valid: {VALID}")
 
 
+def check_tokenizer_given(tokenizer: Any) -> None:
+    """Raise InputError unless ``tokenizer`` can be called; a model does not bring its own."""
+    if not callable(tokenizer):
+        raise InputError(
+            f"tokenizer is {tokenizer!r}; valid: that of the model, such as open_clip.get_tokenizer('ViT-B-16')"
+        )
+
+
 def _check_module(model: nn.Module) -> None:
     kind = type(model)
     named = f"clip is a {kind.__name__}"

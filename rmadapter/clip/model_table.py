@@ -15,7 +15,7 @@ from torch import nn
 from rmadapter.clip.obstacles import last_block_obstacle, shared_start_obstacle
 from rmadapter.clip.towers import find_towers, text_is_trimmable
 from rmadapter.clip.types import ClipModel
-from rmadapter.errors import InputError, check_choice
+from rmadapter.errors import InputError, nearest
 
 # The hub's encoders that open_clip's configurations name, by the architecture that transformers has for them.
 ENCODERS = {
@@ -57,7 +57,11 @@ def model_rows(names: Sequence[str] = ()) -> Iterator[ModelRow]:
     """
     known = open_clip.list_models()
     for name in names:
-        check_choice("model", name, known)
+        if name not in known:
+            raise InputError(
+                f"model is {name!r}, which open_clip does not know{nearest(name, known)}; valid: one of "
+                f"open_clip.list_models() ({len(known)})"
+            )
     for name in names or known:
         yield _row(name)
 

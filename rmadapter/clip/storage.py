@@ -7,7 +7,10 @@ from dataclasses import replace
 import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
+from timm.layers import LayerNorm as TimmLayerNorm
+from timm.layers import LayerNorm2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.identity import weights_hash
@@ -60,16 +63,18 @@ def store_weights(clip: ClipModel, dtype: torch.dtype) -> None:
 
 
 def _store_whole(trunk: nn.Module, dtype: torch.dtype) -> None:
-    """All of timm's ``trunk`` but its LayerNorms: its positions and tokens in fp32 would make the stream fp32."""
+    """All of timm's ``trunk`` but norms and rotations: positions and tokens in fp32 would make the stream fp32."""
     for module in list(trunk.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.LayerNorm) and child.elementwise_affine:
+            if type(child) in (nn.LayerNorm, TimmLayerNorm):
                 setattr(module, name, _in_fp32(child))
-        if not isinstance(module, nn.LayerNorm):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
-            if isinstance(bias := getattr(module, "k_bias", None), torch.Tensor):
-                module.k_bias = bias.to(dtype)
+        if isinstance(module, (LayerNormFp32, nn.LayerNorm, _BatchNorm)) and type(module) is not LayerNorm2d:
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and "Rotary" not in type(module).__name__:
+                setattr(module, name, buffer.to(dtype))
 
 
 def _in_fp32(norm: nn.LayerNorm) -> LayerNormFp32:

@@ -59,11 +59,8 @@ class PromptTokens(Tuner):
                     f"prompt.{name}_depth is {self.depth[name]}, but the {name} tower has {towers[name].depth} blocks; "
                     f"valid: 1 to {towers[name].depth}"
                 )
-        if self.count["vision"] and (pooled_token(clip, "vision") != 0 or not towers["vision"].kind.enter):
-            raise InputError(
-                "prompt.vision_tokens needs an open_clip ViT that is pooled at its class token, and this is a "
-                f"{towers['vision'].kind.name}; valid: 0"
-            )
+        if self.count["vision"]:
+            check_image_tokens("prompt.vision_tokens", clip)
         if self.count["text"] and (why := text_tokens_obstacle(towers["text"])) is not None:
             raise InputError(f"prompt.text_tokens needs a text tower that is pooled at its end, and {why}; valid: 0")
         width = {name: tower.width for name, tower in towers.items()}
@@ -173,6 +170,15 @@ def draw_linear(linear: nn.Module, generator_of: Callable[[str], torch.Generator
     with torch.no_grad():
         for key, parameter in linear.named_parameters():
             parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator_of(key)))
+
+
+def check_image_tokens(field: str, clip: ClipModel) -> None:
+    """Raise InputError where learned tokens cannot stand behind an image's; ``field`` is the option that asks."""
+    tower = find_towers(clip)["vision"]
+    if pooled_token(clip, "vision") != 0:
+        raise InputError(f"{field} needs an image tower that is pooled at its class token; valid: 0")
+    if not tower.kind.enter:
+        raise InputError(f"{field} needs an open_clip ViT, and this is a {tower.kind.name}; valid: 0")
 
 
 def text_tokens_obstacle(tower: Tower) -> str | None:

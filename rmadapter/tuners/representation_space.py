@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.clip.obstacles import is_causal
-from rmadapter.clip.towers import find_towers, pooled_token, towers_embed
+from rmadapter.clip.towers import find_towers, towers_embed
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, layer_numbers
 from rmadapter.config.space import SpaceConfig
 from rmadapter.errors import InputError
-from rmadapter.tuners.prompt_tokens import DEVIATION, draw_linear, text_tokens_obstacle
+from rmadapter.tuners.prompt_tokens import DEVIATION, check_image_tokens, draw_linear, text_tokens_obstacle
 from rmadapter.tuners.sites import INSERT, Sites, TokenEdit
 from rmadapter.tuners.tuner import Features, Tuner, Values
 
@@ -45,11 +45,7 @@ class RepresentationSpace(Tuner):
         super().__init__()
         self.config = config
         towers = find_towers(clip)
-        if pooled_token(clip, "vision") != 0 or not towers["vision"].kind.leave:
-            raise InputError(
-                "space.tokens needs an open_clip ViT that is pooled at its class token, and this is a "
-                f"{towers['vision'].kind.name}; valid: 0"
-            )
+        check_image_tokens("space.tokens", clip)
         if (why := text_tokens_obstacle(towers["text"])) is not None:
             raise InputError(f"space.tokens needs a text tower that is pooled at its end, and {why}; valid: 0")
         if towers["text"].mask is not None and not is_causal(towers["text"].mask):

@@ -80,7 +80,7 @@ def test_chunks_and_recomputation(tokenizer, towers):
 
 
 def test_classes_of_like_length_stand_together(tokenizer, monkeypatch):
-    monkeypatch.setattr("rmadapter.step.train_step.CHUNK_TOKENS", {"cpu": 1})
+    monkeypatch.setattr("rmadapter.step.class_plan.CHUNK_TOKENS", {"cpu": 1})
     model = make(tokenizer)
     apart = TrainStep(model, StepConfig(shared_start=False))
     assert [(c.start, c.stop, c.length, c.shared) for c in apart.chunks] == [(0, 3, 8, 0), (3, 4, 9, 0), (4, 5, 14, 0)]

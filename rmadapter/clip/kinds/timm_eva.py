@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,13 +89,16 @@ def _parts(block: Block, root: Any) -> Parts:
     return Parts(whole, norm1, block.norm2, attention, None, mlp, scale1=scale1, scale2=scale2)
 
 
+def _is_eva(root: Any) -> bool:
+    """Whether all blocks of ``root`` have the same positions, or none."""
+    return isinstance(root, TimmModel) and isinstance(root.trunk, Eva) and not getattr(root.trunk, "rope_mixed", False)
+
+
 EVA = TowerKind(
     name="timm EVA",
     modality="vision",
     root="visual",
-    fits=lambda root: (
-        isinstance(root, TimmModel) and isinstance(root.trunk, Eva) and not getattr(root.trunk, "rope_mixed", False)
-    ),
+    fits=lambda root: _is_eva(root) and not isinstance(root.trunk.blocks[0], EvaBlockPostNorm),
     blocks="trunk.blocks",
     norm="norm1",
     parts=_parts,
@@ -105,4 +109,11 @@ EVA = TowerKind(
     embed_width=timm_trunks.embed_width,
     size=timm_trunks.size,
     embed_operations=timm_trunks.embed_operations,
+)
+# EVA02-E: norms behind attention and MLP, none in front.
+EVA_POST_NORM = replace(
+    EVA,
+    name="timm EVA (post-norm)",
+    norm=None,
+    fits=lambda root: _is_eva(root) and isinstance(root.trunk.blocks[0], EvaBlockPostNorm),
 )
