@@ -138,9 +138,7 @@ def attend_at(
     return _projected(attention, found if b_v is None else found + b_v, linear, update).unflatten(0, each)
 
 
-def _attend_at_keys(
-    attention: Attention, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear
-) -> Tensor:
+def _attend_at_keys(attention: Attention, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
     """``attend_at`` with keys and values of all tokens; the tokens taken are among those that are not rotated."""
     (w_q, b_q), *others = attention.qkv
     q = _heads(F.linear(layout.take(u), w_q, b_q), attention.heads)

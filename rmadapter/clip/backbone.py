@@ -168,7 +168,8 @@ def _by_name(name: str, pretrained: str | None) -> tuple[nn.Module, Callable[...
         if pretrained != RANDOM or not text.get("hf_tokenizer_name"):
             raise
         warnings.warn(
-            f"the tokenizer of {name} cannot be had ({type(error).__name__}); random weights take a stand-in", stacklevel=3
+            f"the tokenizer of {name} cannot be had ({type(error).__name__}); random weights take a stand-in",
+            stacklevel=3,
         )
         pad = getattr(getattr(clip.text, "config", None), "pad_token_id", None)
         pad = getattr(clip.text, "pad_id", 0) if pad is None else pad

@@ -49,7 +49,7 @@ def run_models(config: ModelsConfig) -> None:
 
 
 def _reasons(rows: Sequence[ModelRow]) -> dict[str, str]:
-    """"No SHORTCUT because REASON" -> how many models, and the first of them."""
+    """ "No SHORTCUT because REASON" -> how many models, and the first of them."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for name, value in (row.shortcuts or {}).items():

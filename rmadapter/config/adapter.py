@@ -21,7 +21,9 @@ def check_layers(field_name: str, layers: Any) -> str | list[int]:
     """A layer specification in one of its written forms, or a list of ints from any other iterable of ints."""
     if isinstance(layers, str):
         text = layers.replace(" ", "")
-        if re.fullmatch(r"all|none|last:[1-9]\d{0,8}(/[1-9]\d{0,8})?|\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text, re.ASCII):
+        if re.fullmatch(
+            r"all|none|last:[1-9]\d{0,8}(/[1-9]\d{0,8})?|\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text, re.ASCII
+        ):
             return text
         raise InputError(f"{field_name} is {layers!r}; valid: {LAYER_FORMS}")
     if isinstance(layers, Iterable):

@@ -202,7 +202,11 @@ class RMAdapterCLIP(AdaptedClassifier):
         features = self.headed(image, text)
         answers = self.answers(features)
         logits = mixed(answers)
-        terms = {"cross_entropy": losses.cross_entropy(answers, labels, self.loss.classification), **of_images, **of_text}
+        terms = {
+            "cross_entropy": losses.cross_entropy(answers, labels, self.loss.classification),
+            **of_images,
+            **of_text,
+        }
         if self.training:
             terms |= self.consistency_terms(features, frozen, frozen_text, logits)
         return Output(logits, losses.with_total(terms, self.loss))

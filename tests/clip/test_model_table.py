@@ -49,7 +49,9 @@ def test_a_table_says_how_many_work(capsys):
     [
         (lambda clip: clip.visual.conv1.to("meta"), "spread over 2 devices"),
         (
-            lambda clip: setattr(clip.transformer.resblocks[0].mlp, "c_fc", torch.ao.nn.quantized.dynamic.Linear(32, 128)),
+            lambda clip: setattr(
+                clip.transformer.resblocks[0].mlp, "c_fc", torch.ao.nn.quantized.dynamic.Linear(32, 128)
+            ),
             "quantised Linear",
         ),
     ],
@@ -70,7 +72,11 @@ def test_a_tokenizer_is_needed():
     ("name", "config", "message"),
     [
         ("ViT-B-16-SigLIP", PromptConfig(vision_tokens=2, vision_depth=1), "pooled at its class token; valid: 0"),
-        ("MobileCLIP-B", PromptConfig(vision_tokens=2, vision_depth=1), "needs an open_clip ViT, and this is a timm ViT; valid: 0"),
+        (
+            "MobileCLIP-B",
+            PromptConfig(vision_tokens=2, vision_depth=1),
+            "needs an open_clip ViT, and this is a timm ViT; valid: 0",
+        ),
         ("roberta-ViT-B-32", PromptConfig(text_tokens=2, init="random"), "has no embedding that they can enter by"),
         ("coca_ViT-B-32", PromptConfig(text_tokens=2, init="random"), "keeps padding apart"),
     ],

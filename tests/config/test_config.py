@@ -26,7 +26,12 @@ def test_layer_numbers(spec, numbers):
 
 def test_layers_from_a_range_are_those_of_the_last_eight_of_twelve():
     config = RMAdapterConfig(layers=range(5, 13))
-    assert layer_numbers(config.layers, 12) == layer_numbers("last:2/3", 12) == layer_numbers("last:8", 12) == list(range(5, 13))
+    assert (
+        layer_numbers(config.layers, 12)
+        == layer_numbers("last:2/3", 12)
+        == layer_numbers("last:8", 12)
+        == list(range(5, 13))
+    )
 
 
 @pytest.mark.parametrize("spec", ["last:7", "0", "7", "3-9", [7], [0], "5-3", []])
