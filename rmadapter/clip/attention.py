@@ -90,10 +90,10 @@ def _joined(found: Tensor) -> Tensor:
 
 def _with_shared_start(parts: Sequence[Tensor], layout: Layout, heads: int, mask: Tensor) -> Tensor:
     """Causal attention where the rows' own tokens look at their group's shared ones too, laid out as each part."""
-    first = [_heads(layout.start(part), heads) for part in parts]
+    first_q, *first = (_heads(layout.start(part), heads) for part in parts)
     q, *own = (_heads(layout.own(part), heads) for part in parts)
-    k, v = (torch.cat([layout.of_rows(x), y], 2) for x, y in zip(first[1:], own, strict=True))
-    start = scaled_attention(*first, mask[: layout.shared, : layout.shared], causal=True)
+    k, v = (torch.cat([layout.of_rows(x), y], 2) for x, y in zip(first, own, strict=True))
+    start = scaled_attention(first_q, first[0], first[1], mask[: layout.shared, : layout.shared], causal=True)
     found = scaled_attention(q, k, v, mask[layout.shared :], causal=False)
     return layout.joined(_joined(start), _joined(found))
 

@@ -21,7 +21,7 @@ OTHERS = {
 
 
 def check_handed(model: Any) -> None:
-    """Raise InputError unless ``model`` is a CLIP model on one device, of ordinary weights; the message says what it is.
+    """Raise InputError unless ``model`` is a CLIP model on one device, of ordinary weights; the message says what.
 
     Whether its towers are ones that adapters fit is seen by ``find_towers``.
     """
@@ -72,7 +72,8 @@ def _check_weights(model: nn.Module) -> None:
         devices.setdefault(parameter.device, name)
         if type(parameter) is not nn.Parameter:
             raise InputError(
-                f"clip has {name} as a {type(parameter).__name__}; valid: a model of ordinary weights, before it is quantised"
+                f"clip has {name} as a {type(parameter).__name__}; valid: a model of ordinary weights, before it is "
+                "quantised"
             )
     if len(devices) > 1:
         listed = ", ".join(f"{name} on {device}" for device, name in devices.items())
@@ -80,6 +81,6 @@ def _check_weights(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if "quantized" in type(module).__module__:
             raise InputError(
-                f"clip has {name} as a quantised {type(module).__name__}; valid: a model of ordinary weights, before it is "
-                "quantised"
+                f"clip has {name} as a quantised {type(module).__name__}; valid: a model of ordinary weights, before "
+                "it is quantised"
             )

@@ -108,7 +108,7 @@ def _without_weights(name: str) -> ClipModel:
 
 
 def _encoder(name: str, embed: int, settings: dict[str, Any]) -> nn.Module:
-    from transformers import AutoConfig  # noqa: PLC0415 - an extra
+    from transformers import AutoConfig  # an extra
 
     config = AutoConfig.for_model(ENCODERS[name])
     # Of an encoder with a decoder open_clip takes the encoder; made from a configuration alone it takes both.

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rmadapter.clip.types import Block
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+NOTHING = nn.Identity()
 Matrix = tuple[Tensor, Tensor | None]  # weight [out, in], bias [out]
 
 
@@ -92,8 +93,8 @@ class Parts:
     attention: Attention | None = None
     attend: Callable[[Tensor, Tensor | None], Tensor] | None = None
     mlp: Mlp | None = None
-    scale1: Callable[[Tensor], Tensor] = nn.Identity()
-    scale2: Callable[[Tensor], Tensor] = nn.Identity()
+    scale1: Callable[[Tensor], Tensor] = NOTHING
+    scale2: Callable[[Tensor], Tensor] = NOTHING
 
     @property
     def apart(self) -> bool:

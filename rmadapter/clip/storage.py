@@ -66,7 +66,7 @@ def _store_whole(trunk: nn.Module, dtype: torch.dtype) -> None:
     """All of timm's ``trunk`` but norms and rotations: positions and tokens in fp32 would make the stream fp32."""
     for module in list(trunk.modules()):
         for name, child in module.named_children():
-            if type(child) in (nn.LayerNorm, TimmLayerNorm):
+            if isinstance(child, nn.LayerNorm) and type(child) in (nn.LayerNorm, TimmLayerNorm):
                 setattr(module, name, _in_fp32(child))
         if isinstance(module, (LayerNormFp32, nn.LayerNorm, _BatchNorm)) and type(module) is not LayerNorm2d:
             continue

@@ -124,7 +124,7 @@ def register_tower(kind: TowerKind) -> None:
 
 def registered_kinds() -> tuple[TowerKind, ...]:
     """All kinds, in the order in which they are asked."""
-    from rmadapter.clip import kinds  # noqa: F401, PLC0415 - it registers the package's own
+    from rmadapter.clip import kinds  # noqa: F401 - it registers the package's own
 
     return tuple(_kinds)
 
@@ -157,9 +157,9 @@ class Tower:
     @property
     def width(self) -> int:
         """Width D of the tower's tokens."""
-        norm = self.norm(1)
+        norm: Any = self.norm(1)
         if norm is not None:
-            return norm.weight.shape[0]
+            return len(norm.weight)
         return next(p.shape[1] for p in self.blocks[0].parameters() if p.dim() == 2)
 
     @property

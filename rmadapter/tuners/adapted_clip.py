@@ -156,7 +156,7 @@ class AdaptedCLIP(nn.Module):
         return named
 
     def _first_pair(self, tower: str) -> int:
-        """Number of the layer that the first adapter of ``tower`` shares with one of the other, paired from the last."""
+        """Number of the shared layer that the first adapter of ``tower`` has; the towers are paired from the last."""
         counts = {name: sum(1 for _ in self.adapters(name)) for name in TOWERS}
         return 1 + max(counts.values()) - counts[tower]
 

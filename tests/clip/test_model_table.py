@@ -87,7 +87,7 @@ def test_learned_tokens_say_which_towers_take_them(name, config, message):
 
 
 def test_updates_say_which_blocks_take_them():
-    with pytest.raises(InputError, match="lora.vision_layers has block 1.*beyond queries"):
+    with pytest.raises(InputError, match=r"lora\.vision_layers has block 1.*beyond queries"):
         inject(small_model("EVA02-L-14"), TunerConfig(adapter=RMAdapterConfig(layers="none"), lora=LoraConfig(rank=2)))
 
 

@@ -26,12 +26,12 @@ def test_layer_numbers(spec, numbers):
 
 def test_layers_from_a_range_are_those_of_the_last_eight_of_twelve():
     config = RMAdapterConfig(layers=range(5, 13))
-    assert (
-        layer_numbers(config.layers, 12)
-        == layer_numbers("last:2/3", 12)
-        == layer_numbers("last:8", 12)
-        == list(range(5, 13))
-    )
+    assert layer_numbers(config.layers, 12) == layer_numbers("last:8", 12) == list(range(5, 13))
+
+
+@pytest.mark.parametrize(("depth", "first"), [(12, 5), (24, 9), (3, 2), (4, 2), (1, 1), (27, 10)])
+def test_a_share_is_of_the_towers_own_depth(depth, first):
+    assert layer_numbers("last:2/3", depth) == list(range(first, depth + 1))
 
 
 @pytest.mark.parametrize("spec", ["last:7", "0", "7", "3-9", [7], [0], "5-3", []])

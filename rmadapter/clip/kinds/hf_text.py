@@ -76,7 +76,7 @@ def _parts(block: Block, root: Any) -> Parts:
 
 
 def _finish(root: Any, x: Tensor, tokens: Tensor | None, dtype: torch.dtype) -> Tensor:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling  # noqa: PLC0415 - an extra
+    from transformers.modeling_outputs import BaseModelOutputWithPooling  # an extra
 
     assert tokens is not None  # a text tower's features are made of prompts
     transformer = root.transformer

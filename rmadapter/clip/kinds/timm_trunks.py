@@ -55,8 +55,9 @@ def embed_operations(root: Any) -> int:
 
 def mlp_of(mlp: nn.Module) -> Mlp | None:
     """timm's MLP taken apart; None where it is of another class."""
+    layers: Any = mlp
     if type(mlp) is TimmMlp and isinstance(mlp.fc1, nn.Linear):
-        return Mlp(mlp.fc1, mlp.act, mlp.fc2, known(getattr(mlp, "norm", None)))
+        return Mlp(layers.fc1, layers.act, layers.fc2, known(getattr(mlp, "norm", None)))
     if type(mlp) is SwiGLU:
         return Mlp(mlp.fc1_x, mlp.act, mlp.fc2, known(mlp.norm), mlp.fc1_g)
     return None
