@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from open_clip.transformer import QuickGELU
 
 from rmadapter.clip.parts import Parts
-from rmadapter.clip.towers import CHILD, find_towers, towers_embed
+from rmadapter.clip.tower_kind import CHILD
+from rmadapter.clip.towers import find_towers, towers_embed
 from rmadapter.clip.types import Block
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.chunks import Chunk

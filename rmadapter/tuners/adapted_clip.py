@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rmadapter.clip.identity import ModelSource, tokenizer_hash
 from rmadapter.clip.low_rank import Update
-from rmadapter.clip.towers import CHILD, find_towers
+from rmadapter.clip.tower_kind import CHILD
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, TunerConfig
 from rmadapter.data import Preprocessing

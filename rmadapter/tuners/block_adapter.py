@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmadapter.clip.towers import CHILD, at_path
+from rmadapter.clip.tower_kind import CHILD, at_path
 from rmadapter.clip.types import Block
 from rmadapter.tuners.variants import VariantAdapter
 from rmadapter_kernels import FusedRMAdapter

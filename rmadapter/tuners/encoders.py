@@ -25,7 +25,8 @@ from rmadapter.clip.low_rank import Update
 from rmadapter.clip.obstacles import is_causal, last_block_obstacle
 from rmadapter.clip.parts import normed
 from rmadapter.clip.prompts import Prompts
-from rmadapter.clip.towers import at_path, find_towers
+from rmadapter.clip.tower_kind import at_path
+from rmadapter.clip.towers import find_towers
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.branch import adapter_of, adapter_term
 from rmadapter.tuners.installed import edited, taken_out

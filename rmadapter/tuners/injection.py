@@ -21,7 +21,8 @@ from rmadapter.clip.finite import check_base_weights
 from rmadapter.clip.handed import check_handed
 from rmadapter.clip.identity import ModelSource
 from rmadapter.clip.prompts import first_words
-from rmadapter.clip.towers import CHILD, Tower, at_path, find_towers
+from rmadapter.clip.tower_kind import CHILD, Tower, at_path
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, TunerConfig, layer_numbers
 from rmadapter.errors import InputError

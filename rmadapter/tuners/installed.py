@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from rmadapter.clip.attention import longer_mask, scaled_attention
 from rmadapter.clip.low_rank import added
-from rmadapter.clip.towers import at_path, find_towers
+from rmadapter.clip.tower_kind import at_path
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import Block, ClipModel
 from rmadapter.tuners.sites import APPEND, INSERT, Sites, TokenEdit
 from rmadapter.tuners.tuner import Tuner, Values

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.clip.towers import Tower, find_towers, pooled_token, towers_embed
+from rmadapter.clip.tower_kind import Tower
+from rmadapter.clip.towers import find_towers, pooled_token, towers_embed
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS
 from rmadapter.config.prompt import PromptConfig

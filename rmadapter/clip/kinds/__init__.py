@@ -1,4 +1,4 @@
-"""The kinds of towers that open_clip's models have; importing this registers them."""
+"""The kinds of towers that open_clip's models have, in the order in which they are asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,5 @@ from rmadapter.clip.kinds.open_clip_vit import VIT
 from rmadapter.clip.kinds.timm_eva import EVA, EVA_POST_NORM
 from rmadapter.clip.kinds.timm_relpos import RELPOS
 from rmadapter.clip.kinds.timm_vit import TIMM_VIT
-from rmadapter.clip.towers import register_tower
 
-for _kind in (RELPOS, *HF_TEXT, EVA, EVA_POST_NORM, TIMM_VIT, CUSTOM_TEXT, TEXT, VIT):
-    register_tower(_kind)
+KINDS = (VIT, TEXT, CUSTOM_TEXT, TIMM_VIT, EVA, EVA_POST_NORM, *HF_TEXT, RELPOS)

@@ -13,7 +13,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 
 from rmadapter.clip.parts import Parts, normed
-from rmadapter.clip.towers import TowerKind, at_path
+from rmadapter.clip.tower_kind import TowerKind, at_path
 from rmadapter.clip.types import Block
 
 # Class of the transformer's blocks -> (where they are, the norm in front of attention).

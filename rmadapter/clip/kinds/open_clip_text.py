@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rmadapter.clip.kinds.open_clip_blocks import batch_first, open_clip_parts
 from rmadapter.clip.parts import normed
-from rmadapter.clip.towers import TowerKind
+from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import ClipModel
 
 

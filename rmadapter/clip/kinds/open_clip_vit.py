@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmadapter.clip.kinds.open_clip_blocks import batch_first, open_clip_parts
 from rmadapter.clip.parts import normed
-from rmadapter.clip.towers import TowerKind
+from rmadapter.clip.tower_kind import TowerKind
 
 
 def _place(root: Any, tokens: Tensor | None) -> int | str:

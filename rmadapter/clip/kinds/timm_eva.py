@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rmadapter.clip.kinds import timm_trunks
 from rmadapter.clip.kinds.timm_trunks import known, mlp_of
 from rmadapter.clip.parts import Attention, Matrix, Parts, Scaled
-from rmadapter.clip.towers import TowerKind
+from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmadapter.clip.kinds import timm_trunks
 from rmadapter.clip.parts import Parts
-from rmadapter.clip.towers import TowerKind
+from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
 
