@@ -14,11 +14,11 @@ from torch import Tensor
 from rmadapter.clip.attention import attend, attend_at
 from rmadapter.clip.layout import Layout
 from rmadapter.clip.low_rank import Update
-from rmadapter.clip.parts import Linear, Parts, normed
+from rmadapter.clip.parts import BlockParts, Linear, normed
 
 
 def block_output(
-    parts: Parts,
+    parts: BlockParts,
     x: Tensor,
     u: Tensor,
     layout: Layout,
@@ -41,7 +41,7 @@ def block_output(
 
 
 def block_output_at(
-    parts: Parts,
+    parts: BlockParts,
     x: Tensor,
     u: Tensor,
     layout: Layout,

@@ -4,7 +4,7 @@
     x' = x + scale1(attention(u))
     block(x) = x' + scale2(mlp(norm2(x')))
 
-``Parts`` holds the submodules and weights of a block as they are now. A block of another form has ``whole`` alone, its
+``BlockParts`` holds the submodules and weights of a block as they are now. A block of another form has ``whole`` alone, its
 own forward pass; what needs more than that is then left out (``clip.obstacles`` says what).
 """
 
@@ -75,7 +75,7 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Parts:
+class BlockParts:
     """One block.
 
     Attributes:
@@ -129,7 +129,7 @@ class Scaled:
 
 
 def whole_block(block: Block) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """``Parts.whole`` of a block that is called with its input and ``attn_mask``."""
+    """``BlockParts.whole`` of a block that is called with its input and ``attn_mask``."""
     return lambda x, mask: block.forward(x) if mask is None else block.forward(x, attn_mask=mask)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmadapter.clip.parts import Parts
+from rmadapter.clip.parts import BlockParts
 from rmadapter.clip.types import Block, ClipModel
 
 # Under this name what is trained beside a block is a child of it, here so that a base model can be told from it.
@@ -81,7 +81,7 @@ class TowerKind:
     fits: Callable[[Any], bool]
     blocks: str
     norm: str | None
-    parts: Callable[[Block, Any], Parts]
+    parts: Callable[[Block, Any], BlockParts]
     embed: Callable[[Any, Tensor], Tensor]
     place: Callable[[Any, Tensor | None], Tensor | int | str | None]
     finish_at: Callable[[Any, Tensor, torch.dtype], Tensor]
@@ -121,7 +121,7 @@ class Tower:
         self.kind, self.root, self.blocks = kind, root, blocks
 
     @cached_property
-    def parts(self) -> list[Parts]:
+    def parts(self) -> list[BlockParts]:
         """The blocks taken apart, with the weights that they have now."""
         return [self.kind.parts(block, self.root) for block in self.blocks]
 

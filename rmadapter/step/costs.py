@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from open_clip.transformer import QuickGELU
 
-from rmadapter.clip.parts import Parts
+from rmadapter.clip.parts import BlockParts
 from rmadapter.clip.tower_kind import CHILD
 from rmadapter.clip.towers import find_towers, towers_embed
 from rmadapter.clip.types import Block
@@ -278,7 +278,7 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
     )
 
 
-def _matrix_numbers(parts: Parts, block: Block) -> int:
+def _matrix_numbers(parts: BlockParts, block: Block) -> int:
     """Numbers in a block's matrices, of which each is two operations a token."""
     if parts.apart and parts.attention is not None:
         return sum(weight.numel() for weight in parts.matrices())
@@ -286,7 +286,7 @@ def _matrix_numbers(parts: Parts, block: Block) -> int:
     return sum(p.numel() for p in block.parameters() if p.dim() == 2 and id(p) not in trained)
 
 
-def _hidden(parts: Parts, block: Block) -> int:
+def _hidden(parts: BlockParts, block: Block) -> int:
     """Width of the MLP's hidden layer; of a block that is not taken apart that of its widest matrix."""
     if parts.mlp is not None:
         return parts.mlp.first.out_features

@@ -12,7 +12,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 
-from rmadapter.clip.parts import Parts, normed
+from rmadapter.clip.parts import BlockParts, normed
 from rmadapter.clip.tower_kind import TowerKind, at_path
 from rmadapter.clip.types import Block
 
@@ -58,7 +58,7 @@ def _embed(root: Any, tokens: Tensor) -> Tensor:
     return x
 
 
-def _parts(block: Block, root: Any) -> Parts:
+def _parts(block: Block, root: Any) -> BlockParts:
     kind = type(block).__name__
     norm = _KINDS[kind][1]
     first = root.transformer.block[0].layer[0].SelfAttention if kind in ("MT5Block", "T5Block") else None
@@ -72,7 +72,7 @@ def _parts(block: Block, root: Any) -> Parts:
             found = block.forward(x, position_bias=(bias if mask is None else bias + mask).to(x.dtype))
         return found[0] if isinstance(found, tuple) else found
 
-    return Parts(whole, None if norm is None else at_path(block, norm))
+    return BlockParts(whole, None if norm is None else at_path(block, norm))
 
 
 def _finish(root: Any, x: Tensor, tokens: Tensor | None, dtype: torch.dtype) -> Tensor:

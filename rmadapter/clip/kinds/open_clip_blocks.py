@@ -7,7 +7,7 @@ from typing import Any
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
 from torch import Tensor, nn
 
-from rmadapter.clip.parts import Attention, Mlp, Parts, whole_block
+from rmadapter.clip.parts import Attention, BlockParts, Mlp, whole_block
 from rmadapter.clip.types import Block
 from rmadapter.errors import InputError
 
@@ -23,10 +23,10 @@ def batch_first(root: Any) -> bool:
     return True
 
 
-def open_clip_parts(block: Block, root: Any) -> Parts:
+def open_clip_parts(block: Block, root: Any) -> BlockParts:
     """``block`` taken apart; of ``CustomResidualAttentionBlock`` the attention is one piece, others are whole."""
     if type(block) not in (ResidualAttentionBlock, CustomResidualAttentionBlock) or hasattr(block, "ln_1_kv"):
-        return Parts(whole_block(block), getattr(block, "ln_1", None))
+        return BlockParts(whole_block(block), getattr(block, "ln_1", None))
     inner = getattr(block.mlp, "ln", None)
     mlp = Mlp(block.mlp.c_fc, block.mlp.gelu, block.mlp.c_proj, None if isinstance(inner, nn.Identity) else inner)
     attention, attend = None, None
@@ -37,7 +37,7 @@ def open_clip_parts(block: Block, root: Any) -> Parts:
         attend = _whole_attention(block)
     else:
         attention = Attention(attn.num_heads, ((attn.in_proj_weight, attn.in_proj_bias),), attn.out_proj)
-    return Parts(
+    return BlockParts(
         whole_block(block), block.ln_1, block.ln_2, attention, attend, mlp, scale1=block.ls_1, scale2=block.ls_2
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rmadapter.clip.kinds import timm_trunks
 from rmadapter.clip.kinds.timm_trunks import known, mlp_of
-from rmadapter.clip.parts import Attention, Matrix, Parts, Scaled
+from rmadapter.clip.parts import Attention, BlockParts, Matrix, Scaled
 from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
@@ -71,7 +71,7 @@ def _attention(attn: Any, trunk: Any) -> Attention | None:
     )
 
 
-def _parts(block: Block, root: Any) -> Parts:
+def _parts(block: Block, root: Any) -> BlockParts:
     trunk = root.trunk
 
     def whole(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -80,13 +80,13 @@ def _parts(block: Block, root: Any) -> Parts:
     norm1 = block.norm1 if type(block) is EvaBlock else None
     attention, mlp = _attention(block.attn, trunk), mlp_of(block.mlp)
     if attention is None or mlp is None:
-        return Parts(whole, norm1)
+        return BlockParts(whole, norm1)
     if type(block) is EvaBlockPostNorm:
-        return Parts(whole, None, None, attention, None, mlp, scale1=block.norm1, scale2=block.norm2)
+        return BlockParts(whole, None, None, attention, None, mlp, scale1=block.norm1, scale2=block.norm2)
     if type(block) is not EvaBlock:
-        return Parts(whole)
+        return BlockParts(whole)
     scale1, scale2 = (nn.Identity() if g is None else Scaled(g) for g in (block.gamma_1, block.gamma_2))
-    return Parts(whole, norm1, block.norm2, attention, None, mlp, scale1=scale1, scale2=scale2)
+    return BlockParts(whole, norm1, block.norm2, attention, None, mlp, scale1=scale1, scale2=scale2)
 
 
 def _is_eva(root: Any) -> bool:

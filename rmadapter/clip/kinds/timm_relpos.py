@@ -10,7 +10,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor
 
 from rmadapter.clip.kinds import timm_trunks
-from rmadapter.clip.parts import Parts
+from rmadapter.clip.parts import BlockParts
 from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
@@ -21,13 +21,13 @@ def _embed(root: Any, images: Tensor) -> Tensor:
     return x if first is None else torch.cat([first.to(x.dtype).expand(len(x), -1, -1), x], 1)
 
 
-def _parts(block: Block, root: Any) -> Parts:
+def _parts(block: Block, root: Any) -> BlockParts:
     shared = root.trunk.shared_rel_pos
 
     def whole(x: Tensor, mask: Tensor | None) -> Tensor:
         return block.forward(x, shared_rel_pos=None if shared is None else shared.get_bias())
 
-    return Parts(whole, block.norm1)
+    return BlockParts(whole, block.norm1)
 
 
 RELPOS = TowerKind(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rmadapter.clip.kinds import timm_trunks
 from rmadapter.clip.kinds.timm_trunks import known, mlp_of
-from rmadapter.clip.parts import Attention, Parts, whole_block
+from rmadapter.clip.parts import Attention, BlockParts, whole_block
 from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
@@ -22,13 +22,13 @@ def _embed(root: Any, images: Tensor) -> Tensor:
     return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
 
 
-def _parts(block: Block, root: Any) -> Parts:
+def _parts(block: Block, root: Any) -> BlockParts:
     whole = whole_block(block)
     if type(block) is not TimmBlock:
-        return Parts(whole, getattr(block, "norm1", None))
+        return BlockParts(whole, getattr(block, "norm1", None))
     attn, mlp = block.attn, mlp_of(block.mlp)
     if type(attn) is not TimmAttention or getattr(attn, "gate", None) is not None or mlp is None:
-        return Parts(whole, block.norm1)
+        return BlockParts(whole, block.norm1)
     attention = Attention(
         attn.num_heads,
         ((attn.qkv.weight, attn.qkv.bias),),
@@ -37,7 +37,7 @@ def _parts(block: Block, root: Any) -> Parts:
         k_norm=known(attn.k_norm),
         inner=known(getattr(attn, "norm", None)),
     )
-    return Parts(whole, block.norm1, block.norm2, attention, None, mlp, scale1=block.ls1, scale2=block.ls2)
+    return BlockParts(whole, block.norm1, block.norm2, attention, None, mlp, scale1=block.ls1, scale2=block.ls2)
 
 
 TIMM_VIT = TowerKind(
