@@ -71,7 +71,7 @@ def _row(name: str) -> ModelRow:
         clip = _without_weights(name)
         towers = find_towers(clip)
     except InputError as error:
-        return ModelRow(name, str(error))
+        return ModelRow(name, str(error).partition("; these work")[0])
     except ImportError as error:
         return ModelRow(name, f"not looked at: {error}")
     last = {modality: last_block_obstacle(clip, modality) for modality in towers}

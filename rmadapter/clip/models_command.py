@@ -42,10 +42,13 @@ def run_models(config: ModelsConfig) -> None:
     print("\n".join(_table([COLUMNS, *map(_cells, working)], config.markdown)))
     for reason, names in _reasons(working).items():
         print(f"{'- ' if config.markdown else ''}{reason}: {names}")
-    refused = [row for row in rows if row.refused is not None]
-    print(f"\n{len(working)} of {len(rows)} can be adapted" + ("; not these:" if refused else ""))
-    for row in refused:
-        print(f"{'- ' if config.markdown else ''}{row.name}: {row.refused}")
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if row.refused is not None:
+            refused.setdefault(row.refused, []).append(row.name)
+    print(f"\n{len(working)} of {len(rows)} can be adapted" + ("; not these:\n" if refused else ""))
+    for reason, names in refused.items():
+        print(f"{'- ' if config.markdown else ''}{', '.join(names)}: {reason}")
 
 
 def _reasons(rows: Sequence[ModelRow]) -> dict[str, str]:

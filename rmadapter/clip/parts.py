@@ -4,8 +4,8 @@
     x' = x + scale1(attention(u))
     block(x) = x' + scale2(mlp(norm2(x')))
 
-``BlockParts`` holds the submodules and weights of a block as they are now. A block of another form has ``whole`` alone, its
-own forward pass; what needs more than that is then left out (``clip.obstacles`` says what).
+``BlockParts`` holds the submodules and weights of a block as they are now. A block of another form has ``whole`` alone,
+its own forward pass; what needs more than that is then left out (``clip.obstacles`` says what).
 """
 
 from __future__ import annotations
