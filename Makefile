@@ -47,12 +47,12 @@ test-triton: $(INSTALLED)
 
 # Everything that knows a model, on the oldest open_clip and libraries that are supported and on the newest, each in a
 # folder in front of the installed ones. OPEN_CLIPS takes any requirement of pip, such as git+URL for its main branch.
-OPEN_CLIPS ?= open_clip_torch==2.32.0,timm==1.0.17,transformers==4.51.* open_clip_torch,timm,transformers
+OPEN_CLIPS ?= open_clip_torch==2.32.0,timm==1.0.17,transformers==4.51.*,tokenizers~=0.21.0,huggingface-hub~=0.30 open_clip_torch,timm,transformers
 test-open-clip: $(INSTALLED)
 	number=0; for versions in $(OPEN_CLIPS); do \
 		number=$$((number + 1)); folder="build/open-clip-$$number"; \
 		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" $$(echo "$$versions" | tr , ' ') && \
-		PYTHONPATH="$$folder" $(BIN)/python -m pytest -q --benchmark-disable tests/clip tests/step/test_train_step.py \
+		PYTHONPATH="$$folder" $(BIN)/python -m pytest -q --benchmark-disable tests/clip tests/step/test_train_step.py tests/step/test_all_models.py \
 			tests/tuners || exit 1; \
 	done
 

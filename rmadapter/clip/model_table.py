@@ -76,7 +76,7 @@ def _row(name: str) -> ModelRow:
         return ModelRow(name, f"not looked at: {error}")
     last = {modality: last_block_obstacle(clip, modality) for modality in towers}
     shortcuts = {
-        "trim": "yes" if text_is_trimmable(clip) else "padding is attended to",
+        "trim": "yes" if text_is_trimmable(clip) else "what stands behind a prompt's end counts",
         "shared_start": shared_start_obstacle(clip) or "yes",
         "last_token, vision": last["vision"] or "yes",
         "last_token, text": last["text"] or "yes",

@@ -70,10 +70,9 @@ def _cells(row: ModelRow) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
+    if markdown:
+        rendered = ["| " + " | ".join(cells) + " |" for cells in rows]
+        return [rendered[0], "|---" * len(rows[0]) + "|", *rendered[1:], ""]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    if not markdown:
-        return ["  ".join(cells).rstrip() for cells in lines]
-    head = "| " + " | ".join("-" * width for width in widths) + " |"
-    rendered = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return [rendered[0], head, *rendered[1:], ""]
+    lines = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join(cells).rstrip() for cells in lines]

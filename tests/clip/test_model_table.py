@@ -24,7 +24,7 @@ def test_names_are_looked_at_without_weights(capsys):
     assert rows["ViT-B-16"]["blocks"] == [12, 12]
     assert set(rows["ViT-B-16"]["shortcuts"].values()) == {"yes"}
     siglip = rows["ViT-B-16-SigLIP"]["shortcuts"]
-    assert siglip["trim"] == "padding is attended to"
+    assert siglip["trim"] == "what stands behind a prompt's end counts"
     assert siglip["last_token, text"] == "yes"
     assert "attention over all tokens" in siglip["last_token, vision"]
     assert rows["EVA02-L-14"]["vision"] == "timm EVA"

@@ -5,6 +5,7 @@ Each block runs by its own forward pass. They are bidirectional and mask padding
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -63,9 +64,12 @@ def _parts(block: Block, root: Any) -> BlockParts:
     norm = _KINDS[kind][1]
     first = root.transformer.block[0].layer[0].SelfAttention if kind in ("MT5Block", "T5Block") else None
 
+    # Transformers 4 has M2M-100's layers ask for it.
+    more = {"layer_head_mask": None} if "layer_head_mask" in signature(block.forward).parameters else {}
+
     def whole(x: Tensor, mask: Tensor | None) -> Tensor:
         if first is None:
-            found = block.forward(x, attention_mask=mask)
+            found = block.forward(x, attention_mask=mask, **more)
         else:
             # The first block's bias by relative position, which all blocks add; the mask goes with it.
             bias = first.compute_bias(x.shape[1], x.shape[1], device=x.device)
