@@ -17,15 +17,16 @@ from rmadapter.clip.towers import find_towers, text_is_trimmable
 from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError, nearest
 
-# The hub's encoders that open_clip's configurations name, by the architecture that transformers has for them.
-ENCODERS = {
-    "roberta-base": "roberta",
-    "xlm-roberta-base": "xlm-roberta",
-    "xlm-roberta-large": "xlm-roberta",
-    "google/mt5-base": "mt5",
-    "google/mt5-xl": "mt5",
-    "facebook/nllb-200-distilled-600M": "m2m_100",
-    "facebook/nllb-200-distilled-1.3B": "m2m_100",
+# The hub's encoders that open_clip's configurations name: the architecture that transformers has for them, and how many
+# blocks they have where that is not its default.
+ENCODERS: dict[str, tuple[str, dict[str, int]]] = {
+    "roberta-base": ("roberta", {}),
+    "xlm-roberta-base": ("xlm-roberta", {}),
+    "xlm-roberta-large": ("xlm-roberta", {"num_hidden_layers": 24}),
+    "google/mt5-base": ("mt5", {"num_layers": 12}),
+    "google/mt5-xl": ("mt5", {"num_layers": 24}),
+    "facebook/nllb-200-distilled-600M": ("m2m_100", {}),
+    "facebook/nllb-200-distilled-1.3B": ("m2m_100", {"encoder_layers": 24}),
 }
 
 
@@ -110,7 +111,8 @@ def _without_weights(name: str) -> ClipModel:
 def _encoder(name: str, embed: int, settings: dict[str, Any]) -> nn.Module:
     from transformers import AutoConfig  # an extra
 
-    config = AutoConfig.for_model(ENCODERS[name])
+    architecture, sizes = ENCODERS[name]
+    config = AutoConfig.for_model(architecture, **sizes)
     # Of an encoder with a decoder open_clip takes the encoder; made from a configuration alone it takes both.
     made = HFTextEncoder(
         name, embed, config=config, pooler_type=settings.get("hf_pooler_type"), proj_type=settings.get("hf_proj_type")
