@@ -94,8 +94,11 @@ class PlatformWheel(bdist_wheel):
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 # ONNX files, and running and quantising them: rmadapter export.
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20", "onnxscript>=0.5"]
+# Text towers and tokenizers of the Hugging Face hub.
+TRANSFORMERS = ["transformers>=4.51", "sentencepiece>=0.2"]
 EXTRAS = {
     "onnx": ONNX,
+    "transformers": TRANSFORMERS,
     "plot": ["matplotlib>=3.8"],
     "test": [
         "hypothesis>=6.90",
@@ -108,6 +111,7 @@ EXTRAS = {
         "setuptools>=77",  # the tests of the build run setup.py
         *DOCS,
         *ONNX,
+        *TRANSFORMERS,
     ],
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
@@ -137,6 +141,8 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "torchvision>=0.25",
         "open_clip_torch>=2.32",
+        # Image towers of SigLIP, EVA and others; what rmadapter/clip/kinds takes apart is there since 1.0.17.
+        "timm>=1.0.17",
         "numpy>=1.26",
         "pillow>=10.3",
         "safetensors>=0.4.3",

@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, calibrate, predict, export, sweep, report, search, datasets."""
+"""The command ``rmadapter``: train, eval, calibrate, predict, export, sweep, report, search, datasets, models."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ USAGE = """usage: rmadapter COMMAND [options]
   report    tables and plots from run folders, or of a sweep
   search    learning rate, scale, layers and lambdas, on base classes alone
   datasets  the field's data sets: what is there, and how to get them
+  models    open_clip's models: which can be adapted, and with which shortcuts
 
 rmadapter COMMAND --help lists a command's options."""
 
@@ -90,6 +91,13 @@ def _datasets(argv: list[str]) -> None:
     run_datasets(parse_arguments(DatasetsConfig, argv, prog="rmadapter datasets", positional="words"))
 
 
+def _models(argv: list[str]) -> None:
+    from rmadapter.clip.models_command import ModelsConfig, run_models
+    from rmadapter.config.arguments import parse_arguments
+
+    run_models(parse_arguments(ModelsConfig, argv, prog="rmadapter models", positional="names"))
+
+
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "train": _train,
     "eval": _eval,
@@ -100,6 +108,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "sweep": _sweep,
     "search": _search,
     "datasets": _datasets,
+    "models": _models,
 }
 HELP = ("--help", "-h")
 

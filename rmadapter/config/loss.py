@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rmadapter.config.paths import PathText
 from rmadapter.errors import InputError, check_choice, check_range
 
+CLASSIFICATIONS = ("softmax", "sigmoid")
 DISTANCES = ("l1", "cosine")
 SENTENCES = "sentences"
 TARGETS = ("prompt", "published", "templates", SENTENCES)
@@ -33,6 +34,8 @@ class LossConfig:
         second_view: the frozen image features are those of a second augmented view of each image
         projected: keep the part of cross-entropy's gradient that does not raise the divergence from the frozen model's
             class probabilities (ProGrad)
+        classification: softmax (cross-entropy over the classes) or sigmoid (a decision a class, as SigLIP is trained;
+            for models with a logit bias)
     """
 
     lambda1: float = 10.0
@@ -45,10 +48,12 @@ class LossConfig:
     sentences: PathText | None = None
     second_view: bool = False
     projected: float = 0.0
+    classification: str = "softmax"
 
     def __post_init__(self) -> None:
         for name in ("lambda1", "lambda2", "lambda3", "lambda4", "distillation"):
             check_range(f"loss.{name}", getattr(self, name), 0)
+        check_choice("loss.classification", self.classification, CLASSIFICATIONS)
         check_choice("loss.distance", self.distance, DISTANCES)
         check_choice("loss.target", self.target, TARGETS)
         if self.sentences is not None and self.target != SENTENCES:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.handed import check_tokenizer_given
 from rmadapter.clip.prompts import encode_prompts
 from rmadapter.clip.types import ClipModel
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
@@ -47,6 +48,7 @@ class AdaptedClassifier(CLIPClassifier):
         elsewhere: bool = False,
     ):
         self.elsewhere = elsewhere
+        check_tokenizer_given(tokenizer)
         model.use_tokenizer(tokenizer)
         super().__init__(model, tokenizer, class_names, template, trim=trim)
         self.encoders = encoders
