@@ -3,10 +3,12 @@
 Trained parameters on ViT-B/16, as published: MaPLe 3,555,072, IVLP 30,720, PromptSRC 46,080.
 """
 
-from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, TRANSFER, Method
+from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, TRANSFER, FewShotOptions, Method
 
 _TESTBED = ("--lr=0.02", "--epochs=5", "--batch_size=16", "--prompt.text_depth=3", "--prompt.vision_depth=3")
 _BATCHES = (*FIELD_RECIPE, "--batch_size=4")
+# Where PromptSRC's mean of all epochs' weights lies late in the few-shot protocol.
+_LATE_MEAN = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
 
 def _depth(text: int, vision: int) -> tuple[str, str]:
@@ -52,6 +54,8 @@ MAPLE = Method(
         "--epochs=5",
     ),
     overrides={TRANSFER: (*_depth(3, 3), "--lr=0.0026", "--epochs=2")},
+    # None in its code; these are what later code (SkipTuning's) has for it.
+    few_shot=(FewShotOptions(("--epochs=50",)),),
     testbed=_TESTBED,
 )
 
@@ -73,5 +77,9 @@ PROMPTSRC = Method(
         "--loss.distillation=1",
     ),
     overrides={TRANSFER: (*_depth(3, 3), "--average=6,10")},
+    few_shot=(
+        FewShotOptions(("--epochs=50", "--average=30,30")),
+        FewShotOptions(("--average=45,5",), data=_LATE_MEAN),
+    ),
     testbed=(*_TESTBED, "--average=4,1"),
 )

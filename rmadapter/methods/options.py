@@ -56,7 +56,13 @@ def _method_help() -> dict[str, str]:
 
 
 def configure(
-    name: str, argv: list[str], *, prog: str = "rmadapter train", data: str | None = None, transfer: bool = False
+    name: str,
+    argv: list[str],
+    *,
+    prog: str = "rmadapter train",
+    data: str | None = None,
+    transfer: bool = False,
+    few_shot: int | None = None,
 ) -> TrainConfig:
     """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last.
 
@@ -64,6 +70,7 @@ def configure(
         name, argv, prog: the method, the options, and what messages call the command.
         data: the data set that the published overrides are for, where ``argv`` does not name it.
         transfer: whether what is trained is to be tested on other data sets.
+        few_shot: the number of shots in the few-shot protocol; None elsewhere.
 
     Raises:
         InputError: an option of a group that the method does not have.
@@ -74,7 +81,8 @@ def configure(
         own = ", ".join(f"--{group}.*" for group in method.groups)
         raise InputError(f"option {other.partition('=')[0]!r} is none of method {name!r}; valid: {own}")
     record = record_of(data or _data_of(argv) or "")
-    recipe = (*method.recipe, *method.overriding(record.name if record else data or "", transfer=transfer))
+    name_of_data = record.name if record else data or ""
+    recipe = (*method.recipe, *method.overriding(name_of_data, transfer=transfer, few_shot=few_shot))
     words = [*argv, *method.options]
     config = parse_train(words, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
     # It is called by the name that was given, whatever else the options make of it.

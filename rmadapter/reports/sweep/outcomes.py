@@ -14,7 +14,7 @@ from rmadapter.reports import published
 from rmadapter.reports.finished_runs import FinishedRun, read_run
 from rmadapter.reports.groups import differing_settings, grouped, method_order, misnamed, several_contents
 from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
-from rmadapter.sweeps.manifest import read_manifest
+from rmadapter.sweeps.manifest import LISTS, SHOTS, read_manifest
 from rmadapter.sweeps.progress import find_result, results_there, state
 from rmadapter.sweeps.protocols import TRANSFERS, PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
@@ -88,7 +88,7 @@ def read_sweep(out: Path) -> SweepResults:
         InputError: no sweep there, one of another version, or none of its runs has a result.
     """
     manifest = read_manifest(out)
-    lists: dict[str, Any] = {name: tuple(manifest[name]) for name in ("data", "methods", "seeds", "sources")}
+    lists: dict[str, Any] = {name: tuple(manifest.get(name, ())) for name in (*LISTS, SHOTS)}
     sweep = Sweep(manifest["protocol"], **lists, options=(), data_root=None, out=out)
     found, notes = state(sweep), []
     for run in found.failed:
