@@ -32,5 +32,6 @@ KGCOOP = Method(
     (*NO_ADAPTERS, "--loss.lambda3=0", "--loss.distance=cosine", "--loss.target=published"),
     groups=("prompt",),
     recipe=(*_WORDS, "--epochs=100", "--batch_size=128", "--loss.lambda4=8"),
+    overrides={"dtd": ("--loss.published=a photo of a {}, a type of texture.",)},
     testbed=("--lr=0.05", "--epochs=20", "--batch_size=32", "--loss.lambda4=8"),
 )

@@ -7,7 +7,9 @@ from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, 
 
 _TESTBED = ("--lr=0.02", "--epochs=5", "--batch_size=16", "--prompt.text_depth=3", "--prompt.vision_depth=3")
 _BATCHES = (*FIELD_RECIPE, "--batch_size=4")
-# Where PromptSRC's mean of all epochs' weights lies late in the few-shot protocol.
+# PromptSRC's weights of image and text features.
+_KEPT_NEAR = ("--loss.lambda3=10", "--loss.lambda4=25")
+# Where its mean of all epochs' weights lies late in the few-shot protocol.
 _LATE_MEAN = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
 
@@ -72,8 +74,7 @@ PROMPTSRC = Method(
         "--lr=0.0025",
         "--epochs=20",
         "--average=15,1",
-        "--loss.lambda3=10",
-        "--loss.lambda4=25",
+        *_KEPT_NEAR,
         "--loss.distillation=1",
     ),
     overrides={TRANSFER: (*_depth(3, 3), "--average=6,10")},
@@ -81,5 +82,5 @@ PROMPTSRC = Method(
         FewShotOptions(("--epochs=50", "--average=30,30")),
         FewShotOptions(("--average=45,5",), data=_LATE_MEAN),
     ),
-    testbed=(*_TESTBED, "--average=4,1"),
+    testbed=(*_TESTBED, "--average=4,1", *_KEPT_NEAR),
 )

@@ -40,7 +40,7 @@ TASKRES = Method(
         "--epochs=200",
         "--batch_size=256",
     ),
-    overrides={IMAGENET: ("--lr=0.0002",), "oxford_flowers": ("--head.offset=1",)},
+    overrides={IMAGENET: ("--lr=0.0002", "--head.class_prompts=eight"), "oxford_flowers": ("--head.offset=1",)},
     few_shot=(FewShotOptions(("--epochs=100",)), FewShotOptions(("--epochs=200",), shots=8)),
     testbed=("--lr=0.002", "--epochs=20", "--batch_size=32"),
     open_vocabulary=False,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from rmadapter.config import TRAIN_HELP, TrainConfig
+from rmadapter.config import PUBLISHED, TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.config.loss import SENTENCES
 from rmadapter.data.catalog import record_of
@@ -21,6 +21,8 @@ from rmadapter.methods.rmadapter import RMADAPTER
 
 # Of what is trained: an option of one that a method does not have is refused.
 GROUPS = ("adapter", "prompt", "space", "lora", "head")
+# Options that one loss.target alone takes.
+_OF_TARGETS = {"loss.sentences": SENTENCES, "loss.published": PUBLISHED}
 
 
 def parse_train(
@@ -98,11 +100,11 @@ def _is_of_another(method: Method, word: str) -> bool:
 def own_words(name: str, argv: Sequence[str]) -> list[str]:
     """``argv`` without the options of what method ``name`` does not train, where they are meant for other methods."""
     method, kept, words = get_method(name), list[str](), iter([*argv, ""])
-    reads_sentences = _value_of("loss.target", [*method.recipe, *argv, *method.options]) == SENTENCES
+    target = _value_of("loss.target", [*method.recipe, *argv, *method.options])
     word = next(words)
     while word:
         following = next(words, "")
-        if not _is_of_another(method, word) and (reads_sentences or _option(word) != "loss.sentences"):
+        if not _is_of_another(method, word) and _OF_TARGETS.get(_option(word), target) == target:
             kept.append(word)
         elif "=" not in word and following and not following.startswith("--"):
             following = next(words, "")

@@ -62,8 +62,9 @@ class SweepResults:
     """What a sweep has found so far.
 
     Attributes:
-        protocol, settings: of its manifest.
-        rows, means: base to new; empty for transfers.
+        protocol, settings, shots: of its manifest; shots of the few-shot protocol alone.
+        rows: one a method, data set and number of shots; empty for transfers.
+        means: base to new; empty for transfers and few-shot.
         transfers: cross and domain; empty otherwise.
         runs: number of runs of the sweep; done: of those with all results.
         incomparable: data set -> why its accuracies do not compare with published ones.
@@ -79,6 +80,7 @@ class SweepResults:
     done: int
     incomparable: dict[str, str]
     notes: tuple[str, ...]
+    shots: tuple[int, ...] = ()
 
 
 def read_sweep(out: Path) -> SweepResults:
@@ -140,6 +142,7 @@ def read_sweep(out: Path) -> SweepResults:
         len(found.done),
         incomparable,
         tuple(notes),
+        sweep.shots,
     )
 
 
