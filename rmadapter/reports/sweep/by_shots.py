@@ -93,13 +93,13 @@ def few_shot_tables(found: SweepResults, paired: Sequence[Table]) -> list[Table]
             f"Accuracy on all classes. ± is the {DEVIATION} of a seed's means over the data sets, for the seeds that "
             "all of them have."
         )
+        if len({frozenset(line.data) for line in means}) > 1:
+            note += " Methods are not all done on the same data sets: their means do not compare."
         made.append(_table("Mean over the data sets", means, several=True, note=note))
     papers = [(line, paper) for line in means if (paper := _published(found, line))]
     if papers:
         shown = sorted({shots for line, paper in papers for shots in line.by_shots.keys() & paper.keys()})
-        rows = tuple(
-            (line.method, *(_minus(line, paper, shots) for shots in shown)) for line, paper in papers
-        )
+        rows = tuple((line.method, *(_minus(line, paper, shots) for shots in shown)) for line, paper in papers)
         headings = ("method", *map(shots_label, shown))
         made.append(Table("Mean - published mean", headings, rows, note=published.PRECISION_NOTE))
     made += paired

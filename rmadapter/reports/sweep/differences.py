@@ -93,7 +93,9 @@ def _few_shot_values(rows: tuple[Row, ...]) -> Values:
             for run in row.runs:
                 if "all" in run.accuracy:
                     key = Key(row.group.data, row.group.style, run.seed)
-                    values.setdefault(row.group.method, {}).setdefault(shots_label(shots), {})[key] = run.accuracy["all"]
+                    values.setdefault(row.group.method, {}).setdefault(shots_label(shots), {})[key] = run.accuracy[
+                        "all"
+                    ]
     return values
 
 
