@@ -75,18 +75,22 @@ def configure(
         few_shot: the number of shots in the few-shot protocol; None elsewhere.
 
     Raises:
-        InputError: an option of a group that the method does not have.
+        InputError: an option of a group that the method does not have, or a group of a config file.
     """
     method = get_method(name)
+    own = ", ".join(f"--{group}.*" for group in method.groups)
     other = next((word for word in argv if _is_of_another(method, word)), None)
     if other is not None and method.kind == TUNED:
-        own = ", ".join(f"--{group}.*" for group in method.groups)
         raise InputError(f"option {other.partition('=')[0]!r} is none of method {name!r}; valid: {own}")
     record = record_of(data or _data_of(argv) or "")
     name_of_data = record.name if record else data or ""
     recipe = (*method.recipe, *method.overriding(name_of_data, transfer=transfer, few_shot=few_shot))
     words = [*argv, *method.options]
     config = parse_train(words, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
+    # In a config file every group may stand; from the values it is seen which train something.
+    given = [group for group in GROUPS if group != "adapter" and getattr(config, group).any]
+    if method.kind == TUNED and (others := [group for group in given if group not in method.groups]):
+        raise InputError(f"config trains something of {others[0]!r}, which method {name!r} does not have; valid: {own}")
     # It is called by the name that was given, whatever else the options make of it.
     return config if method_name(config) == name else dataclasses.replace(config, label=name)
 

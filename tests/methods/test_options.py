@@ -21,6 +21,19 @@ def test_an_option_of_what_a_method_does_not_train_is_refused():
         configure("maple", ["--data", "x", "--no-adapter.reconstruct"])
 
 
+def test_what_a_config_file_trains_beside_a_method_is_refused(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lora:\n  rank: 4\nprompt:\n  text_tokens: 0\n")
+    words = ["--data", "x", "--config", str(file)]
+    with pytest.raises(InputError, match=r"config trains something of 'lora', which method 'coop' does not have; val"):
+        configure("coop", words)
+    with pytest.raises(InputError, match="something of 'lora', which method 'rmadapter' does not have"):
+        configure("rmadapter", words)
+    assert configure("clip-lora", words).lora.rank == 4
+    assert configure("rmadapter+lora", words).lora.rank == 4
+    assert configure("zeroshot", words).lora.rank == 4  # it trains nothing, whatever the file says
+
+
 def test_a_sweep_hands_sentences_on_to_the_methods_that_read_them():
     words = ["--loss.sentences", "s.json", "--lr", "1"]
     assert own_words("coprompt", words) == words
