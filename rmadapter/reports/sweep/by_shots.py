@@ -73,15 +73,15 @@ def _line(rows: Sequence[Row]) -> ShotsLine:
     by_shots: dict[int, list[Row]] = {}
     for row in sorted(rows, key=shots_of):
         by_shots.setdefault(shots_of(row), []).append(row)
-    stats, seeds = {}, set()
+    stats, seeds = {}, []
     for shots, members in by_shots.items():
         if len(members) == len(data):
             each = seed_means(members, "all")
             mean = statistics.fmean(row.mean("all") for row in members)
             stats[shots] = Stat(mean, statistics.stdev(each.values()) if len(each) > 1 else None, len(each))
-            seeds.add(None if None in each else len(each))
+            seeds += [] if None in each else [len(each)]
     group = rows[0].group
-    return ShotsLine(group.method, group.style, data, stats, min(seeds) if seeds and None not in seeds else None)
+    return ShotsLine(group.method, group.style, data, stats, min(seeds, default=None))
 
 
 def few_shot_tables(found: SweepResults, paired: Sequence[Table]) -> list[Table]:
@@ -132,7 +132,7 @@ def _published(found: SweepResults, line: ShotsLine) -> dict[int, float]:
 
 def _minus(line: ShotsLine, paper: dict[int, float], shots: int) -> str:
     stat = line.by_shots.get(shots)
-    return difference(stat and stat.mean, paper.get(shots))
+    return difference(None if stat is None else stat.mean, paper.get(shots))
 
 
 def _reference() -> Table:
