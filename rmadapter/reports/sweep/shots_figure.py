@@ -61,8 +61,16 @@ def _figure(panels: Sequence[Panel], methods: Sequence[str]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
+    levels = {line.method for _, lines in panels for line in lines if NO_SHOTS in line.by_shots}
     handles = [
-        Line2D([], [], color=colours[method], marker=markers[method], markersize=6, label=plot(method))
+        Line2D(
+            [],
+            [],
+            color=colours[method],
+            linestyle="--" if method in levels else "-",
+            marker="" if method in levels else markers[method],
+            label=plot(method),
+        )
         for method in methods
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
