@@ -16,7 +16,7 @@ USAGE = """usage: rmadapter COMMAND [options]
   calibrate temperature and conformal sets of an adapter, from validation images
   predict   classify images among any class names
   export    write an adapter's classifier as ONNX and other files, for other software
-  sweep     all runs of a published table: base2new, cross, domain, ablation
+  sweep     all runs of a published table: base2new, cross, domain, fewshot, ablation
   report    tables and plots from run folders, or of a sweep
   search    learning rate, scale, layers and lambdas, on base classes alone
   datasets  the field's data sets: what is there, and how to get them

@@ -210,7 +210,7 @@ def _make_model(
         loss=config.loss,
         trim=shortcuts.trim,
         keep_targets=shortcuts.frozen_targets,
-        target_templates=target_templates(config.loss.target, data.name),
+        target_templates=target_templates(config.loss, data.name),
         sentences=None if config.loss.sentences is None else read_sentences(config.loss.sentences),
     )
     if shortcuts.any:
