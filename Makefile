@@ -11,7 +11,7 @@ WORKERS ?= 2
 # Another torch than that of .venv, for the wheel's test.
 TORCH ?= torch==2.10.*
 
-.PHONY: demo test test-all test-triton lint docs bench install wheel test-wheel sanitize fuzz fuzz-images clean
+.PHONY: demo test test-all test-triton test-open-clip lint docs bench install wheel test-wheel sanitize fuzz fuzz-images clean
 
 install: $(INSTALLED)
 
@@ -32,7 +32,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-disable -n $(WOR
 test: $(INSTALLED)
 	$(PYTEST)
 
-test-all: $(INSTALLED) test-triton
+test-all: $(INSTALLED) test-triton test-open-clip
 	$(PYTEST) -m "not gpu"
 
 # The kernels on the oldest Triton that is supported and on the newest, each in a folder in front of the installed one.
@@ -43,6 +43,17 @@ test-triton: $(INSTALLED)
 		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" "triton$$version" && \
 		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton*.py && \
 		PYTHONPATH="$$folder" $(BIN)/python -m bench.machine_code --arch sm_90 --check || exit 1; \
+	done
+
+# Everything that knows a model, on the oldest open_clip and libraries that are supported and on the newest, each in a
+# folder in front of the installed ones. OPEN_CLIPS takes any requirement of pip, such as git+URL for its main branch.
+OPEN_CLIPS ?= open_clip_torch==2.32.0,timm==1.0.17,transformers==4.51.*,tokenizers~=0.21.0,huggingface-hub~=0.30 open_clip_torch,timm,transformers
+test-open-clip: $(INSTALLED)
+	number=0; for versions in $(OPEN_CLIPS); do \
+		number=$$((number + 1)); folder="build/open-clip-$$number"; \
+		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" $$(echo "$$versions" | tr , ' ') && \
+		PYTHONPATH="$$folder" $(BIN)/python -m pytest -q --benchmark-disable tests/clip tests/step/test_train_step.py tests/step/test_all_models.py \
+			tests/tuners || exit 1; \
 	done
 
 lint: $(INSTALLED)

@@ -96,9 +96,12 @@ DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20", "onnxscript>=0.5"]
 # The page and the JSON endpoints: rmadapter serve.
 SERVE = ["python-multipart>=0.0.18", "starlette>=0.45", "uvicorn>=0.30"]
+# Text towers and tokenizers of the Hugging Face hub.
+TRANSFORMERS = ["transformers>=4.51", "sentencepiece>=0.2"]
 EXTRAS = {
     "onnx": ONNX,
     "serve": SERVE,
+    "transformers": TRANSFORMERS,
     "plot": ["matplotlib>=3.8"],
     "test": [
         "hypothesis>=6.90",
@@ -114,6 +117,7 @@ EXTRAS = {
         *DOCS,
         *ONNX,
         *SERVE,
+        *TRANSFORMERS,
     ],
     "search": ["optuna>=3.6"],
     # Split files on Google Drive, for rmadapter datasets download.
@@ -144,6 +148,8 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "torchvision>=0.25",
         "open_clip_torch>=2.32",
+        # Image towers of SigLIP, EVA and others; what rmadapter/clip/kinds takes apart is there since 1.0.17.
+        "timm>=1.0.17",
         "numpy>=1.26",
         "pillow>=10.3",
         "safetensors>=0.4.3",

@@ -60,7 +60,7 @@ class Subject:
     @property
     def targets(self) -> tuple[str, ...]:
         """The prompts whose frozen features the losses compare with; none for the one that is classified by."""
-        return target_templates(self.config.loss.target, DATA)
+        return target_templates(self.config.loss, DATA)
 
     def with_loss(self, loss: LossConfig) -> Subject:
         """The same with other weights of the loss terms."""

@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, calibrate, predict, serve, export, sweep, report, search, datasets."""
+"""The command ``rmadapter``: train, eval, calibrate, predict, serve, export, sweep, report, search and others."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ USAGE = """usage: rmadapter COMMAND [options]
   predict   classify images among any class names
   serve     a page on this machine where a dropped image is classified, and the same as JSON
   export    write an adapter's classifier as ONNX and other files, for other software
-  sweep     all runs of a published table: base2new, cross, domain, ablation
+  sweep     all runs of a published table: base2new, cross, domain, fewshot, ablation
   report    tables and plots from run folders, or of a sweep
   search    learning rate, scale, layers and lambdas, on base classes alone
   datasets  the field's data sets: what is there, and how to get them
+  models    open_clip's models: which can be adapted, and with which shortcuts
 
 rmadapter COMMAND --help lists a command's options."""
 
@@ -98,6 +99,13 @@ def _datasets(argv: list[str]) -> None:
     run_datasets(parse_arguments(DatasetsConfig, argv, prog="rmadapter datasets", positional="words"))
 
 
+def _models(argv: list[str]) -> None:
+    from rmadapter.clip.models_command import ModelsConfig, run_models
+    from rmadapter.config.arguments import parse_arguments
+
+    run_models(parse_arguments(ModelsConfig, argv, prog="rmadapter models", positional="names"))
+
+
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "train": _train,
     "eval": _eval,
@@ -109,6 +117,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "sweep": _sweep,
     "search": _search,
     "datasets": _datasets,
+    "models": _models,
 }
 HELP = ("--help", "-h")
 

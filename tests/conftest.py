@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which open_clip does
@@ -16,10 +17,12 @@ import open_clip
 import pytest
 import torch
 from hypothesis import settings
+from method_runs import training_of
 from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
+from rmadapter.cli import main
 from rmadapter.clip import known_bases
 from rmadapter.training.adapter_run import train
 
@@ -163,6 +166,37 @@ def sweep_words(tmp_path, clip_folder):
     return make
 
 
+@pytest.fixture(scope="session")
+def options(animals, clip_folder) -> list[str]:
+    """Options of ``rmadapter train`` for the small model on ``animals``."""
+    return ["--data", str(animals), "--model", f"local-dir:{clip_folder}", "--workers", "0"]
+
+
+@pytest.fixture(scope="session")
+def trained(options, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a finished run of a method, made once and to be read alone; ``copied`` is one to write in."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    @functools.cache
+    def make(name: str) -> Path:
+        assert main(["train", "--method", name, *options, *training_of(name), "--out", str(folder / name)]) == 0
+        return folder / name
+
+    return make
+
+
+@pytest.fixture
+def copied(trained, tmp_path, capsys) -> Callable[[str], Path]:
+    """The folder of a finished run of a method, in ``tmp_path``."""
+
+    def make(name: str) -> Path:
+        shutil.copytree(trained(name), tmp_path / "run")
+        capsys.readouterr()
+        return tmp_path / "run"
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
     """In tests of reports a figure is made but saved as one pixel (a second less for each), unless ``drawn``.
@@ -172,12 +206,12 @@ def undrawn(request, monkeypatch):
     if "reports" not in request.path.parts or request.node.get_closest_marker("drawn"):
         return
     from rmadapter.reports import run_plots
-    from rmadapter.reports.sweep import figures
+    from rmadapter.reports.sweep import figures, shots_figure
 
     def save(figure, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (1, 1)).save(path)
         return path
 
-    for module in (run_plots, figures):
+    for module in (run_plots, figures, shots_figure):
         monkeypatch.setattr(module, "save_figure", save)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 from rmadapter.data.catalog import CATALOG
@@ -30,7 +31,7 @@ def as_published(data, parts):
     return {"split_file": split, "images": images}
 
 
-def results(method, data, seed, values, classes, trained_on=None):
+def results(method, data, seed, values, classes, trained_on=None, shots=16):
     zeroshot = method == "zeroshot"
     return {
         "format": 1,
@@ -38,7 +39,7 @@ def results(method, data, seed, values, classes, trained_on=None):
         "data": data,
         "model": "ViT-B-16",
         "pretrained": "openai",
-        "shots": None if zeroshot else 16,
+        "shots": None if zeroshot else shots,
         "seed": seed,
         "classes": classes,
         "split": "test",
@@ -76,6 +77,28 @@ def fake(folder, protocol, data, methods, seeds=(1, 2, 3), source=None, **settin
                         values = {"all": accuracy(method, target, seed)[1]}
                         found = results(method, target, seed, values, "all", source)
                         write(run / "on" / target / "results.json", found)
+    return folder
+
+
+def shots_accuracy(method, data, seed, shots):
+    """On all classes, which no two runs share; ``shots`` and ``seed`` are None without training."""
+    return accuracy(method, data, seed)[0] - 20 + math.log2(shots or 0.25) * 3
+
+
+def fake_few_shot(folder, data, methods, shots=(1, 4, 16), seeds=(1, 2, 3), **settings):
+    """The folder of a finished sweep of the few-shot protocol, its numbers from ``shots_accuracy``."""
+    folder.mkdir()
+    lists = {"data": list(data), "methods": list(methods), "seeds": list(seeds), "sources": [], "shots": list(shots)}
+    own = {name: value for name, value in SETTINGS.items() if name != "shots"} | settings
+    manifest = {"format": FORMAT, "protocol": "fewshot", "settings": own, **lists}
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    for method in methods:
+        for name in data:
+            for number, seed in [(None, None)] if method == "zeroshot" else [(n, s) for n in shots for s in seeds]:
+                place = folder / "runs" / method / name
+                place = place if seed is None else place / f"shots{number}" / f"seed{seed}"
+                values = {"all": shots_accuracy(method, name, seed, number)}
+                write(place / "run" / "results.json", results(method, name, seed, values, "all", shots=number))
     return folder
 
 

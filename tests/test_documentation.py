@@ -38,6 +38,7 @@ from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.catalog import CATALOG
 from rmadapter.data.emoji import emoji_data
 from rmadapter.export.export_command import ExportConfig
+from rmadapter.methods import METHODS, naming
 from rmadapter.serving.serve_command import ServeConfig
 from rmadapter.sweeps.optuna_search import parse_search
 
@@ -274,7 +275,13 @@ def test_every_piece_of_python_runs(document, place, monkeypatch, capsys):
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: (small_clip(**TWELVE), None, None))
     path = place / "document.py"
     path.write_text("\n".join(blocks(document, "python")))
-    runpy.run_path(str(path))
+    registered = dict(METHODS)
+    try:
+        runpy.run_path(str(path))
+    finally:  # a page adds a method
+        METHODS.clear()
+        METHODS.update(registered)
+        naming._registered.cache_clear()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

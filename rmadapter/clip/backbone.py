@@ -15,6 +15,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 
 from rmadapter.clip.emoji_clip import load_bundled
@@ -23,6 +24,7 @@ from rmadapter.clip.identity import ModelSource, base_hash
 from rmadapter.clip.known_bases import remember
 from rmadapter.clip.names import HUB, LOCAL, MODEL, RANDOM, brings_weights
 from rmadapter.clip.own_config import read_config
+from rmadapter.clip.stand_in_tokenizer import StandInTokenizer
 from rmadapter.clip.types import ClipModel
 from rmadapter.clip.weights_file import PICKLED, readable_weights
 from rmadapter.data import Preprocessing
@@ -159,7 +161,19 @@ def _by_name(name: str, pretrained: str | None) -> tuple[nn.Module, Callable[...
             # were trained with the other one.
             force_quick_gelu=bool(tag.get("quick_gelu")),
         )
-    return clip, _tokenizer(name, (open_clip.get_model_config(name) or {})["text_cfg"])
+    text = (open_clip.get_model_config(name) or {})["text_cfg"]
+    try:
+        return clip, _tokenizer(name, text)
+    except Exception as error:
+        if pretrained != RANDOM or not text.get("hf_tokenizer_name"):
+            raise
+        warnings.warn(
+            f"the tokenizer of {name} cannot be had ({type(error).__name__}); random weights take a stand-in",
+            stacklevel=3,
+        )
+        text_tower: Any = clip.text
+        pad = getattr(getattr(text_tower, "config", text_tower), "pad_token_id", getattr(text_tower, "pad_id", 0))
+        return clip, StandInTokenizer(text, pad, text.get("context_length") or DEFAULT_CONTEXT_LENGTH)
 
 
 def _warn_of_activation(name: str, file: str | None) -> None:

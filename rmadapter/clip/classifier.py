@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmadapter.clip.finite import check_finite, is_finite
+from rmadapter.clip.handed import check_tokenizer_given
 from rmadapter.clip.prompts import Prompts, encode_prompts, make_prompts
 from rmadapter.clip.storage import image_dtype
 from rmadapter.clip.types import ClipModel
@@ -51,6 +52,7 @@ class CLIPClassifier(nn.Module):
         trim: bool = True,
     ):
         super().__init__()
+        check_tokenizer_given(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.trim = trim
@@ -127,7 +129,7 @@ class CLIPClassifier(nn.Module):
     def image_features(self, images: Tensor) -> Tensor:
         """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
         # Weights stored in 16 bits (storage.store_backbone) take images in 16 bits.
-        return self.clip.encode_image(images.to(image_dtype(self.clip) or images.dtype))
+        return self.clip.encode_image(images.to(image_dtype(self.clip) or images.dtype), normalize=False)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosine similarities [batch, classes] in fp32 of features [batch, embed] and [classes, embed].

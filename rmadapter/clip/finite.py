@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rmadapter.clip.towers import CHILD
+from rmadapter.clip.tower_kind import CHILD
 from rmadapter.clip.types import ClipModel
 from rmadapter.errors import InputError
 

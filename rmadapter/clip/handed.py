@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from rmadapter.errors import InputError
@@ -20,7 +21,7 @@ OTHERS = {
 
 
 def check_handed(model: Any) -> None:
-    """Raise InputError unless ``model`` has the parts of a CLIP model; the message says what was handed over.
+    """Raise InputError unless ``model`` is a CLIP model on one device, of ordinary weights; the message says what.
 
     Whether its towers are ones that adapters fit is seen by ``find_towers``.
     """
@@ -35,6 +36,14 @@ def check_handed(model: Any) -> None:
         raise InputError(f"clip is None; valid: {VALID}")
     else:
         raise InputError(f"clip is {model!r:.60} ({type(model).__name__}); valid: {VALID}")
+
+
+def check_tokenizer_given(tokenizer: Any) -> None:
+    """Raise InputError unless ``tokenizer`` can be called; a model does not bring its own."""
+    if not callable(tokenizer):
+        raise InputError(
+            f"tokenizer is {tokenizer!r}; valid: that of the model, such as open_clip.get_tokenizer('ViT-B-16')"
+        )
 
 
 def _check_module(model: nn.Module) -> None:
@@ -53,3 +62,25 @@ def _check_module(model: nn.Module) -> None:
         raise InputError(f"{named} {other}; valid: {VALID}")
     if not (hasattr(model, "visual") and hasattr(model, "encode_image") and hasattr(model, "encode_text")):
         raise InputError(f"{named}, which has no image and text tower; valid: {VALID}")
+    _check_weights(model)
+
+
+def _check_weights(model: nn.Module) -> None:
+    """All on one device, and each an ordinary floating-point tensor: quantised ones have no product for adapters."""
+    devices: dict[torch.device, str] = {}
+    for name, parameter in model.named_parameters():
+        devices.setdefault(parameter.device, name)
+        if type(parameter) is not nn.Parameter:
+            raise InputError(
+                f"clip has {name} as a {type(parameter).__name__}; valid: a model of ordinary weights, before it is "
+                "quantised"
+            )
+    if len(devices) > 1:
+        listed = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise InputError(f"clip is spread over {len(devices)} devices ({listed}); valid: a model on one")
+    for name, module in model.named_modules():
+        if "quantized" in type(module).__module__:
+            raise InputError(
+                f"clip has {name} as a quantised {type(module).__name__}; valid: a model of ordinary weights, before "
+                "it is quantised"
+            )

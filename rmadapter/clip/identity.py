@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmadapter.clip.names import RANDOM, brings_weights
 from rmadapter.clip.structure import structure_of, tensor_bytes
-from rmadapter.clip.towers import CHILD
+from rmadapter.clip.tower_kind import CHILD
 from rmadapter.clip.types import ClipModel
 
 # A text that tokenizers of other vocabularies, cleaning or padding encode otherwise; ASCII, of which all versions of

@@ -28,6 +28,7 @@ class Layout(NamedTuple):
             where there are none.
         led: how many of them, from the first, are among the shared tokens.
         also: how many tokens behind the one at which the tower is pooled are taken with it.
+        keys: bool [rows, tokens], which tokens of each row are looked at; None for all that the mask allows.
     """
 
     token: Token = None
@@ -37,6 +38,7 @@ class Layout(NamedTuple):
     slots: Tensor | None = None
     led: int = 0
     also: int = 0
+    keys: Tensor | None = None
 
     def inserted(self, count: int, also: int = 0) -> Layout:
         """The layout with ``count`` tokens more behind each sequence's first, of which ``also`` are taken too."""
@@ -109,6 +111,19 @@ class Layout(NamedTuple):
         own = own + added[slots].to(x.dtype)
         found = self.own(x).scatter(1, (slots - self.shared)[:, :, None].expand_as(own), own)
         return self.joined(self.start(x), found) if self.shared else found
+
+    def mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """The additive ``mask`` [tokens, tokens] of one row cut to those of ``x``; [rows, 1, tokens, tokens] with keys.
+
+        With ``keys`` it is in the dtype of ``x``.
+        """
+        length = self.length(x)
+        mask = None if mask is None else mask[:length, :length]
+        if self.keys is None:
+            return mask
+        unseen = torch.zeros(self.keys.shape, dtype=x.dtype, device=x.device).masked_fill(~self.keys, float("-inf"))
+        unseen = unseen[:, None, None, :].expand(-1, 1, length, -1)
+        return unseen if mask is None else unseen + mask.to(x.dtype)
 
     def take(self, x: Tensor) -> Tensor:
         """The token at which each row is pooled, and those behind it: [groups * rows, 1 + also, D]."""

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from rmadapter.clip.towers import text_is_trimmable
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import check_template
 from rmadapter.config.prompt import PromptConfig
@@ -24,7 +23,8 @@ class Prompts:
 
     Attributes:
         tokens: int64 [classes, length], end-of-text at the same place as untrimmed.
-        valid: bool [classes, length], the tokens up to and with end-of-text.
+        valid: bool [classes, length], the tokens that features are made of: up to and with end-of-text, padding too
+            where the tower attends to it, and behind them what the tower adds (``TowerKind.added``).
         slots: int64 [classes, learned], at which tokens learned ones stand; None where there are none.
     """
 
@@ -91,30 +91,50 @@ def make_prompts(
         template = " ".join([PLACEHOLDER] * count) + " {}."
     check_template(template)
     texts = [template.format(name) for name in class_names]
-    context = clip.context_length
-    tokens = tokenizer(texts, context_length=context + 1)
-    too_long = [text for text, row in zip(texts, tokens, strict=True) if row[-1] != 0]
+    tower = find_towers(clip)["text"]
+    context = _context(clip, tokenizer)
+    tokens = tokenizer(texts, context_length=context)
+    # With room for one more the same tokens come out, unless one was cut off.
+    fits = (tokenizer(texts, context_length=context + 1)[:, :context] == tokens).all(1)
+    too_long = [text for text, whole in zip(texts, fits.tolist(), strict=True) if not whole]
     if too_long:
         raise InputError(
             f"prompt {too_long[0]!r} is longer than the model's context of {context} tokens"
             + (f", and {len(too_long) - 1} more are" if len(too_long) > 1 else "")
         )
-    tokens = tokens[:, :context]
-    end = end_of_text(clip, tokens)
-    if trim and text_is_trimmable(clip):
-        tokens = tokens[:, : int(end.max()) + 1]
+    valid = tower.kind.counted(tower.root, tokens)
+    if trim and tower.kind.trims(tower.root):
+        tokens = tokens[:, : int(valid.any(0).nonzero().max()) + 1]
+        valid = valid[:, : tokens.shape[1]]
     slots = None
     if learned is not None and count:
+        _check_start(tokenizer, context)
         slots = torch.arange(1, 1 + count).expand(len(tokens), -1)
         if learned.place != "end":
             order, slots = _placed(learned, tokens, _name_lengths(clip, tokenizer, class_names))
             tokens = tokens.gather(1, order)
-    return Prompts(tokens.contiguous(), torch.arange(tokens.shape[1]) <= end[:, None], slots)
+    return Prompts(tokens.contiguous(), valid.contiguous(), slots)
+
+
+def _context(clip: ClipModel, tokenizer: Callable[..., Tensor]) -> int:
+    """Tokens of a prompt: what the text tower has positions for, and no more than the tokenizer is set to."""
+    tower = find_towers(clip)["text"]
+    known = (tower.kind.size(tower.root), getattr(tokenizer, "context_length", None))
+    return min(size for size in known if size)
+
+
+def _check_start(tokenizer: Callable[..., Tensor], context: int) -> None:
+    """Raise InputError unless every prompt begins with the same token, which learned tokens stand behind."""
+    first = tokenizer(["a", "b"], context_length=context)[:, 0]
+    if first[0] != first[1]:
+        raise InputError(
+            "prompt.text_tokens stand behind a start-of-text token, which this model's prompts do not have; valid: 0"
+        )
 
 
 def _name_lengths(clip: ClipModel, tokenizer: Callable[..., Tensor], class_names: Sequence[str]) -> Tensor:
     """Tokens of each class name: int64 [classes]."""
-    tokens = tokenizer(list(class_names), context_length=clip.context_length)
+    tokens = tokenizer(list(class_names), context_length=_context(clip, tokenizer))
     return end_of_text(clip, tokens) - 1  # without start-of-text
 
 
@@ -143,7 +163,8 @@ def first_words(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str
     """
     words = template.partition("{}")[0].split()
     starts = [" ".join(words[: number + 1]) for number in range(len(words))]
-    tokens = tokenizer(starts, context_length=clip.context_length) if starts else torch.empty(0, 1)
+    context = _context(clip, tokenizer)
+    tokens = tokenizer(starts, context_length=context) if starts else torch.empty(0, 1)
     ends = (end_of_text(clip, tokens) - 1).tolist()  # without start-of-text
     if count not in ends:
         listed = ", ".join(f"{end} ({start!r})" for start, end in zip(starts, ends, strict=True))
@@ -155,36 +176,15 @@ def first_words(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str
 
 
 def end_of_text(clip: ClipModel, tokens: Tensor) -> Tensor:
-    """Place of the end-of-text token in each row of ``tokens`` [classes, length]; int64 [classes]."""
-    return (tokens == clip.text_eos_id).int().argmax(-1) if clip.text_pool_type == "eos" else tokens.argmax(-1)
+    """Place of the end-of-text token in each row of ``tokens`` [classes, length]; int64 [classes].
 
-
-def embed_prompts(clip: ClipModel, tokens: Tensor) -> Tensor:
-    """What enters the first block, [classes, length, D] in the dtype of the weights; positions cut to the length."""
-    dtype = clip.transformer.get_cast_dtype()
-    return clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[: tokens.shape[1]].to(dtype)
-
-
-def pool_text(clip: ClipModel, x: Tensor, tokens: Tensor) -> Tensor:
-    """The token, or tokens, of ``x`` [classes, length, D] that the features are made of."""
-    # open_clip 2.32 pools at the largest token alone and knows no end-of-text number.
-    eos = {"eos_token_id": clip.text_eos_id} if clip.text_pool_type == "eos" else {}
-    return text_global_pool(x, tokens, clip.text_pool_type, **eos)
-
-
-def project_text(clip: ClipModel, x: Tensor) -> Tensor:
-    """Features of pooled tokens [..., D], not normalised."""
-    if clip.text_projection is None:
-        return x
-    return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
+    Where features are not those of end-of-text it is the largest id, as CLIP's own tokenizer has it.
+    """
+    tower = find_towers(clip)["text"]
+    place = tower.place(tokens)
+    return place if isinstance(place, Tensor) else tokens.argmax(-1)
 
 
 def encode_prompts(clip: ClipModel, tokens: Tensor) -> Tensor:
-    """Text features [classes, embed], not normalised, of trimmed tokens [classes, length].
-
-    open_clip's ``encode_text`` on a prompt of any length: positions and causal mask are cut to the length.
-    """
-    length = tokens.shape[1]
-    mask = clip.attn_mask[:length, :length] if clip.attn_mask is not None else None
-    x = clip.ln_final(clip.transformer(embed_prompts(clip, tokens), attn_mask=mask))
-    return project_text(clip, pool_text(clip, x, tokens))
+    """Text features [classes, embed], not normalised, of trimmed tokens [classes, length], by the model's own pass."""
+    return find_towers(clip)["text"].kind.encode(clip, tokens)

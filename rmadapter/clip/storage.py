@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
+from timm.layers import LayerNorm as TimmLayerNorm
+from timm.layers import LayerNorm2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.identity import weights_hash
@@ -20,6 +24,7 @@ STORED = (
     (AttentionalPooler, ("query",)),
     (LayerScale, ("gamma",)),
 )
+OTHERS = ("text_projection", "proj", "cls_emb")
 
 
 def store_backbone(backbone: Backbone, dtype: torch.dtype) -> Backbone:
@@ -41,8 +46,13 @@ def store_weights(clip: ClipModel, dtype: torch.dtype) -> None:
     """
     if dtype == torch.float32:
         return
+    trunk, encoder = getattr(clip.visual, "trunk", None), getattr(clip, "text", None)
+    if trunk is not None:
+        _store_whole(trunk, dtype)
+    if isinstance(encoder, HFTextEncoder):
+        encoder.transformer.to(dtype)  # its norms too, as transformers stores them
     for module in list(clip.modules()):
-        names = next((names for kinds, names in STORED if isinstance(module, kinds)), ("text_projection", "proj"))
+        names = next((names for kinds, names in STORED if isinstance(module, kinds)), OTHERS)
         for name in names:
             parameter = getattr(module, name, None)
             if isinstance(parameter, nn.Parameter):
@@ -52,7 +62,22 @@ def store_weights(clip: ClipModel, dtype: torch.dtype) -> None:
                 setattr(module, name, _in_fp32(child))
 
 
-def _in_fp32(norm: LayerNorm) -> LayerNormFp32:
+def _store_whole(trunk: nn.Module, dtype: torch.dtype) -> None:
+    """All of timm's ``trunk`` but norms and rotations: positions and tokens in fp32 would make the stream fp32."""
+    for module in list(trunk.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm) and type(child) in (nn.LayerNorm, TimmLayerNorm):
+                setattr(module, name, _in_fp32(child))
+        if isinstance(module, (LayerNormFp32, nn.LayerNorm, _BatchNorm)) and type(module) is not LayerNorm2d:
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and "Rotary" not in type(module).__name__:
+                setattr(module, name, buffer.to(dtype))
+
+
+def _in_fp32(norm: nn.LayerNorm) -> LayerNormFp32:
     """The same parameters under the class that computes in fp32: F.layer_norm on CUDA takes one dtype alone."""
     wide = LayerNormFp32(norm.normalized_shape, norm.eps, norm.elementwise_affine, bias=norm.bias is not None)
     wide.weight, wide.bias = norm.weight, norm.bias

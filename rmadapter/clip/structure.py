@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmadapter.clip.towers import CHILD
+from rmadapter.clip.tower_kind import CHILD
 from rmadapter.clip.types import ClipModel
 
 # What a module says of itself beside what it computes in evaluation: bookkeeping, training, another way to the same

@@ -12,15 +12,14 @@ from rmadapter.config.run import (
     AUGMENTATIONS,
     PARTS,
     PRECISIONS,
-    PUBLISHED,
     RUN_CONFIG_FILE,
     STREAMS,
     TRAIN_HELP,
     TrainConfig,
-    check_template,
 )
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.config.space import SpaceConfig
+from rmadapter.config.template import PUBLISHED, check_template
 from rmadapter.config.tuned import TunerConfig
 
 __all__ = [

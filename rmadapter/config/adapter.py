@@ -14,14 +14,16 @@ from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter_kernels import ACTIVATIONS, OBJECTIVES
 
 TOWERS = ("vision", "text")
-LAYER_FORMS = "'all', 'none', 'last:N', 'A-B', 'A,B,C' or a list of numbers, counted from 1"
+LAYER_FORMS = "'all', 'none', 'last:N', 'last:N/M', 'A-B', 'A,B,C' or a list of numbers, counted from 1"
 
 
 def check_layers(field_name: str, layers: Any) -> str | list[int]:
     """A layer specification in one of its written forms, or a list of ints from any other iterable of ints."""
     if isinstance(layers, str):
         text = layers.replace(" ", "")
-        if re.fullmatch(r"all|none|last:[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text, re.ASCII):
+        if re.fullmatch(
+            r"all|none|last:[1-9]\d{0,8}(/[1-9]\d{0,8})?|\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text, re.ASCII
+        ):
             return text
         raise InputError(f"{field_name} is {layers!r}; valid: {LAYER_FORMS}")
     if isinstance(layers, Iterable):
@@ -42,7 +44,9 @@ def layer_numbers(spec: str | list[int], depth: int, field_name: str = "adapter.
     if spec == "none":
         return []
     if isinstance(spec, str) and spec.startswith("last:"):
-        count = int(spec.removeprefix("last:"))
+        part, _, whole = spec.removeprefix("last:").partition("/")
+        # Of a share the nearest whole number, a half upwards: two thirds of 12 blocks are 8, of 24 are 16, of 4 are 3.
+        count = max(1, (2 * depth * int(part) + int(whole)) // (2 * int(whole))) if whole else int(part)
         if count > depth:
             raise InputError(
                 f"{field_name} is {spec!r}, but the tower has {depth} blocks; valid: last:1 to last:{depth}"
@@ -99,7 +103,8 @@ class RMAdapterConfig:
     """The adapters: their shape, their place and their gradients.
 
     Args:
-        layers: blocks that get an adapter, counted from 1: 'all', 'last:N', 'A-B', 'A,B,C' or a list
+        layers: blocks that get an adapter, counted from 1: 'all', 'last:N', 'last:N/M' (a share of the tower's),
+            'A-B', 'A,B,C' or a list
         bottleneck: width r of the shared down-projection, 1 to 128
         rec_hidden: hidden width h of the reconstruction branch, 1 to 128; default: the bottleneck
         activation: gelu, relu, quick_gelu or silu
@@ -121,7 +126,7 @@ class RMAdapterConfig:
         text: what the text tower does differently
     """
 
-    layers: list[int] | str = "last:8"
+    layers: list[int] | str = "last:2/3"
     bottleneck: int = 32
     rec_hidden: int | None = None
     activation: str = "gelu"

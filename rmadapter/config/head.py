@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rmadapter.errors import InputError, check_choice, check_range
 
-CLASS_PROMPTS = ("run", "seven")
+CLASS_PROMPTS = ("run", "seven", "eight")
 CACHES = ("none", "fixed", "trained")
 # Where the search for alpha and beta begins.
 SEARCH_FROM = 0.1
@@ -21,8 +21,9 @@ class HeadConfig:
         text_ratio: the same of the text features
         reduction: the features' width over that of these adapters' hidden layer
         offset: factor on a vector a class that is added to the frozen text features (TaskRes); 0: none
-        class_prompts: prompts of the classes: run (the run's template), or seven (the mean features of those that CLIP
-            has for ImageNet, which binds the result to its classes)
+        class_prompts: prompts of the classes: run (the run's template), seven (the mean of the normalised features of
+            those that CLIP has for ImageNet) or eight (these and "a photo of a {}.", the mean of features as they are);
+            a mean binds the result to its classes
         cache: a cache of the training images' features that adds to the logits (Tip-Adapter): none, fixed, or trained
         cache_weight: alpha, factor on what the cache adds
         cache_sharpness: beta, how fast that falls with the distance to a cached image

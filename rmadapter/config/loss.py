@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rmadapter.config.paths import PathText
+from rmadapter.config.template import PUBLISHED, check_template
 from rmadapter.errors import InputError, check_choice, check_range
 
+CLASSIFICATIONS = ("softmax", "sigmoid")
 DISTANCES = ("l1", "cosine")
 SENTENCES = "sentences"
-TARGETS = ("prompt", "published", "templates", SENTENCES)
+TARGETS = ("prompt", PUBLISHED, "templates", SENTENCES)
 
 
 @dataclass
@@ -29,10 +31,13 @@ class LossConfig:
         target: prompts of the frozen text features: prompt (the run's own), published (the data set's), templates
             (the mean over 60 of CLIP's) or sentences (one of each class's, drawn at every step; without a file of them
             as published)
+        published: prompt with {} for the class name in the place of the data set's published one, for target published
         sentences: JSON file with those, {"class name": ["a sentence", ...], ...}, as many for each class
         second_view: the frozen image features are those of a second augmented view of each image
         projected: keep the part of cross-entropy's gradient that does not raise the divergence from the frozen model's
             class probabilities (ProGrad)
+        classification: softmax (cross-entropy over the classes) or sigmoid (a decision a class, as SigLIP is trained;
+            for models with a logit bias)
     """
 
     lambda1: float = 10.0
@@ -42,15 +47,25 @@ class LossConfig:
     distance: str = "l1"
     distillation: float = 0.0
     target: str = "prompt"
+    published: str | None = None
     sentences: PathText | None = None
     second_view: bool = False
     projected: float = 0.0
+    classification: str = "softmax"
 
     def __post_init__(self) -> None:
         for name in ("lambda1", "lambda2", "lambda3", "lambda4", "distillation"):
             check_range(f"loss.{name}", getattr(self, name), 0)
+        check_choice("loss.classification", self.classification, CLASSIFICATIONS)
         check_choice("loss.distance", self.distance, DISTANCES)
         check_choice("loss.target", self.target, TARGETS)
+        if self.published is not None:
+            check_template(self.published, "loss.published")
+            if self.target != PUBLISHED:
+                raise InputError(
+                    f"loss.published is {self.published!r}, but loss.target is {self.target!r}; valid: loss.target "
+                    f"{PUBLISHED}, or no prompt"
+                )
         if self.sentences is not None and self.target != SENTENCES:
             raise InputError(
                 f"loss.sentences is {self.sentences!r}, but loss.target is {self.target!r}; valid: loss.target "

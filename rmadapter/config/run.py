@@ -19,14 +19,14 @@ from rmadapter.config.prompt import PromptConfig
 from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.config.space import SpaceConfig
+from rmadapter.config.template import PUBLISHED, check_template
 from rmadapter.config.tuned import TunerConfig
-from rmadapter.errors import InputError, check_choice, check_range, printable, printable_line
+from rmadapter.errors import InputError, check_choice, check_range, printable_line
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 STREAMS = ("auto", "fp32", "compute")
 PARTS = ("all", "base", "new")
 AUGMENTATIONS = ("crop_flip", "crop", "randaugment", "none")
-PUBLISHED = "published"  # in the place of a template
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DECAYS = ("epoch", "step")
 SELECTIONS = ("last", "validation")
@@ -308,10 +308,3 @@ def check_label(label: str) -> None:
     """Raise InputError unless ``label`` can name a method: in tables, and in the name of a folder."""
     if not label.strip() or printable_line(label) != label or set(label) & {"/", "\\"}:
         raise InputError(f"label is {label!r}; valid: a text of one line without / and \\")
-
-
-def check_template(template: str) -> None:
-    """Raise InputError unless ``template`` holds exactly one ``{}``, and only what is text."""
-    others = template.replace("{}", "", 1)
-    if others == template or set(others) & {"{", "}"} or printable(template) != template:
-        raise InputError(f"template is {template!r}; valid: a text with one {{}}, such as 'a photo of a {{}}.'")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from rmadapter.config import PUBLISHED
+from rmadapter.config import PUBLISHED, LossConfig
 from rmadapter.config.loss import SENTENCES
-from rmadapter.data.catalog import template_for
+from rmadapter.data.catalog import PHOTO, template_for
 
 # Those that OpenAI's notebook chooses for ImageNet.
 SEVEN_TEMPLATES = (
@@ -18,6 +18,8 @@ SEVEN_TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+# And with the plain one: TaskRes's for ImageNet.
+EIGHT_TEMPLATES = (*SEVEN_TEMPLATES, PHOTO)
 # Of the 80 prompts of OpenAI's notebook, which open_clip brings, these 20 are not among PromptSRC's 60.
 _NOT_AMONG_THE_60 = (
     "a jpeg corrupted photo of the {}.",
@@ -52,11 +54,11 @@ def sixty_templates() -> tuple[str, ...]:
     return tuple(text for text in every if text not in _NOT_AMONG_THE_60)
 
 
-def target_templates(target: str, data: str) -> tuple[str, ...]:
+def target_templates(loss: LossConfig, data: str) -> tuple[str, ...]:
     """The prompts that ``loss.target`` names for the data set called ``data``; none for those of a run itself.
 
     Of sentences they are the published one, for where there are no sentences.
     """
-    if target in (PUBLISHED, SENTENCES):
-        return (template_for(PUBLISHED, data),)
-    return sixty_templates() if target == "templates" else ()
+    if loss.target in (PUBLISHED, SENTENCES):
+        return (loss.published or template_for(PUBLISHED, data),)
+    return sixty_templates() if loss.target == "templates" else ()

@@ -3,10 +3,14 @@
 Trained parameters on ViT-B/16, as published: MaPLe 3,555,072, IVLP 30,720, PromptSRC 46,080.
 """
 
-from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, TRANSFER, Method
+from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, TRANSFER, FewShotOptions, Method
 
 _TESTBED = ("--lr=0.02", "--epochs=5", "--batch_size=16", "--prompt.text_depth=3", "--prompt.vision_depth=3")
 _BATCHES = (*FIELD_RECIPE, "--batch_size=4")
+# PromptSRC's weights of image and text features.
+_KEPT_NEAR = ("--loss.lambda3=10", "--loss.lambda4=25")
+# Where its mean of all epochs' weights lies late in the few-shot protocol.
+_LATE_MEAN = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
 
 def _depth(text: int, vision: int) -> tuple[str, str]:
@@ -52,6 +56,8 @@ MAPLE = Method(
         "--epochs=5",
     ),
     overrides={TRANSFER: (*_depth(3, 3), "--lr=0.0026", "--epochs=2")},
+    # None in its code; these are what later code (SkipTuning's) has for it.
+    few_shot=(FewShotOptions(("--epochs=50",)),),
     testbed=_TESTBED,
 )
 
@@ -68,10 +74,13 @@ PROMPTSRC = Method(
         "--lr=0.0025",
         "--epochs=20",
         "--average=15,1",
-        "--loss.lambda3=10",
-        "--loss.lambda4=25",
+        *_KEPT_NEAR,
         "--loss.distillation=1",
     ),
     overrides={TRANSFER: (*_depth(3, 3), "--average=6,10")},
-    testbed=(*_TESTBED, "--average=4,1"),
+    few_shot=(
+        FewShotOptions(("--epochs=50", "--average=30,30")),
+        FewShotOptions(("--average=45,5",), data=_LATE_MEAN),
+    ),
+    testbed=(*_TESTBED, "--average=4,1", *_KEPT_NEAR),
 )

@@ -3,7 +3,8 @@
 CLIP-Adapter has 131,072 trained parameters on ViT-B/16; TaskRes 512 a class.
 """
 
-from rmadapter.methods.method import FIELD_RECIPE, IMAGENET, NO_ADAPTERS, NO_CONSISTENCY, Method
+from rmadapter.methods.coop import EPOCHS_BY_SHOTS
+from rmadapter.methods.method import FIELD_RECIPE, IMAGENET, NO_ADAPTERS, NO_CONSISTENCY, FewShotOptions, Method
 
 CLIP_ADAPTER = Method(
     "clip-adapter",
@@ -19,6 +20,7 @@ CLIP_ADAPTER = Method(
         "--batch_size=32",
     ),
     overrides={IMAGENET: ("--epochs=50",)},
+    few_shot=EPOCHS_BY_SHOTS,  # it is trained by CoOp's command
     testbed=("--lr=0.05", "--epochs=20"),
 )
 
@@ -38,7 +40,8 @@ TASKRES = Method(
         "--epochs=200",
         "--batch_size=256",
     ),
-    overrides={IMAGENET: ("--lr=0.0002",), "oxford_flowers": ("--head.offset=1",)},
+    overrides={IMAGENET: ("--lr=0.0002", "--head.class_prompts=eight"), "oxford_flowers": ("--head.offset=1",)},
+    few_shot=(FewShotOptions(("--epochs=100",)), FewShotOptions(("--epochs=200",), shots=8)),
     testbed=("--lr=0.002", "--epochs=20", "--batch_size=32"),
     open_vocabulary=False,
 )

@@ -19,11 +19,30 @@ FIELD_RECIPE = ("--optimizer=sgd", "--momentum=0.9", "--weight_decay=5e-4", "--w
 
 
 @dataclass(frozen=True)
+class FewShotOptions:
+    """Options that are published for the few-shot protocol: training on all classes with several numbers of shots.
+
+    Attributes:
+        options: words of ``rmadapter train``.
+        shots: they hold from this number of training images a class on.
+        data: names of the data sets that they hold for; none for all.
+    """
+
+    options: tuple[str, ...]
+    shots: int = 1
+    data: tuple[str, ...] = ()
+
+    def hold(self, data: str, shots: int) -> bool:
+        """Whether they hold for ``shots`` images of each class of ``data``."""
+        return shots >= self.shots and (not self.data or data in self.data)
+
+
+@dataclass(frozen=True)
 class Method:
     """A method of adapting CLIP, as data; ``training.by_method`` and ``evaluation.stored`` have what each kind does.
 
-    Options are words of ``rmadapter train``. Of two that disagree the later wins: recipe, overrides, the test bed's
-    defaults, ``testbed``, the user's, options.
+    Options are words of ``rmadapter train``. Of two that disagree the later wins: recipe, overrides, few_shot, the test
+    bed's defaults, ``testbed``, the user's, options.
 
     Attributes:
         name: in commands, tables and results.json.
@@ -32,6 +51,7 @@ class Method:
         groups: of options that it has beside those of a run.
         recipe: how it is trained, as published.
         overrides: what is published to be otherwise, for a data set by its name, and for TRANSFER.
+        few_shot: what is published to be otherwise in the few-shot protocol, from the general to the particular.
         testbed: its defaults on the bundled data sets, where it needs others than RMAdapter.
         kind: TUNED, PROBE or UNTRAINED.
         seeded: whether a seed changes anything; otherwise it is run once a data set.
@@ -44,14 +64,20 @@ class Method:
     groups: tuple[str, ...] = ("adapter",)
     recipe: tuple[str, ...] = ()
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    few_shot: tuple[FewShotOptions, ...] = ()
     testbed: tuple[str, ...] = ()
     kind: str = TUNED
     seeded: bool = True
     open_vocabulary: bool = True
 
-    def overriding(self, data: str, *, transfer: bool = False) -> tuple[str, ...]:
-        """What is published to be otherwise for a data set of the field, trained on for itself or to test on others."""
-        return (
-            *self.overrides.get(data, ()),
-            *(self.overrides.get(TRANSFER, ()) if transfer and data == IMAGENET else ()),
-        )
+    def overriding(self, data: str, *, transfer: bool = False, few_shot: int | None = None) -> tuple[str, ...]:
+        """What is published to be otherwise for a data set of the field, trained on for itself or to test on others.
+
+        ``few_shot`` is the number of shots in the few-shot protocol, None elsewhere.
+        """
+        found = [*self.overrides.get(data, ())]
+        if transfer and data == IMAGENET:
+            found += self.overrides.get(TRANSFER, ())
+        if few_shot is not None:
+            found += [word for each in self.few_shot if each.hold(data, few_shot) for word in each.options]
+        return tuple(found)

@@ -3,7 +3,7 @@
 4,992,256 trained parameters on ViT-B/16, as published.
 """
 
-from rmadapter.methods.method import IMAGENET, NO_ADAPTERS, TRANSFER, Method
+from rmadapter.methods.method import IMAGENET, NO_ADAPTERS, TRANSFER, FewShotOptions, Method
 
 
 def _regularised(weight: float) -> tuple[str, str]:
@@ -42,5 +42,9 @@ MMRL = Method(
         "eurosat": ("--space.width=2048", *_regularised(0.01)),
         "ucf101": _regularised(3),
     },
-    testbed=("--lr=0.001", "--epochs=5", "--batch_size=16", "--space.layers=last:3"),
+    few_shot=(
+        FewShotOptions(("--batch_size=32", "--epochs=50")),
+        FewShotOptions(("--epochs=5",), data=(IMAGENET,)),
+    ),
+    testbed=("--lr=0.001", "--epochs=5", "--batch_size=16", "--space.layers=last:3", *_regularised(1)),
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from rmadapter.config import TRAIN_HELP, TrainConfig
+from rmadapter.config import PUBLISHED, TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.config.loss import SENTENCES
 from rmadapter.data.catalog import record_of
@@ -21,6 +21,8 @@ from rmadapter.methods.rmadapter import RMADAPTER
 
 # Of what is trained: an option of one that a method does not have is refused.
 GROUPS = ("adapter", "prompt", "space", "lora", "head")
+# Options that one loss.target alone takes.
+_OF_TARGETS = {"loss.sentences": SENTENCES, "loss.published": PUBLISHED}
 
 
 def parse_train(
@@ -56,7 +58,13 @@ def _method_help() -> dict[str, str]:
 
 
 def configure(
-    name: str, argv: list[str], *, prog: str = "rmadapter train", data: str | None = None, transfer: bool = False
+    name: str,
+    argv: list[str],
+    *,
+    prog: str = "rmadapter train",
+    data: str | None = None,
+    transfer: bool = False,
+    few_shot: int | None = None,
 ) -> TrainConfig:
     """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last.
 
@@ -64,19 +72,25 @@ def configure(
         name, argv, prog: the method, the options, and what messages call the command.
         data: the data set that the published overrides are for, where ``argv`` does not name it.
         transfer: whether what is trained is to be tested on other data sets.
+        few_shot: the number of shots in the few-shot protocol; None elsewhere.
 
     Raises:
-        InputError: an option of a group that the method does not have.
+        InputError: an option of a group that the method does not have, or a group of a config file.
     """
     method = get_method(name)
+    own = ", ".join(f"--{group}.*" for group in method.groups)
     other = next((word for word in argv if _is_of_another(method, word)), None)
     if other is not None and method.kind == TUNED:
-        own = ", ".join(f"--{group}.*" for group in method.groups)
         raise InputError(f"option {other.partition('=')[0]!r} is none of method {name!r}; valid: {own}")
     record = record_of(data or _data_of(argv) or "")
-    recipe = (*method.recipe, *method.overriding(record.name if record else data or "", transfer=transfer))
+    name_of_data = record.name if record else data or ""
+    recipe = (*method.recipe, *method.overriding(name_of_data, transfer=transfer, few_shot=few_shot))
     words = [*argv, *method.options]
     config = parse_train(words, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
+    # In a config file every group may stand; from the values it is seen which train something.
+    given = [group for group in GROUPS if group != "adapter" and getattr(config, group).any]
+    if method.kind == TUNED and (others := [group for group in given if group not in method.groups]):
+        raise InputError(f"config trains something of {others[0]!r}, which method {name!r} does not have; valid: {own}")
     # It is called by the name that was given, whatever else the options make of it.
     return config if method_name(config) == name else dataclasses.replace(config, label=name)
 
@@ -90,11 +104,11 @@ def _is_of_another(method: Method, word: str) -> bool:
 def own_words(name: str, argv: Sequence[str]) -> list[str]:
     """``argv`` without the options of what method ``name`` does not train, where they are meant for other methods."""
     method, kept, words = get_method(name), list[str](), iter([*argv, ""])
-    reads_sentences = _value_of("loss.target", [*method.recipe, *argv, *method.options]) == SENTENCES
+    target = _value_of("loss.target", [*method.recipe, *argv, *method.options])
     word = next(words)
     while word:
         following = next(words, "")
-        if not _is_of_another(method, word) and (reads_sentences or _option(word) != "loss.sentences"):
+        if not _is_of_another(method, word) and _OF_TARGETS.get(_option(word), target) == target:
             kept.append(word)
         elif "=" not in word and following and not following.startswith("--"):
             following = next(words, "")

@@ -1,12 +1,30 @@
 """ProGrad (Zhu et al., ICCV 2023): CoOp without the part of the gradient that leads away from zero-shot CLIP."""
 
-from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, Method
+from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, FewShotOptions, Method
+
+# Of zero-shot CLIP, as its code has them; for other data sets they are CLIP's own.
+_PROMPTS = {
+    "oxford_pets": "a type of pet, a photo of a {}.",
+    "oxford_flowers": "a type of flower, a photo of a {}.",
+    "fgvc_aircraft": "a type of aircraft, a photo of a {}.",
+    "dtd": "a texture of {}.",
+    "food101": "a type of food, a photo of {}.",
+}
 
 PROGRAD = Method(
     "prograd",
     "learned words, their gradient projected",
-    (*NO_ADAPTERS, *NO_CONSISTENCY, "--loss.projected=1", "--loss.target=published"),
+    (*NO_ADAPTERS, *NO_CONSISTENCY, "--loss.target=published"),
     groups=("prompt",),
-    recipe=(*FIELD_RECIPE, "--prompt.text_tokens=4", "--lr=0.002", "--epochs=100", "--batch_size=32"),
+    recipe=(
+        *FIELD_RECIPE,
+        "--prompt.text_tokens=4",
+        "--lr=0.002",
+        "--epochs=100",
+        "--batch_size=32",
+        "--loss.projected=1",
+    ),
+    overrides={data: (f"--loss.published={prompt}",) for data, prompt in _PROMPTS.items()},
+    few_shot=(FewShotOptions(("--loss.projected=0.8",), shots=8, data=("oxford_flowers", "dtd", "eurosat")),),
     testbed=("--lr=0.05", "--epochs=20"),
 )

@@ -62,10 +62,21 @@ def consistency_sum(tuned: Tensor, frozen: Tensor, distance: str = "l1") -> Tens
     return (tuned - frozen).abs().sum() / tuned.shape[-1]
 
 
-def cross_entropy(answers: Sequence[Answer], labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each of ``answers`` with ``labels`` [n] (int64), times its share; a scalar."""
-    found = [(answer.share, F.cross_entropy(answer.logits, labels)) for answer in answers]
+def cross_entropy(answers: Sequence[Answer], labels: Tensor, classification: str = "softmax") -> Tensor:
+    """Mean cross-entropy of each of ``answers`` with ``labels`` [n] (int64), times its share; a scalar.
+
+    ``classification`` "softmax" is over the classes; "sigmoid" is one decision a class, summed over them, as SigLIP
+    is trained (Zhai et al., ICCV 2023): -sum_c log sigmoid(y_c logit_c) with y_c 1 for the label and -1 else.
+    """
+    of = sigmoid_entropy if classification == "sigmoid" else F.cross_entropy
+    found = [(answer.share, of(answer.logits, labels)) for answer in answers]
     return found[0][1] if len(found) == 1 else reduce(torch.add, (share * value for share, value in found))
+
+
+def sigmoid_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of ``logits`` [n, classes] with ``labels`` [n], summed over classes, mean over images."""
+    target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
 
 
 def distillation(logits: Tensor, frozen: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ class Row:
     group: Group
     runs: tuple[FinishedRun, ...]
 
+    @property
+    def data_name(self) -> str:
+        """Its data set, with the style where it has one."""
+        return self.group.data + (f"@{self.group.style}" if self.group.style else "")
+
     def accuracy(self, part: str) -> Stat | None:
         """Over the seeds that have it; percent."""
         return Stat.of(run.accuracy[part] for run in self.runs if part in run.accuracy)
@@ -157,14 +162,14 @@ def means_over_data(rows: Sequence[Row]) -> list[DataMeans]:
 def _means(group: Group, members: Sequence[Row]) -> DataMeans:
     parts = [part for part in ("base", "new", *RETAINED) if all(row.accuracy(part) for row in members)]
     means = {part: statistics.fmean(row.mean(part) for row in members) for part in parts}
-    seed_means = {part: _seed_means(members, part) for part in parts}
-    seeds = seed_means["base"].keys()
+    by_seed = {part: seed_means(members, part) for part in parts}
+    seeds = by_seed["base"].keys()
     known = "new" in means
     if known:
-        seed_means["hm"] = {
-            seed: harmonic_mean(value, seed_means["new"][seed])
-            for seed, value in seed_means["base"].items()
-            if seed in seed_means["new"]
+        by_seed["hm"] = {
+            seed: harmonic_mean(value, by_seed["new"][seed])
+            for seed, value in by_seed["base"].items()
+            if seed in by_seed["new"]
         }
     return DataMeans(
         group,
@@ -174,13 +179,13 @@ def _means(group: Group, members: Sequence[Row]) -> DataMeans:
         harmonic_mean(means["base"], means["new"]) if known else None,
         statistics.fmean(harmonic_mean(row.mean("base"), row.mean("new")) for row in members) if known else None,
         {part: means[part] for part in RETAINED if part in means},
-        {part: stat for part, values in seed_means.items() if (stat := Stat.of(values.values())) is not None},
+        {part: stat for part, values in by_seed.items() if (stat := Stat.of(values.values())) is not None},
         None if None in seeds else len(seeds),
     )
 
 
-def _seed_means(members: Sequence[Row], part: str) -> dict[int | None, float]:
-    """For the seeds that all of ``members`` have: the mean over them of that seed's accuracy."""
+def seed_means(members: Sequence[Row], part: str) -> dict[int | None, float]:
+    """Percent by seed, for the seeds that all of ``members`` have: the mean over them of that seed's accuracy."""
     by_seed = [{run.seed: run.accuracy[part] for run in row.runs if part in run.accuracy} for row in members]
     seeds = [seed for seed in by_seed[0] if all(seed in found for found in by_seed)]
     return {seed: statistics.fmean(found[seed] for found in by_seed) for seed in seeds}

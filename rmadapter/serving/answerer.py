@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rmadapter.clip.emoji_clip import untrained_words
 from rmadapter.clip.names import MODEL
+from rmadapter.clip.towers import find_towers
 from rmadapter.errors import InputError
 from rmadapter.evaluation.class_texts import ClassTexts
 from rmadapter.serving.served_model import ServedModel
@@ -69,11 +70,10 @@ class Answerer:
         self.served = served
         self._tuned = functools.lru_cache(most_kept)(self._tuned_texts)
         self._frozen = functools.lru_cache(most_kept)(self._frozen_texts)
-        width = served.backbone.clip.visual.positional_embedding.shape[1]
         model = served.model
         # A squared or absolute error is a sum over the channels, a cosine is none.
         summed = isinstance(model, AdaptedClassifier) and model.adapted.config.objective != "cosine"
-        self._channels = width if summed else 1
+        self._channels = find_towers(model.clip)["vision"].width if summed else 1
 
     @torch.no_grad()
     def __call__(self, several: Sequence[Asked]) -> list[Answered | Exception]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 from open_clip.transformer import QuickGELU
 
-from rmadapter.clip.towers import find_towers
+from rmadapter.clip.parts import BlockParts
+from rmadapter.clip.tower_kind import CHILD
+from rmadapter.clip.towers import find_towers, towers_embed
+from rmadapter.clip.types import Block
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.chunks import Chunk
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
-from rmadapter.tuners.prompt_tokens import towers_embed
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class TowerShape:
 
     Attributes:
         width, hidden, heads, depth: of its blocks, their MLP and their attention, and how many they are.
+        linear: operations of a block's matrices on a token.
         first: place of the last block from 0 whose own part is frozen and has nothing trained before it: of the first
             one with an adapter beside it, -1 where something is trained before or in the first; ``depth`` where
             nothing is.
@@ -42,6 +45,7 @@ class TowerShape:
 
     width: int
     hidden: int
+    linear: int
     heads: int
     depth: int
     first: int
@@ -112,7 +116,7 @@ class TowerShape:
 
     def _block(self, chunk: Chunk, at_token: bool, products: int = 2, taken: int = 1) -> float:
         """Operations of one block with ``products`` of attention, at all tokens or ``taken`` ones of each row."""
-        linear = 8 * self.width**2 + 4 * self.width * self.hidden
+        linear = self.linear
         attention = 2 * products * self.width
         if not at_token:
             return chunk.tokens * linear + chunk.pairs * attention
@@ -205,22 +209,20 @@ def workload(
     two_views: bool = False,
 ) -> Workload:
     """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number."""
-    visual = model.clip.visual
-    patches = visual.grid_size[0] * visual.grid_size[1]
-    patch = visual.conv1.weight[0].numel()
-    image = tower_shape(model, "vision", embed=2 * patch * visual.conv1.out_channels, stream=stream)
+    vision, words = find_towers(model.clip).values()
+    image = tower_shape(model, "vision", embed=vision.kind.embed_operations(vision.root), stream=stream)
     text = tower_shape(model, "text", stream=stream)
     classes = max(chunk.stop for chunk in chunks)
     return Workload(
         image=image,
         text=text,
         images=images,
-        image_tokens=patches + 1,
-        context=model.clip.context_length,
+        image_tokens=vision.kind.size(vision.root),
+        context=words.kind.size(words.root) + words.kind.added(words.root),
         chunks=chunks,
         targets=targets,
         rebuilds=rebuilds,
-        by_block=bool(visual.transformer.grad_checkpointing),
+        by_block=vision.recomputes,
         per_image=model.sites("text").per_image,
         target_prompts=target_prompts,
         outside=outside_flop(model, images, classes, image, text),
@@ -248,17 +250,18 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
     inside = sites.first
     starts = [*(layers[:1] and [layers[0] - 1]), *([] if inside is None else [inside - 1])]
     branch = next((found.adapter.branch for found in model.adapters(modality)), None)
-    block = tower.blocks[0]
+    block, parts = tower.blocks[0], tower.parts[0]
     first = min(starts, default=tower.depth)
-    size = tower.transformer.get_cast_dtype().itemsize
+    size = tower.dtype.itemsize
     updates = [model.update(modality, number) or () for number in range(tower.depth)]
     lows = [[low for low in update if low is not None] for update in updates]
     # Dropout keeps its output, and which values it has left out.
     kept = [sum((tower.width * (size + 1)) if low.dropout else 0 for low in found) for found in lows]
     return TowerShape(
         width=tower.width,
-        hidden=block.mlp.c_fc.out_features,
-        heads=block.attn.num_heads,
+        hidden=_hidden(parts, block),
+        linear=2 * _matrix_numbers(parts, block),
+        heads=1 if parts.attention is None else parts.attention.heads,
         depth=tower.depth,
         first=first,
         adapters=len(layers),
@@ -269,10 +272,25 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
         update_bytes=max(kept),
         inner=first + 1 in sites.updates and sites.before(first + 1) is None,
         embed=embed,
-        hidden_kept=2 if isinstance(block.mlp.gelu, QuickGELU) else 1,
+        hidden_kept=2 if parts.mlp is not None and (parts.mlp.gate or isinstance(parts.mlp.act, QuickGELU)) else 1,
         size=size,
         stream=stream,
     )
+
+
+def _matrix_numbers(parts: BlockParts, block: Block) -> int:
+    """Numbers in a block's matrices, of which each is two operations a token."""
+    if parts.apart and parts.attention is not None:
+        return sum(weight.numel() for weight in parts.matrices())
+    trained = {id(p) for p in getattr(block, CHILD).parameters()} if hasattr(block, CHILD) else set()
+    return sum(p.numel() for p in block.parameters() if p.dim() == 2 and id(p) not in trained)
+
+
+def _hidden(parts: BlockParts, block: Block) -> int:
+    """Width of the MLP's hidden layer; of a block that is not taken apart that of its widest matrix."""
+    if parts.mlp is not None:
+        return parts.mlp.first.out_features
+    return max(max(p.shape) for p in block.parameters() if p.dim() == 2)
 
 
 def step_cost(work: Workload, shortcuts: StepConfig, by_token: tuple[bool, bool], cached_views: bool = False) -> Cost:

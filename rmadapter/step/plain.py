@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.clip.classifier import CLIPClassifier, Output
-from rmadapter.clip.prompts import PromptBuffers, Prompts, encode_prompts, end_of_text
-from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.clip.prompts import PromptBuffers, Prompts, encode_prompts
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import LossConfig, RMAdapterConfig, TunerConfig
 from rmadapter.data.sentences import sentence_sets
@@ -81,6 +81,11 @@ class RMAdapterCLIP(AdaptedClassifier):
             raise InputError(
                 "loss.second_view is True, but prompt.per_image reads the frozen features of the first view; valid: "
                 "False"
+            )
+        if self.loss.classification == "sigmoid" and getattr(self.clip, "logit_bias", None) is None:
+            raise InputError(
+                "loss.classification is 'sigmoid', but this model has no logit bias, which every class needs; valid: "
+                "softmax, or a model such as ViT-B-16-SigLIP"
             )
         self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
         adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
@@ -151,17 +156,19 @@ class RMAdapterCLIP(AdaptedClassifier):
         if self.config.rec_tokens != "pooled":
             return valid
         tokens = self.prompts.tokens
-        patches = self.clip.visual.positional_embedding.shape[0] + self.adapted.sites("vision").added
-        length = tokens.shape[1] if tower == "text" else patches
-        token: Tensor | int | None = pooled_token(self.clip, tower)
-        if token is None and tower == "text" and self.clip.text_pool_type in ("argmax", "eos"):
-            token = end_of_text(self.clip, tokens)[:, None]
-        if token is None or (tower == "vision" and self.clip.visual.attn_pool is not None):
+        found = find_towers(self.clip)[tower]
+        place = found.place(tokens if tower == "text" else None)
+        if not isinstance(place, (Tensor, int)):
             raise InputError(
-                f"adapter.rec_tokens is 'pooled', but the {tower} tower is not pooled at one token; valid: valid, all"
+                f"adapter.rec_tokens is 'pooled', but the {tower} tower is not pooled at one token ({place}); valid: "
+                "valid, all"
             )
-        counted = torch.arange(length, device=tokens.device)[None] == token % length
-        return counted.expand_as(tokens) if tower == "text" else counted
+        place = place[:, None] if isinstance(place, Tensor) else place
+        length = found.kind.size(found.root) + self.adapted.sites("vision").added
+        if valid is not None:
+            length = valid.shape[1]
+        counted = torch.arange(length, device=tokens.device)[None] == place
+        return counted.expand(len(tokens), -1) if tower == "text" else counted
 
     def frozen_text_features(self, drawn: Tensor | None = None) -> Tensor:
         """Features [classes, embed] of the target prompts from the frozen model, computed once for a set of classes.
@@ -195,7 +202,11 @@ class RMAdapterCLIP(AdaptedClassifier):
         features = self.headed(image, text)
         answers = self.answers(features)
         logits = mixed(answers)
-        terms = {"cross_entropy": losses.cross_entropy(answers, labels), **of_images, **of_text}
+        terms = {
+            "cross_entropy": losses.cross_entropy(answers, labels, self.loss.classification),
+            **of_images,
+            **of_text,
+        }
         if self.training:
             terms |= self.consistency_terms(features, frozen, frozen_text, logits)
         return Output(logits, losses.with_total(terms, self.loss))

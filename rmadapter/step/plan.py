@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from rmadapter.clip.frozen_linear import packing_obstacle
-from rmadapter.clip.obstacles import blocks_obstacle, last_block_obstacle, shared_start_obstacle
-from rmadapter.clip.towers import text_is_trimmable
+from rmadapter.clip.obstacles import last_block_obstacle, shared_start_obstacle
+from rmadapter.clip.towers import find_towers, text_is_trimmable
 from rmadapter.config import TrainConfig
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.errors import InputError
@@ -69,26 +69,24 @@ def make_step(
 ) -> tuple[RMAdapterCLIP | TrainStep, str]:
     """What a run calls at every step, ``(images, labels) -> Output``, and a sentence on it.
 
-    Without any shortcut, and for towers whose blocks are not known, that is ``model`` itself, through open_clip's own
-    forward passes and hooks: the reference that the shortcuts are tested against.
+    Without any shortcut that is ``model`` itself, through open_clip's own forward passes and hooks: the reference that
+    the shortcuts are tested against.
     """
     shortcuts = wanted_shortcuts(config)
-    obstacle = blocks_obstacle(model.clip)
-    if not shortcuts.any or obstacle is not None:
+    if not shortcuts.any:
         switches = [(name, getattr(config, name), False) for name in ("compile", "cuda_graphs")]
         wanted = [("views", config.views, 0), *switches]
         for name, value, without in (*wanted, ("processes", (ranks or Ranks()).world, 1)):
             if value != without:
                 raise InputError(
-                    f"{name} is {value}, which the plain step ({obstacle or '--no-shortcuts'}) does not have; "
-                    f"valid: {without}"
+                    f"{name} is {value}, which the plain step (--no-shortcuts) does not have; valid: {without}"
                 )
         if config.residual == "fp32" and precision != "fp32":
             raise InputError(
-                f"residual is 'fp32', but the plain step ({obstacle or '--no-shortcuts'}) has its residual stream in "
-                f"{precision} as all else; valid: auto, compute"
+                f"residual is 'fp32', but the plain step (--no-shortcuts) has its residual stream in {precision} as "
+                "all else; valid: auto, compute"
             )
-        return model, f"step: plain ({obstacle or '--no-shortcuts'}); residual stream {precision}"
+        return model, f"step: plain (--no-shortcuts); residual stream {precision}"
     device = model.prompts.tokens.device
     if config.cuda_graphs:
         check_graphs(device, (ranks or Ranks()).world)
@@ -140,12 +138,13 @@ class Plan:
         model = step.model if isinstance(step, TrainStep) else step
         reasons = {}
         if not text_is_trimmable(model.clip):
-            reasons["trim"] = "the text tower is not causal and pooled at end-of-text"
+            reasons["trim"] = "padding counts: the text tower is neither causal and pooled at end-of-text nor masks it"
         elif model.config.rec_tokens == "all":
             reasons["trim"] = "rec_tokens is all: the reconstruction counts padding"
         if (why := shared_start_obstacle(model.clip)) is not None:
             reasons["shared_start"] = why
-        if (why := packing_obstacle(model.prompts.tokens.device, model.clip.transformer.get_cast_dtype())) is not None:
+        towers = find_towers(model.clip)
+        if (why := packing_obstacle(model.prompts.tokens.device, towers["text"].dtype)) is not None:
             reasons["packed_weights"] = why
         random = {tower: model.adapted.sites(tower).random for tower in ("vision", "text")}
         if random["text"]:

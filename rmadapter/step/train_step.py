@@ -6,7 +6,6 @@ its shortcuts, each of which can be left out, and ``encoders`` for how a tower i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -15,15 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter.clip.classifier import CLIPClassifier, Output
-from rmadapter.clip.layout import Layout, shared_start
-from rmadapter.clip.obstacles import shared_start_obstacle
+from rmadapter.clip.layout import Layout
 from rmadapter.clip.prompts import Prompts
-from rmadapter.clip.towers import text_is_trimmable
 from rmadapter.config.shortcuts import StepConfig
-from rmadapter.errors import InputError
 from rmadapter.objectives import losses
-from rmadapter.step.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory, in_cache
-from rmadapter.step.costs import tower_shape
+from rmadapter.step.chunks import in_cache
+from rmadapter.step.class_plan import ClassChunk, plan_classes
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.image_views import split_views
 from rmadapter.step.plain import RMAdapterCLIP, chosen
@@ -37,28 +33,6 @@ class Views(NamedTuple):
 
     entry: Entry
     target: Tensor | None
-
-
-@dataclass
-class _Classes:
-    """The prompts of one chunk, and what of the frozen model is kept of them.
-
-    Attributes:
-        rows: int64 [classes], which of the own classes they are.
-        prompts: cut to the chunk's length; ``counted``: bool [classes, length], by the reconstruction; ``layout``: how
-            activations lie.
-        recompute: compute the tuned pass again in the backward pass.
-        entry, target: where training begins, and frozen features, of sentences those of each; None where they are
-            computed at every step.
-    """
-
-    rows: Tensor
-    prompts: Prompts
-    counted: Tensor
-    layout: Layout
-    recompute: bool
-    entry: Entry | None = None
-    target: Tensor | None = None
 
 
 class TrainStep(nn.Module):
@@ -101,41 +75,13 @@ class TrainStep(nn.Module):
         self.image = ImageEncoder(model.adapted, **settings, recompute=recompute)
         self.text = TextEncoder(model.adapted, **settings)
         self.frozen_stream = model.config.rec_stream == "frozen"
-        self.text_bound: int | None = None
-        self.chunks = self._plan(text_bytes, recompute)
-        self._classes: list[_Classes] | None = None
-
-    def _plan(self, text_bytes: int | None, recompute: bool) -> list[Chunk]:
-        """Chunks of the own classes in the order of their length, or of their labels where they are not trimmed."""
-        if self.ranks.world > len(self.model.class_names):
-            raise InputError(
-                f"{self.ranks.world} processes share {len(self.model.class_names)} classes; valid: at most one a class"
-            )
-        # Where classes are computed for each image the images alone are shared.
-        count = len(self.model.prompts.valid)
-        self.own = torch.arange(*((0, count) if self.model.per_image else self.ranks.part(count)))
-        self.prompts = self.model.prompts.rows(self.own)
-        self.counted = self.model.counted_text[self.own]
-        valid = self.prompts.valid
-        count, length = valid.shape
-        lengths = valid.sum(1)
-        trimmed = self.shortcuts.trim and self.shortcuts.class_chunks and text_is_trimmable(self.model.clip)
-        self.order = lengths.argsort(stable=True) if trimmed else torch.arange(count, device=valid.device)
-        shares = self.shortcuts.shared_start and shared_start_obstacle(self.model.clip) is None
-        # Dropout draws for every row.
-        shared = shared_start(self.prompts.fixed, lengths) if shares and not self.text.sites.random else 0
-        if any(edit.per == CLASS for edit in self.text.sites.edits):
-            shared = min(shared, 1)
-        chunks = [Chunk(0, count, length, shared)]
-        if trimmed:
-            chunks = by_length(lengths[self.order].tolist(), CHUNK_TOKENS.get(valid.device.type, 0), shared)
-        if self.shortcuts.class_chunks and text_bytes is not None:
-            shape = tower_shape(self.model.adapted, "text", stream=self.text.stream.itemsize)
-            times = self.images if self.model.per_image else 1
-            within = by_memory(chunks, lambda chunk: times * shape.saved_bytes(chunk), text_bytes)
-            self.text_bound, chunks = (text_bytes if within != chunks else None), within
-        self.inverse = self.order.argsort()
-        return [replace(chunk, recompute=chunk.recompute or recompute) for chunk in chunks]
+        plan = plan_classes(
+            model, self.text, shortcuts, self.ranks, text_bytes=text_bytes, recompute=recompute, images=images
+        )
+        self.chunks, self.text_bound = plan.chunks, plan.text_bound
+        self.own, self.order, self.inverse = plan.own, plan.order, plan.order.argsort()
+        self.prompts, self.counted = plan.prompts, plan.counted
+        self._classes: list[ClassChunk] | None = None
 
     def compile_parts(self, **options) -> None:
         """Run the adapted part of both towers through ``torch.compile``, in one graph each; before the first step.
@@ -206,7 +152,7 @@ class TrainStep(nn.Module):
         features = model.headed(image, text)
         answers = model.answers(features)
         logits = mixed(answers)
-        of_images["cross_entropy"] = losses.cross_entropy(answers, labels)
+        of_images["cross_entropy"] = losses.cross_entropy(answers, labels, model.loss.classification)
         self._compare(features, frozen, logits, of_images, of_text, drawn)
         if share != 1:
             of_images = {name: share * value for name, value in of_images.items()}
@@ -374,13 +320,13 @@ class TrainStep(nn.Module):
         return self.ranks.gather_rows(features[self.inverse], count)
 
     @torch.no_grad()
-    def _begin_classes(self) -> list[_Classes]:
+    def _begin_classes(self) -> list[ClassChunk]:
         """What of the prompts is computed once: their chunks, where training begins in each, frozen features."""
         classes = []
         for chunk in self.chunks:
             rows = self.order[chunk.start : chunk.stop]
             prompts, counted = self.prompts.rows(rows, chunk.length), self.counted[rows, : chunk.length]
-            made = _Classes(rows, prompts, counted, self.text.layout(prompts, chunk.shared), chunk.recompute)
+            made = ClassChunk(rows, prompts, counted, self.text.layout(prompts, chunk.shared), chunk.recompute)
             if self.shortcuts.frozen_targets and self.model.loss.needs_text:
                 made.target = self._targets_of(made)
             if self.shortcuts.text_prefix:
@@ -388,7 +334,7 @@ class TrainStep(nn.Module):
             classes.append(made)
         return classes
 
-    def _chunk(self, classes: _Classes, values: Values | None, images: int) -> tuple[Tensor, Tensor]:
+    def _chunk(self, classes: ClassChunk, values: Values | None, images: int) -> tuple[Tensor, Tensor]:
         if values:
             # Of what each class has of its own, that of the classes here.
             rows = self.own[classes.rows]
@@ -399,7 +345,7 @@ class TrainStep(nn.Module):
             return checkpoint(self._tuned, classes, values, images, use_reentrant=False, preserve_rng_state=drops)
         return self._tuned(classes, values, images)
 
-    def _tuned(self, classes: _Classes, values: Values | None, images: int) -> tuple[Tensor, Tensor]:
+    def _tuned(self, classes: ClassChunk, values: Values | None, images: int) -> tuple[Tensor, Tensor]:
         """Tuned features [images * classes, embed], and the sum of the reconstruction's losses."""
         reconstruct, entry = self.reconstructs("text"), self._entry(classes)
         layout = classes.layout if images == 1 else classes.layout._replace(groups=images)
@@ -411,14 +357,14 @@ class TrainStep(nn.Module):
             rec = self._reconstruction_sum("text", per_token, classes.layout, classes.counted)
         return features, rec
 
-    def _entry(self, classes: _Classes) -> Entry:
+    def _entry(self, classes: ClassChunk) -> Entry:
         if classes.entry is not None:
             return classes.entry
         with torch.no_grad():
             return self.text.begin(classes.prompts.tokens, classes.layout)
 
     @torch.no_grad()
-    def _target(self, classes: _Classes, drawn: Tensor | None) -> Tensor:
+    def _target(self, classes: ClassChunk, drawn: Tensor | None) -> Tensor:
         """Frozen features [classes, embed], kept or computed; of sentences those of number ``drawn``."""
         if classes.target is not None:
             return chosen(classes.target, drawn) if self.model.draws else classes.target
@@ -428,7 +374,7 @@ class TrainStep(nn.Module):
         return self._targets_of(classes)
 
     @torch.no_grad()
-    def _targets_of(self, classes: _Classes) -> Tensor:
+    def _targets_of(self, classes: ClassChunk) -> Tensor:
         """Frozen features [classes, embed] to compare with; of sentences [sentences, classes, embed]."""
         if not self.model.targets:
             return self._frozen(self._entry(classes), classes.prompts, classes.layout)

@@ -13,13 +13,14 @@ from rmadapter.sweeps.progress import holder_of, read_result, results_there, sta
 from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.training.adapter_run import own_parts
+from rmadapter.training.recipe import steps_of
 
 
 def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
     """A line a run: its state, steps of training and images to test; at the end the sums of what is not done.
 
-    Seconds are the mean of the finished runs of the same method on the same data set, else of that method. ``loaded``
-    are the sweep's data sets, by what it calls them.
+    Seconds are the mean of the finished runs of the same method on the same data set with as many shots, else of that
+    method with as many. ``loaded`` are the sweep's data sets, by what it calls them.
     """
     found = state(sweep)
     states = {run: name for name in ("done", "failed", "running", "open") for run in getattr(found, name)}
@@ -31,9 +32,9 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
         trains = METHODS[run.method].kind == TUNED and config.tuned.trains
-        steps = config.epochs * steps_an_epoch(chosen, config.batch_size, config.drop_last) if trains else 0
+        steps = steps_of(config, steps_an_epoch(chosen, config.batch_size, config.drop_last)) if trains else 0
         images = _tested(run, config, loaded)
-        estimate = seconds.get((run.method, run.data), seconds.get((run.method, None)))
+        estimate = seconds.get((run.method, run.shots, run.data), seconds.get((run.method, run.shots, None)))
         lines.append(
             f"{states[run]:>7}  {run.key}: {steps:,} steps, {images:,} test images"
             + (f", about {estimate:.0f} s" if estimate is not None and states[run] != "done" else "")
@@ -75,9 +76,9 @@ def _images(data: ImageData, part: str, *, retention: bool) -> int:
     return sum(len(base_new_split(items, part, len(data.class_names))) for items in tests)
 
 
-def _seconds(sweep: Sweep, done: list[PlannedRun]) -> dict[tuple[str, str | None], float]:
-    """Mean seconds of the finished runs by (method, data set), and by (method, None) over data sets."""
-    found: dict[tuple[str, str | None], list[float]] = {}
+def _seconds(sweep: Sweep, done: list[PlannedRun]) -> dict[tuple[str, int | None, str | None], float]:
+    """Mean seconds of the finished runs by (method, shots, data set), and by (method, shots, None) over data sets."""
+    found: dict[tuple[str, int | None, str | None], list[float]] = {}
     for run in done:
         seconds = [
             value
@@ -85,6 +86,6 @@ def _seconds(sweep: Sweep, done: list[PlannedRun]) -> dict[tuple[str, str | None
             for value in read_result(sweep, run, on)["seconds"].values()
             if value is not None
         ]
-        for key in ((run.method, run.data), (run.method, None)):
+        for key in ((run.method, run.shots, run.data), (run.method, run.shots, None)):
             found.setdefault(key, []).append(sum(seconds))
     return {key: statistics.fmean(values) for key, values in found.items()}

@@ -12,25 +12,37 @@ import torch
 
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, check_range
 from rmadapter.files import clear_temporaries, read_json, read_object, shown_names, write_json
 from rmadapter.locks import ProcessLock
 from rmadapter.runtime import environment, resolve_device, resolve_precision
-from rmadapter.sweeps.protocols import load_planned, short_name
+from rmadapter.sweeps.protocols import FEW_SHOT, load_planned, short_name
 from rmadapter.sweeps.settings import FREE, Sweep
 from rmadapter.training.run_folder import changed_data
 
 FORMAT = 1
 MANIFEST = "sweep.json"
 HASHES = "data_hashes"  # not in the manifests of earlier sweeps
+SHOTS = "shots"  # of the few-shot protocol alone
 ENVIRONMENTS = "environments.json"
 SWEEP_LOCK = ".sweep.lock"
+# What a sweep's runs are the product of.
+LISTS = ("data", "methods", "seeds", "sources")
 
 
 def load_all(sweep: Sweep) -> dict[str, ImageData]:
-    """Every data set of ``sweep`` by what it calls them; InputError for one that cannot be read."""
+    """Every data set of ``sweep`` by what it calls them.
+
+    Raises:
+        InputError: one that cannot be read, or that has not the images for the shots of a run.
+    """
     names = dict.fromkeys(name for run in sweep.runs() for name in (run.data, *run.targets))
-    return {name: load_planned(name, sweep.data_root) for name in names}
+    loaded = {name: load_planned(name, sweep.data_root) for name in names}
+    for run in sweep.runs():
+        most = loaded[run.data].max_shots
+        if most is not None and run.seed is not None:
+            check_range("shots", sweep.config(run).shots, 1, most)
+    return loaded
 
 
 def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:
@@ -50,7 +62,8 @@ def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:
     sweep.out.mkdir(parents=True, exist_ok=True)
     with ProcessLock(sweep.out / SWEEP_LOCK).wait():
         before, settings = check_folder(sweep), sweep.settings()
-        lists = {name: list(getattr(sweep, name)) for name in ("data", "methods", "seeds", "sources")}
+        names = (*LISTS, SHOTS) if sweep.shots else LISTS
+        lists = {name: list(getattr(sweep, name)) for name in names}
         hashes = known_hashes(sweep) | {short_name(name): data.content_hash for name, data in loaded.items()}
         if before is not None:
             check_data(sweep, loaded)
@@ -159,8 +172,10 @@ def read_manifest(out: Path) -> dict[str, Any]:
             f"the sweep in {out} was made by another version (format {number!r}, this one has {FORMAT}); valid: "
             "another --out, or the version that made it"
         )
-    lists = dict.fromkeys(("data", "methods", "seeds", "sources"), list)
+    lists = dict.fromkeys(LISTS, list)
     values = read_object(out / MANIFEST, "sweep file", {"protocol": str, "settings": dict, **lists})
+    if values["protocol"] == FEW_SHOT:
+        read_object(out / MANIFEST, "sweep file", {SHOTS: list})
     if not isinstance(values.get(HASHES, {}), dict):
         raise InputError(f"sweep file {out / MANIFEST} is damaged: {HASHES} is {reprlib.repr(values[HASHES])}")
     return values

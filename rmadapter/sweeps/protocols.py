@@ -5,6 +5,7 @@ ablation   the same, with every row of the paper's ablation table as a method
 cross      train on all classes of one data set (ImageNet), test on all classes of each of the others
 domain     the same, tested on data sets that show the same classes otherwise (ImageNet's variants, a bundled data
            set's other styles)
+fewshot    train on all classes with several numbers of images of each, test on all classes of the same data set
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from rmadapter.errors import InputError, check_choice
 from rmadapter.methods import ABLATION_TABLE, METHODS, PAPER_TABLE
 from rmadapter.methods.options import configure, own_words
 
-PROTOCOLS = ("base2new", "cross", "domain", "ablation")
+PROTOCOLS = ("base2new", "cross", "domain", "fewshot", "ablation")
 TRANSFERS = ("cross", "domain")
+FEW_SHOT = "fewshot"
+SHOTS = (1, 2, 4, 8, 16)  # the field's numbers of training images a class
 SOURCE = "imagenet"
 # The same in every run of a table or a search, whatever a --config file says.
 FIXED_OPTIONS = ("--resume", "--no-overwrite", "--evaluate", "--no-explain")
@@ -37,18 +40,21 @@ class PlannedRun:
     """One run of a table: a method trained on one data set with one seed, and tested there and on ``targets``.
 
     ``data`` and ``targets`` are names or folders as ``load_data`` takes them; ``seed`` is None for a method that
-    has none.
+    has none. ``shots`` is the number of training images a class where a table has several, None elsewhere and for a
+    method without a seed, which trains nothing.
     """
 
     method: str
     data: str
     seed: int | None
     targets: tuple[str, ...] = ()
+    shots: int | None = None
 
     @property
     def key(self) -> str:
         """Its folder below the sweep's ``runs/``, and its name for people."""
-        return f"{self.method}/{short_name(self.data)}" + ("" if self.seed is None else f"/seed{self.seed}")
+        shots = "" if self.shots is None else f"/shots{self.shots}"
+        return f"{self.method}/{short_name(self.data)}{shots}" + ("" if self.seed is None else f"/seed{self.seed}")
 
 
 def short_name(data: str) -> str:
@@ -104,22 +110,30 @@ def default_methods(protocol: str) -> tuple[str, ...]:
 
 
 def plan(
-    protocol: str, data: Sequence[str], methods: Sequence[str], seeds: Sequence[int], sources: Sequence[str] = ()
+    protocol: str,
+    data: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    sources: Sequence[str] = (),
+    shots: Sequence[int] = (),
 ) -> list[PlannedRun]:
     """All runs of a table: every method of a seed on every data set, before the next seed.
 
     Args:
         data: the data sets of the table.
         sources: of ``data``, those to train on, for cross and domain; default: ``sources_of``.
+        shots: numbers of training images a class, for fewshot; default: ``SHOTS``.
 
     Raises:
-        InputError: unknown protocol or method, a method that cannot classify the targets' classes, a data set or
-            seed twice, a source that is not in ``data`` or no target.
+        InputError: unknown protocol or method, a method that cannot classify the targets' classes, a data set, seed or
+            number of shots twice, a source that is not in ``data`` or no target.
     """
     check_choice("protocol", protocol, PROTOCOLS)
     for name in methods:
         check_choice("methods", name, METHODS)
-    for field, values in (("data", [short_name(name) for name in data]), ("methods", methods), ("seeds", seeds)):
+    numbers: Sequence[int | None] = (tuple(shots) or SHOTS) if protocol == FEW_SHOT else (None,)
+    lists = {"data": [short_name(name) for name in data], "methods": methods, "seeds": seeds, "shots": numbers}
+    for field, values in lists.items():
         if not values:
             raise InputError(f"{field} is empty; valid: one or more, separated by commas")
         twice = next((value for value in values if list(values).count(value) > 1), None)
@@ -160,14 +174,15 @@ def plan(
     runs: dict[PlannedRun, None] = {}
     for seed in seeds:
         for name in trained_on:
-            for method in methods:
-                own_seed = seed if METHODS[method].seeded else None
-                runs[PlannedRun(method, name, own_seed, targets.get(name, ()))] = None
+            for number in numbers:
+                for method in methods:
+                    own = (seed, number) if METHODS[method].seeded else (None, None)
+                    runs[PlannedRun(method, name, own[0], targets.get(name, ()), own[1])] = None
     return list(runs)
 
 
 def sources_of(protocol: str, data: Sequence[str], asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a table trains on beside its data sets: those ``asked`` for; none for base2new and ablation.
+    """What a table trains on beside its data sets: those ``asked`` for; none but for cross and domain.
 
     The default of cross and domain is ImageNet where it is in ``data``, else the first; of bundled data sets in several
     styles, for domain, the first style of each.
@@ -193,10 +208,13 @@ def _targets(protocol: str, source: str, data: Sequence[str]) -> tuple[str, ...]
 def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root: str | None, out: Path) -> TrainConfig:
     """The training configuration of ``run``: the method's recipe, then the user's options, then what the method is."""
     where = placed(run.data, data_root)
-    words = [*options, "--classes", "all" if protocol in TRANSFERS else "base", *FIXED_OPTIONS]
+    words = [*options, "--classes", "all" if protocol in (*TRANSFERS, FEW_SHOT) else "base", *FIXED_OPTIONS]
+    if run.shots is not None:
+        words += ["--shots", str(run.shots)]
     # The test bed has defaults of its own; for all other data sets the words mean the same.
     words += ["--data", where["data"] if is_testbed(where["data"]) else "any"]
-    config = copy.deepcopy(_parsed(run.method, tuple(words), short_name(run.data), protocol in TRANSFERS))
+    parsed = _parsed(run.method, tuple(words), short_name(run.data), protocol in TRANSFERS, run.shots)
+    config = copy.deepcopy(parsed)
     return dataclasses.replace(
         config,
         **where,
@@ -206,7 +224,7 @@ def run_config(protocol: str, run: PlannedRun, options: Sequence[str], data_root
 
 
 @lru_cache(maxsize=256)
-def _parsed(method: str, words: tuple[str, ...], data: str, transfer: bool) -> TrainConfig:
+def _parsed(method: str, words: tuple[str, ...], data: str, transfer: bool, few_shot: int | None) -> TrainConfig:
     """``configure``, once for the runs that differ in seed and place alone: parsing takes tens of ms."""
     own = own_words(method, words)
-    return configure(method, own, prog="rmadapter sweep", data=data, transfer=transfer)
+    return configure(method, own, prog="rmadapter sweep", data=data, transfer=transfer, few_shot=few_shot)

@@ -20,7 +20,9 @@ from rmadapter.data.emoji.atlas import STYLES
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
 from rmadapter.sweeps.protocols import (
+    FEW_SHOT,
     PROTOCOLS,
+    SHOTS,
     PlannedRun,
     default_data,
     default_methods,
@@ -58,16 +60,17 @@ KEEP = ("everything", "results")
 
 @dataclass
 class SweepConfig:
-    """All runs of a table: base2new, cross, domain or ablation; other options go to every training run.
+    """All runs of a table: base2new, cross, domain, fewshot or ablation; other options go to every training run.
 
     Args:
-        words: base2new, cross, domain or ablation
+        words: base2new, cross, domain, fewshot or ablation
         data: data sets, separated by commas: names in data_root, folders, bundled ones (emoji_food, or
             emoji_food@openmoji for a style), 'field' for the field's eleven, 'variants' for ImageNet's four, 'testbed'
             (or testbed@STYLE) for six bundled ones; default: those of the published table
         data_root: folder that holds the data sets
         methods: separated by commas; default: those of the paper's table for the protocol
         seeds: separated by commas
+        shots: training images a class; default: 16, for fewshot, which takes several between commas, 1,2,4,8,16
         source: data sets to train on, for cross and domain; default: imagenet, else the first, and for domain the
             first style of each bundled one; 'each' for every one
         out: folder of the sweep
@@ -82,6 +85,7 @@ class SweepConfig:
     data_root: PathText | None = None
     methods: str | None = None
     seeds: str = "1,2,3"
+    shots: str | None = None
     source: PathList | None = None
     out: PathText | None = None
     jobs: int = 1
@@ -95,6 +99,24 @@ class SweepConfig:
         check_range("jobs", self.jobs, 1)
         check_choice("keep", self.keep, KEEP)
         seed_list(self.seeds)
+        if self.words[0] == FEW_SHOT and self.shots is not None:
+            shots_list(self.shots)
+
+
+def shots_list(text: str) -> list[int]:
+    """The numbers of training images a class in ``text``, such as "1,2,4".
+
+    Raises:
+        InputError: something else, or nothing.
+    """
+    words = split_list(text)
+    for word in words:
+        if not word.isdecimal():
+            raise InputError(f"shots has {word!r}; valid: numbers from 1, such as {','.join(map(str, SHOTS))}")
+        check_range("shots", int(word), 1)
+    if not words:
+        raise InputError(f"shots is {text!r}; valid: numbers from 1, such as {','.join(map(str, SHOTS))}")
+    return [int(word) for word in words]
 
 
 def testbed_data(protocol: str, style: str | None) -> tuple[str, ...]:
@@ -130,8 +152,8 @@ class Sweep:
     """A table to be made.
 
     Attributes:
-        protocol: base2new, cross, domain or ablation.
-        data, methods, seeds, sources: what its runs are the product of.
+        protocol: base2new, cross, domain, fewshot or ablation.
+        data, methods, seeds, sources, shots: what its runs are the product of; shots of fewshot alone.
         options: words of ``rmadapter train`` for every run.
         data_root: where the data sets are.
         out: its folder.
@@ -147,10 +169,11 @@ class Sweep:
     data_root: str | None
     out: Path
     keep: str = KEEP[0]
+    shots: tuple[int, ...] = ()
 
     def runs(self) -> list[PlannedRun]:
         """Every run, in order."""
-        return plan(self.protocol, self.data, self.methods, self.seeds, self.sources)
+        return plan(self.protocol, self.data, self.methods, self.seeds, self.sources, self.shots)
 
     def folder(self, run: PlannedRun) -> Path:
         """Where ``run`` and everything about it lies."""
@@ -171,7 +194,8 @@ class Sweep:
         data = self.data[0] if is_bundled(self.data[0]) else "any"
         config = run_config("base2new", PlannedRun("rmadapter", data, 1), self.options, None, Path("any"))
         values = json.loads(json.dumps(dataclasses.asdict(config)))
-        return {name: value for name, value in values.items() if name not in FREE}
+        own = {"shots"} if self.shots else set()  # in the place of the option
+        return {name: value for name, value in values.items() if name not in FREE | own}
 
 
 def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
@@ -191,7 +215,12 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     sources = data if config.source == "each" else sources_of(protocol, data, split_list(config.source or ""))
     out = Path(config.out or f"sweeps/{protocol}")
     seeds = tuple(seed_list(config.seeds))
-    sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep)
+    shots: tuple[int, ...] = ()
+    if protocol == FEW_SHOT:
+        shots = tuple(shots_list(config.shots)) if config.shots is not None else SHOTS
+    elif config.shots is not None:
+        options += ["--shots", config.shots]
+    sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep, shots)
     for run in sweep.runs():
         _check_weights(sweep.config(run))
     return config, sweep

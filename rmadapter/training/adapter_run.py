@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rmadapter.clip.backbone import Backbone, check_source, load_backbone
-from rmadapter.clip.obstacles import blocks_obstacle
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
@@ -111,8 +110,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     print(sentence)
     print(f"text memory {text_bytes / 1e9:.2f} GB, {whence}")
     if config.explain:
-        if blocks_obstacle(model.clip) is None:
-            print(Plan.of(step, ranks.most(config.batch_size), config.views))
+        print(Plan.of(step, ranks.most(config.batch_size), config.views))
         return {}
     chosen_by = validation_of(config, model, data, sample, backbone.preprocessing)
     run = TrainingLoop(
@@ -212,7 +210,7 @@ def _make_model(
         loss=config.loss,
         trim=shortcuts.trim,
         keep_targets=shortcuts.frozen_targets,
-        target_templates=target_templates(config.loss.target, data.name),
+        target_templates=target_templates(config.loss, data.name),
         sentences=None if config.loss.sentences is None else read_sentences(config.loss.sentences),
     )
     if shortcuts.any:

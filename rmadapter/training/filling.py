@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmadapter.clip.finite import check_finite
 from rmadapter.clip.prompts import encode_prompts
-from rmadapter.data.templates import SEVEN_TEMPLATES
+from rmadapter.data.templates import EIGHT_TEMPLATES, SEVEN_TEMPLATES
 from rmadapter.step.batches import Batch
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.train_step import TrainStep
@@ -32,9 +32,10 @@ def fill(run: TrainingLoop) -> None:
 
 @torch.no_grad()
 def fill_class_features(kept: ClassFeatures, model: RMAdapterCLIP) -> None:
-    """Make the features of the classes of ``model`` from CLIP's seven prompts for ImageNet."""
+    """Make the features of the classes of ``model`` from the prompts for ImageNet."""
+    templates = EIGHT_TEMPLATES if kept.prompts == "eight" else SEVEN_TEMPLATES
     with model.adapted.frozen_pass():
-        each = [encode_prompts(model.clip, model.prompts_of(text).tokens) for text in SEVEN_TEMPLATES]
+        each = [encode_prompts(model.clip, model.prompts_of(text).tokens) for text in templates]
     kept.fill(check_finite("text features", torch.stack(each)))
 
 

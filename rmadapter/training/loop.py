@@ -29,7 +29,7 @@ from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.training.arriving import Arriving
 from rmadapter.training.means import Means
 from rmadapter.training.metrics_log import MetricsLog
-from rmadapter.training.recipe import BestEpoch, EpochMean, epochs_of, make_optimizer, make_schedule
+from rmadapter.training.recipe import BestEpoch, EpochMean, epochs_of, make_optimizer, make_schedule, steps_of
 from rmadapter.training.run_folder import RunFolder, State
 from rmadapter.training.validation import Validation
 
@@ -78,8 +78,7 @@ class TrainingLoop:
         self.optimizer = make_optimizer(config, self.parameters.values())
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epochs = epochs_of(config, self.steps_per_epoch) if self.parameters else 0
-        self.steps = config.steps_per_shot * config.shots if self.parameters else 0
-        self.steps = self.steps or self.epochs * self.steps_per_epoch
+        self.steps = steps_of(config, self.steps_per_epoch) if self.parameters else 0
         self.schedule = make_schedule(config, self.optimizer, self.steps_per_epoch)
         self.kept = self._make_kept(validation)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -35,6 +35,11 @@ def epochs_of(config: TrainConfig, steps_per_epoch: int) -> int:
     return math.ceil(config.steps_per_shot * config.shots / steps_per_epoch)
 
 
+def steps_of(config: TrainConfig, steps_per_epoch: int) -> int:
+    """How many steps a run has: those of its epochs, or those for each shot, which may end inside of one."""
+    return config.steps_per_shot * config.shots or config.epochs * steps_per_epoch
+
+
 def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> LRScheduler:
     """The learning rate, to be moved on at the end of each epoch or of each step.
 
@@ -43,9 +48,7 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_p
     cosine's factor, which falls from 1 to 0.
     """
     unit = steps_per_epoch if config.decay == "step" else 1
-    total = epochs_of(config, steps_per_epoch) * unit
-    if config.steps_per_shot and config.decay == "step":
-        total = config.steps_per_shot * config.shots
+    total = (steps_of if config.decay == "step" else epochs_of)(config, steps_per_epoch)
     cosine = _cosine(config, optimizer, total)
     if not config.warmup_epochs:
         return cosine

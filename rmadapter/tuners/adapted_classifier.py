@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.handed import check_tokenizer_given
 from rmadapter.clip.prompts import encode_prompts
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.bound_classes import rows_of
@@ -47,6 +49,7 @@ class AdaptedClassifier(CLIPClassifier):
         elsewhere: bool = False,
     ):
         self.elsewhere = elsewhere
+        check_tokenizer_given(tokenizer)
         model.use_tokenizer(tokenizer)
         super().__init__(model, tokenizer, class_names, template, trim=trim)
         self.encoders = encoders
@@ -150,6 +153,9 @@ class AdaptedClassifier(CLIPClassifier):
             return "what was trained has no adapter in the image tower, and so no reconstruction branch there"
         if not self.adapted.config.reconstruct:
             return "its adapters have one branch: they adapt, and reconstruct nothing"
+        tower = find_towers(self.clip)["vision"]
+        if tower.kind.grid(tower.root) is None:
+            return f"tokens of a {tower.kind.name} are no patches of the image"
         if self.encoders is None:
             return "its towers run through open_clip's own forward passes, which keep no errors (--no-shortcuts)"
         return None

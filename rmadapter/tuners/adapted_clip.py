@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rmadapter.clip.identity import ModelSource, tokenizer_hash
 from rmadapter.clip.low_rank import Update
-from rmadapter.clip.towers import CHILD, find_towers
+from rmadapter.clip.tower_kind import CHILD
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, TunerConfig
 from rmadapter.data import Preprocessing
@@ -147,13 +148,18 @@ class AdaptedCLIP(nn.Module):
         """What an adapter file holds, by name: ``vision.5.w_down``, ``shared.1.weight``, ``text.1.tokens``."""
         named: dict[str, Tensor] = {}
         for tower in TOWERS:
-            for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=1):
+            for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=self._first_pair(tower)):
                 for key, parameter in adapter.branch.named_parameters():
                     name = f"shared.{number}.{key[7:]}" if key.startswith("shared.") else f"{tower}.{layer}.{key}"
                     named[name] = parameter
         for tuner in self.tuners:
             named.update(tuner.weights())
         return named
+
+    def _first_pair(self, tower: str) -> int:
+        """Number of the shared layer that the first adapter of ``tower`` has; the towers are paired from the last."""
+        counts = {name: sum(1 for _ in self.adapters(name)) for name in TOWERS}
+        return 1 + max(counts.values()) - counts[tower]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Those of ``adapter_tensors`` that training changes."""
@@ -165,7 +171,7 @@ class AdaptedCLIP(nn.Module):
         for tuner in self.tuners:
             tuner.reset(partial(weight_generator, seed))
         for tower in TOWERS:
-            for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=1):
+            for number, (_, layer, adapter) in enumerate(self.adapters(tower), start=self._first_pair(tower)):
                 branch = adapter.branch
                 branch.reset_parameters(partial(weight_generator, seed, tower, layer))
                 if isinstance(branch, VariantAdapter) and branch.shared is not None:
@@ -252,19 +258,19 @@ class AdaptedCLIP(nn.Module):
         adapters are switched on again.
         """
         adapters: list[Any] = [self.installed, *(adapter for _, _, adapter in self.adapters())]
-        transformers = [tower.transformer for tower in find_towers(self.clip).values()]
-        checkpointing = [transformer.grad_checkpointing for transformer in transformers]
+        towers = list(find_towers(self.clip).values())
+        recomputing = [tower for tower in towers if tower.recomputes]
         for adapter in adapters:
             adapter.frozen_pass = True
-        for transformer in transformers:
-            transformer.grad_checkpointing = False
+        for tower in recomputing:
+            tower.recomputes = False
         try:
             yield
         finally:
             for adapter in adapters:
                 adapter.frozen_pass = False
-            for transformer, recomputes in zip(transformers, checkpointing, strict=True):
-                transformer.grad_checkpointing = recomputes
+            for tower in recomputing:
+                tower.recomputes = True
 
     @contextlib.contextmanager
     def collect(self, tower: str) -> Iterator[list[Tensor]]:

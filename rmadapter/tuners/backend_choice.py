@@ -30,7 +30,7 @@ def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tupl
             raise InputError(f"backend is {backend!r}, but nothing here runs on one; valid: eager")
         return EAGER, "adapters: none beside blocks"
     asked = backend or (AUTO if fused else EAGER)
-    dtypes = {name: tower.transformer.get_cast_dtype() for name, tower in find_towers(model.clip).items()}
+    dtypes = {name: tower.dtype for name, tower in find_towers(model.clip).items()}
     found: dict[str, Explanation] = {}
     for tower, _, adapter in model.adapters():
         branch = adapter.branch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmadapter.clip.towers import CHILD
+from rmadapter.clip.tower_kind import CHILD, at_path
 from rmadapter.clip.types import Block
 from rmadapter.tuners.variants import VariantAdapter
 from rmadapter_kernels import FusedRMAdapter
@@ -27,7 +27,7 @@ class BlockAdapter(nn.Module):
 
     Args:
         branch: the adapter proper, ``FusedRMAdapter`` or ``VariantAdapter``.
-        norm_name: the block's LayerNorm that the adapter reads through, or None for the block's raw input.
+        norm_name: dotted path in the block of the norm that the adapter reads through, None for the block's raw input.
         rec_stream: "adapted" or "frozen", the pass in which the reconstruction is computed.
     """
 
@@ -60,8 +60,12 @@ class BlockAdapter(nn.Module):
 
     def after_block(self, block: Block, x: Tensor, output: Tensor) -> Tensor:
         """The block's output with the adapter's term; ``x`` and ``output`` are [batch, tokens, D]."""
-        norm = getattr(block, self.norm_name) if self.norm_name else None
-        norm = (norm.weight, norm.bias, norm.eps) if norm is not None else None
+        module = at_path(block, self.norm_name) if self.norm_name else None
+        norm = None
+        if isinstance(module, nn.LayerNorm):
+            norm = (module.weight, module.bias, module.eps)  # the operator computes it itself
+        elif module is not None:
+            x = module(x)
         if self.frozen_pass:
             if self.training and self.reconstructs and self.rec_stream == "frozen":
                 self.branch.train()
@@ -96,6 +100,12 @@ class BlockAdapter(nn.Module):
         return len(self._tokens) > 0
 
 
-def adapter_hook(block: Block, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Forward hook of a block that has an adapter: its output with the adapter's term."""
-    return getattr(block, CHILD).after_block(block, args[0], output)
+def adapter_hook(block: Block, args: tuple[Any, ...], output: Any) -> Any:
+    """Forward hook of a block that has an adapter: its output with the adapter's term.
+
+    Of a block that returns several things (transformers' do) the first is its output.
+    """
+    adapter = getattr(block, CHILD)
+    if isinstance(output, tuple):
+        return (adapter.after_block(block, args[0], output[0]), *output[1:])
+    return adapter.after_block(block, args[0], output)

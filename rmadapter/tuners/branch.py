@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rmadapter.clip.towers import CHILD
+from rmadapter.clip.tower_kind import CHILD
 from rmadapter.clip.types import Block
 from rmadapter_kernels import FusedRMAdapter, rm_adapter
 

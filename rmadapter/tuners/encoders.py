@@ -18,13 +18,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter.clip.attention import longer_mask
-from rmadapter.clip.blocks import block_output, block_output_at, frozen_matrices, normed
+from rmadapter.clip.blocks import block_output, block_output_at
 from rmadapter.clip.frozen_linear import frozen_linear, packed_matrix, packing_obstacle
 from rmadapter.clip.layout import Layout
 from rmadapter.clip.low_rank import Update
-from rmadapter.clip.obstacles import blocks_obstacle, is_causal, last_block_obstacle
-from rmadapter.clip.prompts import Prompts, embed_prompts, end_of_text, pool_text, project_text
-from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.clip.obstacles import is_causal, last_block_obstacle
+from rmadapter.clip.parts import normed
+from rmadapter.clip.prompts import Prompts
+from rmadapter.clip.tower_kind import at_path
+from rmadapter.clip.towers import find_towers
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.branch import adapter_of, adapter_term
 from rmadapter.tuners.installed import edited, taken_out
@@ -88,10 +90,10 @@ class Encoder:
         packed: bool = True,
     ):
         self.clip, self.modality, self.recompute = model.clip, modality, recompute
-        tower = find_towers(model.clip)[modality]
-        self.blocks, self.kind = tower.blocks, tower.kind
+        tower = self.tower = find_towers(model.clip)[modality]
+        self.blocks, self.kind, self.root, self.parts = tower.blocks, tower.kind, tower.root, tower.parts
         self.pre_ln = model.config.adapter_input == "pre_ln"
-        self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
+        self.dtype = tower.dtype
         self.stream = stream or self.dtype
         self.device = model.clip.logit_scale.device
         packed = packed and packing_obstacle(self.device, self.dtype) is None
@@ -111,14 +113,12 @@ class Encoder:
     @property
     def mask(self) -> Tensor | None:
         """The additive mask of a causal tower, where the model has it now, for the longest sequence."""
-        found = getattr(self.clip, self.kind.causal_mask) if self.kind.causal_mask else None
-        return longer_mask(found, self.inserted)
+        return longer_mask(self.tower.mask, self.inserted)
 
     @property
     def fits(self) -> bool:
         """Whether the model is still where it was, and in the same dtype; after a move encoders are made anew."""
-        dtype = find_towers(self.clip)[self.modality].transformer.get_cast_dtype()
-        return (self.clip.logit_scale.device, dtype) == (self.device, self.dtype)
+        return (self.clip.logit_scale.device, self.tower.dtype) == (self.device, self.dtype)
 
     @property
     def depth(self) -> int:
@@ -127,8 +127,8 @@ class Encoder:
 
     @property
     def hidden(self) -> int:
-        """Width of the MLPs' hidden layer."""
-        return self.blocks[0].mlp.c_fc.out_features
+        """Width of the widest layer in a block: the MLP's hidden one."""
+        return max(p.shape[0] for p in self.blocks[0].parameters() if p.dim() == 2)
 
     def prepare(self) -> None:
         """Lay out now what products with frozen matrices need, those of the gradient too, and not in the first step."""
@@ -136,8 +136,8 @@ class Encoder:
             above = self.depth if self.first is None else self.first - (not self.begins_beside)
             self.matrices = [
                 packed_matrix(weight, transposed)
-                for number, block in enumerate(self.blocks)
-                for weight in frozen_matrices(block, self._at_token(number))
+                for number, parts in enumerate(self.parts)
+                for weight in parts.matrices(self._at_token(number))
                 for transposed in ((False, True) if number > above else (False,))
             ]
 
@@ -217,13 +217,14 @@ class Encoder:
         self, number: int, x: Tensor, layout: Layout, update: Update | None = None
     ) -> tuple[Tensor, Tensor]:
         """The block's output, without an adapter's term, and what an adapter beside it reads."""
-        block = self.blocks[number]
-        u = normed(getattr(block, self.kind.norm), x, self.dtype)
+        parts = self.parts[number]
+        u = normed(parts.norm1, x, self.dtype)
         adapter_input = x.to(self.dtype) if self.pre_ln else u
-        mask = None if self.mask is None else self.mask[: layout.length(x), : layout.length(x)]
+        mask = layout.mask(self.mask, u)
         if self._at_token(number):
-            return block_output_at(block, x, u, layout, mask, self.linear, update), adapter_input
-        return block_output(block, x, u, layout, mask, self.causal, self.linear, update), adapter_input
+            return block_output_at(parts, x, u, layout, mask, self.linear, update), adapter_input
+        causal = self.causal and layout.keys is None
+        return block_output(parts, x, u, layout, mask, causal, self.linear, update), adapter_input
 
     def _tuned_block(
         self, number: int, x: Tensor, layout: Layout, reconstruct: bool, value: Tensor | None = None
@@ -263,13 +264,14 @@ class ImageEncoder(Encoder):
 
     def __init__(self, model: AdaptedCLIP, **settings):
         super().__init__(model, "vision", **settings)
-        self.layout = Layout(pooled_token(self.clip, "vision") if self.by_token else None)
-        self.tokens = self.clip.visual.positional_embedding.shape[0] + self.sites.added
+        place = self.tower.place()
+        self.layout = Layout(place if self.by_token and isinstance(place, int) else None)
+        self.tokens = self.kind.size(self.root) + self.sites.added
 
     def begin(self, images: Tensor) -> Entry:
         """``enter`` on images [n, 3, size, size] of any floating dtype."""
         with self.installed.bypassed():  # open_clip's modules run the hooks of the plain step
-            embedded = self.clip.visual._embeds(images.to(self.dtype))
+            embedded = self.kind.embed(self.root, images.to(self.dtype))
         entry = self.enter(embedded, self.layout)
         return entry if self.first is not None else Entry(entry.adapter_input, self._features(entry.output))
 
@@ -282,20 +284,17 @@ class ImageEncoder(Encoder):
             return x
         if not read:
             return self._features(x)
-        tokens = normed(self.clip.visual.ln_post, x[:, -read:], self.dtype)
+        tokens = normed(at_path(self.root, self.kind.leave), x[:, -read:], self.dtype)
         return torch.cat([self._features(x[:, :-read]), tokens.mean(1)], -1)
 
     def _features(self, x: Tensor) -> Tensor:
-        visual = self.clip.visual
         if self.by_token:
-            pooled = normed(visual.ln_post, x.squeeze(1), self.dtype)
-        else:
-            pooled, _ = visual._pool(x.to(self.dtype))
-        return pooled if visual.proj is None else pooled @ visual.proj
+            return self.kind.finish_at(self.root, x.squeeze(1), self.dtype)
+        return self.kind.finish(self.root, x, None, self.dtype)
 
     def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
         if edit.embedded:  # the norm in front of the blocks, which the other tokens have behind them
-            value = normed(self.clip.visual.ln_pre, value.to(self.dtype), self.dtype)
+            value = normed(at_path(self.root, self.kind.enter), value.to(self.dtype), self.dtype)
         return edited(edit, x, value)
 
     def features(self, images: Tensor, values: Values | None = None) -> Tensor:
@@ -313,14 +312,17 @@ class ImageEncoder(Encoder):
         entry = self.begin(images)
         x, adapted_losses = self.tuned(entry, self.layout, reconstruct == "adapted", values)
         frozen, frozen_losses = self.frozen(entry, self.layout, reconstruct == "frozen")
-        rows, columns = self.clip.visual.grid_size
-        errors = []
-        for number, loss in zip(self.branches, adapted_losses, strict=False):  # none where nothing is reconstructed
-            first = 1 + self.sites.inserted(number + 1)  # behind the class token and what was inserted there
-            errors.append(loss[:, first : first + rows * columns].unflatten(1, (rows, columns)))
-        for loss in frozen_losses:
-            errors.append(loss[:, 1 : 1 + rows * columns].unflatten(1, (rows, columns)))
+        inserted = [self.sites.inserted(number + 1) for number in self.branches]
+        errors = [self._patches(*found) for found in zip(adapted_losses, inserted, strict=False)]  # none, or all
+        errors += [self._patches(loss, 0) for loss in frozen_losses]
         return BothFeatures(self.finish(x, self.sites.read), self.finish(frozen), tuple(errors))
+
+    def _patches(self, loss: Tensor, inserted: int) -> Tensor:
+        """Of a ``loss`` of each token those of the patches, [n, rows, columns]; ``inserted`` tokens are before them."""
+        grid = self.kind.grid(self.root)
+        assert grid is not None  # or nobody asks for them
+        first = self.kind.size(self.root) - grid[0] * grid[1] + inserted
+        return loss[:, first : first + grid[0] * grid[1]].unflatten(1, grid)
 
 
 class TextEncoder(Encoder):
@@ -333,16 +335,17 @@ class TextEncoder(Encoder):
         """That of ``prompts``, all of which begin with the same ``shared`` tokens."""
         token, tokens, slots = None, prompts.tokens, prompts.slots
         if self.by_token:
-            place = pooled_token(self.clip, "text")
-            token = end_of_text(self.clip, tokens) if place is None else place % tokens.shape[1]
-            token = token - shared
+            place = self.tower.place(tokens)
+            assert isinstance(place, (Tensor, int))  # ``by_token`` has looked
+            token = place - shared
         led = 0 if slots is None or not shared else int((slots < shared).all(0).sum())
-        return Layout(token, shared, len(tokens) if shared else 0, slots=slots, led=led)
+        keys = self.kind.keys(self.root, tokens)
+        return Layout(token, shared, len(tokens) if shared else 0, slots=slots, led=led, keys=keys)
 
     def begin(self, tokens: Tensor, layout: Layout) -> Entry:
         """``enter`` on tokens [classes, length] (int64)."""
         with self.installed.bypassed():
-            embedded = embed_prompts(self.clip, tokens)
+            embedded = self.kind.embed(self.root, tokens)
         entry = self.enter(layout.pack(embedded), layout)
         if self.first is not None:
             return entry
@@ -354,14 +357,13 @@ class TextEncoder(Encoder):
 
     def _features(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
         if self.by_token:
-            return project_text(self.clip, normed(self.clip.ln_final, x.squeeze(1), self.dtype))
-        x = normed(self.clip.ln_final, layout.own(x), self.dtype)
+            return self.kind.finish_at(self.root, x.squeeze(1), self.dtype)
         own = layout.of_groups(tokens[:, layout.shared :])
-        return project_text(self.clip, pool_text(self.clip, x, own))
+        return self.kind.finish(self.root, layout.own(x), own, self.dtype)
 
     def _edited(self, edit: TokenEdit, x: Tensor, layout: Layout, value: Tensor) -> Tensor:
         if edit.embedded:
-            return layout.with_learned(x, value, self.clip.positional_embedding)
+            return layout.with_learned(x, value, self.root.positional_embedding)
         return edited(edit, x, value)  # behind the first token, which is the first of the shared ones too
 
     def features(self, prompts: Prompts, values: Values | None = None, groups: int = 1) -> Tensor:
@@ -379,8 +381,6 @@ class Encoders(NamedTuple):
     text: TextEncoder
 
     @classmethod
-    def of(cls, model: AdaptedCLIP, **settings) -> Encoders | None:
-        """Encoders of ``model``, or None where its blocks are not known; settings as in ``Encoder``."""
-        if blocks_obstacle(model.clip) is not None:
-            return None
+    def of(cls, model: AdaptedCLIP, **settings) -> Encoders:
+        """Encoders of ``model``; settings as in ``Encoder``."""
         return cls(ImageEncoder(model, **settings), TextEncoder(model, **settings))

@@ -20,20 +20,28 @@ class ClassFeatures(Tuner):
     """Features ``text`` [classes, embed] in the place of what the text tower makes of one prompt a class.
 
     They are those of the frozen model for several prompts, put in by ``fill``, and are not trained. A strength other
-    than 1 lies on the line between them and the normalised features of the one prompt.
+    than 1 lies on the line between them and the features of the one prompt.
+
+    Attributes:
+        prompts: "seven" normalises features before and after their mean, as zero-shot CLIP does; "eight" does not, so
+            that they keep the length that an offset is added to (TaskRes).
     """
 
     text: Tensor
 
-    def __init__(self, clip: ClipModel, class_names: list[str]):
+    def __init__(self, clip: ClipModel, config: HeadConfig, class_names: list[str]):
         super().__init__()
+        self.prompts = config.class_prompts
         self.classes = list(class_names)
         self.register_buffer("text", torch.zeros(len(class_names), towers_embed(clip)))
         self.rows: list[int] | None = None
 
     def fill(self, features: Tensor) -> None:
-        """Keep the mean of normalised ``features`` [prompts, classes, embed], brought to length 1 again."""
-        self.text.copy_(F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=-1))
+        """Keep the mean of ``features`` [prompts, classes, embed], which are not normalised."""
+        self.text.copy_(self._scaled(self._scaled(features.float()).mean(0)))
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return features if self.prompts == "eight" else F.normalize(features, dim=-1)
 
     def set_rows(self, rows: list[int]) -> None:
         """Which classes' features are meant from now on."""
@@ -43,7 +51,7 @@ class ClassFeatures(Tuner):
         """The kept text features."""
         text = self.text if self.rows is None else self.text[self.rows]
         if self.strength != 1:
-            text = torch.lerp(F.normalize(features.text.float(), dim=-1), text, self.strength)
+            text = torch.lerp(self._scaled(features.text.float()), text, self.strength)
         return features._replace(text=text)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -21,7 +21,8 @@ from rmadapter.clip.finite import check_base_weights
 from rmadapter.clip.handed import check_handed
 from rmadapter.clip.identity import ModelSource
 from rmadapter.clip.prompts import first_words
-from rmadapter.clip.towers import CHILD, Tower, find_towers
+from rmadapter.clip.tower_kind import CHILD, Tower, at_path
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, RMAdapterConfig, TunerConfig, layer_numbers
 from rmadapter.errors import InputError
@@ -74,7 +75,10 @@ def inject(
             raise InputError(
                 "prompt.init is 'words', which needs tokenizer and template; valid: with both, or prompt.init random"
             )
-        table = clip.token_embedding.weight.detach()
+        text = find_towers(clip)["text"]
+        if not text.kind.words:
+            raise InputError(f"prompt.init is 'words', which the {text.kind.name} has no embedding for; valid: random")
+        table = at_path(text.root, text.kind.words).weight.detach()
         words = table[first_words(clip, tokenizer, template, tuned.prompt.text_tokens).to(table.device)]
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     model = _put_in(clip, tuned, source, weights_hash, words, class_names, cached_images)
@@ -102,20 +106,18 @@ def _put_in(
     }
     if not any(layers.values()) and not tuned.others:
         raise InputError("adapter.layers leaves both towers without an adapter; valid: layers in at least one tower")
-    if config.shared_layer and len(layers["vision"]) != len(layers["text"]):
-        raise InputError(
-            f"adapter.shared_layer pairs the towers' adapted blocks, but there are {len(layers['vision'])} in "
-            f"vision and {len(layers['text'])} in text; valid: as many in each"
-        )
     check_base_weights(clip)
     clip.requires_grad_(False)
     device = next(clip.parameters()).device
     with torch.random.fork_rng(devices=[]):  # what the modules draw when they are made is drawn anew
         tuners = make_tuners(clip, tuned, words, class_names, cached_images)
-        shared = [SharedLayer(config.tower("vision").bottleneck) for _ in layers["vision"] if config.shared_layer]
+        # The towers' adapted blocks are paired from the last one; where one tower has more, its first have no partner.
+        pairs = max(map(len, layers.values())) if config.shared_layer else 0
+        shared = [SharedLayer(config.tower("vision").bottleneck) for _ in range(pairs)]
         for name in TOWERS:
             for index, layer in enumerate(layers[name]):
-                branch = _make_branch(towers[name], config, name, shared[index] if shared else None)
+                pair = shared[index - len(layers[name])] if shared else None
+                branch = _make_branch(towers[name], config, name, pair)
                 norm_name = towers[name].kind.norm if config.adapter_input == "ln_1" else None
                 block = towers[name].blocks[layer - 1]
                 setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rmadapter.clip.attention import longer_mask, scaled_attention
 from rmadapter.clip.low_rank import added
+from rmadapter.clip.tower_kind import at_path
 from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import Block, ClipModel
 from rmadapter.tuners.sites import APPEND, INSERT, Sites, TokenEdit
@@ -76,9 +77,9 @@ class Installed(nn.Module):
         for name, tower in find_towers(clip).items():
             sites = self.sites(name)
             if sites.edits and name == "text":
-                clip.token_embedding.register_forward_hook(self._after_embedding)
+                at_path(tower.root, tower.kind.words).register_forward_hook(self._after_embedding)
             if sites.edits and name == "vision":
-                clip.visual.ln_pre.register_forward_pre_hook(self._before_norm)
+                at_path(tower.root, tower.kind.enter).register_forward_pre_hook(self._before_norm)
             for number, block in enumerate(tower.blocks):
                 edit, more = sites.before(number), sites.inserted(number + 1)
                 if more or (edit is not None and not edit.embedded):
@@ -129,7 +130,8 @@ class Installed(nn.Module):
         read, self._read = self._read, None
         if read is None or not self.running:
             return features
-        return torch.cat([features, clip.visual.ln_post(read).mean(1).to(features.dtype)], -1)
+        vision = find_towers(clip)["vision"]
+        return torch.cat([features, at_path(vision.root, vision.kind.leave)(read).mean(1).to(features.dtype)], -1)
 
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:

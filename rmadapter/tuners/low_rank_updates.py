@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from rmadapter.clip.attention import is_plain
 from rmadapter.clip.low_rank import LowRank, Update
 from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
@@ -34,7 +33,7 @@ class LowRankUpdates(Tuner):
             layers = layer_numbers(config.layers(name), tower.depth, f"lora.{name}_layers")
             self.blocks[name] = [layer - 1 for layer in layers]
             for layer in layers:
-                if not is_plain(tower.blocks[layer - 1]):
+                if not tower.parts[layer - 1].plain or not hasattr(tower.blocks[layer - 1].attn, "in_proj_weight"):
                     raise InputError(
                         f"lora.{name}_layers has block {layer}, whose attention has parts beyond queries, keys and "
                         "values; valid: none"

@@ -58,7 +58,7 @@ def make_tuners(
     if config.lora.any:
         found.append(LowRankUpdates(clip, config.lora))
     if head.class_prompts != "run":
-        found.append(ClassFeatures(clip, names))
+        found.append(ClassFeatures(clip, head, names))
     if head.image_ratio or head.text_ratio:
         found.append(FeatureAdapters(clip, head))
     if head.offset:

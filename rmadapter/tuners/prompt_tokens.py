@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.clip.tower_kind import Tower
+from rmadapter.clip.towers import find_towers, pooled_token, towers_embed
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS
 from rmadapter.config.prompt import PromptConfig
@@ -59,13 +60,10 @@ class PromptTokens(Tuner):
                     f"prompt.{name}_depth is {self.depth[name]}, but the {name} tower has {towers[name].depth} blocks; "
                     f"valid: 1 to {towers[name].depth}"
                 )
-        if self.count["vision"] and pooled_token(clip, "vision") != 0:
-            raise InputError("prompt.vision_tokens needs an image tower that is pooled at its class token; valid: 0")
-        if self.count["text"] and clip.text_pool_type not in ("argmax", "eos", "last"):
-            raise InputError(
-                f"prompt.text_tokens needs a text tower that is pooled at its end, not by {clip.text_pool_type!r}; "
-                "valid: 0"
-            )
+        if self.count["vision"]:
+            check_image_tokens("prompt.vision_tokens", clip)
+        if self.count["text"] and (why := text_tokens_obstacle(towers["text"])) is not None:
+            raise InputError(f"prompt.text_tokens needs a text tower that is pooled at its end, and {why}; valid: 0")
         width = {name: tower.width for name, tower in towers.items()}
         if config.class_specific:
             self.classes = list(class_names or ())
@@ -175,9 +173,22 @@ def draw_linear(linear: nn.Module, generator_of: Callable[[str], torch.Generator
             parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator_of(key)))
 
 
-def towers_embed(clip: ClipModel) -> int:
-    """The width of both towers' features."""
-    projection = clip.text_projection
-    if projection is None:
-        return find_towers(clip)["text"].width
-    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+def check_image_tokens(field: str, clip: ClipModel) -> None:
+    """Raise InputError where learned tokens cannot stand behind an image's; ``field`` is the option that asks."""
+    tower = find_towers(clip)["vision"]
+    if pooled_token(clip, "vision") != 0:
+        raise InputError(f"{field} needs an image tower that is pooled at its class token; valid: 0")
+    if not tower.kind.enter:
+        raise InputError(f"{field} needs an open_clip ViT, and this is a {tower.kind.name}; valid: 0")
+
+
+def text_tokens_obstacle(tower: Tower) -> str | None:
+    """Why learned tokens cannot stand in prompts of a text ``tower``, or None where they can."""
+    if not tower.kind.words:
+        return f"a {tower.kind.name} has no embedding that they can enter by"
+    if tower.kind.added(tower.root) or tower.kind.keys(tower.root, torch.zeros(1, 1, dtype=torch.int64)) is not None:
+        return "this one keeps padding apart"
+    place = tower.place()
+    if isinstance(place, str):
+        return place
+    return None if place in (None, -1) else f"this one is pooled at token {place}"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.clip.obstacles import is_causal
-from rmadapter.clip.towers import find_towers, pooled_token
+from rmadapter.clip.towers import find_towers, towers_embed
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, layer_numbers
 from rmadapter.config.space import SpaceConfig
 from rmadapter.errors import InputError
-from rmadapter.tuners.prompt_tokens import DEVIATION, draw_linear, towers_embed
+from rmadapter.tuners.prompt_tokens import DEVIATION, check_image_tokens, draw_linear, text_tokens_obstacle
 from rmadapter.tuners.sites import INSERT, Sites, TokenEdit
 from rmadapter.tuners.tuner import Features, Tuner, Values
 
@@ -44,11 +44,12 @@ class RepresentationSpace(Tuner):
     def __init__(self, clip: ClipModel, config: SpaceConfig):
         super().__init__()
         self.config = config
-        if pooled_token(clip, "vision") != 0:
-            raise InputError("space.tokens needs an image tower that is pooled at its class token; valid: 0")
-        if clip.attn_mask is not None and not is_causal(clip.attn_mask):
-            raise InputError("space.tokens needs a text tower with the causal mask, or without one; valid: 0")
         towers = find_towers(clip)
+        check_image_tokens("space.tokens", clip)
+        if (why := text_tokens_obstacle(towers["text"])) is not None:
+            raise InputError(f"space.tokens needs a text tower that is pooled at its end, and {why}; valid: 0")
+        if towers["text"].mask is not None and not is_causal(towers["text"].mask):
+            raise InputError("space.tokens needs a text tower with the causal mask, or without one; valid: 0")
         layers = {name: layer_numbers(config.layers, tower.depth, "space.layers") for name, tower in towers.items()}
         if not layers["vision"]:
             raise InputError(f"space.layers is {config.layers!r}, which leaves no block; valid: one or more")

@@ -29,6 +29,11 @@ def test_layers_from_a_range_are_those_of_the_last_eight_of_twelve():
     assert layer_numbers(config.layers, 12) == layer_numbers("last:8", 12) == list(range(5, 13))
 
 
+@pytest.mark.parametrize(("depth", "first"), [(12, 5), (24, 9), (3, 2), (4, 2), (1, 1), (27, 10)])
+def test_a_share_is_of_the_towers_own_depth(depth, first):
+    assert layer_numbers("last:2/3", depth) == list(range(first, depth + 1))
+
+
 @pytest.mark.parametrize("spec", ["last:7", "0", "7", "3-9", [7], [0], "5-3", []])
 def test_layers_outside_the_tower_are_named(spec):
     with pytest.raises(InputError, match=r"valid: .*1 to (last:)?6"):
@@ -51,7 +56,7 @@ def test_towers_take_their_overrides_and_else_the_shared_values():
         scale=0.01, vision=TowerOverrides(bottleneck=8, scale=0.5), text=TowerOverrides(layers=[1])
     )
     vision, text = config.tower("vision"), config.tower("text")
-    assert (vision.bottleneck, vision.rec_hidden, vision.scale, vision.layers) == (8, 8, 0.5, "last:8")
+    assert (vision.bottleneck, vision.rec_hidden, vision.scale, vision.layers) == (8, 8, 0.5, "last:2/3")
     assert (text.bottleneck, text.rec_hidden, text.scale, text.layers) == (32, 32, 0.01, [1])
     assert vision.branch_grad_scale == 1 / 0.5
     assert text.branch_grad_scale == 1 / 0.01

@@ -12,6 +12,7 @@ from fake_sweeps import accuracy, cells, fake
 
 from rmadapter.data.catalog import FIELD, VARIANTS
 from rmadapter.evaluation.results_file import harmonic_mean
+from rmadapter.methods import METHODS
 from rmadapter.reports import published
 from rmadapter.reports.sweep.page import sweep_report
 
@@ -178,13 +179,44 @@ def test_the_weights_are_said(tmp_path, pretrained, name):
 
 
 def test_published_numbers_agree_with_each_other():
-    """CLIP's data sets have its printed means, and the methods the harmonic means that they print."""
-    base, new = (statistics.fmean(values) for values in zip(*published.CLIP_BASE_NEW.values(), strict=True))
-    assert (base, new) == pytest.approx(published.BASE_NEW_MEAN["CLIP"][:2], abs=0.011)
-    assert set(published.CLIP_BASE_NEW) == set(FIELD)
+    """Single data sets have the printed means, and the methods the harmonic means that they print."""
+    assert len(published.BASE_NEW) == 9
+    for name, values in published.BASE_NEW.items():
+        assert tuple(values) == FIELD
+        base, new = (statistics.fmean(numbers) for numbers in zip(*values.values(), strict=True))
+        assert (base, new) == pytest.approx(published.BASE_NEW_MEAN[name][:2], abs=0.011), name
     for name, values in published.BASE_NEW_MEAN.items():
         of_means = harmonic_mean(values.base, values.new)
         if values.hm_is == published.HM_OF_MEANS:
             assert of_means == pytest.approx(values.hm, abs=0.012), name
         else:  # lower than that of the means
             assert of_means - 0.2 < values.hm < of_means - 0.1, name
+    for protocol, transfers in published.TRANSFER.items():
+        for name, paper in transfers.items():
+            if paper.targets:
+                assert len(paper.targets) == len(published.TRANSFER_TARGETS[protocol])
+                assert statistics.fmean(paper.targets) == pytest.approx(paper.mean, abs=0.011), name
+    for values in published.FEW_SHOT_MEAN.values():
+        assert tuple(values) == (1, 2, 4, 8, 16)
+        assert sorted(values.values()) == list(values.values())
+    assert set(published.NAMES) <= set(METHODS)
+    held = {*published.BASE_NEW_MEAN, *published.FEW_SHOT_MEAN}.union(*published.TRANSFER.values())
+    assert set(published.NAMES.values()) == held
+
+
+def test_single_numbers_as_the_tables_have_them():
+    assert published.base_new("coop", "dtd") == (79.44, 41.18)
+    assert published.base_new("kgcoop", "eurosat") == (85.64, 64.34)
+    assert published.base_new("prograd", "imagenet") == (77.02, 66.66)
+    assert published.base_new("coprompt", "ucf101") == (86.90, 79.57)
+    assert published.base_new("clip-adapter", "sun397") == (78.20, 77.10)
+    assert published.base_new("rmadapter", "dtd") is published.base_new("coop", "birds") is None
+    assert published.base_new_mean("mmrl", frozenset(FIELD)) == (85.68, 77.16, 81.20, published.HM_OF_MEANS)
+    targets = frozenset(FIELD) - {"imagenet"}
+    assert published.transfer_mean("cross", "promptsrc", "imagenet", targets) == 65.81
+    assert published.transfer_mean("cross", "promptsrc", "dtd", targets) is None
+    assert published.transfer_mean("domain", "maple", "imagenet", frozenset(VARIANTS)) == 60.27
+    assert published.TRANSFER["cross"]["MaPLe"].targets[published.TRANSFER_TARGETS["cross"].index("dtd")] == 46.49
+    assert published.TRANSFER["domain"]["CoOp"].targets == (64.20, 47.99, 49.71, 75.21)
+    assert published.few_shot_mean("maple", frozenset(FIELD))[4] == 75.37
+    assert published.few_shot_mean("maple", targets) == published.few_shot_mean("mma", frozenset(FIELD)) == {}

@@ -78,7 +78,7 @@ def test_compiled_gradient_norms_at_any_step(tokenizer):
 @pytest.mark.parametrize(("shapes", "limit"), [(4, 2), pytest.param(12, 8, marks=pytest.mark.slow)])
 def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, monkeypatch, shapes, limit):
     torch._dynamo.reset()
-    monkeypatch.setattr("rmadapter.step.train_step.CHUNK_TOKENS", {"cpu": 0})
+    monkeypatch.setattr("rmadapter.step.class_plan.CHUNK_TOKENS", {"cpu": 0})
     names = [" ".join("abcdefghijkl"[: count + 1]) for count in range(shapes)]
     monkeypatch.setattr(step_cases, "NAMES", names)
     # monkeypatch would leave the setting without a value, and the next compilation in this process without a limit.

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
-from rmadapter.clip.obstacles import blocks_obstacle, last_block_obstacle
+from rmadapter.clip.obstacles import last_block_obstacle
 from rmadapter.clip.storage import store_weights
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.costs import tower_shape
@@ -80,7 +80,7 @@ def test_chunks_and_recomputation(tokenizer, towers):
 
 
 def test_classes_of_like_length_stand_together(tokenizer, monkeypatch):
-    monkeypatch.setattr("rmadapter.step.train_step.CHUNK_TOKENS", {"cpu": 1})
+    monkeypatch.setattr("rmadapter.step.class_plan.CHUNK_TOKENS", {"cpu": 1})
     model = make(tokenizer)
     apart = TrainStep(model, StepConfig(shared_start=False))
     assert [(c.start, c.stop, c.length, c.shared) for c in apart.chunks] == [(0, 3, 8, 0), (3, 4, 9, 0), (4, 5, 14, 0)]
@@ -212,10 +212,8 @@ def test_what_does_not_apply_is_said(tokenizer):
     if "custom blocks" in towers:
         assert "beyond queries" in last_block_obstacle(towers["custom blocks"], "text")
     clip = towers["clip"]
-    assert blocks_obstacle(clip) is None
-    clip.visual.transformer.resblocks[1].__class__ = type("OtherBlock", (type(clip.transformer.resblocks[0]),), {})
-    assert "blocks of class OtherBlock" in blocks_obstacle(clip)
-    assert Encoders.of(make(tokenizer).adapted) is not None
+    clip.visual.transformer.resblocks[2].__class__ = type("OtherBlock", (type(clip.transformer.resblocks[0]),), {})
+    assert "blocks of class OtherBlock run whole" in last_block_obstacle(clip, "vision")
 
 
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])

@@ -91,7 +91,7 @@ def test_reports_and_estimates_say_what_they_said_of_the_folders(protocol, sourc
         return sweep_report(folder), accuracies, _seconds(planned, planned.runs())
 
     before = said()
-    assert before[-1]["mma", "dtd"] == (63 if source is None else 126)
+    assert before[-1]["mma", None, "dtd"] == (63 if source is None else 126)
     for run in planned.runs()[:3]:
         keep_results_alone(planned, run)
     assert said() == before  # of both

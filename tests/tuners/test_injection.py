@@ -220,12 +220,23 @@ def test_refusals(clip):
         inject(clip, RMAdapterConfig(layers="4"))
     with pytest.raises(InputError, match="both towers without"):
         inject(clip, RMAdapterConfig(layers="none"))
-    with pytest.raises(InputError, match="as many in each"):
-        inject(clip, RMAdapterConfig(layers="all", shared_layer=True, text=TowerOverrides(layers="3")))
     assert not any(f".{CHILD}." in key for key in clip.state_dict())
     inject(clip, LAYERS)
     with pytest.raises(InputError, match="adapters already"):
         inject(clip, LAYERS)
+
+
+def test_shared_layers_pair_the_towers_from_the_last_block(clip):
+    """Three blocks of the image tower, two of the text tower: the image tower's first has no partner."""
+    model = inject(clip, RMAdapterConfig(layers="all", shared_layer=True, text=TowerOverrides(layers="1,3")))
+    vision, text = (list(model.adapters(tower)) for tower in ("vision", "text"))
+    assert [found.layer for found in text] == [1, 3]
+    assert text[1].adapter.branch.shared is vision[2].adapter.branch.shared
+    assert text[0].adapter.branch.shared is vision[1].adapter.branch.shared
+    names = [name for name in model.adapter_tensors() if name.startswith("shared.")]
+    assert names == [f"shared.{number}.{key}" for number in (1, 2, 3) for key in ("weight", "bias")]
+    model.reset_adapters(3)
+    assert all(found.adapter.branch.shared.weight.abs().sum() > 0 for found in vision)
 
 
 @pytest.mark.parametrize(("layers", "name"), [([1, 1, 1, 1], "ModifiedResNet"), (None, "TimmModel around a ConvNeXt")])

@@ -9,9 +9,11 @@ from rmadapter.errors import check_choice
 from rmadapter.reports.finished_runs import RETAINED
 from rmadapter.reports.groups import method_order
 from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
+from rmadapter.reports.rows import Row
+from rmadapter.reports.sweep.by_shots import NO_SHOTS, shots_label, shots_of
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table
-from rmadapter.sweeps.protocols import data_and_style
+from rmadapter.sweeps.protocols import FEW_SHOT, data_and_style
 
 REFERENCE = "rmadapter"
 HEADINGS = {"hm": "HM", "retained_base": "retained base", "retained_new": "retained new"}
@@ -39,7 +41,10 @@ def differences(found: SweepResults, reference: str | None = None) -> list[Diffe
     Raises:
         InputError: no run of ``reference`` is done.
     """
-    values = _transfer_values(found.transfers) if found.transfers else _base_new_values(found)
+    if found.protocol == FEW_SHOT:
+        values = _few_shot_values(found.rows)
+    else:
+        values = _transfer_values(found.transfers) if found.transfers else _base_new_values(found)
     methods = sorted(values, key=method_order)
     if not methods:  # results without accuracies
         return []
@@ -76,6 +81,21 @@ def _base_new_values(found: SweepResults) -> Values:
                 if part in run.accuracy:
                     key = Key(row.group.data, row.group.style, run.seed)
                     values.setdefault(row.group.method, {}).setdefault(part, {})[key] = run.accuracy[part]
+    return values
+
+
+def _few_shot_values(rows: tuple[Row, ...]) -> Values:
+    """By number of shots; a method that has none stands against each."""
+    values: Values = {}
+    every = sorted({shots_of(row) for row in rows} - {NO_SHOTS}) or [NO_SHOTS]
+    for row in sorted(rows, key=shots_of):
+        for shots in [shots_of(row)] if shots_of(row) != NO_SHOTS else every:
+            for run in row.runs:
+                if "all" in run.accuracy:
+                    key = Key(row.group.data, row.group.style, run.seed)
+                    values.setdefault(row.group.method, {}).setdefault(shots_label(shots), {})[key] = run.accuracy[
+                        "all"
+                    ]
     return values
 
 

@@ -15,7 +15,8 @@ from rmadapter.reports.groups import method_order
 from rmadapter.reports.rows import DEVIATION, Row, Stat
 from rmadapter.reports.run_plots import MARKERS, draw_base_new, method_colours, save_figure
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
-from rmadapter.reports.sweep.paper_tables import data_name
+from rmadapter.reports.sweep.shots_figure import draw_shots
+from rmadapter.sweeps.protocols import FEW_SHOT
 
 # Beyond this many data sets the page shows base against new for their mean alone.
 FEW = 3
@@ -34,11 +35,13 @@ class _Bar:
 
 def draw(found: SweepResults, out: Path) -> list[Path]:
     """The plots that the sweep's protocol has, as PNG files in ``out``."""
+    if found.protocol == FEW_SHOT:
+        return draw_shots(found, out)
     files: list[Path | None] = []
     if found.rows:
         # The ablation's many methods are drawn for the mean alone, where there is one.
         limit = 1 if found.protocol == "ablation" else FEW
-        few = found.rows if len({data_name(row) for row in found.rows}) <= limit else ()
+        few = found.rows if len({row.data_name for row in found.rows}) <= limit else ()
         files.append(draw_base_new(few, found.means, out))
     title, bars = _bars_of(found)
     files += [save_figure(_data_sets(page, title), out / name) for name, page in _pages(bars)]
@@ -56,7 +59,7 @@ def _bars_of(found: SweepResults) -> tuple[str, list[_Bar]]:
         part = "hm" if any(row.accuracy("hm") for row in found.rows) else "base"
         title = {"hm": "harmonic mean of base and new", "base": "accuracy on base classes"}[part]
         parts = [(row, row.accuracy(part)) for row in found.rows]
-        return title, [_Bar(row.group.method, data_name(row), stat) for row, stat in parts if stat is not None]
+        return title, [_Bar(row.group.method, row.data_name, stat) for row, stat in parts if stat is not None]
     title = "accuracy on all classes"
     if len({row.source for row in found.transfers}) > 1:
         return title, [_Bar(row.method, f"{row.source} to others", row.mean) for row in found.transfers if row.mean]
@@ -114,7 +117,7 @@ def _ablation(rows: Sequence[Row]) -> Figure | None:
     by_method: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row.accuracy("hm"):
-            by_method.setdefault(row.group.method, {})[data_name(row)] = row
+            by_method.setdefault(row.group.method, {})[row.data_name] = row
     if not by_method:
         return None
     shared = set.intersection(*(set(members) for members in by_method.values()))

@@ -14,7 +14,7 @@ from rmadapter.reports import published
 from rmadapter.reports.finished_runs import FinishedRun, read_run
 from rmadapter.reports.groups import differing_settings, grouped, method_order, misnamed, several_contents
 from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
-from rmadapter.sweeps.manifest import read_manifest
+from rmadapter.sweeps.manifest import LISTS, SHOTS, read_manifest
 from rmadapter.sweeps.progress import find_result, results_there, state
 from rmadapter.sweeps.protocols import TRANSFERS, PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
@@ -62,8 +62,9 @@ class SweepResults:
     """What a sweep has found so far.
 
     Attributes:
-        protocol, settings: of its manifest.
-        rows, means: base to new; empty for transfers.
+        protocol, settings, shots: of its manifest; shots of the few-shot protocol alone.
+        rows: one a method, data set and number of shots; empty for transfers.
+        means: base to new; empty for transfers and few-shot.
         transfers: cross and domain; empty otherwise.
         runs: number of runs of the sweep; done: of those with all results.
         incomparable: data set -> why its accuracies do not compare with published ones.
@@ -79,6 +80,7 @@ class SweepResults:
     done: int
     incomparable: dict[str, str]
     notes: tuple[str, ...]
+    shots: tuple[int, ...] = ()
 
 
 def read_sweep(out: Path) -> SweepResults:
@@ -88,7 +90,7 @@ def read_sweep(out: Path) -> SweepResults:
         InputError: no sweep there, one of another version, or none of its runs has a result.
     """
     manifest = read_manifest(out)
-    lists: dict[str, Any] = {name: tuple(manifest[name]) for name in ("data", "methods", "seeds", "sources")}
+    lists: dict[str, Any] = {name: tuple(manifest.get(name, ())) for name in (*LISTS, SHOTS)}
     sweep = Sweep(manifest["protocol"], **lists, options=(), data_root=None, out=out)
     found, notes = state(sweep), []
     for run in found.failed:
@@ -140,6 +142,7 @@ def read_sweep(out: Path) -> SweepResults:
         len(found.done),
         incomparable,
         tuple(notes),
+        sweep.shots,
     )
 
 

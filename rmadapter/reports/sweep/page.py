@@ -15,17 +15,20 @@ from rmadapter.reports.sweep.differences import DIFFERENCE_HEADINGS, difference_
 from rmadapter.reports.sweep.outcomes import SweepResults, read_sweep
 from rmadapter.reports.sweep.paper_tables import RESULT_HEADINGS, differs_from_setting, result_lines, tables
 from rmadapter.sweeps.manifest import MANIFEST
+from rmadapter.sweeps.protocols import FEW_SHOT
 
 TITLES = {
     "base2new": "Base-to-new generalisation",
     "cross": "Cross-data-set transfer",
     "domain": "Domain generalisation",
+    FEW_SHOT: "Few-shot learning",
     "ablation": "Ablation",
 }
 CAPTIONS = {
     "base_new": "Accuracy on base against new classes; grey lines have one harmonic mean.",
     "data_sets": f"Each data set; whiskers: {DEVIATION}.",
     "ablation": "What each part of the method gives.",
+    "shots": f"Accuracy over training images a class; whiskers: {DEVIATION}; a dashed line trains nothing.",
     "cost": "What a method costs against what it reaches; a dashed line trains nothing.",
 }
 
@@ -45,7 +48,7 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
     """
     found = read_sweep(folder)
     made, notes = tables(found, compare), list(found.notes)
-    if sentence := differs_from_setting(found.settings):
+    if sentence := differs_from_setting(found):
         notes.append(sentence)
     plots: list[Path] = []
     if out is not None:
@@ -71,9 +74,11 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
 
 def _lead(found: SweepResults) -> str:
     model = model_label(str(found.settings.get("model")), found.settings.get("pretrained"))
-    return f"{model}, {found.settings.get('shots')} shots; {found.done} of {found.runs} runs done"
+    shots = ", ".join(map(str, found.shots)) or found.settings.get("shots")
+    return f"{model}, {shots} shots; {found.done} of {found.runs} runs done"
 
 
 def _legend(found: SweepResults) -> str:
-    first = LEGEND if found.rows else f"Accuracy is top-1 in percent, mean ± {DEVIATION}. {DEVIATION_NOTE}"
+    halves = found.rows and found.protocol != FEW_SHOT
+    first = LEGEND if halves else f"Accuracy is top-1 in percent, mean ± {DEVIATION}. {DEVIATION_NOTE}"
     return " ".join([first, *inferences(found.rows)])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
 
 from rmadapter.reports import published
 from rmadapter.reports.finished_runs import RETAINED
 from rmadapter.reports.groups import method_order, model_label
 from rmadapter.reports.rows import DEVIATION, DataMeans, Row, Stat
+from rmadapter.reports.sweep.by_shots import few_shot_tables, shots_lines
 from rmadapter.reports.sweep.differences import difference_tables
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table, difference, joined, number
-from rmadapter.sweeps.protocols import TRANSFERS, data_and_style
+from rmadapter.sweeps.protocols import FEW_SHOT, TRANSFERS, data_and_style
 
 HM_NOTE = (
     "Three harmonic means, since publications differ in which they print: HM of means is of the mean base and the mean "
@@ -26,11 +26,6 @@ RESULT_HEADINGS = ("method", "trained_on", "data", "part", "seeds", "mean", "sd"
 _RETAINED_HEADINGS = tuple(part.replace("_", " ") for part in RETAINED)
 
 
-def data_name(row: Row) -> str:
-    """The data set of ``row``, with its style where it has one."""
-    return row.group.data + (f"@{row.group.style}" if row.group.style else "")
-
-
 def tables(found: SweepResults, compare: str | None = None) -> list[Table]:
     """The tables of the protocol: means, paired differences of the method ``compare`` to the others, each data set.
 
@@ -38,6 +33,8 @@ def tables(found: SweepResults, compare: str | None = None) -> list[Table]:
         InputError: no run of ``compare`` is done.
     """
     paired = difference_tables(found, compare)
+    if found.protocol == FEW_SHOT:
+        return few_shot_tables(found, paired)
     if found.protocol in TRANSFERS:
         return [*_source_means(found), *paired, *_transfer_tables(found), _reference(found.protocol)]
     return [*_mean_tables(found), *paired, *_data_tables(found), _reference(found.protocol)]
@@ -99,9 +96,9 @@ def _published_transfer(found: SweepResults, row: TransferRow) -> float | None:
 
 def _data_tables(found: SweepResults) -> list[Table]:
     made = []
-    for data in dict.fromkeys(data_name(row) for row in found.rows):
+    for data in dict.fromkeys(row.data_name for row in found.rows):
         rows = []
-        for row in sorted((r for r in found.rows if data_name(r) == data), key=lambda r: method_order(r.group.method)):
+        for row in sorted((r for r in found.rows if r.data_name == data), key=lambda r: method_order(r.group.method)):
             paper = _published(found, row)
             base, new = row.accuracy("base"), row.accuracy("new")
             rows.append(
@@ -218,11 +215,16 @@ def _transfer_tables(found: SweepResults) -> list[Table]:
 
 def _reference(protocol: str) -> Table:
     """The published means, so that they stand beside whatever was run."""
-    note = f"{published.SETTING}; these numbers are the papers', not measured here."
+    note = f"{published.SETTING}; {published.NOT_OURS} {published.PRECISION_NOTE}"
     if protocol in TRANSFERS:
-        transfers = tuple((name, number(value)) for name, value in published.TRANSFER_MEAN[protocol].items())
+        targets = published.TRANSFER_TARGETS[protocol]
+        transfers = tuple(
+            (name, number(paper.source), *map(number, paper.targets or [None] * len(targets)), number(paper.mean))
+            for name, paper in published.TRANSFER[protocol].items()
+        )
         what = "the ten data sets" if protocol == "cross" else "ImageNet's four variants"
-        return Table(f"Published: mean over {what}", ("method", "accuracy"), transfers, note=note)
+        headings = ("method", "imagenet (trained on)", *targets, "mean of the others")
+        return Table(f"Published: {what}", headings, transfers, note=note)
     rows = tuple(
         (name, number(paper.base), number(paper.new), *(number(_published_hm(paper, kind)) for kind in HM_HEADINGS))
         for name, paper in published.BASE_NEW_MEAN.items()
@@ -234,6 +236,8 @@ def _reference(protocol: str) -> Table:
 def result_lines(found: SweepResults) -> Iterator[tuple[object, ...]]:
     """The lines of report.csv: one a method, data set and part; "mean of N" in the place of a data set for means.
 
+    In the few-shot protocol the part is the number of shots, such as "4 shots".
+
     ``seeds`` is None for a method without; in a line of means it counts those that all of the data sets have, whose
     standard deviation ``sd`` is.
     """
@@ -244,9 +248,12 @@ def result_lines(found: SweepResults) -> Iterator[tuple[object, ...]]:
 
 def _stats(found: SweepResults) -> Iterator[tuple[str, str, str, str, Stat | None, float | None, bool]]:
     """Method, source, data set and part; what was measured and what is published; whether the method has seeds."""
+    if found.protocol == FEW_SHOT:
+        yield from shots_lines(found)
+        return
     for row in found.rows:
         values = dict(zip(("base", "new"), _published(found, row) or (), strict=False))
-        seeded, name = any(run.seed is not None for run in row.runs), data_name(row)
+        seeded, name = any(run.seed is not None for run in row.runs), row.data_name
         for part in ("base", "new", "hm", *RETAINED):
             yield row.group.method, name, name, part, row.accuracy(part), values.get(part), seeded
     for mean in found.means:
@@ -269,12 +276,16 @@ def _stats(found: SweepResults) -> Iterator[tuple[str, str, str, str, Stat | Non
         yield transfer.method, transfer.source, name, "all", transfer.mean, whole, seeded
 
 
-def differs_from_setting(settings: dict[str, Any]) -> str:
+def differs_from_setting(found: SweepResults) -> str:
     """A sentence where the sweep's model or shots are not those of the published numbers; else empty."""
-    ours = (settings.get("model"), settings.get("pretrained"), settings.get("shots"))
-    if ours == (*published.MODEL, 16):
+    model, weights, shots = (found.settings.get(name) for name in ("model", "pretrained", "shots"))
+    ours, theirs = model_label(str(model), weights), published.WEIGHTS
+    same = (model, weights) == published.MODEL
+    if found.protocol != FEW_SHOT:  # which has published numbers for each number of shots
+        ours, theirs, same = f"{ours} with {shots} shots", published.SETTING, same and shots == 16
+    if same:
         return ""
     return (
-        f"This sweep is of {model_label(str(ours[0]), ours[1])} with {ours[2]} shots; published numbers are of "
-        f"{published.SETTING}: differences between them are not of the method alone."
+        f"This sweep is of {ours}; published numbers are of {theirs}: differences between them are not of the method "
+        "alone."
     )

@@ -1,0 +1,69 @@
+"""What timm's image transformers have alike inside open_clip's ``TimmModel``: pooling, head, blocks of their parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import Mlp as TimmMlp
+from timm.layers import SwiGLU
+from torch import Tensor, nn
+
+from rmadapter.clip.parts import Mlp, normed
+
+
+def known(module: nn.Module | None) -> nn.Module | None:
+    """``module``, or None where it leaves what goes through it as it is."""
+    return None if module is None or isinstance(module, nn.Identity) else module
+
+
+def place(root: Any, tokens: Tensor | None) -> int | str:
+    """``TowerKind.place``."""
+    trunk = root.trunk
+    if getattr(trunk, "attn_pool", None) is not None:
+        return "features are pooled by attention over all tokens"
+    return 0 if trunk.global_pool == "token" else f"features are pooled by {trunk.global_pool!r} over all tokens"
+
+
+def finish_at(root: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``TowerKind.finish_at``."""
+    trunk = root.trunk
+    return root.head(trunk.head(trunk.fc_norm(normed(trunk.norm, x, dtype))))
+
+
+def finish(root: Any, x: Tensor, tokens: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``TowerKind.finish``."""
+    return root.head(root.trunk.forward_head(normed(root.trunk.norm, x, dtype)))
+
+
+def embed_width(root: Any) -> int:
+    """``TowerKind.embed_width``: of the last layer that changes the width."""
+    layers = [*root.trunk.head.modules(), *root.head.modules()]
+    return next((m.out_features for m in reversed(layers) if isinstance(m, nn.Linear)), root.trunk.num_features)
+
+
+def size(root: Any) -> int:
+    """``TowerKind.size``: patches, and what stands in front of them."""
+    return root.trunk.patch_embed.num_patches + getattr(root.trunk, "num_prefix_tokens", 1)
+
+
+def grid(root: Any) -> tuple[int, int] | None:
+    """``TowerKind.grid``."""
+    found = getattr(root.trunk.patch_embed, "grid_size", None)
+    return None if found is None else (found[0], found[1])
+
+
+def embed_operations(root: Any) -> int:
+    """``TowerKind.embed_operations`` of a patch embedding that is one convolution; a stem of several is left out."""
+    convolution = getattr(root.trunk.patch_embed, "proj", None)
+    return 2 * convolution.weight.numel() if isinstance(convolution, nn.Conv2d) else 0
+
+
+def mlp_of(mlp: nn.Module) -> Mlp | None:
+    """timm's MLP taken apart; None where it is of another class."""
+    layers: Any = mlp
+    if type(mlp) is TimmMlp and isinstance(mlp.fc1, nn.Linear):
+        return Mlp(layers.fc1, layers.act, layers.fc2, known(getattr(mlp, "norm", None)))
+    if type(mlp) is SwiGLU:
+        return Mlp(mlp.fc1_x, mlp.act, mlp.fc2, known(mlp.norm), mlp.fc1_g)
+    return None

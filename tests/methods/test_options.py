@@ -1,0 +1,99 @@
+"""Options of methods: which each has, which of a sweep it gets, which are refused; help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from rmadapter.cli import main
+from rmadapter.errors import InputError
+from rmadapter.methods import METHODS
+from rmadapter.methods.options import configure, own_words, parse_command
+
+
+def test_an_option_of_what_a_method_does_not_train_is_refused():
+    with pytest.raises(InputError, match=r"option '--lora.rank' is none of method 'coop'; valid: --prompt\.\*"):
+        configure("coop", ["--data", "x", "--lora.rank", "4"])
+    with pytest.raises(InputError, match=r"'--no-adapter.reconstruct' is none of method 'maple'"):
+        configure("maple", ["--data", "x", "--no-adapter.reconstruct"])
+
+
+def test_what_a_config_file_trains_beside_a_method_is_refused(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lora:\n  rank: 4\nprompt:\n  text_tokens: 0\n")
+    words = ["--data", "x", "--config", str(file)]
+    with pytest.raises(InputError, match=r"config trains something of 'lora', which method 'coop' does not have; val"):
+        configure("coop", words)
+    with pytest.raises(InputError, match="something of 'lora', which method 'rmadapter' does not have"):
+        configure("rmadapter", words)
+    assert configure("clip-lora", words).lora.rank == 4
+    assert configure("rmadapter+lora", words).lora.rank == 4
+    assert configure("zeroshot", words).lora.rank == 4  # it trains nothing, whatever the file says
+
+
+def test_a_sweep_hands_sentences_on_to_the_methods_that_read_them():
+    words = ["--loss.sentences", "s.json", "--lr", "1"]
+    assert own_words("coprompt", words) == words
+    assert own_words("kgcoop", words) == own_words("rmadapter", words) == ["--lr", "1"]
+    assert own_words("rmadapter", [*words, "--loss.target=sentences"]) == [*words, "--loss.target=sentences"]
+    with pytest.raises(InputError, match=r"loss.sentences is 's.json', but loss.target is 'published'; valid: loss"):
+        configure("kgcoop", ["--data", "x", *words])
+
+
+def test_a_sweep_hands_on_to_each_method_what_it_has():
+    words = ["--lora.rank", "4", "--prompt.text_tokens=8", "--no-adapter.reconstruct", "--lr", "1"]
+    assert own_words("coop", words) == ["--prompt.text_tokens=8", "--lr", "1"]
+    assert own_words("clip-lora", words) == ["--lora.rank", "4", "--lr", "1"]
+    assert own_words("rmadapter", words) == ["--no-adapter.reconstruct", "--lr", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adapter.activation", "gelu"], ["--adapter.activation=relu"]),
+        (["--adapter.activation=relu", "--no_adapter.reconstruct"], []),
+        (["--adapter.reconstruct", "--lr", "0.1"], ["--no-adapter.reconstruct"]),
+    ],
+)
+def test_an_option_that_the_method_decides_is_said_not_to_be_taken(words, said, recwarn):
+    parse_command(["--method", "mma", "--data", "x", *words])
+    assert [str(warning.message).partition(" ")[0] for warning in recwarn] == said
+
+
+def test_a_folder_of_the_user_s_own_may_have_the_name_of_a_bundled_set(tmp_path):
+    _, config = parse_command(["--data", "emoji_food", "--data-root", str(tmp_path)])
+    assert (config.model, config.style) == ("ViT-B-16", None)
+
+
+def test_mistakes(options, capsys):
+    assert main(["train", "--method", "rmadapte", *options]) == 2
+    assert "did you mean 'rmadapter'" in capsys.readouterr().err
+    assert main(["train", *options, "--method"]) == 2
+    assert "--method needs a value; valid: zeroshot" in capsys.readouterr().err
+    assert main(["train", "--method", "mma"]) == 2
+    assert "data is missing" in capsys.readouterr().err
+    with pytest.raises(InputError, match="unknown option"):
+        configure("mma", ["--data", "x", "--shotz", "3"])
+
+
+@pytest.mark.parametrize("argv", [[], ["--method", "mma"]])
+def test_help_lists_every_method(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *argv, "--help"])
+    assert stopped.value.code == 0
+    text = "".join(capsys.readouterr().out.split())  # without the line breaks, which may be inside a name
+    assert "--methodMETHOD" in text
+    for method in METHODS.values():
+        assert f"{method.name}({method.summary})".replace(" ", "") in text
+    with pytest.raises(SystemExit):
+        main(["train", *argv, "--data", "x", "--print_config"])
+    assert "method" not in yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_registry_does_not_import_open_clip():
+    """A mistyped option answers at once."""
+    code = "import rmadapter.methods, sys; sys.exit('open_clip' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,160 @@
+"""Every configuration of open_clip, shrunk: adapted or refused by name, and the fast step the same as the plain one.
+
+Configurations that shrink to the same model are tested once, under the name of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+
+import open_clip
+import pytest
+import torch
+from small_towers import SmallTokenizer, shrunk, small_model
+from step_cases import assert_same
+
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, inject
+from rmadapter.clip.model_table import model_rows
+from rmadapter.clip.storage import store_weights
+from rmadapter.config.shortcuts import StepConfig
+from rmadapter.step.train_step import TrainStep
+
+# Image towers without transformer blocks of one width, by what their configuration says.
+WITHOUT_BLOCKS = ("convnext", "fastvit", "swin")
+NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig"]
+
+
+def is_refused(name: str) -> bool:
+    vision = open_clip.get_model_config(name)["vision_cfg"]
+    return isinstance(vision.get("layers"), list) or vision.get("timm_model_name", "").startswith(WITHOUT_BLOCKS)
+
+
+def groups() -> list[str]:
+    """The first name of those that shrink to one model; those of one size alone differ in more than sizes."""
+    found = defaultdict(list)
+    for name in open_clip.list_models():
+        config = shrunk(name)
+        timm_name = config["vision_cfg"].get("timm_model_name", "")
+        for size in ("_base_", "_large_", "_small_", "_tiny_", "_xlarge_", "_gigantic_", "_giantopt_", "_so400m_"):
+            timm_name = timm_name.replace(size, "_")
+        kind = timm_name.partition("_224")[0].partition("_256")[0].partition("_3")[0].partition("_5")[0]
+        config["vision_cfg"] = {**config["vision_cfg"], "timm_model_name": kind.replace("patch14", "patch16")}
+        found[json.dumps(config, sort_keys=True)].append(name)
+    return [names[0] for names in found.values()]
+
+
+GROUPS = groups()
+ADAPTED = [name for name in GROUPS if not is_refused(name)]
+# One of each kind of image and of text tower, for what takes longer.
+KINDS = [
+    "ViT-L-14-CLIPA", "ViT-B-16-SigLIP", "MobileCLIP-B", "MobileCLIP2-L-14", "EVA01-g-14", "EVA02-L-14", "EVA02-E-14",
+    "PE-Core-B-16", "coca_ViT-B-32", "roberta-ViT-B-32", "mt5-base-ViT-B-32", "nllb-clip-base", "ViT-H-14-worldwide",
+    "vit_medium_patch16_gap_256", "vit_relpos_medium_patch16_cls_224", "ViTamin-B",
+]  # fmt: skip
+
+
+def side(model) -> int:
+    size = model.visual.image_size
+    return size if isinstance(size, int) else size[0]
+
+
+def images_for(model, count: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, side(model), side(model), generator=generator)
+
+
+def encoded(model, tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        images = model.encode_image(images_for(model), normalize=False)
+        return images, model.encode_text(tokens, normalize=False)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_go_in_learn_and_come_out(name):
+    clip = small_model(name)
+    keys, tokens = list(clip.state_dict()), SmallTokenizer(clip)(NAMES)
+    before = encoded(clip, tokens)
+    model = inject(clip, RMAdapterConfig(layers="2-3", bottleneck=4, init="zero_up"), seed=0)
+    assert [key for key in clip.state_dict() if ".rm_adapter." not in key] == keys
+    for found, expected in zip(encoded(clip, tokens), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert model.remove() is clip
+    assert list(clip.state_dict()) == keys
+    for found, expected in zip(encoded(clip, tokens), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def made(name: str, *, trim: bool = True, **loss) -> RMAdapterCLIP:
+    clip = small_model(name)
+    torch.manual_seed(0)
+    config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5)
+    weights = LossConfig(2, 3, 4, 5, **loss)
+    tokenizer = SmallTokenizer(clip)
+    return RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=weights, trim=trim, keep_targets=trim).train()
+
+
+def stepped(step, model) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    logits, losses = step(images_for(model.clip), torch.arange(3))
+    losses["total"].backward()
+    gradients = {f"d {name}": p.grad for name, p in model.adapted.adapter_tensors().items()}
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
+    return {"logits": logits.detach(), **{k: v.detach() for k, v in losses.items()}, **gradients}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_fast_and_plain_step_agree(name):
+    """Losses and gradients, which reach every trained weight, through the model's own forward passes and blocks."""
+    plain = made(name, trim=False)
+    expected = stepped(plain, plain)
+    fast = made(name)
+    step = TrainStep(fast)
+    stepped(step, fast)  # what is kept is used by a second step
+    assert_same(stepped(step, fast), expected, 3e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_shortcut_alone_and_left_out(name):
+    plain = made(name, trim=False)
+    expected = stepped(plain, plain)
+    fields = list(vars(StepConfig()))
+    for field in fields:
+        for shortcuts in (StepConfig(**{other: other == field for other in fields}), StepConfig(**{field: False})):
+            model = made(name, trim=shortcuts.trim)
+            assert_same(stepped(TrainStep(model, shortcuts), model), expected, 3e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_16_bit_weights(name):
+    """Both steps run on weights stored in bf16, near those of fp32."""
+    exact = made(name, trim=False)
+    expected = stepped(exact, exact)
+    for fast in (False, True):
+        model = made(name, trim=fast)
+        store_weights(model.clip, torch.bfloat16)
+        found = stepped(TrainStep(model) if fast else model, model)
+        assert_same({k: found[k] for k in found if k[0] != "d"}, {k: expected[k] for k in found if k[0] != "d"}, 0.2)
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPS if is_refused(name)])
+def test_towers_without_transformer_blocks_are_refused_by_name(name):
+    row = next(model_rows([name]))
+    assert row.refused is not None
+    assert re.search(r"the vision tower .* is a (ModifiedResNet|TimmModel around a \w+), which has", row.refused)
+
+
+def test_sigmoid_loss_reads_the_bias():
+    model = made("ViT-B-16-SigLIP", classification="sigmoid")
+    with torch.no_grad():
+        model.clip.logit_bias.fill_(-3.0)
+    step = TrainStep(model)
+    labels = torch.arange(3)
+    with torch.no_grad():
+        logits, losses = step(images_for(model.clip), labels)
+    signs = 2 * torch.nn.functional.one_hot(labels, len(NAMES)) - 1
+    expected = -torch.nn.functional.logsigmoid(signs * logits).sum(1).mean()
+    torch.testing.assert_close(losses["cross_entropy"], expected)
+    with pytest.raises(InputError, match=r"loss\.classification is 'sigmoid'.*no logit bias"):
+        made("ViT-B-16", classification="sigmoid")
