@@ -81,7 +81,8 @@ def make_prompts(
         template: text with one ``{}`` for the class name.
         trim: False keeps the model's full context.
         learned: the learned tokens that stand in them, if any. They count as the tokens that they replace: random
-            ones as words of one token each in front of the name and a full stop.
+            ones as words of one token each in front of the name and a full stop, padded ones as such words in front
+            of the template.
 
     Raises:
         InputError: a prompt longer than the model's context (open_clip would cut it off silently).
@@ -90,6 +91,9 @@ def make_prompts(
     if learned is not None and count and learned.init == "random":
         template = " ".join([PLACEHOLDER] * count) + " {}."
     check_template(template)
+    if learned is not None and count and learned.init == "padded":
+        padding = count - len(words_of(clip, tokenizer, template, count))
+        template = " ".join([*[PLACEHOLDER] * padding, template])
     texts = [template.format(name) for name in class_names]
     tower = find_towers(clip)["text"]
     context = _context(clip, tokenizer)
@@ -98,10 +102,10 @@ def make_prompts(
     fits = (tokenizer(texts, context_length=context + 1)[:, :context] == tokens).all(1)
     too_long = [text for text, whole in zip(texts, fits.tolist(), strict=True) if not whole]
     if too_long:
-        raise InputError(
-            f"prompt {too_long[0]!r} is longer than the model's context of {context} tokens"
-            + (f", and {len(too_long) - 1} more are" if len(too_long) > 1 else "")
-        )
+        more = f", and {len(too_long) - 1} more are" if len(too_long) > 1 else ""
+        if count:
+            more += f", with prompt.text_tokens {count} in it; valid: fewer of them, or shorter names"
+        raise InputError(f"prompt {too_long[0]!r} is longer than the model's context of {context} tokens{more}")
     valid = tower.kind.counted(tower.root, tokens)
     if trim and tower.kind.trims(tower.root):
         tokens = tokens[:, : int(valid.any(0).nonzero().max()) + 1]
@@ -166,13 +170,33 @@ def first_words(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str
     context = _context(clip, tokenizer)
     tokens = tokenizer(starts, context_length=context) if starts else torch.empty(0, 1)
     ends = (end_of_text(clip, tokens) - 1).tolist()  # without start-of-text
-    if count not in ends:
+    whole = not ends or ends[-1] == len(words)
+    if count not in ends or (count == len(words) and not whole):
         listed = ", ".join(f"{end} ({start!r})" for start, end in zip(starts, ends, strict=True))
         raise InputError(
             f"prompt.text_tokens is {count}, but the words in front of the class name in template {template!r} end at "
-            f"token {listed or '(none)'}; valid: one of these, or prompt.init random"
+            f"token {listed or '(none)'}; valid: one of these"
+            + ("" if whole else f" but {len(words)}, since these {len(words)} words are {ends[-1]} tokens")
+            + ", or prompt.init random"
         )
     return tokens[-1, 1 : 1 + count]
+
+
+def words_of(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str, count: int) -> Tensor:
+    """The tokens of all words in front of the class name of ``template``, at most ``count``: int64 [tokens].
+
+    Raises:
+        InputError: there are more.
+    """
+    words = template.partition("{}")[0].split()
+    tokens = tokenizer([" ".join(words)], context_length=_context(clip, tokenizer))
+    found = tokens[0, 1 : int(end_of_text(clip, tokens))]
+    if len(found) > count:
+        raise InputError(
+            f"prompt.text_tokens is {count}, but the words in front of the class name in template {template!r} are "
+            f"{len(found)} tokens; valid with prompt.init padded: {len(found)} or more"
+        )
+    return found
 
 
 def end_of_text(clip: ClipModel, tokens: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rmadapter.errors import InputError, check_choice, check_range
 
 PLACES = ("end", "middle", "front")
-INITS = ("words", "random")
+INITS = ("words", "random", "padded")
 
 
 @dataclass
@@ -16,8 +16,8 @@ class PromptConfig:
 
     Args:
         text_tokens: learned tokens of every class prompt, after start-of-text; 0: none
-        init: what they begin as: words (those of the template, whose other words stay) or random (N(0, 0.02), in the
-            place of the template's words)
+        init: what they begin as: words (those of the template, whose other words stay), random (N(0, 0.02), in the
+            place of the template's words) or padded (zeros, and the template's words behind them, as ProGrad has it)
         class_specific: each class has learned tokens of its own, and no other classes can be told
         place: where the class name stands: at the end, in the middle of the learned tokens, or in front of them
         per_image: a small network adds to the learned tokens what it makes of the image (CoCoOp)
@@ -66,7 +66,9 @@ class PromptConfig:
         if self.place != "end" and self.text_depth > 1:
             raise InputError(f"prompt.place is {self.place!r} and text_depth {self.text_depth}; valid: end, or depth 1")
         if self.place != "end" and self.init != "random":
-            raise InputError(f"prompt.place is {self.place!r}, which words in front of the name are not; valid: end")
+            raise InputError(
+                f"prompt.place is {self.place!r}, which the words of prompt.init {self.init!r} are not; valid: end"
+            )
         if self.coupled and (self.vision_tokens, self.vision_depth) != (self.text_tokens, self.text_depth):
             raise InputError(
                 "prompt.coupled maps each token of the text tower into the image tower; valid: vision_tokens and "

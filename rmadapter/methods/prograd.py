@@ -18,7 +18,8 @@ PROGRAD = Method(
     groups=("prompt",),
     recipe=(
         *FIELD_RECIPE,
-        "--prompt.text_tokens=4",
+        "--prompt.text_tokens=16",
+        "--prompt.init=padded",
         "--lr=0.002",
         "--epochs=100",
         "--batch_size=32",

@@ -20,7 +20,7 @@ from torch import Tensor
 from rmadapter.clip.finite import check_base_weights
 from rmadapter.clip.handed import check_handed
 from rmadapter.clip.identity import ModelSource
-from rmadapter.clip.prompts import first_words
+from rmadapter.clip.prompts import first_words, words_of
 from rmadapter.clip.tower_kind import CHILD, Tower, at_path
 from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
@@ -70,16 +70,21 @@ def inject(
     check_handed(clip)
     tuned = config if isinstance(config, TunerConfig) else TunerConfig(adapter=config or RMAdapterConfig())
     words = None
-    if tuned.prompt.text_tokens and tuned.prompt.init == "words":
+    if tuned.prompt.text_tokens and tuned.prompt.init != "random":
+        init, count = tuned.prompt.init, tuned.prompt.text_tokens
         if tokenizer is None or template is None:
             raise InputError(
-                "prompt.init is 'words', which needs tokenizer and template; valid: with both, or prompt.init random"
+                f"prompt.init is {init!r}, which needs tokenizer and template; valid: with both, or prompt.init random"
             )
         text = find_towers(clip)["text"]
         if not text.kind.words:
-            raise InputError(f"prompt.init is 'words', which the {text.kind.name} has no embedding for; valid: random")
+            raise InputError(f"prompt.init is {init!r}, which the {text.kind.name} has no embedding for; valid: random")
         table = at_path(text.root, text.kind.words).weight.detach()
-        words = table[first_words(clip, tokenizer, template, tuned.prompt.text_tokens).to(table.device)]
+        if init == "words":
+            words = table[first_words(clip, tokenizer, template, count).to(table.device)]
+        else:
+            last = table[words_of(clip, tokenizer, template, count).to(table.device)]
+            words = torch.cat([last.new_zeros(count - len(last), last.shape[1]), last])
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     model = _put_in(clip, tuned, source, weights_hash, words, class_names, cached_images)
     model.reset_adapters(seed)

@@ -36,7 +36,7 @@ def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):
         "mma": 674_560,
         "coop": 2_048,
         "kgcoop": 2_048,
-        "prograd": 2_048,
+        "prograd": 8_192,
         "vpt": 12 * 8 * 768,
         "cocoop": 35_360,
         "maple": 3_555_072,

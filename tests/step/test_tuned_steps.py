@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from step_cases import SHORTCUTS, TOWERS, assert_same, inputs_of, run, some
+from conftest import small_clip
+from step_cases import NAMES, SHORTCUTS, TOWERS, assert_same, inputs_of, run, some
 from tuned_cases import CASES, make_tuned
 
+from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig
+from rmadapter.config import LoraConfig, TunerConfig
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.costs import tower_shape
 from rmadapter.step.train_step import TrainStep
+from rmadapter.tuners.injection import inject
 
 
 def plain(tokenizer, case, **changes):
@@ -91,3 +95,35 @@ def test_kept_views_hold_the_second_view_s_features(tokenizer, case):
     expected = step(images, labels, **drawn)
     found = step(None, labels, step.views(images), **drawn)
     assert torch.equal(found.losses["total"], expected.losses["total"])
+
+
+def with_dropout(tokenizer, dropout):
+    config = TunerConfig(RMAdapterConfig(layers="none"), lora=LoraConfig(2, dropout=dropout))
+    adapted = inject(small_clip(), config, seed=1, tokenizer=tokenizer, template="a photo of a {}.", class_names=NAMES)
+    with torch.no_grad():
+        for name, parameter in adapted.adapter_tensors().items():
+            if name.endswith(".b"):
+                parameter.fill_(0.1)  # as drawn they are zero, and dropout would be seen nowhere
+    return RMAdapterCLIP(adapted, tokenizer, NAMES, "a photo of a {}.", loss=LossConfig(0, 0, 0, 0)).train()
+
+
+def test_dropout_switches_off_what_it_makes_inexact(tokenizer):
+    """A mask for every prompt and for every token's keys: no shared start, no last block at one token."""
+    exact, drawn = (TrainStep(with_dropout(tokenizer, dropout)) for dropout in (0.0, 0.5))
+    assert exact.chunks[0].shared > 1
+    assert exact.image.by_token
+    assert exact.text.by_token
+    assert {chunk.shared for chunk in drawn.chunks} == {0}
+    assert not drawn.image.by_token
+    assert not drawn.text.by_token
+
+
+def test_recomputation_draws_the_same_dropout_again(tokenizer):
+    found = []
+    for recompute in (False, True):
+        model = with_dropout(tokenizer, 0.5)
+        step = TrainStep(model, recompute=recompute)
+        step.prepare()
+        torch.manual_seed(3)
+        found.append(run(step, model))
+    assert_same(found[1], found[0])

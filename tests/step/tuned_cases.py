@@ -43,6 +43,7 @@ CASES: dict[str, tuple[dict, LossConfig]] = {
         LossConfig(0, 0, 10, 25, distillation=1),
     ),
     "coupled": ({"prompt": PromptConfig(2, text_depth=2, vision_tokens=2, vision_depth=2, coupled=True)}, KEPT),
+    "padded words": ({"prompt": PromptConfig(7, "padded")}, KEPT),
     "low rank": ({"lora": LoraConfig(2)}, CROSS_ENTROPY),
     "low rank, some": (
         {"lora": LoraConfig(3, "q,out", vision_layers="2-3", text_layers="3")},

@@ -8,7 +8,7 @@ from conftest import small_clip
 from torch import nn
 from torch.nn import functional as F
 
-from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
 from rmadapter.config import PromptConfig, TunerConfig
 from rmadapter.data.templates import sixty_templates
 from rmadapter.tuners.injection import inject
@@ -238,3 +238,31 @@ def test_gradients_of_maple_reach_the_text_tokens_through_both_towers(tokenizer,
     (through_texts,) = torch.autograd.grad(model.text_features().square().sum(), deep)
     assert through_images.abs().max() > 0
     assert through_texts.abs().max() > 0
+
+
+def test_padded_tokens_begin_as_zeros_and_the_words_behind_them(tokenizer):
+    """ProGrad's: "X X a photo of a NAME." with the first two zero; features by hand."""
+    model = make(tokenizer, PromptConfig(6, init="padded"))
+    tokens = weights_of(model)["text.1.tokens"]
+    table, words = small_clip().token_embedding.weight, ids_of(tokenizer, "a photo of a")
+    assert torch.equal(tokens[:2], torch.zeros(2, 32))
+    assert torch.equal(tokens[2:], table[words])
+    rest = table[ids_of(tokenizer, "cat.")]
+    start, end = table[tokenizer([""])[0, :2]]
+    expected = text_by_hand(torch.cat([start[None], tokens, rest, end[None]]))
+    torch.testing.assert_close(model.text_features()[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "message"),
+    [
+        (PromptConfig(3, init="padded"), "a photo of a {}.", "are 4 tokens; valid with prompt.init padded: 4 or more"),
+        (PromptConfig(8), "a type of pet, a photo of a {}.", r"one of these but 8, since these 8 words are 9 tokens"),
+        (PromptConfig(75, init="random"), "a photo of a {}.", r"with prompt\.text_tokens 75 in it; valid: fewer"),
+    ],
+)
+def test_numbers_of_tokens_that_are_not_what_they_look_like(tokenizer, prompt, template, message):
+    config = TunerConfig(RMAdapterConfig(layers="none"), prompt=prompt)
+    with pytest.raises(InputError, match=message):
+        model = inject(small_clip(), config, seed=1, tokenizer=tokenizer, template=template, class_names=NAMES)
+        RMAdapterCLIP(model, tokenizer, NAMES, template, loss=CROSS_ENTROPY)
