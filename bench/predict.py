@@ -60,7 +60,7 @@ class Options:
         device: auto, cpu, cuda or cuda:N
         batch_size: images a step
         workers: processes that decode; default: one a processor
-        clients: how many ask serve at a time, several numbers between commas
+        clients: how many ask serve at a time, several numbers between commas; none leaves serve out
     """
 
     images: int = 512
@@ -77,9 +77,8 @@ class Options:
     clients: str = "1,8,32"
 
     def __post_init__(self) -> None:
-        for number in self.clients.split(","):
-            if not number.strip().isdecimal() or int(number) < 1:
-                raise InputError(f"clients is {self.clients!r}; valid: whole numbers from 1 on, between commas")
+        if not all(number.strip().isdecimal() and int(number) > 0 for number in self._clients):
+            raise InputError(f"clients is {self.clients!r}; valid: none, or whole numbers from 1 on between commas")
         for name in ("images", "width", "height", "batch_size"):
             check_range(name, getattr(self, name), 1)
         check_range("classes", self.classes, 2)
@@ -88,6 +87,15 @@ class Options:
     def pretrained(self) -> str | None:
         """What predict is told of the weights."""
         return None if ":" in self.model else "none"
+
+    @property
+    def _clients(self) -> list[str]:
+        return [] if self.clients == "none" else self.clients.split(",")
+
+    @property
+    def counts(self) -> list[int]:
+        """How many clients ask serve at a time."""
+        return [int(number) for number in self._clients]
 
     @property
     def names(self) -> list[str]:
@@ -156,7 +164,7 @@ def served(
     words += [] if options.pretrained is None else ["--pretrained", options.pretrained]
     words += [] if adapter is None else ["--adapter", adapter]
     words += ["--precision", precision, "--device", str(device), "--batch-size", str(options.batch_size)]
-    counts = [int(number) for number in options.clients.split(",")]
+    counts = options.counts
     words += ["--workers", str(max(1, workers)), "--queue", str(max(64, *counts)), "--timeout", str(SECONDS_TO_ANSWER)]
     with serving(words) as address:
         asking(address, paths[: 2 * options.batch_size], max(counts))
@@ -188,10 +196,8 @@ def run(options: Options) -> None:
             "predict, without an adapter": predicted(folder, "zeroshot", *common, None),
             "predict, with an adapter": predicted(folder, "adapter", *common, adapter),
         }
-        asked = {
-            "serve, without an adapter": served(paths, *common, None),
-            "serve, with an adapter": served(paths, *common, adapter),
-        }
+        contenders = {"serve, without an adapter": None, "serve, with an adapter": adapter} if options.counts else {}
+        asked = {name: served(paths, *common, folder_of) for name, folder_of in contenders.items()}
     rates |= {name: max(several, key=lambda one: one.clients).rate for name, several in asked.items()}
     first = next(iter(rates.values()))
     rows = [(name, f"{rate:.1f}", f"{rate / first:.2f}") for name, rate in rates.items()]
@@ -206,10 +212,8 @@ def run(options: Options) -> None:
         for name, several in asked.items()
         for one in several
     ]
-    tables = (
-        Table("", ("", "images/s", "times the loop's"), rows, note=note),
-        Table("", ("", "clients", "images/s", "p50 ms", "p99 ms"), latencies),
-    )
+    tables = [Table("", ("", "images/s", "times the loop's"), rows, note=note)]
+    tables += [Table("", ("", "clients", "images/s", "p50 ms", "p99 ms"), latencies)] if latencies else []
     print(Document("", lead, tables).markdown())
 
 
