@@ -47,8 +47,8 @@ def run_models(config: ModelsConfig) -> None:
         if row.refused is not None:
             refused.setdefault(row.refused, []).append(row.name)
     print(f"\n{len(working)} of {len(rows)} can be adapted" + ("; not these:\n" if refused else ""))
-    for reason, names in refused.items():
-        print(f"{'- ' if config.markdown else ''}{', '.join(names)}: {reason}")
+    for reason, models in refused.items():
+        print(f"{'- ' if config.markdown else ''}{', '.join(models)}: {reason}")
 
 
 def _reasons(rows: Sequence[ModelRow]) -> dict[str, str]:
