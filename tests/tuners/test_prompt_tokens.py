@@ -264,5 +264,4 @@ def test_padded_tokens_begin_as_zeros_and_the_words_behind_them(tokenizer):
 def test_numbers_of_tokens_that_are_not_what_they_look_like(tokenizer, prompt, template, message):
     config = TunerConfig(RMAdapterConfig(layers="none"), prompt=prompt)
     with pytest.raises(InputError, match=message):
-        model = inject(small_clip(), config, seed=1, tokenizer=tokenizer, template=template, class_names=NAMES)
-        RMAdapterCLIP(model, tokenizer, NAMES, template, loss=CROSS_ENTROPY)
+        RMAdapterCLIP(small_clip(), tokenizer, NAMES, template, config, loss=CROSS_ENTROPY)
