@@ -55,4 +55,5 @@ TIMM_VIT = TowerKind(
     embed_width=timm_trunks.embed_width,
     size=timm_trunks.size,
     embed_operations=timm_trunks.embed_operations,
+    finish_operations=timm_trunks.finish_operations,
 )
