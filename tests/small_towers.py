@@ -48,14 +48,14 @@ def side_of(timm_name: str) -> int:
 
 
 @contextmanager
-def _small_parts() -> Iterator[None]:
+def _small_parts(vision: dict[str, Any]) -> Iterator[None]:
     """Inside, timm and transformers make small models of the classes that they are asked for."""
     made = timm.create_model
 
     def small_trunk(name: str, **arguments):
-        sizes = {"img_size": side_of(name), **TIMM}
+        sizes = {"img_size": vision["image_size"], **TIMM}
         if name.startswith(tuple(SIDE)):  # their stems have widths of their own
-            sizes = {"img_size": side_of(name), "depth": 3}
+            sizes = {"img_size": vision["image_size"], "depth": 3}
         return made(name, **arguments, **sizes)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -85,10 +85,14 @@ def small_encoder(name: str) -> Any:
     )  # fmt: skip
 
 
-def small_model(name: str, seed: int = 0) -> nn.Module:
-    """open_clip's model ``name``, shrunk, with random weights from ``seed``."""
+def small_model(name: str, seed: int = 0, **vision: Any) -> nn.Module:
+    """open_clip's model ``name``, shrunk, with random weights from ``seed``; ``vision`` changes its image tower.
+
+    All weights are drawn: norms, biases and scales too, which begin as ones and zeros, so that one passes for another.
+    """
     config = shrunk(name)
-    with torch.random.fork_rng(), _small_parts():
+    config["vision_cfg"].update(vision)
+    with torch.random.fork_rng(), _small_parts(config["vision_cfg"]):
         torch.manual_seed(seed)
         text = config["text_cfg"]
         if "hf_model_name" in text:
@@ -98,22 +102,44 @@ def small_model(name: str, seed: int = 0) -> nn.Module:
         model = kind(**config).eval()
         if kind is open_clip.CoCa:  # which open_clip leaves as the memory was
             nn.init.normal_(model.text_decoder.text_projection, std=0.01)
+        _draw_all(model)
         return model
 
 
+@torch.no_grad()
+def _draw_all(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if name.startswith("logit_"):
+            continue
+        wide = parameter.dim() > 1
+        parameter.add_(torch.randn_like(parameter), alpha=0.02 if wide else 0.3)
+        if "gamma" in name:
+            parameter.add_(0.5)
+    for name, buffer in model.named_buffers():
+        if "running_mean" in name:
+            buffer.add_(torch.randn_like(buffer), alpha=0.2)
+        elif "running_var" in name:
+            buffer.mul_(1 + torch.rand_like(buffer))
+
+
 class SmallTokenizer:
-    """A tokenizer for any of them: a start and an end where the tower wants them, padding that it knows."""
+    """A tokenizer for any of them: the end of text and the padding that the tower looks for."""
 
     def __init__(self, model: nn.Module):
-        encoder = getattr(model, "text", None)
+        encoder = getattr(model, "text", model)
         config = getattr(encoder, "config", None)
         self.pad = getattr(config, "pad_token_id", None)
         if self.pad is None:
             self.pad = getattr(encoder, "pad_id", 0)
+        pool = getattr(encoder, "pool_type", getattr(encoder, "text_pool_type", None))
+        self.end = getattr(encoder, "eos_id", getattr(encoder, "text_eos_id", None)) if pool == "eos" else None
+        if self.end is not None:
+            self.pad = 1 if self.end != 1 else 3
         self.context_length = 20
         self.words = open_clip.get_tokenizer("ViT-B-32")
 
     def __call__(self, texts, context_length: int | None = None) -> torch.Tensor:
-        length = context_length or self.context_length
-        rows = self.words(texts, context_length=length)
-        return rows if self.pad == 0 else torch.where(rows == 0, self.pad, rows)
+        rows = self.words(texts, context_length=context_length or self.context_length)
+        padding = rows == 0
+        found = rows if self.end is None else torch.where(rows == rows.max(), self.end, rows)
+        return torch.where(padding, self.pad, found)

@@ -48,7 +48,7 @@ def attend(
     update: Update | None = None,
 ) -> Tensor:
     """The attention's output for every token of ``u``; ``causal`` says that ``mask`` is the causal one."""
-    qkv = [linear(u, *matrix) for matrix in attention.qkv]
+    qkv = [linear(u, *matrix) for matrix in attention.projections]
     parts = list(qkv[0].chunk(3, -1)) if len(qkv) == 1 else qkv
     if update is not None:
         parts = [added(low, u, part) for low, part in zip(update[:3], parts, strict=True)]
@@ -115,7 +115,7 @@ def attend_at(
     if not attention.plain:
         assert update is None  # whoever makes updates has looked
         return _attend_at_keys(attention, u, layout, mask, linear)
-    weight, bias = attention.qkv[0]
+    weight, bias = attention.projections[0]
     w_q, w_k, w_v = _with_updates(weight.chunk(3), update)
     b_q, _, b_v = (None,) * 3 if bias is None else bias.chunk(3)
     heads, taken = attention.heads, layout.take(u)
@@ -140,7 +140,7 @@ def attend_at(
 
 def _attend_at_keys(attention: Attention, u: Tensor, layout: Layout, mask: Tensor | None, linear: Linear) -> Tensor:
     """``attend_at`` with keys and values of all tokens; the tokens taken are among those that are not rotated."""
-    (w_q, b_q), *others = attention.qkv
+    (w_q, b_q), *others = attention.projections
     q = _heads(F.linear(layout.take(u), w_q, b_q), attention.heads)
     k, v = (_heads(linear(u, *matrix), attention.heads) for matrix in others)
     q = q if attention.q_norm is None else attention.q_norm(q)

@@ -171,7 +171,7 @@ def _by_name(name: str, pretrained: str | None) -> tuple[nn.Module, Callable[...
             f"the tokenizer of {name} cannot be had ({type(error).__name__}); random weights take a stand-in",
             stacklevel=3,
         )
-        text_tower: Any = clip.text
+        text_tower: Any = getattr(clip, "text", clip)
         pad = getattr(getattr(text_tower, "config", text_tower), "pad_token_id", getattr(text_tower, "pad_id", 0))
         return clip, StandInTokenizer(text, pad, text.get("context_length") or DEFAULT_CONTEXT_LENGTH)
 

@@ -51,7 +51,9 @@ def _check_module(model: nn.Module) -> None:
     named = f"clip is a {kind.__name__}"
     children = dict(model.named_children())
     # A wrapper has the model as its first child, and itself no towers.
-    inner = None if hasattr(model, "visual") else next((name for name in INNER if [*children][:1] == [name]), None)
+    # A compiled one has the model's own attributes as well.
+    has_towers = hasattr(model, "visual") and "_orig_mod" not in children
+    inner = None if has_towers else next((name for name in INNER if [*children][:1] == [name]), None)
     if inner is not None:
         raise InputError(f"{named} around a {type(children[inner]).__name__}; valid: what is in it, clip.{inner}")
     if kind.__name__.startswith("FSDP") or any(hasattr(p, "full_tensor") for p in model.parameters()):
@@ -68,8 +70,13 @@ def _check_module(model: nn.Module) -> None:
 def _check_weights(model: nn.Module) -> None:
     """All on one device, and each an ordinary floating-point tensor: quantised ones have no product for adapters."""
     devices: dict[torch.device, str] = {}
+    for name, buffer in model.named_buffers():
+        devices.setdefault(buffer.device, name)
     for name, parameter in model.named_parameters():
         devices.setdefault(parameter.device, name)
+        if not parameter.is_floating_point():
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise InputError(f"clip has {name} in {kind}; valid: a model of floating-point weights")
         if type(parameter) is not nn.Parameter:
             raise InputError(
                 f"clip has {name} as a {type(parameter).__name__}; valid: a model of ordinary weights, before it is "

@@ -28,7 +28,8 @@ class Layout(NamedTuple):
             where there are none.
         led: how many of them, from the first, are among the shared tokens.
         also: how many tokens behind the one at which the tower is pooled are taken with it.
-        keys: bool [rows, tokens], which tokens of each row are looked at; None for all that the mask allows.
+        seen: additive mask [rows, 1, 1 or tokens, tokens] of what each row's tokens look at; None where all rows look
+            at what the tower's own mask allows.
     """
 
     token: Token = None
@@ -38,7 +39,7 @@ class Layout(NamedTuple):
     slots: Tensor | None = None
     led: int = 0
     also: int = 0
-    keys: Tensor | None = None
+    seen: Tensor | None = None
 
     def inserted(self, count: int, also: int = 0) -> Layout:
         """The layout with ``count`` tokens more behind each sequence's first, of which ``also`` are taken too."""
@@ -113,17 +114,11 @@ class Layout(NamedTuple):
         return self.joined(self.start(x), found) if self.shared else found
 
     def mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
-        """The additive ``mask`` [tokens, tokens] of one row cut to those of ``x``; [rows, 1, tokens, tokens] with keys.
-
-        With ``keys`` it is in the dtype of ``x``.
-        """
+        """What the tokens of ``x`` look at: ``seen``, or the additive ``mask`` [tokens, tokens] cut to their number."""
+        if self.seen is not None:
+            return self.seen
         length = self.length(x)
-        mask = None if mask is None else mask[:length, :length]
-        if self.keys is None:
-            return mask
-        unseen = torch.zeros(self.keys.shape, dtype=x.dtype, device=x.device).masked_fill(~self.keys, float("-inf"))
-        unseen = unseen[:, None, None, :].expand(-1, 1, length, -1)
-        return unseen if mask is None else unseen + mask.to(x.dtype)
+        return None if mask is None else mask[:length, :length]
 
     def take(self, x: Tensor) -> Tensor:
         """The token at which each row is pooled, and those behind it: [groups * rows, 1 + also, D]."""

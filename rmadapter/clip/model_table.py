@@ -111,6 +111,8 @@ def _without_weights(name: str) -> ClipModel:
 def _encoder(name: str, embed: int, settings: dict[str, Any]) -> nn.Module:
     from transformers import AutoConfig  # an extra
 
+    if name not in ENCODERS:
+        raise ImportError(f"its encoder {name} is not known here")
     architecture, sizes = ENCODERS[name]
     config = AutoConfig.for_model(architecture, **sizes)
     # Of an encoder with a decoder open_clip takes the encoder; made from a configuration alone it takes both.

@@ -31,6 +31,7 @@ class Attention:
     Attributes:
         heads: their number.
         qkv: one matrix [3 D, D] of queries, keys and values, or one of each.
+        qkv_bias: the bias of one matrix, where it is put together of several parameters; None: it stands beside it.
         out: the projection of what the heads have found.
         q_norm, k_norm: of each head's queries and keys.
         rotate: positions rotated into queries and keys [n, heads, tokens, d].
@@ -46,6 +47,12 @@ class Attention:
     rotate: Callable[[Tensor], Tensor] | None = None
     fixed: int = 0
     inner: nn.Module | None = None
+    qkv_bias: Callable[[], Tensor] | None = None
+
+    @property
+    def projections(self) -> tuple[Matrix, ...]:
+        """``qkv`` with the biases that there are now."""
+        return self.qkv if self.qkv_bias is None else ((self.qkv[0][0], self.qkv_bias()),)
 
     @property
     def plain(self) -> bool:

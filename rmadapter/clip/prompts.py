@@ -96,7 +96,7 @@ def make_prompts(
         template = " ".join([*[PLACEHOLDER] * padding, template])
     texts = [template.format(name) for name in class_names]
     tower = find_towers(clip)["text"]
-    context = _context(clip, tokenizer)
+    context = context_of(clip, tokenizer)
     tokens = tokenizer(texts, context_length=context)
     # With room for one more the same tokens come out, unless one was cut off.
     fits = (tokenizer(texts, context_length=context + 1)[:, :context] == tokens).all(1)
@@ -112,7 +112,7 @@ def make_prompts(
         valid = valid[:, : tokens.shape[1]]
     slots = None
     if learned is not None and count:
-        _check_start(tokenizer, context)
+        check_start(tokenizer)
         slots = torch.arange(1, 1 + count).expand(len(tokens), -1)
         if learned.place != "end":
             order, slots = _placed(learned, tokens, _name_lengths(clip, tokenizer, class_names))
@@ -120,16 +120,16 @@ def make_prompts(
     return Prompts(tokens.contiguous(), valid.contiguous(), slots)
 
 
-def _context(clip: ClipModel, tokenizer: Callable[..., Tensor]) -> int:
+def context_of(clip: ClipModel, tokenizer: Callable[..., Tensor]) -> int:
     """Tokens of a prompt: what the text tower has positions for, and no more than the tokenizer is set to."""
     tower = find_towers(clip)["text"]
     known = (tower.kind.size(tower.root), getattr(tokenizer, "context_length", None))
     return min(size for size in known if size)
 
 
-def _check_start(tokenizer: Callable[..., Tensor], context: int) -> None:
+def check_start(tokenizer: Callable[..., Tensor]) -> None:
     """Raise InputError unless every prompt begins with the same token, which learned tokens stand behind."""
-    first = tokenizer(["a", "b"], context_length=context)[:, 0]
+    first = tokenizer(["a", "b"], context_length=8)[:, 0]
     if first[0] != first[1]:
         raise InputError(
             "prompt.text_tokens stand behind a start-of-text token, which this model's prompts do not have; valid: 0"
@@ -138,7 +138,7 @@ def _check_start(tokenizer: Callable[..., Tensor], context: int) -> None:
 
 def _name_lengths(clip: ClipModel, tokenizer: Callable[..., Tensor], class_names: Sequence[str]) -> Tensor:
     """Tokens of each class name: int64 [classes]."""
-    tokens = tokenizer(list(class_names), context_length=_context(clip, tokenizer))
+    tokens = tokenizer(list(class_names), context_length=context_of(clip, tokenizer))
     return end_of_text(clip, tokens) - 1  # without start-of-text
 
 
@@ -167,7 +167,7 @@ def first_words(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str
     """
     words = template.partition("{}")[0].split()
     starts = [" ".join(words[: number + 1]) for number in range(len(words))]
-    context = _context(clip, tokenizer)
+    context = context_of(clip, tokenizer)
     tokens = tokenizer(starts, context_length=context) if starts else torch.empty(0, 1)
     ends = (end_of_text(clip, tokens) - 1).tolist()  # without start-of-text
     whole = not ends or ends[-1] == len(words)
@@ -189,7 +189,7 @@ def words_of(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str, c
         InputError: there are more.
     """
     words = template.partition("{}")[0].split()
-    tokens = tokenizer([" ".join(words)], context_length=_context(clip, tokenizer))
+    tokens = tokenizer([" ".join(words)], context_length=context_of(clip, tokenizer))
     found = tokens[0, 1 : int(end_of_text(clip, tokens))]
     if len(found) > count:
         raise InputError(

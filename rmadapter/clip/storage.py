@@ -8,7 +8,6 @@ import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import Attention, AttentionalPooler, LayerNorm, LayerNormFp32, LayerScale
 from timm.layers import LayerNorm as TimmLayerNorm
-from timm.layers import LayerNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,6 +23,8 @@ STORED = (
     (AttentionalPooler, ("query",)),
     (LayerScale, ("gamma",)),
 )
+# LayerNorms of one dtype alone; those of other classes (timm's of two dimensions) go with the matrices.
+PLAIN_NORMS = (LayerNorm, nn.LayerNorm, TimmLayerNorm)
 OTHERS = ("text_projection", "proj", "cls_emb")
 
 
@@ -58,17 +59,22 @@ def store_weights(clip: ClipModel, dtype: torch.dtype) -> None:
             if isinstance(parameter, nn.Parameter):
                 parameter.data = parameter.data.to(dtype)
         for name, child in module.named_children():
-            if type(child) is LayerNorm:
+            if isinstance(child, nn.LayerNorm) and type(child) in PLAIN_NORMS and not _is_stored_whole(child, dtype):
                 setattr(module, name, _in_fp32(child))
+
+
+def _is_stored_whole(norm: nn.LayerNorm, dtype: torch.dtype) -> bool:
+    """Whether ``norm`` is one of transformers', which compute in the dtype that they are stored in."""
+    return norm.weight is not None and norm.weight.dtype == dtype
 
 
 def _store_whole(trunk: nn.Module, dtype: torch.dtype) -> None:
     """All of timm's ``trunk`` but norms and rotations: positions and tokens in fp32 would make the stream fp32."""
     for module in list(trunk.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.LayerNorm) and type(child) in (nn.LayerNorm, TimmLayerNorm):
+            if isinstance(child, nn.LayerNorm) and type(child) in PLAIN_NORMS:
                 setattr(module, name, _in_fp32(child))
-        if isinstance(module, (LayerNormFp32, nn.LayerNorm, _BatchNorm)) and type(module) is not LayerNorm2d:
+        if isinstance(module, (LayerNormFp32, _BatchNorm)) or type(module) in PLAIN_NORMS:
             continue
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)

@@ -69,6 +69,8 @@ class TowerKind:
         grid: (root) -> rows and columns of an image's patches, which are its last tokens, row by row; None where they
             are none.
         embed_operations: (root) -> operations of ``embed`` a token; what is more than one product is left out.
+        finish_operations: (root) -> operations of ``finish`` for a row beyond norms and one product: of attention that
+            pools.
         added: (root) -> tokens of a prompt in front of the first block that are no token ids, behind them.
         mask: (root) -> additive mask [tokens, tokens] that all rows have, or None.
         keys: (root, token ids) -> bool [n, tokens], which tokens of each row are looked at; None for all.
@@ -96,6 +98,7 @@ class TowerKind:
     size: Callable[[Any], int]
     grid: Callable[[Any], tuple[int, int] | None] = _no_grid
     embed_operations: Callable[[Any], int] = _no_count
+    finish_operations: Callable[[Any], int] = _no_count
     added: Callable[[Any], int] = _no_count
     mask: Callable[[Any], Tensor | None] = _no_mask
     keys: Callable[[Any, Tensor], Tensor | None] = _all_keys
@@ -158,17 +161,14 @@ class Tower:
     @property
     def recomputes(self) -> bool:
         """Whether the model's own forward pass recomputes blocks in the backward pass."""
-        return any(getattr(module, name, False) for module, name in self._switches())
+        return bool(self.recomputing())
 
-    @recomputes.setter
-    def recomputes(self, value: bool) -> None:
-        for module, name in self._switches():
-            setattr(module, name, value)
-
-    def _switches(self) -> list[tuple[nn.Module, str]]:
-        outer = [self.root, *(child for name, child in self.root.named_children() if not name.startswith("visual"))]
-        outer += [module for block in self.blocks for module in block.modules()]
-        return [(module, name) for module in outer for name in RECOMPUTES if name in vars(module)]
+    def recomputing(self) -> list[tuple[nn.Module, str]]:
+        """The switches that have it do so and are on: a module of the tower, and the name of its attribute."""
+        inner = ("visual", "text") if self.kind.root == "" else ()
+        parts = [self.root, *(child for name, child in self.root.named_children() if name not in inner)]
+        modules = {module for part in parts[1:] for module in part.modules()} | {self.root}
+        return [(module, name) for module in modules for name in RECOMPUTES if vars(module).get(name)]
 
     def norm(self, layer: int) -> nn.Module | None:
         """The norm in front of the attention of block ``layer``, counted from 1; None where there is none."""

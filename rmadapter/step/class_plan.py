@@ -92,6 +92,9 @@ def plan_classes(
     shares = shortcuts.shared_start and shared_start_obstacle(model.clip) is None
     # Dropout draws for every row.
     shared = shared_start(prompts.fixed, lengths) if shares and not text.sites.random else 0
+    ends = text.tower.place(prompts.tokens)
+    if shared and isinstance(ends, Tensor):  # each row keeps the token that it is pooled at
+        shared = min(shared, int(ends.min()))
     if any(edit.per == CLASS for edit in text.sites.edits):
         shared = min(shared, 1)
     chunks = [Chunk(0, count, length, shared)]

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from open_clip.transformer import QuickGELU
-
 from rmadapter.clip.parts import BlockParts
 from rmadapter.clip.tower_kind import CHILD
 from rmadapter.clip.towers import find_towers, towers_embed
@@ -39,6 +37,8 @@ class TowerShape:
         update_bytes: what a block's updates keep of a token for the backward pass.
         inner: whether the first block above ``first`` is trained inside alone, so that no gradient goes to its input.
         embed: operations before the first block, a token.
+        finish: operations behind the last block, a row: of pooling by attention.
+        keys: at one token, operations of the last block's keys and values on a token; None where they are not formed.
         hidden_kept: how many tensors as large as the hidden layer the activation keeps for the backward pass.
         size, stream: bytes a number in the compute dtype and in the residual stream above the first adapter.
     """
@@ -57,6 +57,8 @@ class TowerShape:
     update_bytes: int
     inner: bool
     embed: int
+    finish: int
+    keys: int | None
     hidden_kept: int
     size: int
     stream: int
@@ -120,6 +122,8 @@ class TowerShape:
         attention = 2 * products * self.width
         if not at_token:
             return chunk.tokens * linear + chunk.pairs * attention
+        if self.keys is not None:
+            return chunk.rows * (taken * (linear - self.keys + chunk.length * attention) + chunk.length * self.keys)
         # All four projections are those of these tokens; their heads look at the tokens as they are, each over their
         # width.
         return chunk.rows * taken * (linear + self.heads * chunk.length * attention)
@@ -204,11 +208,12 @@ def workload(
     targets: tuple[bool, bool],
     rebuilds: tuple[bool, bool],
     stream: int,
+    context: int,
     target_prompts: int = 0,
     backwards: int = 1,
     two_views: bool = False,
 ) -> Workload:
-    """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number."""
+    """The work of one step on ``images`` images with ``model``; ``stream`` in bytes a number, ``context`` in tokens."""
     vision, words = find_towers(model.clip).values()
     image = tower_shape(model, "vision", embed=vision.kind.embed_operations(vision.root), stream=stream)
     text = tower_shape(model, "text", stream=stream)
@@ -218,7 +223,7 @@ def workload(
         text=text,
         images=images,
         image_tokens=vision.kind.size(vision.root),
-        context=words.kind.size(words.root) + words.kind.added(words.root),
+        context=context + words.kind.added(words.root),
         chunks=chunks,
         targets=targets,
         rebuilds=rebuilds,
@@ -272,7 +277,9 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
         update_bytes=max(kept),
         inner=first + 1 in sites.updates and sites.before(first + 1) is None,
         embed=embed,
-        hidden_kept=2 if parts.mlp is not None and (parts.mlp.gate or isinstance(parts.mlp.act, QuickGELU)) else 1,
+        finish=tower.kind.finish_operations(tower.root),
+        keys=_keys(tower.parts[-1]),
+        hidden_kept=_hidden_kept(parts),
         size=size,
         stream=stream,
     )
@@ -284,6 +291,21 @@ def _matrix_numbers(parts: BlockParts, block: Block) -> int:
         return sum(weight.numel() for weight in parts.matrices())
     trained = {id(p) for p in getattr(block, CHILD).parameters()} if hasattr(block, CHILD) else set()
     return sum(p.numel() for p in block.parameters() if p.dim() == 2 and id(p) not in trained)
+
+
+def _keys(parts: BlockParts) -> int | None:
+    """``TowerShape.keys``."""
+    if parts.attention is None or parts.attention.plain or len(parts.attention.qkv) == 1:
+        return None
+    return 2 * sum(weight.numel() for weight, _ in parts.attention.qkv[1:])
+
+
+def _hidden_kept(parts: BlockParts) -> int:
+    """How many tensors as wide as the hidden layer an MLP keeps: an activation's input, both factors of a product."""
+    if parts.mlp is None:
+        return 1
+    kept = 3 if parts.mlp.gate is not None else 2 if type(parts.mlp.act).__name__ == "QuickGELU" else 1
+    return kept + (parts.mlp.norm is not None)
 
 
 def _hidden(parts: BlockParts, block: Block) -> int:
@@ -351,11 +373,13 @@ def _tower_cost(
         begin = shape.forward(chunk, 0, min(shape.first + 1, shape.depth), by_token) + chunk.tokens * shape.embed
         cost["prefix"] += prefix * begin
         if frozen:
-            above = shape.forward(chunk, shape.first + 1, shape.depth, by_token)
+            above = shape.forward(chunk, shape.first + 1, shape.depth, by_token) + chunk.rows * shape.finish
             cost["frozen"] += above + (0 if shared else begin)
         cost["adapted"] += shape.tuned(chunk, by_token) * (2 if chunk.recompute or by_block else 1)
         cost["adapted"] += shape.tuned(chunk, by_token, backward=True) * backwards
         cost["adapted"] += shape.adapters_flop(chunk.tokens)
+        # Of what a gradient goes through, its inputs' once more.
+        cost["adapted"] += chunk.rows * shape.finish * (1 if shape.untouched else 1 + backwards)
         saved = shape.saved_bytes(chunk)
         if by_block:
             blocks = max(1, shape.depth - shape.first - 1)

@@ -10,6 +10,7 @@ import torch
 
 from rmadapter.clip.frozen_linear import packing_obstacle
 from rmadapter.clip.obstacles import last_block_obstacle, shared_start_obstacle
+from rmadapter.clip.prompts import context_of
 from rmadapter.clip.towers import find_towers, text_is_trimmable
 from rmadapter.config import TrainConfig
 from rmadapter.config.shortcuts import StepConfig
@@ -116,10 +117,16 @@ def make_step(
     recomputed = sum(chunk.stop - chunk.start for chunk in step.chunks if chunk.recompute)
     return step, (
         f"step: frozen part computed once{', without ' + ', '.join(off) if off else ''}; residual stream "
-        f"{str(stream).removeprefix('torch.')}{'; compiled' if config.compile else ''}"
+        f"{str(stream).removeprefix('torch.')}{_rounding(step, stream)}{'; compiled' if config.compile else ''}"
         f"{'; recorded as CUDA graphs' if config.cuda_graphs else ''}"
         + (f"; {recomputed} of {len(model.class_names)} classes recomputed in backward" if recomputed else "")
     )
+
+
+def _rounding(step: TrainStep, stream: torch.dtype) -> str:
+    """Which towers round a wide residual stream to the dtype of their weights in every block."""
+    whole = [e.modality for e in (step.image, step.text) if e.dtype != stream and not all(p.apart for p in e.parts)]
+    return f" (rounded in every block of the {' and '.join(whole)} tower, which run whole)" if whole else ""
 
 
 @dataclass(frozen=True)
@@ -153,9 +160,9 @@ class Plan:
             tower: "dropout draws for every token" if draws else last_block_obstacle(model.clip, tower)
             for tower, draws in random.items()
         }
-        for tower, obstacle in last.items():
-            if obstacle is not None:
-                reasons["last_token"] = f"{tower}: {obstacle}"
+        against = [f"{tower}: {obstacle}" for tower, obstacle in last.items() if obstacle is not None]
+        if against:
+            reasons["last_token"] = "; ".join(against)
         fast = isinstance(step, TrainStep)
         planned = step if isinstance(step, TrainStep) else TrainStep(model, StepConfig.none())
         loss, needs_image = model.loss, model.loss.needs_image or model.per_image
@@ -172,6 +179,7 @@ class Plan:
             targets=(needs_image, loss.needs_text),
             rebuilds=(model.rebuilds_frozen("vision"), model.rebuilds_frozen("text")),
             stream=planned.text.stream.itemsize,
+            context=context_of(model.clip, model.tokenizer),
             target_prompts=1 if model.draws else len(model.targets),
             backwards=2 if loss.projected else 1,
             two_views=loss.reads_two_views,
@@ -211,7 +219,8 @@ class Plan:
         for name, what in WHAT.items():
             on = getattr(self.shortcuts, name)
             reason = self.reasons.get(name)
-            if not on or (reason is not None and name in APPLY_OR_NOT):
+            nowhere = name == "last_token" and not any(self.by_token)
+            if not on or nowhere or (reason is not None and name in APPLY_OR_NOT):
                 lines.append(f"{name:<15} {'off':<4} {'':>11} {'':>8}  {reason or 'switched off'}")
                 continue
             other = self.without(name)

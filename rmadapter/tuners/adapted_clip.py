@@ -258,19 +258,19 @@ class AdaptedCLIP(nn.Module):
         adapters are switched on again.
         """
         adapters: list[Any] = [self.installed, *(adapter for _, _, adapter in self.adapters())]
-        towers = list(find_towers(self.clip).values())
-        recomputing = [tower for tower in towers if tower.recomputes]
+        towers = find_towers(self.clip).values()
+        recomputing = [switch for tower in towers for switch in tower.recomputing()]
         for adapter in adapters:
             adapter.frozen_pass = True
-        for tower in recomputing:
-            tower.recomputes = False
+        for module, name in recomputing:
+            setattr(module, name, False)
         try:
             yield
         finally:
             for adapter in adapters:
                 adapter.frozen_pass = False
-            for tower in recomputing:
-                tower.recomputes = True
+            for module, name in recomputing:
+                setattr(module, name, True)
 
     @contextlib.contextmanager
     def collect(self, tower: str) -> Iterator[list[Tensor]]:

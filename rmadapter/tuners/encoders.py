@@ -10,7 +10,7 @@ there, and share it:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from rmadapter.clip.low_rank import Update
 from rmadapter.clip.obstacles import is_causal, last_block_obstacle
 from rmadapter.clip.parts import normed
 from rmadapter.clip.prompts import Prompts
-from rmadapter.clip.tower_kind import at_path
+from rmadapter.clip.tower_kind import Tower, at_path
 from rmadapter.clip.towers import find_towers
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.branch import adapter_of, adapter_term
@@ -64,6 +64,10 @@ class BothFeatures(NamedTuple):
     errors: tuple[Tensor, ...]
 
 
+# Of an encoder's attributes those that ``find_towers`` gives.
+OF_TOWER = ("tower", "blocks", "kind", "root", "parts", "_weights")
+
+
 class Encoder:
     """One tower of an adapted model, run block by block.
 
@@ -90,8 +94,7 @@ class Encoder:
         packed: bool = True,
     ):
         self.clip, self.modality, self.recompute = model.clip, modality, recompute
-        tower = self.tower = find_towers(model.clip)[modality]
-        self.blocks, self.kind, self.root, self.parts = tower.blocks, tower.kind, tower.root, tower.parts
+        tower = self._find_tower()
         self.pre_ln = model.config.adapter_input == "pre_ln"
         self.dtype = tower.dtype
         self.stream = stream or self.dtype
@@ -110,6 +113,20 @@ class Encoder:
         self.by_token = by_token and not self.sites.random and last_block_obstacle(model.clip, modality) is None
         self.causal = is_causal(self.mask)
 
+    def _find_tower(self) -> Tower:
+        tower = self.tower = find_towers(self.clip)[self.modality]
+        self.blocks, self.kind, self.root, self.parts = tower.blocks, tower.kind, tower.root, tower.parts
+        self._weights = next(self.blocks.parameters())
+        return tower
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's blocks are the copy's, and what takes them apart holds functions of the original's.
+        return {name: value for name, value in self.__dict__.items() if name not in OF_TOWER}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._find_tower()
+
     @property
     def mask(self) -> Tensor | None:
         """The additive mask of a causal tower, where the model has it now, for the longest sequence."""
@@ -117,8 +134,9 @@ class Encoder:
 
     @property
     def fits(self) -> bool:
-        """Whether the model is still where it was, and in the same dtype; after a move encoders are made anew."""
-        return (self.clip.logit_scale.device, self.tower.dtype) == (self.device, self.dtype)
+        """Whether the model is still where it was, in the same dtype and the same tensors; else they are made anew."""
+        here = (self.clip.logit_scale.device, self.tower.dtype) == (self.device, self.dtype)
+        return here and next(self.blocks.parameters()) is self._weights
 
     @property
     def depth(self) -> int:
@@ -223,7 +241,7 @@ class Encoder:
         mask = layout.mask(self.mask, u)
         if self._at_token(number):
             return block_output_at(parts, x, u, layout, mask, self.linear, update), adapter_input
-        causal = self.causal and layout.keys is None
+        causal = self.causal and layout.seen is None
         return block_output(parts, x, u, layout, mask, causal, self.linear, update), adapter_input
 
     def _tuned_block(
@@ -339,8 +357,17 @@ class TextEncoder(Encoder):
             assert isinstance(place, (Tensor, int))  # ``by_token`` has looked
             token = place - shared
         led = 0 if slots is None or not shared else int((slots < shared).all(0).sum())
+        return Layout(token, shared, len(tokens) if shared else 0, slots=slots, led=led, seen=self._seen(tokens))
+
+    def _seen(self, tokens: Tensor) -> Tensor | None:
+        """``Layout.seen``: made once for some prompts, not in every block."""
         keys = self.kind.keys(self.root, tokens)
-        return Layout(token, shared, len(tokens) if shared else 0, slots=slots, led=led, keys=keys)
+        if keys is None:
+            return None
+        unseen = torch.zeros(keys.shape, dtype=self.dtype, device=keys.device).masked_fill(~keys, float("-inf"))
+        mask, length = self.mask, keys.shape[1]
+        unseen = unseen[:, None, None, :]
+        return unseen if mask is None else unseen + mask[:length, :length].to(self.dtype)
 
     def begin(self, tokens: Tensor, layout: Layout) -> Entry:
         """``enter`` on tokens [classes, length] (int64)."""

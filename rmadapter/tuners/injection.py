@@ -20,7 +20,7 @@ from torch import Tensor
 from rmadapter.clip.finite import check_base_weights
 from rmadapter.clip.handed import check_handed
 from rmadapter.clip.identity import ModelSource
-from rmadapter.clip.prompts import first_words, words_of
+from rmadapter.clip.prompts import check_start, first_words, words_of
 from rmadapter.clip.tower_kind import CHILD, Tower, at_path
 from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
@@ -30,6 +30,7 @@ from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.adapter_file import read_info, stored_rows
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
 from rmadapter.tuners.making import make_tuners
+from rmadapter.tuners.prompt_tokens import check_text_tokens
 from rmadapter.tuners.stored_facts import check_facts
 from rmadapter.tuners.variants import SharedLayer, VariantAdapter
 from rmadapter_kernels import FusedRMAdapter
@@ -77,8 +78,8 @@ def inject(
                 f"prompt.init is {init!r}, which needs tokenizer and template; valid: with both, or prompt.init random"
             )
         text = find_towers(clip)["text"]
-        if not text.kind.words:
-            raise InputError(f"prompt.init is {init!r}, which the {text.kind.name} has no embedding for; valid: random")
+        check_text_tokens("prompt.text_tokens", text)
+        check_start(tokenizer)
         table = at_path(text.root, text.kind.words).weight.detach()
         if init == "words":
             words = table[first_words(clip, tokenizer, template, count).to(table.device)]
@@ -111,6 +112,11 @@ def _put_in(
     }
     if not any(layers.values()) and not tuned.others:
         raise InputError("adapter.layers leaves both towers without an adapter; valid: layers in at least one tower")
+    for name, tower in towers.items():
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in tower.blocks.parameters() if p.dim() == 2})
+        if len(dtypes) > 1:
+            listed = " and ".join(dtypes)
+            raise InputError(f"the {name} tower's blocks have matrices in {listed}; valid: all in one dtype")
     check_base_weights(clip)
     clip.requires_grad_(False)
     device = next(clip.parameters()).device

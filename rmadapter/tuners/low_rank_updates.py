@@ -35,8 +35,9 @@ class LowRankUpdates(Tuner):
             for layer in layers:
                 if not tower.parts[layer - 1].plain or not hasattr(tower.blocks[layer - 1].attn, "in_proj_weight"):
                     raise InputError(
-                        f"lora.{name}_layers has block {layer}, whose attention has parts beyond queries, keys and "
-                        "values; valid: none"
+                        f"lora.{name}_layers is {config.layers(name)!r}, but the {name} tower is a {tower.kind.name}, "
+                        "and updates need open_clip's own attention of queries, keys and values alone "
+                        f"(nn.MultiheadAttention); valid: lora.{name}_layers none"
                     )
                 for matrix in config.names:
                     place = f"{name}_{layer}_{matrix}"

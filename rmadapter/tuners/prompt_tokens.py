@@ -62,8 +62,8 @@ class PromptTokens(Tuner):
                 )
         if self.count["vision"]:
             check_image_tokens("prompt.vision_tokens", clip)
-        if self.count["text"] and (why := text_tokens_obstacle(towers["text"])) is not None:
-            raise InputError(f"prompt.text_tokens needs a text tower that is pooled at its end, and {why}; valid: 0")
+        if self.count["text"]:
+            check_text_tokens("prompt.text_tokens", towers["text"])
         width = {name: tower.width for name, tower in towers.items()}
         if config.class_specific:
             self.classes = list(class_names or ())
@@ -182,8 +182,13 @@ def check_image_tokens(field: str, clip: ClipModel) -> None:
         raise InputError(f"{field} needs an open_clip ViT, and this is a {tower.kind.name}; valid: 0")
 
 
-def text_tokens_obstacle(tower: Tower) -> str | None:
-    """Why learned tokens cannot stand in prompts of a text ``tower``, or None where they can."""
+def check_text_tokens(field: str, tower: Tower) -> None:
+    """Raise InputError where learned tokens cannot stand in prompts; ``field`` is the option that asks."""
+    if (why := _text_tokens_obstacle(tower)) is not None:
+        raise InputError(f"{field} needs a text tower that is pooled at its end, and {why}; valid: 0")
+
+
+def _text_tokens_obstacle(tower: Tower) -> str | None:
     if not tower.kind.words:
         return f"a {tower.kind.name} has no embedding that they can enter by"
     if tower.kind.added(tower.root) or tower.kind.keys(tower.root, torch.zeros(1, 1, dtype=torch.int64)) is not None:

@@ -14,7 +14,7 @@ from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS, layer_numbers
 from rmadapter.config.space import SpaceConfig
 from rmadapter.errors import InputError
-from rmadapter.tuners.prompt_tokens import DEVIATION, check_image_tokens, draw_linear, text_tokens_obstacle
+from rmadapter.tuners.prompt_tokens import DEVIATION, check_image_tokens, check_text_tokens, draw_linear
 from rmadapter.tuners.sites import INSERT, Sites, TokenEdit
 from rmadapter.tuners.tuner import Features, Tuner, Values
 
@@ -46,8 +46,7 @@ class RepresentationSpace(Tuner):
         self.config = config
         towers = find_towers(clip)
         check_image_tokens("space.tokens", clip)
-        if (why := text_tokens_obstacle(towers["text"])) is not None:
-            raise InputError(f"space.tokens needs a text tower that is pooled at its end, and {why}; valid: 0")
+        check_text_tokens("space.tokens", towers["text"])
         if towers["text"].mask is not None and not is_causal(towers["text"].mask):
             raise InputError("space.tokens needs a text tower with the causal mask, or without one; valid: 0")
         layers = {name: layer_numbers(config.layers, tower.depth, "space.layers") for name, tower in towers.items()}

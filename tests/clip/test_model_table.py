@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from conftest import small_clip
 from small_towers import SmallTokenizer, small_model
+from torch import nn
 
 from rmadapter import InputError, RMAdapterCLIP, RMAdapterConfig, inject
 from rmadapter.cli import main
+from rmadapter.clip import backbone
 from rmadapter.clip.stand_in_tokenizer import StandInTokenizer
 from rmadapter.config import PromptConfig, TunerConfig
 from rmadapter.config.lora import LoraConfig
@@ -54,6 +59,16 @@ def test_a_table_says_how_many_work(capsys):
             ),
             "quantised Linear",
         ),
+        (
+            lambda clip: clip.transformer.resblocks[1].mlp.half(),
+            "text tower's blocks have matrices in float16 and",
+        ),
+        (
+            lambda clip: setattr(
+                clip, "text_projection", nn.Parameter(torch.zeros(32, 32, dtype=torch.int8), requires_grad=False)
+            ),
+            "text_projection in int8; valid: a model of floating-point weights",
+        ),
     ],
 )
 def test_models_that_cannot_be_adapted_are_refused(spoiled, message):
@@ -61,6 +76,32 @@ def test_models_that_cannot_be_adapted_are_refused(spoiled, message):
     spoiled(clip)
     with pytest.raises(InputError, match=message):
         inject(clip)
+
+
+def test_a_compiled_model_is_refused_for_what_is_in_it():
+    with pytest.raises(InputError, match=r"OptimizedModule around a CLIP; valid: what is in it, clip\._orig_mod"):
+        inject(torch.compile(small_clip()))
+
+
+@pytest.mark.parametrize(("name", "cut"), [("ViT-L-14-CLIPA", "CLIP"), ("ViT-B-16-SigLIP", "CustomTextCLIP")])
+def test_random_weights_take_a_stand_in_where_the_tokenizer_cannot_be_had(name, cut, monkeypatch):
+    def no_tokenizer(*_, **__):
+        raise OSError("no hub")
+
+    monkeypatch.setattr(backbone, "_tokenizer", no_tokenizer)
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: small_model(name))
+    with pytest.warns(UserWarning, match="cannot be had .OSError.; random weights take a stand-in"):
+        found = backbone.load_backbone(name, "none")
+    assert type(found.clip).__name__ == cut
+    assert found.tokenizer(["a cat"]).shape == (1, open_clip.get_model_config(name)["text_cfg"]["context_length"])
+    with pytest.raises(InputError, match="no hub"):
+        backbone.load_backbone(name, open_clip.list_pretrained_tags_by_model(name)[0])
+
+
+def test_the_documented_table_has_every_model():
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in open_clip.list_models():
+        assert re.search(rf"(^\| |^- |, ){re.escape(name)}( \||,|:)", text, re.MULTILINE), name
 
 
 def test_a_tokenizer_is_needed():
@@ -87,7 +128,7 @@ def test_learned_tokens_say_which_towers_take_them(name, config, message):
 
 
 def test_updates_say_which_blocks_take_them():
-    with pytest.raises(InputError, match=r"lora\.vision_layers has block 1.*beyond queries"):
+    with pytest.raises(InputError, match=r"the vision tower is a timm EVA, .*valid: lora\.vision_layers none"):
         inject(small_model("EVA02-L-14"), TunerConfig(adapter=RMAdapterConfig(layers="none"), lora=LoraConfig(rank=2)))
 
 

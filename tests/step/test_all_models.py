@@ -5,21 +5,27 @@ Configurations that shrink to the same model are tested once, under the name of 
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import defaultdict
 
 import open_clip
 import pytest
+import small_towers
 import torch
 from small_towers import SmallTokenizer, shrunk, small_model
 from step_cases import assert_same
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, inject
 from rmadapter.clip.model_table import model_rows
+from rmadapter.clip.prompts import Prompts
 from rmadapter.clip.storage import store_weights
+from rmadapter.clip.towers import find_towers
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.train_step import TrainStep
+from rmadapter.tuners.encoders import Encoders
 
 # Image towers without transformer blocks of one width, by what their configuration says.
 WITHOUT_BLOCKS = ("convnext", "fastvit", "swin")
@@ -86,13 +92,16 @@ def test_adapters_go_in_learn_and_come_out(name):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def made(name: str, *, trim: bool = True, **loss) -> RMAdapterCLIP:
-    clip = small_model(name)
+def made(name: str, *, trim: bool = True, vision=None, **loss) -> RMAdapterCLIP:
+    clip = small_model(name, **(vision or {}))
     torch.manual_seed(0)
     config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5)
     weights = LossConfig(2, 3, 4, 5, **loss)
     tokenizer = SmallTokenizer(clip)
-    return RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=weights, trim=trim, keep_targets=trim).train()
+    model = RMAdapterCLIP(clip, tokenizer, NAMES, config=config, loss=weights, trim=trim, keep_targets=trim).train()
+    with torch.no_grad():
+        assert torch.pdist(model.text_features()).min() > 1e-4  # every prompt is read
+    return model
 
 
 def stepped(step, model) -> dict[str, torch.Tensor]:
@@ -115,6 +124,27 @@ def test_fast_and_plain_step_agree(name):
     assert_same(stepped(step, fast), expected, 3e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "vision"),
+    [
+        ("ViT-B-16", {"image_size": 48}),
+        ("ViT-B-16-SigLIP", {"image_size": 64}),
+        ("EVA02-L-14", {"image_size": 64}),
+        ("MobileCLIP2-L-14", {"qk_norm": True}),
+    ],
+)
+def test_other_sizes_of_image_and_norms_of_queries(name, vision):
+    if "qk_norm" in vision:  # nothing that open_clip itself would set
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("small_towers.TIMM", {**small_towers.TIMM, **vision})
+            models = made(name, trim=False), made(name)
+        assert find_towers(models[0].clip)["vision"].parts[0].attention.q_norm is not None
+    else:
+        models = made(name, trim=False, vision=vision), made(name, vision=vision)
+    plain, fast = models
+    assert_same(stepped(TrainStep(fast), fast), stepped(plain, plain), 3e-5)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_each_shortcut_alone_and_left_out(name):
     plain = made(name, trim=False)
@@ -126,6 +156,18 @@ def test_each_shortcut_alone_and_left_out(name):
             assert_same(stepped(TrainStep(model, shortcuts), model), expected, 3e-5)
 
 
+class OneDtype(TorchDispatchMode):
+    """Inside, products and norms of two dtypes are errors, as they are on CUDA."""
+
+    STRICT = ("native_layer_norm.default", "addmm", "bmm", "mm.default", "rms_norm")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in self.STRICT):
+            dtypes = {arg.dtype for arg in args if isinstance(arg, torch.Tensor) and arg.is_floating_point()}
+            assert len(dtypes) < 2, f"{function} of {dtypes}"
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_16_bit_weights(name):
     """Both steps run on weights stored in bf16, near those of fp32."""
@@ -134,7 +176,8 @@ def test_16_bit_weights(name):
     for fast in (False, True):
         model = made(name, trim=fast)
         store_weights(model.clip, torch.bfloat16)
-        found = stepped(TrainStep(model) if fast else model, model)
+        with OneDtype():
+            found = stepped(TrainStep(model) if fast else model, model)
         assert_same({k: found[k] for k in found if k[0] != "d"}, {k: expected[k] for k in found if k[0] != "d"}, 0.2)
 
 
@@ -143,6 +186,50 @@ def test_towers_without_transformer_blocks_are_refused_by_name(name):
     row = next(model_rows([name]))
     assert row.refused is not None
     assert re.search(r"the vision tower .* is a (ModifiedResNet|TimmModel around a \w+), which has", row.refused)
+
+
+@pytest.mark.parametrize("name", ["ViT-L-14-CLIPA", "EVA01-g-14", "mt5-base-ViT-B-32", "coca_ViT-B-32"])
+def test_kept_encoders_follow_the_weights_and_copies_have_their_own(name):
+    model = inject(small_model(name), RMAdapterConfig(layers="2-3", bottleneck=4), seed=0)
+    encoders, images = Encoders.of(model, packed=False), images_for(model.clip)
+    copied_model, copied = copy.deepcopy((model, encoders))
+
+    def assert_current(model, encoders):
+        with torch.no_grad():
+            found, expected = encoders.image.features(images), model.encode_image(images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    other = small_model(name, seed=1).state_dict()
+    copied_model.clip.load_state_dict(other, strict=False)
+    for pair in ((model, encoders), (copied_model, copied)):
+        assert_current(*pair)
+    assert encoders.image.fits
+    model.clip.load_state_dict(other, strict=False, assign=True)
+    assert not encoders.image.fits  # they are of tensors that the model no longer has
+
+
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [("coca_ViT-B-32", "text"), ("vit_relpos_medium_patch16_cls_224", "vision"), ("EVA02-E-14", "vision")],
+)
+def test_a_tower_is_exported_for_any_number_of_rows(name, tower):
+    """What a kind's functions do with a number of rows must not make it a constant of the graph."""
+    model = inject(small_model(name), RMAdapterConfig(layers="2-3", bottleneck=4), seed=0)
+    encoders = Encoders.of(model, packed=False)
+    rows = torch.export.Dim("rows", min=2, max=64)
+
+    class Features(torch.nn.Module):
+        def forward(self, x):
+            if tower == "vision":
+                return encoders.image.features(x)
+            return encoders.text.features(Prompts(x, torch.ones_like(x, dtype=torch.bool)))
+
+    def example(count):
+        return images_for(model.clip, count) if tower == "vision" else SmallTokenizer(model.clip)(NAMES[:count])
+
+    with torch.no_grad():
+        exported = torch.export.export(Features(), (example(3),), dynamic_shapes=({0: rows},)).module()
+        torch.testing.assert_close(exported(example(2)), Features()(example(2)), rtol=1e-4, atol=1e-5)
 
 
 def test_sigmoid_loss_reads_the_bias():

@@ -91,6 +91,17 @@ def _finish(root: Any, x: Tensor, tokens: Tensor | None, dtype: torch.dtype) -> 
     return root.proj(root.pooler(output, _valid(root, tokens).long()))
 
 
+def _place(root: Any, tokens: Tensor | None) -> int | str:
+    if "Cls" in type(root.pooler).__name__:
+        return 0
+    return f"features are pooled by {type(root.pooler).__name__} over all tokens"
+
+
+def _finish_at(root: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the first token, which all of its poolers by class token read."""
+    return _finish(root, x[..., None, :], torch.zeros((*x.shape[:-1], 1), dtype=torch.int64, device=x.device), dtype)
+
+
 def _embed_width(root: Any) -> int:
     return root.output_dim
 
@@ -105,8 +116,8 @@ HF_TEXT = tuple(
         norm=norm,
         parts=_parts,
         embed=_embed,
-        place=lambda root, tokens: "its blocks run whole",
-        finish_at=lambda root, x, dtype: x,
+        place=_place,
+        finish_at=_finish_at,
         finish=_finish,
         embed_width=_embed_width,
         size=lambda root: DEFAULT_CONTEXT_LENGTH,

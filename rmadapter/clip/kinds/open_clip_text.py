@@ -39,7 +39,7 @@ def _embed(root: Any, tokens: Tensor) -> Tensor:
     """Positions are cut to the length of ``tokens``."""
     x = root.token_embedding(tokens).to(_dtype(root))
     if getattr(root, "cls_emb", None) is not None:
-        x = torch.cat([x, root.cls_emb.to(x.dtype).expand(len(x), 1, -1)], 1)
+        x = torch.cat([x, root.cls_emb.to(x.dtype).expand(x.shape[0], 1, -1)], 1)
     return x + root.positional_embedding[: x.shape[1]].to(x.dtype)
 
 
@@ -52,14 +52,14 @@ def _keys(root: Any, tokens: Tensor) -> Tensor | None:
     valid = tokens != root.pad_id
     if not has_class:
         return valid
-    own = valid.new_ones(len(valid), 1)
+    own = valid.new_ones(valid.shape[0], 1)
     # CoCa's weights were trained with the class token's column of the mask in front of the others'.
     return torch.cat([valid, own] if getattr(root, "correct_cls_mask", False) else [own, valid], 1)
 
 
 def _counted(root: Any, tokens: Tensor) -> Tensor:
     if getattr(root, "cls_emb", None) is not None:
-        return torch.cat([tokens != root.pad_id, tokens.new_ones(len(tokens), 1, dtype=torch.bool)], 1)
+        return torch.cat([tokens != root.pad_id, tokens.new_ones(tokens.shape[0], 1, dtype=torch.bool)], 1)
     if getattr(root, "use_pad_mask", False):
         return tokens != root.pad_id
     if root.attn_mask is None:

@@ -31,6 +31,17 @@ def _finish(root: Any, x: Tensor, tokens: Tensor | None, dtype: torch.dtype) -> 
     return _projected(root, root._pool(x.to(dtype))[0])
 
 
+def _finish_operations(root: Any) -> int:
+    """Of CoCa's pooler: keys and values of all tokens, queries and output of its own."""
+    if root.attn_pool is None:
+        return 0
+    attn, tokens = root.attn_pool.attn, root.positional_embedding.shape[0]
+    # One pooler of ``query`` rows; where there are two in turn (open_clip's "parallel" and "cascade") the first counts.
+    width, queries = attn.embed_dim, root.attn_pool.query.shape[0]
+    keys = 2 * tokens * width * (attn.kdim + attn.vdim)
+    return keys + 4 * queries * width**2 + 4 * queries * tokens * width
+
+
 VIT = TowerKind(
     name="open_clip ViT",
     modality="vision",
@@ -47,6 +58,7 @@ VIT = TowerKind(
     size=lambda root: root.positional_embedding.shape[0],
     grid=lambda root: root.grid_size,
     embed_operations=lambda root: 2 * root.conv1.weight.numel(),
+    finish_operations=_finish_operations,
     enter="ln_pre",
     leave="ln_post",
 )

@@ -51,7 +51,14 @@ def _qkv(attn: Any) -> tuple[Matrix, ...]:
         return tuple((linear.weight, linear.bias) for linear in (attn.q_proj, attn.k_proj, attn.v_proj))
     if getattr(attn, "q_bias", None) is None:
         return ((attn.qkv.weight, attn.qkv.bias),)
-    return ((attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))),)
+    return ((attn.qkv.weight, None),)
+
+
+def _qkv_bias(attn: Any) -> Callable[[], Tensor] | None:
+    """Of keys there is none that is trained, and timm keeps zeros in its place."""
+    if attn.qkv is None or getattr(attn, "q_bias", None) is None:
+        return None
+    return lambda: torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
 
 
 def _attention(attn: Any, trunk: Any) -> Attention | None:
@@ -68,6 +75,7 @@ def _attention(attn: Any, trunk: Any) -> Attention | None:
         rotate=_rotation(attn, trunk),
         fixed=attn.num_prefix_tokens,
         inner=known(getattr(attn, "norm", None)),
+        qkv_bias=_qkv_bias(attn),
     )
 
 
@@ -110,6 +118,7 @@ EVA = TowerKind(
     size=timm_trunks.size,
     grid=timm_trunks.grid,
     embed_operations=timm_trunks.embed_operations,
+    finish_operations=timm_trunks.finish_operations,
 )
 # EVA02-E: norms behind attention and MLP, none in front.
 EVA_POST_NORM = replace(

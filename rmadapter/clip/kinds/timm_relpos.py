@@ -18,7 +18,7 @@ from rmadapter.clip.types import Block
 def _embed(root: Any, images: Tensor) -> Tensor:
     x = root.trunk.patch_embed(images)
     first = root.trunk.cls_token
-    return x if first is None else torch.cat([first.to(x.dtype).expand(len(x), -1, -1), x], 1)
+    return x if first is None else torch.cat([first.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
 
 
 def _parts(block: Block, root: Any) -> BlockParts:
@@ -46,4 +46,5 @@ RELPOS = TowerKind(
     size=timm_trunks.size,
     grid=timm_trunks.grid,
     embed_operations=timm_trunks.embed_operations,
+    finish_operations=timm_trunks.finish_operations,
 )

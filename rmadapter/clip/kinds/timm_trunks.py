@@ -59,6 +59,17 @@ def embed_operations(root: Any) -> int:
     return 2 * convolution.weight.numel() if isinstance(convolution, nn.Conv2d) else 0
 
 
+def finish_operations(root: Any) -> int:
+    """``TowerKind.finish_operations``: of a pool that is attention of one query to all tokens."""
+    pool = getattr(root.trunk, "attn_pool", None)
+    if pool is None:
+        return 0
+    tokens, own = size(root), [p for p in pool.parameters() if p.dim() == 2]
+    keys = pool.kv.weight if hasattr(pool, "kv") else None
+    of_tokens = 2 * tokens * keys.numel() if keys is not None else 0
+    return of_tokens + sum(2 * p.numel() for p in own if p is not keys) + 4 * tokens * root.trunk.embed_dim
+
+
 def mlp_of(mlp: nn.Module) -> Mlp | None:
     """timm's MLP taken apart; None where it is of another class."""
     layers: Any = mlp

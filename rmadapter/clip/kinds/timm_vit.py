@@ -56,4 +56,5 @@ TIMM_VIT = TowerKind(
     size=timm_trunks.size,
     grid=timm_trunks.grid,
     embed_operations=timm_trunks.embed_operations,
+    finish_operations=timm_trunks.finish_operations,
 )
