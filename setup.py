@@ -94,10 +94,13 @@ class PlatformWheel(bdist_wheel):
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 # ONNX files, and running and quantising them: rmadapter export.
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20", "onnxscript>=0.5"]
+# The page and the JSON endpoints: rmadapter serve.
+SERVE = ["python-multipart>=0.0.18", "starlette>=0.45", "uvicorn>=0.30"]
 # Text towers and tokenizers of the Hugging Face hub.
 TRANSFORMERS = ["transformers>=4.51", "sentencepiece>=0.2"]
 EXTRAS = {
     "onnx": ONNX,
+    "serve": SERVE,
     "transformers": TRANSFORMERS,
     "plot": ["matplotlib>=3.8"],
     "test": [
@@ -109,8 +112,11 @@ EXTRAS = {
         "pytest-timeout>=2.2",
         "pytest-xdist>=3.5",
         "setuptools>=77",  # the tests of the build run setup.py
+        "httpx2>=2.0",  # what starlette's test client asks with
+        "selenium>=4.20",  # drives Chromium, where there is one
         *DOCS,
         *ONNX,
+        *SERVE,
         *TRANSFORMERS,
     ],
     "search": ["optuna>=3.6"],
@@ -133,6 +139,7 @@ setup(
         "rmadapter_kernels": ["py.typed", "cpu_measured.json"],
         "rmadapter_kernels.triton": ["compiled.json", "measured/*.json"],
         "rmadapter.data.emoji": ["train.yaml", "files/*", "files/licenses/*"],
+        "rmadapter.serving": ["page/*"],
         "rmadapter.reports": ["details.html.jinja", "page.html.jinja"],
     },
     install_requires=[

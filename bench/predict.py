@@ -1,11 +1,13 @@
-"""Images a second of ``rmadapter predict`` against the loop that one writes with open_clip and a DataLoader.
+"""Images a second of ``rmadapter predict`` and ``serve`` against the loop that one writes with open_clip.
 
     python -m bench.predict
     python -m bench.predict --images 2000 --precision bf16
 
 The same JPEG files, made for it, the same number of processes that decode, the same model. What is timed begins with
 the first file and ends with the last answer; the model and the classes' features are there before. ``predict`` writes
-a CSV file on top, once without an adapter and once with a freshly drawn one, which changes no answer.
+a CSV file on top, once without an adapter and once with a freshly drawn one, which changes no answer. ``serve`` is
+another process on the same cores, asked for each of these files by clients that each wait for an answer before they ask
+again; with an adapter it answers zero-shot too. Throughput is that of the most clients.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.loader import Options as ImageOptions
 from bench.loader import make_images
+from bench.served import SECONDS_TO_ANSWER, Asking, asking, serving
 from rmadapter import RMAdapterConfig, inject
 from rmadapter.clip.backbone import load_backbone
 from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import ModelText
 from rmadapter.data.transforms import Transform
-from rmadapter.errors import check_range
+from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation.predict import PredictConfig, run_predict
 from rmadapter.reports.document import Document
 from rmadapter.reports.tables import Table
@@ -43,7 +46,7 @@ TEMPLATE = "a photo of a {}."
 
 @dataclass
 class Options:
-    """Images a second of predict and of a plain open_clip loop.
+    """Images a second of predict, of serve and of a plain open_clip loop, and how long serve's answers take.
 
     Args:
         images: how many are made
@@ -57,6 +60,7 @@ class Options:
         device: auto, cpu, cuda or cuda:N
         batch_size: images a step
         workers: processes that decode; default: one a processor
+        clients: how many ask serve at a time, several numbers between commas; none leaves serve out
     """
 
     images: int = 512
@@ -70,8 +74,11 @@ class Options:
     device: str = "auto"
     batch_size: int = 32
     workers: int | None = None
+    clients: str = "1,8,32"
 
     def __post_init__(self) -> None:
+        if not all(number.strip().isdecimal() and int(number) > 0 for number in self._clients):
+            raise InputError(f"clients is {self.clients!r}; valid: none, or whole numbers from 1 on between commas")
         for name in ("images", "width", "height", "batch_size"):
             check_range(name, getattr(self, name), 1)
         check_range("classes", self.classes, 2)
@@ -80,6 +87,15 @@ class Options:
     def pretrained(self) -> str | None:
         """What predict is told of the weights."""
         return None if ":" in self.model else "none"
+
+    @property
+    def _clients(self) -> list[str]:
+        return [] if self.clients == "none" else self.clients.split(",")
+
+    @property
+    def counts(self) -> list[int]:
+        """How many clients ask serve at a time."""
+        return [int(number) for number in self._clients]
 
     @property
     def names(self) -> list[str]:
@@ -140,6 +156,21 @@ def predicted(
         return run_predict(config).rate
 
 
+def served(
+    paths: list[str], options: Options, device: torch.device, precision: str, workers: int, adapter: str | None
+) -> list[Asking]:
+    """What each number of clients meets; the features of the classes are there before."""
+    words = ["--classes", ",".join(options.names), "--template", TEMPLATE, "--model", options.model]
+    words += [] if options.pretrained is None else ["--pretrained", options.pretrained]
+    words += [] if adapter is None else ["--adapter", adapter]
+    words += ["--precision", precision, "--device", str(device), "--batch-size", str(options.batch_size)]
+    counts = options.counts
+    words += ["--workers", str(max(1, workers)), "--queue", str(max(64, *counts)), "--timeout", str(SECONDS_TO_ANSWER)]
+    with serving(words) as address:
+        asking(address, paths[: 2 * options.batch_size], max(counts))
+        return [asking(address, paths, count) for count in counts]
+
+
 def drawn_adapter(folder: Path, options: Options) -> str:
     """A fresh adapter's folder."""
     backbone = load_backbone(options.model, options.pretrained)
@@ -159,11 +190,15 @@ def run(options: Options) -> None:
         (folder / "images").mkdir()
         paths = [str(folder / "images" / item.path) for item in make_images(folder / "images", made)]
         common = (options, device, precision, workers)
+        adapter = drawn_adapter(folder, options)
         rates = {
             "open_clip and a DataLoader": plain(paths, *common),
             "predict, without an adapter": predicted(folder, "zeroshot", *common, None),
-            "predict, with an adapter": predicted(folder, "adapter", *common, drawn_adapter(folder, options)),
+            "predict, with an adapter": predicted(folder, "adapter", *common, adapter),
         }
+        contenders = {"serve, without an adapter": None, "serve, with an adapter": adapter} if options.counts else {}
+        asked = {name: served(paths, *common, folder_of) for name, folder_of in contenders.items()}
+    rates |= {name: max(several, key=lambda one: one.clients).rate for name, several in asked.items()}
     first = next(iter(rates.values()))
     rows = [(name, f"{rate:.1f}", f"{rate / first:.2f}") for name, rate in rates.items()]
     lead = (
@@ -172,7 +207,14 @@ def run(options: Options) -> None:
         f"{torch.get_num_threads()} threads; one run"
     )
     note = f"asked for on a CPU in bf16: {TARGET} times the loop"
-    print(Document("", lead, (Table("", ("", "images/s", "times the loop's"), rows, note=note),)).markdown())
+    latencies = [
+        (name, str(one.clients), f"{one.rate:.1f}", f"{one.milliseconds(50):.0f}", f"{one.milliseconds(99):.0f}")
+        for name, several in asked.items()
+        for one in several
+    ]
+    tables = [Table("", ("", "images/s", "times the loop's"), rows, note=note)]
+    tables += [Table("", ("", "clients", "images/s", "p50 ms", "p99 ms"), latencies)] if latencies else []
+    print(Document("", lead, tables).markdown())
 
 
 def main(argv: list[str] | None = None) -> int:

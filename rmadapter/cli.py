@@ -1,4 +1,4 @@
-"""The command ``rmadapter``: train, eval, calibrate, predict, export, sweep, report, search, datasets, models."""
+"""The command ``rmadapter``: train, eval, calibrate, predict, serve, export, sweep, report, search and others."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ USAGE = """usage: rmadapter COMMAND [options]
   eval      accuracy of an adapter, or of zero-shot CLIP, on a data set
   calibrate temperature and conformal sets of an adapter, from validation images
   predict   classify images among any class names
+  serve     a page on this machine where a dropped image is classified, and the same as JSON
   export    write an adapter's classifier as ONNX and other files, for other software
   sweep     all runs of a published table: base2new, cross, domain, fewshot, ablation
   report    tables and plots from run folders, or of a sweep
@@ -56,6 +57,13 @@ def _predict(argv: list[str]) -> None:
     from rmadapter.evaluation.stored import predict_with_stored
 
     predict_with_stored(parse_arguments(PredictConfig, argv, prog="rmadapter predict", positional="images"))
+
+
+def _serve(argv: list[str]) -> None:
+    from rmadapter.config.arguments import parse_arguments
+    from rmadapter.serving.serve_command import ServeConfig, run_serve
+
+    run_serve(parse_arguments(ServeConfig, argv, prog="rmadapter serve"))
 
 
 def _export(argv: list[str]) -> None:
@@ -103,6 +111,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "eval": _eval,
     "calibrate": _calibrate,
     "predict": _predict,
+    "serve": _serve,
     "export": _export,
     "report": _report,
     "sweep": _sweep,

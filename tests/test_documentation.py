@@ -39,10 +39,12 @@ from rmadapter.data.catalog import CATALOG
 from rmadapter.data.emoji import emoji_data
 from rmadapter.export.export_command import ExportConfig
 from rmadapter.methods import METHODS, naming
+from rmadapter.serving.serve_command import ServeConfig
 from rmadapter.sweeps.optuna_search import parse_search
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPTIONS_ALONE = {"export": ExportConfig, "serve": ServeConfig}
 TWELVE = {tower: {**SMALL_CONFIG[tower], "layers": 12} for tower in ("vision_cfg", "text_cfg")}
 
 
@@ -183,9 +185,9 @@ def run_rmadapter(words: list[str], model: Path, trainer: Trainer) -> None:
         out.mkdir()
         (out / "best.yaml").write_text("lr: 0.001\n")
         return
-    if words[0] == "export":
-        # Its options are read; tests/export traces models of fewer blocks, which take seconds each.
-        parse_arguments(ExportConfig, words[1:], prog="rmadapter export")
+    # Their options are read: tests/export traces models of fewer blocks, and in tests/serving a server has an end.
+    if words[0] in OPTIONS_ALONE:
+        parse_arguments(OPTIONS_ALONE[words[0]], words[1:], prog=f"rmadapter {words[0]}")
         return
     quick = {"train": once, "sweep": once, "search": once, "eval": ["--workers", "0"]}.get(words[0], [])
     run = trainer if words[0] == "train" else main

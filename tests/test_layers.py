@@ -29,6 +29,7 @@ LAYERS = {
         {"step"},
         {"evaluation"},
         {"export"},
+        {"serving"},
         {"training"},
         {"sweeps"},
         {"reports"},

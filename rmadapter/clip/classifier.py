@@ -87,6 +87,11 @@ class CLIPClassifier(nn.Module):
         """Inside, the model is the frozen one, without anything that was trained in it."""
         return contextlib.nullcontext()
 
+    @property
+    def strength_obstacle(self) -> str | None:
+        """Why no other strength than 1 can be set, in words; None where any can."""
+        return "zero-shot CLIP and linear probes have no number that scales what was trained"
+
     def set_strength(self, strength: float) -> None:
         """Scale what was trained, 0 for nothing and 1 as trained; here there is nothing with such a number.
 
@@ -94,10 +99,7 @@ class CLIPClassifier(nn.Module):
             InputError: another strength than 1.
         """
         if strength != 1:
-            raise InputError(
-                f"strength is {strength!r}, but zero-shot CLIP and linear probes have no number that scales what was "
-                "trained; valid: 1, or an adapter"
-            )
+            raise InputError(f"strength is {strength!r}, but {self.strength_obstacle}; valid: 1, or an adapter")
 
     def prompts_of(self, template: str, learned: PromptConfig | None = None) -> Prompts:
         """The classes' prompts by ``template``, with the learned tokens in them, on the model's device."""

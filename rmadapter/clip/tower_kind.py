@@ -40,6 +40,10 @@ def _no_count(root: Any) -> int:
     return 0
 
 
+def _no_grid(root: Any) -> tuple[int, int] | None:
+    return None
+
+
 @dataclass(frozen=True)
 class TowerKind:
     """One kind of tower. ``root`` is the module that the path ``root`` leads to, ``x`` is [n, tokens, D].
@@ -62,6 +66,8 @@ class TowerKind:
         finish: (root, x, token ids or None, dtype) -> features [n, embed] of all tokens, not normalised.
         embed_width: (root) -> width of the features.
         size: (root) -> tokens of an image in front of the first block; of a text tower its context.
+        grid: (root) -> rows and columns of an image's patches, which are its last tokens, row by row; None where they
+            are none.
         embed_operations: (root) -> operations of ``embed`` a token; what is more than one product is left out.
         finish_operations: (root) -> operations of ``finish`` for a row beyond norms and one product: of attention that
             pools.
@@ -90,6 +96,7 @@ class TowerKind:
     finish: Callable[[Any, Tensor, Tensor | None, torch.dtype], Tensor]
     embed_width: Callable[[Any], int]
     size: Callable[[Any], int]
+    grid: Callable[[Any], tuple[int, int] | None] = _no_grid
     embed_operations: Callable[[Any], int] = _no_count
     finish_operations: Callable[[Any], int] = _no_count
     added: Callable[[Any], int] = _no_count

@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -38,35 +39,48 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image as RGB, turned by its EXIF orientation; the first picture of several.
+    """The image in a file; see ``read_image_file``.
+
+    Raises:
+        InputError: it is missing, and what that raises. No other error is raised, whatever is in the file.
+    """
+    try:
+        # An open file: by its path Pillow maps some TIFFs into memory, those turned by EXIF with their sides swapped.
+        with path.open("rb") as file:
+            return read_image_file(file, path)
+    except OSError as error:
+        raise InputError(f"image {path} cannot be read: {error.strerror or error}") from error
+
+
+def read_image_file(file: BinaryIO, name: Path | str, most_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in an open ``file`` as RGB, turned by its EXIF orientation; the first picture of several.
 
     Transparency is dropped and the colours below it show, as with PIL's ``convert``. Grey images of more than eight
     bits are scaled: see ``to_eight_bits``. Of 16-bit colours the upper eight bits are taken.
 
     Raises:
-        InputError: missing, damaged, no image, or one beyond ``MAX_PIXELS`` or ``MAX_RATIO``; the message names the
-            file. No other error is raised, whatever is in the file.
+        InputError: damaged, no image, or one beyond ``most_pixels`` or ``MAX_RATIO``; the message calls it ``name``. No
+            other error is raised, whatever is in the file.
     """
     try:
-        # An open file: by its path Pillow maps some TIFFs into memory, those turned by EXIF with their sides swapped.
-        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
-            _check_size(path, image.size)
+        with Image.open(file, formats=_formats()) as image:
+            _check_size(name, image.size, most_pixels)
             image.load()
-            _check_size(path, image.size)  # some formats have another picture than their header says
+            _check_size(name, image.size, most_pixels)  # some formats have another picture than their header says
             turned = UPRIGHT.get(_orientation(image))
             rgb = _as_rgb(image)
             return rgb if turned is None else rgb.transpose(turned)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow itself refuses so many
-        raise _too_large(path, "more") from error
+        raise _too_large(name, "more", most_pixels) from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"image {path} cannot be read: it is no image of a format that is read") from error
+        raise InputError(f"image {name} cannot be read: it is no image of a format that is read") from error
     except OSError as error:
-        raise InputError(f"image {path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"image {name} cannot be read: {error.strerror or error}") from error
     # Decoders of damaged files raise anything: ValueError, SyntaxError, struct.error, MemoryError, RecursionError, ...
     except Exception as error:
-        raise InputError(f"image {path} cannot be read: {str(error) or type(error).__name__}") from error
+        raise InputError(f"image {name} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 @cache
@@ -76,20 +90,20 @@ def _formats() -> tuple[str, ...]:
     return tuple(format for format in FORMATS if format in Image.OPEN)
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def _check_size(name: Path | str, size: tuple[int, int], most_pixels: int) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"{width} x {height}")
+    if width * height > most_pixels:
+        raise _too_large(name, f"{width} x {height}", most_pixels)
     if min(size) < 1 or max(size) > MAX_RATIO * min(size):
         raise InputError(
-            f"image {path} cannot be read: it has {width} x {height} pixels; valid: one side up to {MAX_RATIO} times "
+            f"image {name} cannot be read: it has {width} x {height} pixels; valid: one side up to {MAX_RATIO} times "
             "as long as the other"
         )
 
 
-def _too_large(path: Path, pixels: str) -> InputError:
+def _too_large(name: Path | str, pixels: str, most_pixels: int) -> InputError:
     return InputError(
-        f"image {path} cannot be read: it has {pixels} pixels; valid: up to {MAX_PIXELS:,} of them; make it smaller"
+        f"image {name} cannot be read: it has {pixels} pixels; valid: up to {most_pixels:,} of them; make it smaller"
     )
 
 

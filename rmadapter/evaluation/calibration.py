@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -92,6 +94,11 @@ class Calibration:
         if template != self.template:
             return f"its template is {self.template!r}"
         return f"its strength is {self.strength:g}" if strength != self.strength else None
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that it says, so that one made with other images is another."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
     def calibrated(self, probabilities: Tensor) -> Tensor:
         """Probabilities [n, classes] at the temperature, of the model's own."""

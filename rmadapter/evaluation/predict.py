@@ -254,7 +254,7 @@ def _identity(config: PredictConfig, texts: ClassTexts, answers: Answers) -> dic
         "threshold": config.threshold,
         "strength": config.strength,
         "sets": config.sets,
-        "calibration": None if found is None else [found.temperature, found.score],
+        "calibration": None if found is None else found.identity,
         "embeddings": config.embeddings is not None,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import ImageData, Preprocessing, load_data
 from rmadapter.data.catalog import PHOTO
 from rmadapter.errors import InputError, check_choice, check_range
+from rmadapter.evaluation.calibration import Calibration, calibration_for
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.loaded_model import LoadedModel, load_base, load_stored
 from rmadapter.evaluation.predict import wanted_class_names
@@ -51,6 +53,7 @@ class ExportConfig:
         classes: class names, separated by commas; default: those the adapter was trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
+        strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
         check: data set on which the files are compared with the model: a folder, a name in data_root, a bundled one
         data_root: folder that holds the data sets
         style: whose drawings, for the bundled data sets
@@ -73,6 +76,7 @@ class ExportConfig:
     classes: str | None = None
     classes_file: PathText | None = None
     template: str | None = None
+    strength: float = 1.0
     check: PathText | None = None
     data_root: PathText | None = None
     style: str | None = None
@@ -95,6 +99,7 @@ class ExportConfig:
             raise InputError("classes and classes_file are both given; valid: one of them")
         if self.template is not None:
             check_template(self.template)
+        check_range("strength", self.strength, 0)
         check_choice("split", self.split, ("test", "val", "train"))
         check_range("batch_size", self.batch_size, 1)
         check_range("workers", self.workers, 0)
@@ -115,6 +120,7 @@ class Stored:
         source: the base model's name.
         loaded: the model with its adapter; None for a probe, which has none.
         weights_sha256: of the adapter's weights; None without an adapter.
+        calibration: that of the adapter, where it holds for these classes, prompt and strength.
     """
 
     classifier: CLIPClassifier
@@ -122,6 +128,12 @@ class Stored:
     source: ModelSource
     loaded: LoadedModel | None
     weights_sha256: str | None
+    calibration: Calibration | None
+
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     def fastest(self) -> CLIPClassifier:
         """The classifier as prediction runs it."""
@@ -156,7 +168,9 @@ def load_classifier(config: ExportConfig) -> Stored:
         backbone = load_base(info, what, config.model, config.pretrained, device, trust_base=config.trust_base)
         probe = load_probe(folder, info, backbone)
         probe.set_classes(names, info.template)
-        return Stored(probe, backbone.preprocessing, backbone.source, None, info.weights_sha256)
+        probe.set_strength(config.strength)
+        calibration = _calibration(config, info.weights_sha256, probe)
+        return Stored(probe, backbone.preprocessing, backbone.source, None, info.weights_sha256, calibration)
     facts: StoredFacts | None = None if folder is None else read_info(folder)
     names = wanted_class_names(config, facts.class_names if facts else None)
     loaded = load_stored(
@@ -169,9 +183,17 @@ def load_classifier(config: ExportConfig) -> Stored:
         trust_base=config.trust_base,
     )
     classifier = loaded.classifier(names, config.template or (facts.template if facts else None) or PHOTO)
+    classifier.set_strength(config.strength)
     backbone = loaded.backbone
     sha256 = facts.weights_sha256 if facts else None
-    return Stored(classifier, backbone.preprocessing, backbone.source, loaded, sha256)
+    calibration = _calibration(config, sha256, classifier)
+    return Stored(classifier, backbone.preprocessing, backbone.source, loaded, sha256, calibration)
+
+
+def _calibration(config: ExportConfig, sha256: str | None, classifier: CLIPClassifier) -> Calibration | None:
+    return calibration_for(
+        config.adapter, sha256, classifier.class_names, classifier.template, config.strength, sets=None
+    )
 
 
 def run_export(config: ExportConfig) -> dict[Path, dict[str, Any]]:
@@ -191,9 +213,11 @@ def run_export(config: ExportConfig) -> dict[Path, dict[str, Any]]:
     items = [] if data is None else known_items(getattr(data, config.split), data, stored.classifier.class_names)
     pixels = PixelPreprocessing(stored.preprocessing) if config.preprocess else None
     size = stored.preprocessing.size
-    graphs = make_graphs(stored.classifier, size, pixels, towers=config.towers)
+    graphs = make_graphs(stored.classifier, size, pixels, towers=config.towers, temperature=stored.temperature)
+    for graph in graphs:
+        graph.metadata = _metadata(config, stored)
     programs = [trace(graph) for graph in graphs]
-    model = ClassifierGraph(stored.classifier, size, pixels)
+    model = ClassifierGraph(stored.classifier, size, pixels, stored.temperature)
     written: dict[str, list[Written]] = {}
     for name, form in forms.items():
         written[name] = [write_files(form, graphs, programs, model, config.folders[name])]
@@ -211,6 +235,16 @@ def run_export(config: ExportConfig) -> dict[Path, dict[str, Any]]:
         facts[folder] = _facts(config, stored, graphs, several, found)
         write_json(folder / EXPORT_FILE, facts[folder])
     return facts
+
+
+def _metadata(config: ExportConfig, stored: Stored) -> dict[str, str]:
+    """What every file says of itself."""
+    return {
+        "class_names": json.dumps(stored.classifier.class_names),
+        "template": stored.classifier.template,
+        "strength": repr(config.strength),
+        "temperature": repr(stored.temperature),
+    }
 
 
 def _write_int8(form: Format, whole: Written, model: ClassifierGraph, stored: Stored) -> Written:
@@ -285,6 +319,8 @@ def _facts(
         },
         "class_names": classifier.class_names,
         "template": classifier.template,
+        "strength": config.strength,
+        "temperature": stored.temperature,
         "tokens": None if text is None else text.tokens(classifier.class_names).tolist(),
         "preprocessing": stored.preprocessing.to_dict(),
         "preprocessing_inside": config.preprocess,

@@ -68,6 +68,7 @@ def _write_onnx(program: ExportedProgram, graph: Graph, path: Path) -> None:
             dynamic_shapes={graph.input: graph.dynamic},  # of a traced graph no more than names
         )
     assert found is not None  # without a path it is returned
+    found.model.metadata_props.update(graph.metadata)
     found.save(path)
 
 
@@ -87,7 +88,7 @@ def _load_onnx(path: Path, outputs: tuple[str, ...]) -> Run:
 
 
 def _write_torch_export(program: ExportedProgram, graph: Graph, path: Path) -> None:
-    torch.export.save(program, path)
+    torch.export.save(program, path, extra_files=dict(graph.metadata))
 
 
 def _load_torch_export(path: Path, outputs: tuple[str, ...]) -> Run:
@@ -95,7 +96,8 @@ def _load_torch_export(path: Path, outputs: tuple[str, ...]) -> Run:
 
 
 def _write_aotinductor(program: ExportedProgram, graph: Graph, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    settings = {"aot_inductor.metadata": dict(graph.metadata)}
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 
 def _load_aotinductor(path: Path, outputs: tuple[str, ...]) -> Run:

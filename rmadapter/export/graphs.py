@@ -5,7 +5,8 @@ Each takes one tensor and gives tensors by name. What a file cannot have is refu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,14 @@ class Graph(nn.Module):
         part: what it is called in file names and messages.
         input, outputs: names of what goes in and comes out.
         dynamic: the input's dimensions that a file leaves open, by number: their names.
+        metadata: texts by name that go into the file.
     """
 
     part: str
     input: str
     outputs: tuple[str, ...]
     dynamic: dict[int, str]
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def example(self, count: int) -> Tensor:
         """An input of ``count`` rows."""
@@ -53,9 +56,15 @@ class ImageGraph(Graph):
     outputs: tuple[str, ...] = (IMAGE_EMB,)
     text: Tensor  # the class embeddings, not normalised
 
-    def __init__(self, classifier: CLIPClassifier, size: int, pixels: PixelPreprocessing | None = None):
+    def __init__(
+        self,
+        classifier: CLIPClassifier,
+        size: int,
+        pixels: PixelPreprocessing | None = None,
+        temperature: float = 1.0,
+    ):
         super().__init__()
-        self.classifier, self.size, self.pixels = classifier, size, pixels
+        self.classifier, self.size, self.pixels, self.temperature = classifier, size, pixels, temperature
         self.dynamic = {0: "batch"} if pixels is None else {0: "batch", 2: "height", 3: "width"}
         with torch.no_grad():
             self.register_buffer("text", classifier.text_features())
@@ -87,30 +96,34 @@ class ImageGraph(Graph):
 
 
 class ClassifierGraph(ImageGraph):
-    """The same images to ``probabilities`` [n, classes]: image tower, class embeddings, scale and softmax."""
+    """The same images to ``probabilities`` [n, classes]: image tower, class embeddings, scale and softmax.
+
+    The logits are divided by ``temperature``.
+    """
 
     part = "classifier"
     outputs = (PROBABILITIES,)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The images' probabilities of the classes."""
-        return {PROBABILITIES: self.classifier.logits(self.features(images), self.text).softmax(-1)}
+        logits = self.classifier.logits(self.features(images), self.text)
+        return {PROBABILITIES: (logits if self.temperature == 1 else logits / self.temperature).softmax(-1)}
 
 
 class TextGraph(Graph):
     """``tokens`` int64 [classes, context] of prompts to ``text_emb`` [classes, embed] of length 1 and ``logit_scale``.
 
     A model with a bias of its logits, as SigLIP, has ``logit_bias`` too. Where learned tokens stand in a prompt, the
-    input has any others: the words that they were, or placeholders.
+    input has any others: the words that they were, or placeholders. Scale and bias are divided by ``temperature``.
     """
 
     part = "text"
     input = "tokens"
     image: Tensor  # features of an image: heads take both towers' and give both
 
-    def __init__(self, classifier: CLIPClassifier, size: int):
+    def __init__(self, classifier: CLIPClassifier, size: int, temperature: float = 1.0):
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.temperature = classifier, temperature
         with torch.no_grad():
             self.register_buffer("image", classifier.image_features(torch.zeros(1, 3, size, size)))
         self.dynamic = {0: "classes"}
@@ -138,8 +151,9 @@ class TextGraph(Graph):
             features = model.headed(self.image, features).text
         else:
             features = encode_prompts(clip, tokens)
-        found = {TEXT_EMB: F.normalize(features.float(), dim=-1), LOGIT_SCALE: clip.logit_scale.exp().float()}
-        return found if clip.logit_bias is None else {**found, LOGIT_BIAS: clip.logit_bias.float()}
+        scale = clip.logit_scale.exp().float() / self.temperature
+        found = {TEXT_EMB: F.normalize(features.float(), dim=-1), LOGIT_SCALE: scale}
+        return found if clip.logit_bias is None else {**found, LOGIT_BIAS: clip.logit_bias.float() / self.temperature}
 
 
 def _adapted_text(model: AdaptedClassifier, tokens: Tensor) -> Tensor:
@@ -159,9 +173,16 @@ def probabilities_of(found: dict[str, Tensor]) -> Tensor:
 
 
 def make_graphs(
-    classifier: CLIPClassifier, size: int, pixels: PixelPreprocessing | None, *, towers: bool
+    classifier: CLIPClassifier,
+    size: int,
+    pixels: PixelPreprocessing | None,
+    *,
+    towers: bool,
+    temperature: float = 1.0,
 ) -> list[Graph]:
     """The classifier as one graph, or with ``towers`` as two; the model is left in eval mode, for tracing.
+
+    ``temperature`` is what logits are divided by.
 
     Raises:
         InputError: something in it depends on what one such graph does not see; the message names the part.
@@ -172,8 +193,8 @@ def make_graphs(
         # Not those that keep matrices in oneDNN's layout, which no other program reads.
         classifier.encoders = Encoders.of(classifier.adapted, packed=False)
     if not towers:
-        return [ClassifierGraph(classifier, size, pixels)]
-    return [ImageGraph(classifier, size, pixels), TextGraph(classifier, size)]
+        return [ClassifierGraph(classifier, size, pixels, temperature)]
+    return [ImageGraph(classifier, size, pixels), TextGraph(classifier, size, temperature)]
 
 
 def _check(classifier: CLIPClassifier, towers: bool) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.handed import check_tokenizer_given
 from rmadapter.clip.prompts import encode_prompts
+from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.bound_classes import rows_of
-from rmadapter.tuners.encoders import Encoders
+from rmadapter.tuners.encoders import BothFeatures, Encoders
 from rmadapter.tuners.tuner import Answer, Features, mixed
 
 
@@ -81,6 +82,11 @@ class AdaptedClassifier(CLIPClassifier):
         """Inside, all that is trained is switched off."""
         return self.adapted.adapters_disabled()
 
+    @property
+    def strength_obstacle(self) -> str | None:
+        """See ``AdaptedCLIP.strength_obstacle``."""
+        return self.adapted.strength_obstacle
+
     def set_strength(self, strength: float) -> None:
         """Scale what was trained; see ``AdaptedCLIP.set_strength``."""
         self.adapted.set_strength(strength)
@@ -139,6 +145,35 @@ class AdaptedClassifier(CLIPClassifier):
         if encoders is None:
             return self.adapted.installed.with_read(self.clip, super().image_features(images))
         return encoders.image.features(images, self.adapted.values(None).get("vision"))
+
+    @property
+    def reconstruction_obstacle(self) -> str | None:
+        """Why ``both_features`` has no reconstruction errors, in words; None where it has them."""
+        if next(self.adapted.adapters("vision"), None) is None:
+            return "what was trained has no adapter in the image tower, and so no reconstruction branch there"
+        if not self.adapted.config.reconstruct:
+            return "its adapters have one branch: they adapt, and reconstruct nothing"
+        tower = find_towers(self.clip)["vision"]
+        if tower.kind.grid(tower.root) is None:
+            return f"tokens of a {tower.kind.name} are no patches of the image"
+        if self.encoders is None:
+            return "its towers run through open_clip's own forward passes, which keep no errors (--no-shortcuts)"
+        return None
+
+    def both_features(self, images: Tensor, *, errors: bool) -> BothFeatures:
+        """Features of ``images`` [batch, 3, size, size] by what was trained and by the frozen model.
+
+        With ``errors`` each adapter's reconstruction loss of each patch too, in the stream that training reconstructs;
+        none where there is a ``reconstruction_obstacle``.
+        """
+        encoders = self._running_encoders
+        if encoders is None:
+            with self.untouched():
+                frozen = CLIPClassifier.image_features(self, images)
+            return BothFeatures(self.image_features(images), frozen, ())
+        wanted = errors and self.reconstruction_obstacle is None
+        values = self.adapted.values(None).get("vision")
+        return encoders.image.both(images, values, self.adapted.config.rec_stream if wanted else None)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Logits [batch, classes] in fp32 of the towers' features, with what is trained after the towers."""

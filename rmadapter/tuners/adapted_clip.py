@@ -189,6 +189,12 @@ class AdaptedCLIP(nn.Module):
         """What ``set_strength`` was given last; 1 before."""
         return self._strength
 
+    @property
+    def strength_obstacle(self) -> str | None:
+        """Why no other strength than 1 can be set, in words; None where any can."""
+        fixed = next((tuner.without_strength for tuner in self.tuners if tuner.without_strength), None)
+        return None if fixed is None else f"{fixed} have no number that scales them"
+
     def set_strength(self, strength: float) -> None:
         """Scale what was trained, for inference: 0 is zero-shot CLIP, 1 as trained, above 1 is beyond.
 
@@ -200,9 +206,8 @@ class AdaptedCLIP(nn.Module):
             RuntimeError: a backward pass is still to come; recomputation in it would meet the other strength.
         """
         check_range("strength", strength, 0)
-        fixed = next((tuner.without_strength for tuner in self.tuners if tuner.without_strength), None)
-        if strength != 1 and fixed is not None:
-            raise InputError(f"strength is {strength:g}, but {fixed} have no number that scales them; valid: 1")
+        if strength != 1 and self.strength_obstacle is not None:
+            raise InputError(f"strength is {strength:g}, but {self.strength_obstacle}; valid: 1")
         self._check_no_graph()
         for tower, _, adapter in self.adapters():
             adapter.branch.scale = float(strength * self.config.tower(tower).scale)

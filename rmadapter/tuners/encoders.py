@@ -49,6 +49,21 @@ class Entry(NamedTuple):
     output: Tensor
 
 
+class BothFeatures(NamedTuple):
+    """What the tuned and the frozen image tower make of the same images.
+
+    Attributes:
+        tuned: features [n, embed], not normalised; see ``Features.image``.
+        frozen: those of the untouched model, [n, embed].
+        errors: each adapter's reconstruction loss of each patch, [n, rows, columns], in the order of the blocks; empty
+            where none was wanted, or the adapters have no reconstruction branch.
+    """
+
+    tuned: Tensor
+    frozen: Tensor
+    errors: tuple[Tensor, ...]
+
+
 # Of an encoder's attributes those that ``find_towers`` gives.
 OF_TOWER = ("tower", "blocks", "kind", "root", "parts", "_weights")
 
@@ -305,6 +320,27 @@ class ImageEncoder(Encoder):
         with torch.no_grad():
             entry = self.begin(images)
         return self.finish(self.tuned(entry, self.layout, False, values)[0], self.sites.read)
+
+    @torch.no_grad()
+    def both(self, images: Tensor, values: Values | None, reconstruct: str | None) -> BothFeatures:
+        """The tuned and the frozen model's features of images, for evaluation; their common beginning is run once.
+
+        ``reconstruct`` names the pass whose patches the adapters rebuild, "adapted" or "frozen"; None: neither.
+        """
+        entry = self.begin(images)
+        x, adapted_losses = self.tuned(entry, self.layout, reconstruct == "adapted", values)
+        frozen, frozen_losses = self.frozen(entry, self.layout, reconstruct == "frozen")
+        inserted = [self.sites.inserted(number + 1) for number in self.branches]
+        errors = [self._patches(*found) for found in zip(adapted_losses, inserted, strict=False)]  # none, or all
+        errors += [self._patches(loss, 0) for loss in frozen_losses]
+        return BothFeatures(self.finish(x, self.sites.read), self.finish(frozen), tuple(errors))
+
+    def _patches(self, loss: Tensor, inserted: int) -> Tensor:
+        """Of a ``loss`` of each token those of the patches, [n, rows, columns]; ``inserted`` tokens are before them."""
+        grid = self.kind.grid(self.root)
+        assert grid is not None  # or nobody asks for them
+        first = self.kind.size(self.root) - grid[0] * grid[1] + inserted
+        return loss[:, first : first + grid[0] * grid[1]].unflatten(1, grid)
 
 
 class TextEncoder(Encoder):

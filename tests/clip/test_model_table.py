@@ -100,7 +100,8 @@ def test_random_weights_take_a_stand_in_where_the_tokenizer_cannot_be_had(name, 
 
 def test_the_documented_table_has_every_model():
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-    for name in open_clip.list_models():
+    # Folders that were loaded as models in this process are listed by open_clip too.
+    for name in (name for name in open_clip.list_models() if not name.startswith("local-")):
         assert re.search(rf"(^\| |^- |, ){re.escape(name)}( \||,|:)", text, re.MULTILINE), name
 
 

@@ -15,6 +15,7 @@ from rmadapter.evaluation.predict import PredictConfig
 from rmadapter.export.export_command import ExportConfig
 from rmadapter.methods.options import parse_command
 from rmadapter.reports.report_command import ReportConfig
+from rmadapter.serving.serve_command import ServeConfig
 from rmadapter.sweeps.optuna_search import SearchConfig, parse_search
 from rmadapter.sweeps.settings import SweepConfig, parse_sweep
 from rmadapter.testbed.build import BuildConfig
@@ -47,6 +48,7 @@ COMMAND_OPTIONS = {
     "calibrate": _plain(CalibrateConfig, "--adapter", "y"),
     "predict": _plain(PredictConfig, "a.png", positional="images"),
     "export": _plain(ExportConfig, "--adapter", "y", "--onnx", "x"),
+    "serve": _plain(ServeConfig, "--adapter", "y"),
     "report": _plain(ReportConfig, "runs", positional="runs"),
     "datasets": _plain(DatasetsConfig, "check", "--data-root", "x", positional="words"),
     "sweep": CommandOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from rmadapter.data import load_data
 from rmadapter.errors import InputError
 from rmadapter.evaluation import calibrate_command
 from rmadapter.evaluation.calibration import CALIBRATION, Calibration
+from rmadapter.evaluation.prediction_results import Results
 from rmadapter.training.probe_run import train_probe
 
 
@@ -95,6 +97,31 @@ def test_it_holds_for_what_it_was_made_with_alone(adapter, animals, capsys):
     file = adapter / CALIBRATION
     file.write_text(json.dumps({**json.loads(file.read_text()), "weights_sha256": "0" * 64}))
     assert "other weights" in predicted(capsys, adapter, picture, "--sets", "0.9", status=2)
+
+
+def test_a_stopped_run_does_not_go_on_after_another_calibration(adapter, animals, tmp_path, monkeypatch, capsys):
+    """Also where temperature and score are the same: the sets are of the images that were calibrated with."""
+    calibrate(adapter, animals)
+    words = ["predict", "--adapter", str(adapter), "--precision", "fp32", "--sets", "0.5", "--workers", "0"]
+    words += ["--batch-size", "8", "--csv", str(tmp_path / "x.csv"), str(animals)]
+    real, batches = Results.add, []
+
+    def add(self, records):
+        real(self, records)
+        batches.append(records)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", add)
+        assert main(words) == 130
+    found = Calibration.load(adapter)
+    dataclasses.replace(found, scores={name: [0.0] * 4 for name in found.scores}, data_hash="0" * 64).save(adapter)
+    assert main(words) == 2
+    assert "x.csv.unfinished holds an unfinished run with another calibration (" in capsys.readouterr().err
+    found.save(adapter)
+    assert main(words) == 0
+    assert "24 images in" in capsys.readouterr().err
 
 
 def capsys_after(capsys):

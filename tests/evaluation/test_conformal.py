@@ -1,4 +1,4 @@
-"""Temperature and conformal sets on drawn logits: what they state holds, over twenty draws."""
+"""Temperature and conformal sets on drawn logits and on the test bed: what they state holds, over twenty draws."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import math
 import pytest
 import torch
 
+from rmadapter.clip.backbone import load_backbone
+from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.data import load_data
+from rmadapter.data.catalog import zeroshot_template
 from rmadapter.errors import InputError
+from rmadapter.evaluation.answers import answers_of, encode
 from rmadapter.evaluation.calibration import fit_temperature
 from rmadapter.evaluation.conformal import SCORES, class_scores, conformal_sets, threshold, true_scores
+from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.metrics import quality
 
 DRAWS, CLASSES = 20, 12
@@ -42,6 +48,37 @@ def test_sets_have_the_stated_coverage_however_sure_the_model_is(score, coverage
     assert mean > coverage - 0.02
     assert mean < coverage + 0.03
     assert sum(sizes) / DRAWS < 0.8 * CLASSES
+
+
+@pytest.fixture(scope="module")
+def emoji_answers():
+    """Probabilities and labels of the small CLIP, zero-shot, for all test images of a group among all its names."""
+    backbone = load_backbone("emoji-clip")
+    data = load_data("emoji_food", style="fluent")
+    model = CLIPClassifier(backbone.clip, backbone.tokenizer, data.class_names, zeroshot_template(data.name))
+    images = encode(model, data.read, data.test, Loading(backbone.preprocessing, workers=0))
+    with torch.no_grad():
+        answers = answers_of(model, images, model.text_features())
+    return answers.logits.softmax(-1), answers.labels
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+@pytest.mark.parametrize("score", SCORES)
+def test_sets_have_the_stated_coverage_on_the_test_bed(score, coverage, emoji_answers):
+    """Twenty draws of who calibrates: the images of one draw are like those to come, as far as chance has it."""
+    probabilities, labels = emoji_answers
+    hits, sizes = [], []
+    for seed in range(DRAWS):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        ours, theirs = order[:200], order[200:]
+        scores = true_scores(score, probabilities[ours], labels[ours])
+        sets = conformal_sets(score, probabilities[theirs], scores, coverage)
+        hits.append(float(sets.gather(-1, labels[theirs, None]).double().mean()))
+        sizes.append(float(sets.sum(-1).double().mean()))
+    # A draw's coverage deviates by sqrt(c (1 - c) (1 / 200 + 1 / 680)), at most 0.032; the mean of twenty by 0.007.
+    assert coverage - 0.02 < sum(hits) / DRAWS < coverage + 1 / 201 + 0.02
+    # Less would not be sets of a model that is right for half of the images.
+    assert 1 < sum(sizes) / DRAWS < probabilities.shape[1] / 2
 
 
 def test_scores_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.identity import ModelSource
 from rmadapter.data import Preprocessing, eval_transform, load_data
 from rmadapter.errors import InputError
+from rmadapter.evaluation.calibration import Calibration
 from rmadapter.export import formats
 from rmadapter.export.export_command import EXPORT_FILE, ExportConfig
 from rmadapter.export.graphs import PROBABILITIES, ClassifierGraph, make_graphs, probabilities_of
@@ -44,8 +46,9 @@ def clip_of(blocks):
 def classifier_of(tokenizer, method, *options, blocks=2):
     """One of ``method`` in a small CLIP; all that is trained is drawn, so that nothing of it adds zero."""
     clip = clip_of(blocks)
-    layers = [f"--adapter.layers={blocks}"] if "adapter" in METHODS[method].groups else []
-    config = configure(method, ["--data", "x", *layers, *options])
+    # At the usual scale of 0.001 nobody would see whether the adapters are there.
+    adapters = [f"--adapter.layers={blocks}", "--adapter.scale=0.5"] if "adapter" in METHODS[method].groups else []
+    config = configure(method, ["--data", "x", *adapters, *options])
     settings = {"tokenizer": tokenizer, "template": TEMPLATE, "class_names": NAMES, "cached_images": 6}
     model = inject(clip, config.tuned, seed=1, **settings)
     model.set_backend("eager")
@@ -83,6 +86,9 @@ def test_every_method_is_exported(method, tokenizer):
     if method.startswith("tip-adapter"):
         classifier.adapted.tuners[0].fill(torch.randn(6, 32), torch.arange(6) % 3)
     assert_exported_as_it_is(classifier, False)
+    if classifier.inference is not None:  # among other classes one kind of its image features answers, and not two
+        classifier.elsewhere = True
+        classifier.set_classes(NAMES, TEMPLATE)
     if classifier.adapted.classes is None:
         assert_exported_as_it_is(classifier, True)
 
@@ -191,6 +197,43 @@ def test_onnx_of_pixels_answers_as_predict_does(exported, adapter, animals, caps
 
 def graph_of(path):
     return onnx.load(path).graph
+
+
+def test_strength_and_temperature_are_in_the_file(adapter, animals, tmp_path, capsys):
+    folder, out = shutil.copytree(adapter, tmp_path / "adapter"), tmp_path / "out"
+    words = ["--adapter", str(folder), "--trust-base", "--strength", "0.5"]
+    data = ["--data", str(animals), "--classes", "base", "--workers", "0", "--precision", "fp32"]
+    assert main(["calibrate", *words, *data]) == 0
+    assert main(["export", *words, "--onnx", str(out), "--int8", "--pt2", str(out)]) == 0
+    capsys.readouterr()
+    path = animals / "bee" / "03.png"
+    assert main(["predict", *words, "--precision", "fp32", "--json", str(path)]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    expected = [one["probability"] for one in sorted(record["predictions"], key=lambda one: one["index"])]
+    facts = json.loads((out / EXPORT_FILE).read_text())
+    image = eval_transform(Preprocessing.from_dict(facts["preprocessing"]))(Image.open(path).convert("RGB"))
+    (found,) = session(out / "classifier.onnx").run(["probabilities"], {"images": image[None].numpy()})
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-5)
+    temperature = Calibration.load(folder).temperature
+    assert temperature != pytest.approx(1, abs=0.01)
+    assert (facts["strength"], facts["temperature"]) == (0.5, temperature)
+    said = {"class_names": '["ant", "bee"]', "template": TEMPLATE, "strength": "0.5", "temperature": repr(temperature)}
+    for name in ("classifier.onnx", "classifier.int8.onnx"):
+        assert {one.key: one.value for one in onnx.load(out / name).metadata_props}.items() >= said.items()
+    kept = dict.fromkeys(said, "")
+    torch.export.load(out / "classifier.pt2", extra_files=kept)
+    assert kept == said
+
+
+@torch.no_grad()
+def test_the_towers_temperature_is_in_the_scale_and_the_bias(tokenizer):
+    classifier = CLIPClassifier(clip_of(1), tokenizer, NAMES, TEMPLATE)
+    classifier.clip.logit_bias = torch.nn.Parameter(torch.tensor(-3.0))
+    image, text = make_graphs(classifier, 32, None, towers=True, temperature=2.5)
+    images = image.example(3)
+    found = probabilities_of({**image(images), **text(text.tokens(NAMES))})
+    torch.testing.assert_close(found, (classifier(images).logits / 2.5).softmax(-1))
+    assert text(text.tokens(NAMES))["logit_bias"] == pytest.approx(-3 / 2.5)
 
 
 def test_the_towers_files_have_the_names_of_their_outputs(tokenizer, tmp_path):
@@ -334,3 +377,5 @@ def test_aotinductor_compiles_a_package(adapter, animals, tmp_path):
     facts = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
     assert facts["check"]["AOTInductor"]["top1"] == facts["check"]["model"]["top1"]
     assert facts["files"]["AOTInductor"]["classifier"]["file"] == "classifier.aoti.pt2"
+    package = torch._inductor.aoti_load_package(str(tmp_path / "out" / "classifier.aoti.pt2"))
+    assert package.get_metadata()["strength"] == "1.0"

@@ -56,6 +56,7 @@ VIT = TowerKind(
     finish=_finish,
     embed_width=lambda root: root.ln_post.weight.shape[0] if root.proj is None else root.proj.shape[1],
     size=lambda root: root.positional_embedding.shape[0],
+    grid=lambda root: root.grid_size,
     embed_operations=lambda root: 2 * root.conv1.weight.numel(),
     finish_operations=_finish_operations,
     enter="ln_pre",

@@ -44,6 +44,7 @@ RELPOS = TowerKind(
     finish=timm_trunks.finish,
     embed_width=timm_trunks.embed_width,
     size=timm_trunks.size,
+    grid=timm_trunks.grid,
     embed_operations=timm_trunks.embed_operations,
     finish_operations=timm_trunks.finish_operations,
 )

@@ -47,6 +47,12 @@ def size(root: Any) -> int:
     return root.trunk.patch_embed.num_patches + getattr(root.trunk, "num_prefix_tokens", 1)
 
 
+def grid(root: Any) -> tuple[int, int] | None:
+    """``TowerKind.grid``."""
+    found = getattr(root.trunk.patch_embed, "grid_size", None)
+    return None if found is None else (found[0], found[1])
+
+
 def embed_operations(root: Any) -> int:
     """``TowerKind.embed_operations`` of a patch embedding that is one convolution; a stem of several is left out."""
     convolution = getattr(root.trunk.patch_embed, "proj", None)
