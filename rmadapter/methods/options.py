@@ -65,6 +65,7 @@ def configure(
     data: str | None = None,
     transfer: bool = False,
     few_shot: int | None = None,
+    overrides: tuple[str, ...] | None = None,
 ) -> TrainConfig:
     """The configuration of method ``name`` from a training command's options ``argv``; the method's own come last.
 
@@ -73,6 +74,7 @@ def configure(
         data: the data set that the published overrides are for, where ``argv`` does not name it.
         transfer: whether what is trained is to be tested on other data sets.
         few_shot: the number of shots in the few-shot protocol; None elsewhere.
+        overrides: ``overrides_of`` these three, where they are known.
 
     Raises:
         InputError: an option of a group that the method does not have, or a group of a config file.
@@ -82,9 +84,9 @@ def configure(
     other = next((word for word in argv if _is_of_another(method, word)), None)
     if other is not None and method.kind == TUNED:
         raise InputError(f"option {other.partition('=')[0]!r} is none of method {name!r}; valid: {own}")
-    record = record_of(data or _data_of(argv) or "")
-    name_of_data = record.name if record else data or ""
-    recipe = (*method.recipe, *method.overriding(name_of_data, transfer=transfer, few_shot=few_shot))
+    if overrides is None:
+        overrides = overrides_of(name, data or _data_of(argv), transfer=transfer, few_shot=few_shot)
+    recipe = (*method.recipe, *overrides)
     words = [*argv, *method.options]
     config = parse_train(words, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
     # In a config file every group may stand; from the values it is seen which train something.
@@ -93,6 +95,13 @@ def configure(
         raise InputError(f"config trains something of {others[0]!r}, which method {name!r} does not have; valid: {own}")
     # It is called by the name that was given, whatever else the options make of it.
     return config if method_name(config) == name else dataclasses.replace(config, label=name)
+
+
+def overrides_of(name: str, data: str | None, *, transfer: bool, few_shot: int | None) -> tuple[str, ...]:
+    """What method ``name`` changes in its recipe for data set ``data`` in a protocol; arguments as of ``configure``."""
+    record = record_of(data or "")
+    name_of_data = record.name if record else data or ""
+    return tuple(get_method(name).overriding(name_of_data, transfer=transfer, few_shot=few_shot))
 
 
 def _is_of_another(method: Method, word: str) -> bool:

@@ -268,7 +268,8 @@ def test_int8_leaves_the_adapters_alone(exported, adapter):
     for name in ("vision.1.w_down", "vision.1.w_up"):
         assert any(np.array_equal(array, trained[name].numpy()) for array in arrays), name
     products = [node for node in small.node if node.op_type == "MatMulInteger"]
-    assert len(products) == 3  # the MLP of the last block, and the projection to the features
+    # An output projection of attention, the MLP of the last block, and the projection to the features.
+    assert len(products) == 4
     assert not [node for node in whole.node if node.op_type == "MatMulInteger"]
 
 

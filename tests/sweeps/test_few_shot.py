@@ -55,7 +55,7 @@ def test_the_configuration_of_a_run():
     assert (config.epochs, config.average, config.prompt.text_depth) == (50, "45,5", 9)
     # Not what is published for ImageNet to test on other data sets.
     config = run_config("fewshot", PlannedRun("rmadapter", "imagenet", 1, shots=1), [], None, out)
-    assert (config.epochs, config.batch_size, config.adapter.layers) == (5, 128, "last:8")
+    assert (config.epochs, config.batch_size, config.adapter.layers) == (5, 128, "last:2/3")
     config = run_config("base2new", PlannedRun("coop", "dtd", 2), ["--shots", "4"], None, out)
     assert (config.epochs, config.prompt.text_tokens, config.classes) == (200, 4, "base")
 
