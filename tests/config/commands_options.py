@@ -19,7 +19,6 @@ from rmadapter.serving.serve_command import ServeConfig
 from rmadapter.sweeps.optuna_search import SearchConfig, parse_search
 from rmadapter.sweeps.settings import SweepConfig, parse_sweep
 from rmadapter.testbed.build import BuildConfig
-from rmadapter.testbed.claim import ClaimConfig
 from rmadapter.testbed.demo import DemoConfig
 from rmadapter.testbed.pretrain import PretrainConfig
 from rmadapter.testbed.search import TestbedSearchConfig
@@ -56,7 +55,6 @@ COMMAND_OPTIONS = {
     ),
     "search": CommandOptions(SearchConfig, parse_search, ("--data", "x")),
     "demo": _plain(DemoConfig),
-    "claim": _plain(ClaimConfig),
     "testbed-search": _plain(TestbedSearchConfig),
     "build": _plain(BuildConfig),
     "pretrain": _plain(PretrainConfig, "--out", "x"),
