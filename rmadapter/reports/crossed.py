@@ -129,10 +129,13 @@ def _difference(cells: Sequence[Cell], shares: Mapping[tuple[str, Hashable], Mat
         of_classes = [shares["classes", tested.classes] for tested in cell.tested]
         one = _accuracy(cell, [share @ tested.one for share, tested in zip(of_classes, cell.tested, strict=True)])
         other = _accuracy(cell, [share @ tested.other for share, tested in zip(of_classes, cell.tested, strict=True)])
-        found = ((one - other) * shares["draws", cell.draws]).sum(-1)
-        units.setdefault(cell.unit, []).append(found)
+        difference = one - other  # [resamples, draws]
+        units.setdefault(cell.unit, []).append((difference * shares["draws", cell.draws]).sum(-1))
     # Not numpy's mean: what nothing was drawn of has one value for all resamples.
-    return sum((sum(found) / len(found) for found in units.values()), np.zeros(1)) / len(units)
+    total = np.zeros(1)
+    for found in units.values():
+        total = total + sum(found, np.zeros(1)) / len(found)
+    return total / len(units)
 
 
 def _accuracy(cell: Cell, parts: Sequence[Matrix]) -> Matrix:
