@@ -66,6 +66,16 @@ PACKAGES = {
         "1.2.29",
         "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
     ),
+    "noto-v1": Package(
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+    ),
+    "fluent-color": Package(
+        "@iconify-json/fluent-emoji",
+        "1.2.7",
+        "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
+    ),
 }
 # emoji-datasource's own names of the two vendors, in its folders and fields.
 DATASOURCE = {"noto": "google", "twemoji": "twitter"}

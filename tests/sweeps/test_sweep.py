@@ -236,6 +236,8 @@ def test_where_a_run_is_computed_is_not_what_it_computes(sweep_words, tmp_path, 
         ("cross", "testbed@openmoji", "open  rmadapter/emoji_animals@openmoji/seed1: ", 3),
         ("domain", "testbed", "open  rmadapter/emoji_animals@fluent/seed1: ", 18),
         ("domain", "testbed@noto", "open  rmadapter/emoji_travel@noto/seed1: ", 18),
+        ("ablation", "testbed-drawings@noto-v1", "open  rmadapter/drawings_food@noto-v1/seed1: ", 18),
+        ("domain", "testbed-drawings", "open  rmadapter/drawings_animals@fluent/seed1: ", 18),
     ],
 )
 def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
@@ -304,6 +306,7 @@ def test_mistakes(sweep_words, tmp_path, capsys):
         "model is 'ViT-B-17', which open_clip does not know; did you mean 'ViT-B-1": sweep_words(model="ViT-B-17"),
         "nowhere": sweep_words(data="nowhere"),
         "style is 'notto'; valid: ": ["base2new", "--data", "testbed@notto"],
+        "style is 'noto-v1'; valid: ": ["base2new", "--data", "testbed@noto-v1"],
         "data has 'emoji_food@fluent' twice": ["base2new", "--data", "emoji_food,emoji_food@fluent"],
         "keep is 'all'; valid: ": sweep_words(keep="all"),
         "where a sweep base2new is": sweep_words("cross"),
