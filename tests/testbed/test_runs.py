@@ -102,6 +102,7 @@ def test_the_search_sees_base_classes_of_groups_that_the_demo_does_not_show():
 
 def test_the_search_covers_its_grids():
     grid = search.grid()
+    assert search.EPOCHS == 2 * runs.train_config("emoji_food", "fluent", 1).epochs
     assert {(one["lr"], one["lambda3"]) for one in grid} == set(
         itertools.product(search.LEARNING_RATES, search.CONSISTENCY)
     )
@@ -115,6 +116,7 @@ def test_the_search_covers_its_grids():
     planned = [*search.plan("single", grid, (1, 2)), *search.plan("mma", mma, (1,)), *search.plan_zeroshot()]
     assert len({run.name for run in planned}) == len(planned)
     assert [(run.data, run.seed) for run in planned[:2]] == [(name, 1) for name in search.DATA]
+    assert all(run.changes["epochs"] == search.EPOCHS for run in planned if run.seed)
 
 
 def judged(base, new, retained=30.0, **settings):
