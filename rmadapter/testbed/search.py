@@ -4,10 +4,12 @@
 
 Groups that the demo does not show, in one style, with their base classes only: the first half of those is trained on,
 the other half stands for new classes (pseudo-new). With half of the classes an epoch has half of the steps, and what a
-learning rate does depends on how often it does it: runs here have twice the test bed's epochs. A setting is judged as the tables judge a method, by what it gains
-and by what it keeps: of the settings whose accuracy on pseudo-new classes is at least zero-shot's - 0.5 and whose
-retention is at least zero-shot's - 2, each a mean over groups and seeds, the best has the highest harmonic mean of base
-and pseudo-new. A setting that falls short is worth less than any that does not, by how much it falls short.
+learning rate does depends on how often it does it: runs here have twice the test bed's epochs.
+
+A setting is judged as the tables judge a method, by what it gains and by what it keeps: of the settings whose accuracy
+on pseudo-new classes is at least zero-shot's - 0.5 and whose retention is at least zero-shot's - 2, each a mean over
+groups and seeds, the best has the highest harmonic mean of base and pseudo-new. A setting that falls short is worth
+less than any that does not, by how much it falls short.
 
 First learning rate x weight of the consistency losses, without reconstruction, with one seed; the best of them with all
 seeds; at the best of these the scale, and then the weight of reconstruction. Then MMA's learning rate and scale in the
@@ -197,8 +199,8 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
     named = ("lr", "scale", "lambda3")
     accuracy = _means([result["accuracy"] for result in zeroshot])
     lead = (
-        f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new, {EPOCHS} epochs; accuracies in percent, "
-        "means over groups and seeds, hm the mean of the runs' harmonic means. Zero-shot has "
+        f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new, {EPOCHS} epochs; accuracies in "
+        "percent, means over groups and seeds, hm the mean of the runs' harmonic means. Zero-shot has "
         f"{', '.join(f'{part} {accuracy[part]:.2f}' for part in PARTS)}. A setting may be {NEW_MARGIN:g} below it in "
         f"new and {RETENTION_MARGIN:g} in retained accuracy, the mean of both; what it is further below is its "
         "shortfall. Rows are sorted by shortfall, then by hm."

@@ -102,7 +102,7 @@ def test_the_search_sees_base_classes_of_groups_that_the_demo_does_not_show():
 
 def test_the_search_covers_its_grids():
     grid = search.grid()
-    assert search.EPOCHS == 2 * runs.train_config("emoji_food", "fluent", 1).epochs
+    assert 2 * runs.train_config("emoji_food", "fluent", 1).epochs == search.EPOCHS
     assert {(one["lr"], one["lambda3"]) for one in grid} == set(
         itertools.product(search.LEARNING_RATES, search.CONSISTENCY)
     )
