@@ -249,6 +249,31 @@ def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("protocol", "data"),
+    [
+        ("base2new", "drawings_activities"),
+        ("cross", "drawings_activities@emojione,drawings_food"),
+        ("domain", "drawings_activities@fluent,drawings_activities@twemoji"),
+    ],
+)
+def test_protocols_on_several_drawings(protocol, data, tmp_path, capsys):
+    """Trained for a moment and reported, class by class."""
+    argv = ["--data", data, "--methods", "zeroshot,single,rmadapter", "--seeds", "1", "--shots", "2", "--epochs", "1"]
+    assert sweep(protocol, *argv, "--keep", "results", "--out", str(tmp_path / "s")) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "s")]) == 0
+    text = (tmp_path / "s" / "report" / "report.md").read_text()
+    assert "rmadapter - single" in text
+    assert "## Paired differences on these data sets alone" in text
+    differences = (tmp_path / "s" / "report" / "differences.csv").read_text().splitlines()
+    found = [dict(zip(differences[0].split(","), line.split(","), strict=True)) for line in differences[1:]]
+    assert all(
+        abs(float(line["mean"]) - float(line["mean_of_classes"])) < 1e-4 for line in found if line["part"] != "hm"
+    )
+
+
+@pytest.mark.slow
 def test_domain_on_the_test_bed(tmp_path, capsys):
     argv = ["--data", "emoji_travel@fluent,emoji_travel@openmoji", "--methods", "zeroshot,single", "--seeds", "1"]
     argv += ["--shots", "1", "--epochs", "1", "--out", str(tmp_path / "s")]
