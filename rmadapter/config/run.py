@@ -107,9 +107,10 @@ class TrainConfig:
 
     Args:
         data: folder of images (one folder a class, or train/ and test/ with one each), its name in data_root, or
-            a bundled data set: emoji_animals, emoji_food, ... (these have defaults of their own)
+            a bundled data set: emoji_animals, drawings_animals, ... (these have defaults of their own)
         data_root: folder that holds the data sets
-        style: whose drawings, for the bundled emoji data sets: noto, twemoji, fluent, emojione or openmoji
+        style: whose drawings, for the bundled emoji data sets: noto, twemoji, fluent, emojione or openmoji; for
+            drawings_... whose drawings are tested, noto-v1 or fluent-color too
         classes: all, or one half of the sorted classes: base or new
         shots: training images a class
         seed: seeds the sample, the order, the augmentation and the adapter's weights

@@ -8,7 +8,7 @@ from pathlib import Path
 from rmadapter.data.catalog import CATALOG, DataSet, record_of
 from rmadapter.data.class_folders import ClassFolders, check_text, find_classes
 from rmadapter.data.class_names import CLASS_NAMES_FILE, by_number, class_names, some
-from rmadapter.data.emoji import DATA, is_testbed
+from rmadapter.data.emoji import BUNDLED, DATA, is_testbed
 from rmadapter.data.items import ImageData, Item
 from rmadapter.data.named import find_named, load_named, say_unlike_published
 from rmadapter.data.part_folders import Parts, find_parts
@@ -33,12 +33,13 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
             were added or class names changed; an unknown style of the bundled data sets, or a style for others.
     """
     if data_root is None and is_testbed(data):
+        from rmadapter.data.emoji.drawings_data import load_drawings
         from rmadapter.data.emoji.emoji_data import load_emoji
 
-        return load_emoji(data, style)
+        return load_emoji(data, style) if data in DATA else load_drawings(data, style)
     if style is not None:
         raise InputError(
-            f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(DATA)}"
+            f"style is {style!r}, but data is {data!r}; valid: with the bundled data sets alone, {', '.join(BUNDLED)}"
         )
     if (found := find_named(data, data_root)) is not None:
         return load_named(*found)
@@ -131,7 +132,7 @@ def _find(data: str, data_root: str | None) -> Path:
             f"; {data} lies in {record.folder}/{record.layout_marker} of data_root, or in {data}/ with one folder of "
             f"images a class; rmadapter datasets download {data} --data-root DIR gets it or says how"
         )
-    close = "" if hint else nearest(Path(data).name, [*folders, *CATALOG, *DATA])
+    close = "" if hint else nearest(Path(data).name, [*folders, *CATALOG, *BUNDLED])
     raise InputError(f"data is {data!r}, which is {where}{close}{hint}")
 
 

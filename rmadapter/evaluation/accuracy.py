@@ -64,7 +64,7 @@ def evaluate_parts(
     answers.
 
     Returns ``{"accuracy": {part: percent, "hm": ...}, "images": {part: n}, "skipped": n, "metrics": {part: ...}}``,
-    ``metrics`` as ``metrics.quality`` gives them, ``per_class`` for ``parts`` alone. Of both halves ``metrics["open"]``
+    ``metrics`` as ``metrics.quality`` gives them. Of both halves ``metrics["open"]``
     says how the images of both are classified among all classes, with ``base``, ``new`` (``top1`` of each half's
     images) and ``hm``. Where the data set comes with an unseen style there is ``retained_PART`` in ``accuracy`` and
     ``metrics`` too, and that ``retention_style``; where the model has several ways to answer, ``inference`` says by
@@ -81,8 +81,6 @@ def evaluate_parts(
     def note(part: str, answers: PartAnswers) -> None:
         found["accuracy"][part] = answers.top1
         found["metrics"][part] = quality(answers.logits, answers.labels, answers.class_names)
-        if part not in parts:  # the unseen style of one
-            del found["metrics"][part]["per_class"]
         if keep is not None:
             keep(part, answers)
 

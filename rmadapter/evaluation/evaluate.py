@@ -185,7 +185,11 @@ def load_model(config: EvalConfig, info: AdapterInfo | None = None) -> LoadedMod
 
 
 def run_eval(
-    config: EvalConfig, loaded: LoadedModel | None = None, kept: dict[str, PartAnswers] | None = None
+    config: EvalConfig,
+    loaded: LoadedModel | None = None,
+    kept: dict[str, PartAnswers] | None = None,
+    *,
+    data: ImageData | None = None,
 ) -> dict[str, Any]:
     """``rmadapter eval`` at one strength: evaluate, print, and write what ``config`` asks for.
 
@@ -194,6 +198,7 @@ def run_eval(
         loaded: what ``load_model`` made of a configuration that differs in data or strength alone; default: it is
             loaded.
         kept: where given, the answers are put into it by part.
+        data: taken in place of the data set that the configuration names.
     """
     (strength,) = config.strengths
     if loaded is not None:
@@ -202,7 +207,7 @@ def run_eval(
         info = read_info(Path(config.adapter)) if config.adapter else None
     zeroshot = config.method == "zeroshot"
     training = (info.training or {}) if info is not None else {}
-    data = load_tested(config, training, adapted=not zeroshot)
+    data = data or load_tested(config, training, adapted=not zeroshot)
     loaded = loaded or load_model(config, info)
     backbone, adapted = loaded.backbone, loaded.adapted
     elsewhere = (training.get("data"), training.get("style")) != (data.name, data.style)

@@ -66,6 +66,7 @@ class FinishedRun:
         settings: what else determines the accuracy, as recorded: by dotted option name, with the precision
         inference: by part which of its ways to answer the method took, as recorded; empty for a method with one
         made: what the recorded options make, see ``methods.naming``; None where they are not recorded
+        per_class: percent by part and class name, ``all``, ``base``, ``new`` and ``RETAINED``; what is known
     """
 
     place: str
@@ -88,6 +89,7 @@ class FinishedRun:
     settings: dict[str, Any]
     inference: dict[str, str]
     made: str | None
+    per_class: dict[str, dict[str, float]]
 
     @property
     def tested(self) -> tuple[str, ...]:
@@ -175,6 +177,7 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
         settings=settings,
         inference={part: str(taken) for part, taken in field("inference", dict, {}).items()},
         made=_made(recorded),
+        per_class=_per_class(field("metrics", dict, {}), what),
     )
 
 
@@ -213,6 +216,16 @@ def _trained_on(field: _Fields, tested: DataId) -> TrainedOn | None:
     if "few_shot_hash" in field.values:  # written by training, which tests where it trains
         return TrainedOn(tested, classes)
     return TrainedOn(None, None)
+
+
+def _per_class(metrics: dict[str, Any], what: str) -> dict[str, dict[str, float]]:
+    """The accuracy of each class by part; results of earlier versions have none, or none of the unseen style."""
+    found = {}
+    for part, values in metrics.items():
+        classes = values.get("per_class") if isinstance(values, dict) else None
+        if isinstance(classes, dict):
+            found[part] = _numbers(classes, what, f"metrics of {part}", 100)
+    return found
 
 
 def _made(settings: dict[str, Any]) -> str | None:

@@ -15,8 +15,9 @@ from rmadapter.config.arguments import parse_arguments, split_options
 from rmadapter.config.paths import PathList, PathText
 from rmadapter.config.seeds import seed_list
 from rmadapter.data.catalog import FIELD, VARIANTS
-from rmadapter.data.emoji import DATA, DEFAULT_STYLE
-from rmadapter.data.emoji.atlas import STYLES
+from rmadapter.data.emoji import DATA, DEFAULT_STYLE, DRAWINGS
+from rmadapter.data.emoji.atlas import ONE_DRAWING, STYLES
+from rmadapter.data.emoji.drawings_data import trained_styles
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
 from rmadapter.sweeps.protocols import (
@@ -53,8 +54,8 @@ FREE = {*RESERVED, *FREE_ON_RESUME}
 ALIASES = {"field": FIELD, "variants": VARIANTS}
 # The bundled test bed. Its seventh group, symbols, is left to the search for the training options, as far as that may
 # be: the search needs two groups and has activities too.
-TESTBED = "testbed"
-TESTBED_GROUPS = DATA[:6]
+SEVERAL = "testbed-drawings"
+TESTBEDS = {"testbed": DATA[:6], SEVERAL: DRAWINGS[:6]}
 KEEP = ("everything", "results")
 
 
@@ -66,7 +67,7 @@ class SweepConfig:
         words: base2new, cross, domain, fewshot or ablation
         data: data sets, separated by commas: names in data_root, folders, bundled ones (emoji_food, or
             emoji_food@openmoji for a style), 'field' for the field's eleven, 'variants' for ImageNet's four, 'testbed'
-            (or testbed@STYLE) for six bundled ones; default: those of the published table
+            or 'testbed-drawings' (or testbed@STYLE) for six bundled ones; default: those of the published table
         data_root: folder that holds the data sets
         methods: separated by commas; default: those of the paper's table for the protocol
         seeds: separated by commas
@@ -75,7 +76,7 @@ class SweepConfig:
             first style of each bundled one; 'each' for every one
         out: folder of the sweep
         jobs: processes on this machine; GPUs are dealt out among them
-        keep: of a finished run everything, or its results alone, lines of results.jsonl (2 KB a run) in place
+        keep: of a finished run everything, or its results alone, lines of results.jsonl (10 KB a run) in place
             of its folder with adapter, metrics and log
         dry_run: list the runs and what they cost, run nothing
     """
@@ -119,26 +120,31 @@ def shots_list(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def testbed_data(protocol: str, style: str | None) -> tuple[str, ...]:
-    """What ``--data testbed`` means for ``protocol``: six groups in ``style``, for domain in the other styles too.
+def groups_of(name: str, protocol: str, style: str | None) -> tuple[str, ...]:
+    """What ``--data NAME`` means, one of ``TESTBEDS``: six groups in ``style``.
+
+    For domain they are in the other styles too, of several drawings without those that are trained on.
 
     Raises:
         InputError: unknown style.
     """
+    drawn = STYLES if name == SEVERAL else ONE_DRAWING
     if style is not None:
-        check_choice("style", style, STYLES)
+        check_choice("style", style, drawn)
+    groups = TESTBEDS[name]
     if protocol != "domain":
-        return tuple(group if style is None else f"{group}@{style}" for group in TESTBED_GROUPS)
+        return tuple(group if style is None else f"{group}@{style}" for group in groups)
     first = style or DEFAULT_STYLE
-    styles = (first, *(name for name in STYLES if name != first))
-    return tuple(f"{group}@{name}" for group in TESTBED_GROUPS for name in styles)
+    seen = {first, *(trained_styles(first) if name == SEVERAL else ())}
+    styles = (first, *(other for other in drawn if other not in seen))
+    return tuple(f"{group}@{one}" for group in groups for one in styles)
 
 
 def _expanded(part: str, protocol: str) -> tuple[str, ...]:
     """The data sets that one part of ``--data`` means."""
     name, at, style = part.partition("@")
-    if name == TESTBED:
-        return testbed_data(protocol, style if at else None)
+    if name in TESTBEDS:
+        return groups_of(name, protocol, style if at else None)
     return ALIASES.get(part, (part,))
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import PathText
 from rmadapter.data.emoji import GROUPS
-from rmadapter.data.emoji.atlas import CATALOGUE, FILES, MANIFEST, STYLES, paste
+from rmadapter.data.emoji.atlas import CATALOGUE, FILES, MANIFEST, ONE_DRAWING, STYLES, paste
 from rmadapter.errors import InputError
 from rmadapter.files import write_bytes, write_json
 from rmadapter.testbed.vendors import NAMES, PACKAGES, Datasource, Iconify, fetch, open_style, read_names
@@ -59,7 +59,8 @@ def make_catalogue(names: list[dict[str, str]], styles: dict[str, Datasource | I
             continue
         drawn = {style: styles[style].has(entry["code"], entry["name"]) for style in STYLES}
         if all(drawn[style] for style in STYLES if STYLES[style].pretrained):
-            kept.append({**entry, "group": group, "everywhere": all(drawn.values())})
+            everywhere = all(drawn[style] for style in ONE_DRAWING)
+            kept.append({**entry, "group": group, "everywhere": everywhere, "several": all(drawn.values())})
             seen[entry["name"].lower()] = seen.get(entry["name"].lower(), 0) + 1
     kept = [entry for entry in kept if seen[entry["name"].lower()] == 1]
     return sorted(kept, key=lambda entry: (GROUPS.index(entry["group"]), entry["name"].lower()))
@@ -67,7 +68,7 @@ def make_catalogue(names: list[dict[str, str]], styles: dict[str, Datasource | I
 
 def make_atlas(style: str, source: Datasource | Iconify, catalogue: list[dict[str, Any]]) -> np.ndarray:
     """The style's drawings of its part of the catalogue, pasted."""
-    drawn = [entry for entry in catalogue if entry["everywhere"] or STYLES[style].pretrained]
+    drawn = [entry for entry in catalogue if STYLES[style].draws(entry["everywhere"], entry["several"])]
     tiles = np.stack([source.draw(entry["code"], entry["name"]) for entry in drawn])
     tiles[tiles[..., 3] == 0] = 0  # colours nobody sees; they would cost bytes
     return paste(tiles)

@@ -22,7 +22,7 @@ import torch
 from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import PathText
 from rmadapter.data.emoji import DATA
-from rmadapter.data.emoji.atlas import STYLES
+from rmadapter.data.emoji.atlas import ONE_DRAWING
 from rmadapter.errors import check_choice, check_range
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.reports.run_report import report
@@ -52,7 +52,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         check_choice("data", self.data, DATA)
-        check_choice("style", self.style, STYLES)
+        check_choice("style", self.style, ONE_DRAWING)
         check_range("seeds", self.seeds, 1)
         if self.epochs is not None:
             check_range("epochs", self.epochs, 1)

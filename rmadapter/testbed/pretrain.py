@@ -32,7 +32,7 @@ from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import PathText
 from rmadapter.data import Preprocessing
 from rmadapter.data.emoji import GROUPS, PREFIX
-from rmadapter.data.emoji.atlas import FILES, STYLES, catalogue, classes, drawings
+from rmadapter.data.emoji.atlas import FILES, ONE_DRAWING, STYLES, catalogue, classes, drawings
 from rmadapter.data.emoji.emoji_data import DEFAULT_STYLE, load_emoji
 from rmadapter.data.emoji.rendering import Variations, compose
 from rmadapter.errors import InputError, check_range
@@ -296,7 +296,7 @@ def zero_shot(folder: Path) -> dict[str, dict[str, float]]:
     loading = Loading(Preprocessing.of(clip), workers=0)
     found: dict[str, dict[str, float]] = {}
     for group in GROUPS:
-        sets = {style: load_emoji(f"{PREFIX}{group}", style, retention=False) for style in STYLES}
+        sets = {style: load_emoji(f"{PREFIX}{group}", style, retention=False) for style in ONE_DRAWING}
         names = sets[DEFAULT_STYLE].class_names
         model = CLIPClassifier(clip.eval(), emoji_clip.tokenizer(), names)
         with torch.no_grad():
@@ -311,9 +311,10 @@ def zero_shot(folder: Path) -> dict[str, dict[str, float]]:
 def describe(found: dict[str, dict[str, float]]) -> str:
     """``zero_shot``'s accuracies as a Markdown table."""
     rows = [
-        (group, str(len(classes(group))), *(f"{row[style]:.1f}" for style in STYLES)) for group, row in found.items()
+        (group, str(len(classes(group))), *(f"{row[style]:.1f}" for style in ONE_DRAWING))
+        for group, row in found.items()
     ]
-    return Table("", ("group", "classes", *STYLES), rows, aligned=False).markdown()
+    return Table("", ("group", "classes", *ONE_DRAWING), rows, aligned=False).markdown()
 
 
 def bundle(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Many short training runs in one process, each kept as a line of results.jsonl; what the search and the claim use.
+"""Many short training runs in one process, each kept as a line of results.jsonl; what the search uses.
 
 Renderings are made once a process and kept, and a run whose result is there is not made again: a stopped command goes
 on where it was.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,14 +103,13 @@ def run_planned(
 
 
 def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:
-    """The results of one run, with its settings and what its metrics say of the gradients."""
+    """The results of one run, with its settings."""
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log.txt", "w") as log:
         folder = Path(scratch) / "run"
         with contextlib.redirect_stdout(log):
             if run.seed is None:
-                return run_eval(
-                    EvalConfig(method="zeroshot", data=run.data, style=run.style, classes="base_new", workers=0)
-                )
+                zeroshot = EvalConfig(method="zeroshot", data=run.data, style=run.style, classes="base_new", workers=0)
+                return run_eval(zeroshot, data=data)
             config = train_config(run.data, run.style, run.seed, out=str(folder), max_bad_steps=0, **run.changes)
             try:
                 results = train(config, data=data)
@@ -125,21 +122,6 @@ def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:
                     "style": run.style,
                     "seed": run.seed,
                 }
-        metrics = list(_steps(folder / "metrics.jsonl"))
-    keys = ("grad_norm_cross_entropy", "grad_norm_reconstruction", "reconstruction_vision", "reconstruction_text")
-    later = metrics[len(metrics) // 2 :]  # the second half: past the first steps' large gradients
-    found = {key: [line[key] for line in later if key in line] for key in keys}
     weights = {name: getattr(config.loss, name) for name in ("lambda1", "lambda2", "lambda3", "lambda4")}
     settings = {"epochs": config.epochs, "lr": config.lr, "scale": config.adapter.scale, **weights}
-    return {
-        **results,
-        "settings": settings,
-        "second_half": {key: statistics.fmean(values) for key, values in found.items() if values},
-    }
-
-
-def _steps(file: Path) -> Iterator[dict[str, float]]:
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        values = json.loads(line)
-        if values["kind"] == "step":
-            yield values
+    return {**results, "settings": settings}

@@ -66,6 +66,16 @@ PACKAGES = {
         "1.2.29",
         "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
     ),
+    "noto-v1": Package(
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+    ),
+    "fluent-color": Package(
+        "@iconify-json/fluent-emoji",
+        "1.2.7",
+        "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
+    ),
 }
 # emoji-datasource's own names of the two vendors, in its folders and fields.
 DATASOURCE = {"noto": "google", "twemoji": "twitter"}
@@ -95,7 +105,8 @@ def fetch(package: Package, folder: Path) -> Path:
     return path
 
 
-def _member(archive: Path, name: str) -> bytes:
+def read_member(archive: Path, name: str) -> bytes:
+    """The content of the file ``name`` of the package."""
     with tarfile.open(archive) as tar:
         return _content(tar, f"package/{name}")
 
@@ -108,7 +119,7 @@ def _content(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
 
 def read_names(archive: Path) -> list[dict[str, Any]]:
     """Every emoji of Unicode's list as ``{"code", "name", "group"}``, the group as Unicode names it."""
-    entries = json.loads(_member(archive, "data-by-emoji.json"))
+    entries = json.loads(read_member(archive, "data-by-emoji.json"))
     return [
         {"code": _code(map(ord, characters)), "name": entry["name"], "group": entry["group"]}
         for characters, entry in entries.items()
@@ -155,7 +166,7 @@ class Iconify:
     """Drawings of an Iconify set: SVG by name, the CLDR short name with dashes."""
 
     def __init__(self, archive: Path):
-        self._set = json.loads(_member(archive, "icons.json"))
+        self._set = json.loads(read_member(archive, "icons.json"))
 
     def has(self, code: str, name: str) -> bool:
         """Whether the set draws it."""
@@ -174,19 +185,24 @@ class Iconify:
 
     def draw(self, code: str, name: str) -> np.ndarray:
         """uint8 [48, 48, 4]."""
-        import resvg_py
-
         icon = self._icon(name)
         assert icon is not None, f"{name}: ask has() first"
-        left, top = icon.get("left", 0), icon.get("top", 0)
-        width, height = (icon.get(side, self._set.get(side, 16)) for side in ("width", "height"))
-        svg = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{left} {top} {width} {height}" width="{SIDE}" height="{SIDE}">{icon["body"]}</svg>'
-        )
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, skip_system_fonts=True)
-        with Image.open(io.BytesIO(bytes(png))) as image:
-            return np.asarray(image.convert("RGBA"))
+        return draw_icon(icon, self._set)
+
+
+def draw_icon(icon: dict[str, Any], icon_set: dict[str, Any]) -> np.ndarray:
+    """One icon of a set in Iconify's format, which has the sizes that the icon does not say: uint8 [48, 48, 4]."""
+    import resvg_py
+
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    width, height = (icon.get(side, icon_set.get(side, 16)) for side in ("width", "height"))
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}" width="{SIDE}" height="{SIDE}">{icon["body"]}</svg>'
+    )
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, skip_system_fonts=True)
+    with Image.open(io.BytesIO(bytes(png))) as image:
+        return np.asarray(image.convert("RGBA"))
 
 
 def slug(name: str) -> str:

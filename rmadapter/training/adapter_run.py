@@ -39,6 +39,7 @@ from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject
+from rmadapter.tuners.weight_draws import run_seed
 
 
 def train(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
@@ -183,14 +184,14 @@ def _reader(config: TrainConfig, data: ImageData, ranks: Ranks) -> Read:
 def _make_model(
     config: TrainConfig, backbone: Backbone, data: ImageData, names: list[str], images: int, precision: str
 ) -> tuple[RMAdapterCLIP, str]:
-    """The model with fresh weights from the seed, and the name of the adapters' backend."""
+    """The model with fresh weights from the seed and the data set, and the name of the adapters' backend."""
     template = template_for(config.template, data.name)
     adapted = inject(
         backbone.clip,
         config.tuned,
         source=backbone.source,
         weights_hash=backbone.weights_hash,
-        seed=config.seed,
+        seed=run_seed(config.seed, data.name, data.style),
         tokenizer=backbone.tokenizer,
         template=template,
         class_names=names,

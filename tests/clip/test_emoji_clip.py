@@ -62,7 +62,7 @@ def test_only_rows_that_occur_are_kept():
 @pytest.mark.parametrize("group", ["food", pytest.param("animals", marks=pytest.mark.slow)])
 def test_zero_shot_accuracy_on_a_style_it_has_never_seen(group, monkeypatch):
     monkeypatch.setattr(pretrain, "GROUPS", (group,))
-    monkeypatch.setattr(pretrain, "STYLES", (DEFAULT_STYLE, "fluent"))
+    monkeypatch.setattr(pretrain, "ONE_DRAWING", (DEFAULT_STYLE, "fluent"))
     assert pretrain.zero_shot(atlas.FILES)[group]["fluent"] >= 30
 
 

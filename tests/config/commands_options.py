@@ -19,7 +19,7 @@ from rmadapter.serving.serve_command import ServeConfig
 from rmadapter.sweeps.optuna_search import SearchConfig, parse_search
 from rmadapter.sweeps.settings import SweepConfig, parse_sweep
 from rmadapter.testbed.build import BuildConfig
-from rmadapter.testbed.claim import ClaimConfig
+from rmadapter.testbed.corpus import CorpusConfig
 from rmadapter.testbed.demo import DemoConfig
 from rmadapter.testbed.pretrain import PretrainConfig
 from rmadapter.testbed.search import TestbedSearchConfig
@@ -56,8 +56,8 @@ COMMAND_OPTIONS = {
     ),
     "search": CommandOptions(SearchConfig, parse_search, ("--data", "x")),
     "demo": _plain(DemoConfig),
-    "claim": _plain(ClaimConfig),
     "testbed-search": _plain(TestbedSearchConfig),
     "build": _plain(BuildConfig),
+    "corpus": _plain(CorpusConfig),
     "pretrain": _plain(PretrainConfig, "--out", "x"),
 }

@@ -21,14 +21,15 @@ TRAINED = [name for name in METHODS if name not in ("zeroshot", "linear-probe")]
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_method_s_options_make_the_method_of_that_name(name):
     config = configure(name, ["--data", "x"])
-    assert (method_name(config), config.label) == (name, None)
+    # One that differs in a weight alone has its name as a label.
+    assert (method_name(config), config.label) == (name, name if name == "rmadapter-consistency1" else None)
     # What the user says of the loss does not turn it into another one.
     assert method_name(configure(name, ["--data", "x", "--loss.lambda1", "7"])) == name
 
 
 def test_the_ablation_table():
-    assert len(ABLATION_TABLE) == len(set(ABLATION_TABLE)) == 11
-    assert {"zeroshot", "single", "mma", "rmadapter"} < set(ABLATION_TABLE) < set(METHODS)
+    assert len(ABLATION_TABLE) == len(set(ABLATION_TABLE)) == 14
+    assert {"zeroshot", "single", "mma", "rmadapter", "rmadapter-lambda0"} < set(ABLATION_TABLE) < set(METHODS)
 
 
 def test_trained_parameters_on_vit_b_16_are_as_published(tokenizer):

@@ -151,12 +151,12 @@ def test_rows_of_several_settings_are_told_apart(tmp_path):
 
 
 def test_a_name_that_the_options_do_not_make_is_said(tmp_path):
-    config = TrainConfig("any", loss=LossConfig(lambda1=0, lambda2=0))
+    config = TrainConfig("any", loss=LossConfig(lambda1=0))
     settings = settings_of(config)
     for name in ("rmadapter", "mine"):
         write(tmp_path / "r" / name, method=name, settings=settings)
     text = report([tmp_path / "r"]).text
-    made = "custom (rmadapter, loss.lambda1=0, loss.lambda2=0)"
+    made = "custom (rmadapter, loss.lambda1=0)"
     assert f"- The runs that are called rmadapter on digits are by their options: {made}.\n" in text
     assert text.count("by their options") == 1
     write(tmp_path / "s", settings={"adapter": {"other": 1}, "loss": 3})

@@ -27,9 +27,11 @@ def test_a_method_without_seeds_stands_against_every_seed():
     assert subtract(zeroshot, {Key("a", "x", None): 1.0}) == {Key("a", "x", None): 3.0}
 
 
-def test_the_standard_error_is_over_units():
+def test_the_interval_is_student_s_over_units():
     found = Estimate.of([1.0, 3.0, -1.0])
     assert (found.mean, found.units, found.higher) == (1.0, 3, 2)
     assert found.error == pytest.approx(2 / math.sqrt(3))
-    assert found.text("+") == "+1.00 ± 1.15"
-    assert Estimate.of([2.5]).text() == "2.50"
+    # The 97.5 % point of t with two degrees of freedom, from a table.
+    assert found.interval == pytest.approx((1 - 4.3027 * found.error, 1 + 4.3027 * found.error), abs=1e-3)
+    assert str(found) == "+1.00 [-3.97, +5.97]"
+    assert (Estimate.of([2.5]).interval, str(Estimate.of([2.5]))) == (None, "+2.50")

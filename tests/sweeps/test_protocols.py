@@ -18,6 +18,7 @@ from rmadapter.sweeps.protocols import (
     run_config,
     short_name,
 )
+from rmadapter.sweeps.settings import SEVERAL, groups_of
 
 
 def test_base_to_new():
@@ -123,3 +124,17 @@ def test_a_bundled_data_set_with_its_style_and_the_test_bed_s_defaults():
 def test_mistakes(arguments, message):
     with pytest.raises(InputError, match=message):
         plan(*arguments)
+
+
+def test_several_drawings_are_tested_in_styles_that_are_not_trained_on():
+    """@fluent is trained on Noto v1 and EmojiOne, @emojione on Fluent's two looks and Noto v1."""
+    assert groups_of(SEVERAL, "domain", None)[:5] == tuple(
+        f"drawings_animals@{style}" for style in ("fluent", "noto", "twemoji", "openmoji", "fluent-color")
+    )
+    assert groups_of(SEVERAL, "domain", "emojione")[:4] == tuple(
+        f"drawings_animals@{style}" for style in ("emojione", "noto", "twemoji", "openmoji")
+    )
+    assert groups_of(SEVERAL, "cross", None)[0] == "drawings_animals"
+    runs = plan("domain", groups_of(SEVERAL, "domain", None), ["rmadapter"], [1])
+    assert len(runs) == 6
+    assert all(len(run.targets) == 4 and run.data.endswith("@fluent") for run in runs)

@@ -236,6 +236,8 @@ def test_where_a_run_is_computed_is_not_what_it_computes(sweep_words, tmp_path, 
         ("cross", "testbed@openmoji", "open  rmadapter/emoji_animals@openmoji/seed1: ", 3),
         ("domain", "testbed", "open  rmadapter/emoji_animals@fluent/seed1: ", 18),
         ("domain", "testbed@noto", "open  rmadapter/emoji_travel@noto/seed1: ", 18),
+        ("ablation", "testbed-drawings@noto-v1", "open  rmadapter/drawings_food@noto-v1/seed1: ", 18),
+        ("domain", "testbed-drawings", "open  rmadapter/drawings_animals@fluent/seed1: ", 18),
     ],
 )
 def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
@@ -244,6 +246,31 @@ def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
     out = capsys.readouterr().out
     assert line in out
     assert f"{runs} runs, 0 done" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("protocol", "data"),
+    [
+        ("base2new", "drawings_activities"),
+        ("cross", "drawings_activities@emojione,drawings_food"),
+        ("domain", "drawings_activities@fluent,drawings_activities@twemoji"),
+    ],
+)
+def test_protocols_on_several_drawings(protocol, data, tmp_path, capsys):
+    """Trained for a moment and reported, class by class."""
+    argv = ["--data", data, "--methods", "zeroshot,single,rmadapter", "--seeds", "1", "--shots", "2", "--epochs", "1"]
+    assert sweep(protocol, *argv, "--keep", "results", "--out", str(tmp_path / "s")) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "s")]) == 0
+    text = (tmp_path / "s" / "report" / "report.md").read_text()
+    assert "rmadapter - single" in text
+    assert "## Paired differences on these data sets alone" in text
+    differences = (tmp_path / "s" / "report" / "differences.csv").read_text().splitlines()
+    found = [dict(zip(differences[0].split(","), line.split(","), strict=True)) for line in differences[1:]]
+    assert all(
+        abs(float(line["mean"]) - float(line["mean_of_classes"])) < 1e-4 for line in found if line["part"] != "hm"
+    )
 
 
 @pytest.mark.slow
@@ -304,6 +331,7 @@ def test_mistakes(sweep_words, tmp_path, capsys):
         "model is 'ViT-B-17', which open_clip does not know; did you mean 'ViT-B-1": sweep_words(model="ViT-B-17"),
         "nowhere": sweep_words(data="nowhere"),
         "style is 'notto'; valid: ": ["base2new", "--data", "testbed@notto"],
+        "style is 'noto-v1'; valid: ": ["base2new", "--data", "testbed@noto-v1"],
         "data has 'emoji_food@fluent' twice": ["base2new", "--data", "emoji_food,emoji_food@fluent"],
         "keep is 'all'; valid: ": sweep_words(keep="all"),
         "where a sweep base2new is": sweep_words("cross"),

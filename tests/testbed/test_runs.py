@@ -1,7 +1,8 @@
-"""Search and claim: what they plan, what they keep, and the arithmetic of their tables."""
+"""The search: what it plans, what it keeps, and by what it judges."""
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from rmadapter.data import base_new_names
 from rmadapter.data.emoji.emoji_data import load_emoji
 from rmadapter.errors import InputError
+from rmadapter.evaluation.results_file import harmonic_mean
 from rmadapter.methods.naming import method_name
 from rmadapter.reports.run_report import report
 from rmadapter.runtime import git_revision
-from rmadapter.testbed import claim, demo, runs, search
+from rmadapter.testbed import demo, runs, search
 
 BRIEF = {"epochs": 1, "shots": 1}
 
@@ -32,7 +34,6 @@ def test_a_run_is_kept_with_its_settings_and_not_made_again(tmp_path, monkeypatc
         assert result["accuracy"].keys() == {"base", "new", "hm", "retained_base", "retained_new"}
         assert result["style"] == "fluent"
         assert result["retention_style"] == "emojione"
-    assert trained["second_half"]["grad_norm_reconstruction"] > 0
     monkeypatch.setattr(runs, "_run", None)
     assert runs.run_planned(plan, tmp_path) == [zeroshot, trained]
     assert {path.name for path in tmp_path.iterdir()} - {".results.jsonl.lock"} == {"results.jsonl"}
@@ -85,11 +86,11 @@ def test_a_diverged_run_is_kept_as_such_and_left_out_of_the_ranking(tmp_path):
     (found,) = runs.run_planned(plan, tmp_path)
     assert "not finite" in found["diverged"]
     assert found["commit"] == git_revision()
-    assert search.ranking([found]) == []
+    assert search.judge([found], [judged(40, 40)]) == []
 
 
-def test_the_search_sees_base_classes_of_groups_that_demo_and_claim_do_not_show():
-    assert not set(search.DATA) & {*claim.DATA, demo.DemoConfig().data}
+def test_the_search_sees_base_classes_of_groups_that_the_demo_does_not_show():
+    assert demo.DemoConfig().data not in search.DATA
     data = load_emoji(search.DATA[0], search.STYLE)
     base = base_new_names(data.class_names, "base")
     seen = search.base_only(data)
@@ -99,117 +100,96 @@ def test_the_search_sees_base_classes_of_groups_that_demo_and_claim_do_not_show(
     assert seen.read(seen.test[0].path).size == (48, 48)
 
 
-def test_the_search_covers_its_grids_within_method_md():
-    training = [
-        *search.plan_training("single", search.COMPARED["single"]),
-        *(mma := search.plan_training("mma", search.MMA)),
-    ]
-    assert len({run.name for run in training}) == len(training)
-    assert all(run.changes["reconstruct"] is False for run in training)
-    assert all(run.changes["shared_layer"] and run.changes["activation"] == "relu" for run in mma)
-    rows = [{"lr": rate, "scale": scale} for scale in (0.1, 0.3) for rate in search.LEARNING_RATES]
-    assert search.slower(rows) == [{"lr": rate, "scale": 0.1} for rate in search.SLOWER]
-    losses = search.plan_losses({"epochs": 3, "lr": 0.1, "scale": 0.2, "hm": 1})
-    assert len({run.name for run in losses}) == len(losses)
-    assert len(losses) == len(search.RECONSTRUCTION) * len(search.CONSISTENCY) * len(search.DATA) * len(search.SEEDS)
-    for run in losses:
-        changes = run.changes
-        assert (changes["epochs"], changes["lr"], changes["scale"]) == (3, 0.1, 0.2)
-        assert changes["lambda1"] == changes["lambda2"]
-        assert changes["lambda4"] == 2.5 * changes["lambda3"]
-
-
-def test_ranking_is_by_the_mean_harmonic_mean():
-    def result(lr, hm, **more):
-        return {"settings": {"lr": lr}, "accuracy": {"hm": hm}, "second_half": {}, **more}
-
-    done = [result(1, 50), result(1, 60), result(2, 54), result(2, 58), result(3, 90, diverged="x"), result(4, 99)]
-    found = search.ranking(done)  # of 4 a run is missing
-    assert [(row["lr"], row["hm"], row["runs"]) for row in found] == [(2, 56, 2), (1, 55, 2)]
-
-
-def test_every_prefix_of_the_claim_is_balanced():
-    plan = claim.plan()
-    methods = len(claim.CONTROLLED)
-    controlled = 8 + 8 * methods * claim.CONTROL_SEEDS
-    assert len(plan) == controlled + 8 * (methods - 1) * (10 - claim.CONTROL_SEEDS)
-    assert len({run.name for run in plan}) == len(plan)
-    first_seed = plan[8 : 8 + 8 * methods]
-    assert {run.seed for run in first_seed} == {1}
-    for pair in range(8, controlled, methods):
-        assert len({(run.data, run.style, run.seed) for run in plan[pair : pair + methods]}) == 1
-    for pair in range(controlled, len(plan), methods - 1):
-        assert len({(run.data, run.style, run.seed) for run in plan[pair : pair + methods - 1]}) == 1
-
-
-def test_the_control_is_rmadapter_without_reconstruction():
-    config = runs.train_config("emoji_food", "fluent", 1, **claim.CONTROLLED[claim.CONTROL])
-    whole = runs.train_config("emoji_food", "fluent", 1)
-    assert method_name(config) == claim.CONTROL
-    assert (config.loss.lambda3, config.loss.lambda4) == (whole.loss.lambda3, whole.loss.lambda4)
-
-
-def results(differences: dict[tuple[str, str, int], float]) -> list[dict]:
-    parts = dict.fromkeys(claim.PARTS, 50.0)
-    zeroshot = [
-        {"data": data, "style": style, "seed": None, "method": "zeroshot", "accuracy": dict.fromkeys(parts, 40.0)}
-        for data, style in sorted({key[:2] for key in differences})
-    ]
-    single, both = (
-        [
-            {
-                "data": d,
-                "style": s,
-                "seed": n,
-                "method": method,
-                "accuracy": {**parts, "new": 50 + add * value},
-                "second_half": {"grad_norm_cross_entropy": 2.0, "grad_norm_reconstruction": 0.5} if add else {},
-            }
-            for (d, s, n), value in differences.items()
-        ]
-        for method, add in (("single", 0), ("rmadapter", 1))
+def test_the_search_covers_its_grids():
+    grid = search.grid()
+    assert 2 * runs.train_config("emoji_food", "fluent", 1).epochs == search.EPOCHS
+    assert {(one["lr"], one["lambda3"]) for one in grid} == set(
+        itertools.product(search.LEARNING_RATES, search.CONSISTENCY)
     )
-    return [*zeroshot, *single, *both]
+    assert search.SCALE in search.SCALES
+    assert {0.0015, 0.15} <= set(search.LEARNING_RATES)
+    assert {0, 30} <= set(search.CONSISTENCY)
+    assert all(one["reconstruct"] is False and one["lambda1"] == one["lambda2"] == 0 for one in grid)
+    assert all(one["lambda4"] == 2.5 * one["lambda3"] for one in grid)
+    mma = search.mma_grid()
+    assert all(one["shared_layer"] and one["activation"] == "relu" and one["lambda3"] == 0 for one in mma)
+    planned = [*search.plan("single", grid, (1, 2)), *search.plan("mma", mma, (1,)), *search.plan_zeroshot()]
+    assert len({run.name for run in planned}) == len(planned)
+    assert [(run.data, run.seed) for run in planned[:2]] == [(name, 1) for name in search.DATA]
+    assert all(run.changes["epochs"] == search.EPOCHS for run in planned if run.seed)
 
 
-def test_differences_are_paired_and_their_error_is_over_groups():
-    found = claim.summary(
-        results(
-            {
-                ("a", "fluent", 1): 1.0,
-                ("a", "fluent", 2): 3.0,  # group a: 2
-                ("b", "fluent", 1): 6.0,  # group b: 6
-            }
-        )
-    )
-    lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in found.splitlines() if line.startswith("| ")}
-    assert [cell.strip() for cell in lines["rmadapter - single"]][:2] == ["+0.00 ± 0.00", "+4.00 ± 2.00"]
-    assert lines["zero-shot"][0].strip() == "40.00 ± 0.00"
-    assert lines["rmadapter"][1].strip() == "54.00 ± 2.00"
-    assert lines["groups in which rmadapter is higher"][1].strip() == "2 of 2"
-    assert "3 pairs" in found
-    assert "RMAdapter's 3 runs: 2 from cross-entropy, 0.5 from reconstruction" in found
+def judged(base, new, retained=30.0, **settings):
+    accuracy = {"base": base, "new": new, "hm": harmonic_mean(base, new)}
+    return {"settings": settings, "accuracy": {**accuracy, "retained_base": retained, "retained_new": retained + 2}}
 
 
-def test_the_control_tells_consistency_from_reconstruction():
-    found = results({("a", "fluent", 1): 5.0, ("b", "fluent", 1): 5.0})
-    control = [
-        {**one, "method": claim.CONTROL, "accuracy": {**one["accuracy"], "new": 53.0}}
-        for one in found
-        if one["method"] == "single"
+def test_a_setting_that_keeps_new_classes_goes_before_one_that_gains_more_and_loses_them():
+    zeroshot = [judged(40, 40), judged(50, 44)]  # 45, 42, 31 retained
+    done = [
+        judged(90, 41.4, lr=1),  # 0.1 short on new classes
+        judged(70, 41.6, lr=2),
+        judged(60, 41.6, lr=3),
+        judged(80, 45, 27.9, lr=4),  # 0.1 short in retention
+        judged(95, 30, 20, lr=5),
+        {**judged(99, 99, lr=6), "diverged": "the loss"},
     ]
-    assert "reconstruction, 2 triples" not in claim.summary(found)
-    text = claim.summary([*found, *control])
-    assert "reconstruction, 2 triples" in text
-    rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in text.splitlines() if line[:2] == "| "}
-    assert rows["single+consistency - single"] == "+3.00 ± 0.00"
-    assert rows["rmadapter - single+consistency"] == "+2.00 ± 0.00"
+    found = search.judge(done, zeroshot)
+    assert [one.settings["lr"] for one in found] == [2, 3, 4, 1, 5]
+    assert found[0].gain == pytest.approx({"base": 25, "new": -0.4, "retained": 0})
+    assert [round(one.shortfall, 9) for one in found] == [0, 0, 0.1, 0.1, 11.5 + 8]
+    assert "| 2 | 70.00 | 41.60 |" in search.table("x", found, ["lr"]).markdown()
 
 
-def test_a_run_without_its_partner_does_not_count():
-    found = results({("a", "fluent", 1): 1.0, ("b", "fluent", 1): 2.0})
-    assert len(claim.complete(found[:-1])) == 1
-    assert "No seed is complete yet" in claim.summary(found[:3])
+def test_settings_are_judged_by_the_mean_over_their_runs_and_those_that_lack_one_not_at_all():
+    zeroshot = [judged(40, 40)]
+    done = [
+        judged(60, 50, lr=1),
+        judged(70, 52, lr=1),
+        judged(64, 55, lr=2),
+        judged(66, 53, lr=2),
+        judged(99, 99, lr=3),
+    ]
+    found = search.judge(done, zeroshot)
+    assert [(one.settings["lr"], one.accuracy["base"], one.accuracy["new"], one.runs) for one in found] == [
+        (2, 65, 54, 2),
+        (1, 65, 51, 2),
+    ]
+
+
+def test_the_search_goes_on_from_the_best_of_each_part(tmp_path, monkeypatch):
+    """Runs are made up: lr 0.015 keeps new classes, and of its settings scale 0.1 with consistency 10 has the most."""
+
+    def made(planned, out, **_):
+        results = []
+        for run in planned:
+            changes = run.changes
+            if run.seed is None:
+                results.append(judged(40, 40))
+                continue
+            best = ((changes["lr"], changes["lambda3"]) == (0.015, 10)) + (changes["scale"] == 0.1)
+            settings = {name: changes[name] for name in ("lr", "scale", "lambda1", "lambda3")}
+            new = 50 if changes["lr"] <= 0.015 else 30
+            results.append(judged(80 + 5 * best - changes["lambda1"] / 10, new, 35, **settings))
+        names.extend(run.name for run in planned)
+        return results
+
+    names = []
+    monkeypatch.setattr(search, "run_planned", made)
+    text = search.search(tmp_path)
+    assert (tmp_path / "tables.md").read_text() == text
+    assert "rmadapter/lr0.015-scale0.1-reconstruction10-consistency10/emoji_symbols-seed3" in names
+    assert {name.split("/")[1].split("-")[0] for name in names if name.startswith("rmadapter/")} == {"lr0.015"}
+    assert len({name for name in names if name.startswith("mma/") and name.endswith("seed2")}) == 2 * (
+        search.MMA_FINALISTS + len(search.SCALES) - 1
+    )
+    assert "base 40.00, new 40.00" in text
+
+
+def test_a_search_that_is_not_done_says_how_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "run_planned", lambda planned, out, **_: [])
+    with pytest.raises(InputError, match="0 of 2 runs are done; the same command goes on"):
+        search.search(tmp_path)
 
 
 @pytest.mark.parametrize("method", runs.COMPARED)

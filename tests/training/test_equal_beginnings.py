@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,13 +11,17 @@ from conftest import small_clip
 from small_runs import adapter_of
 
 from rmadapter import LossConfig, RMAdapterConfig, inject
+from rmadapter.clip.backbone import load_backbone
+from rmadapter.data import load_data
+from rmadapter.data.catalog import PHOTO
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import TUNED
 from rmadapter.methods.options import configure
 from rmadapter.training.adapter_run import train
-from rmadapter.tuners.weight_draws import weight_generator
+from rmadapter.training.loop import TrainingLoop
+from rmadapter.tuners.weight_draws import run_seed, weight_generator
 
-TRAINED = [name for name, method in METHODS.items() if method.kind == TUNED and method.groups == ("adapter",)]
+ADAPTERS = [name for name, method in METHODS.items() if method.kind == TUNED and method.groups == ("adapter",)]
 
 
 def drawn(adapter: RMAdapterConfig, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -28,14 +33,24 @@ def of_method(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
     return drawn(configure(name, ["--data", "x", "--adapter.layers", "2-3", "--adapter.bottleneck", "4"]).adapter, seed)
 
 
-def test_weights_that_methods_share_begin_equal():
-    methods = {name: of_method(name) for name in TRAINED}
-    for one, other in itertools.combinations(TRAINED, 2):
-        shared = [name for name in methods[one] if name in methods[other]]
-        assert {
-            f"{tower}.{layer}.{key}" for tower in ("vision", "text") for layer in (2, 3) for key in ("w_down", "w_up")
-        } <= set(shared)
-        for name in shared:
+def test_weights_that_any_two_methods_share_begin_equal():
+    """Of every method that is trained, as it is on the test bed."""
+    backbone = load_backbone("emoji-clip", None, torch.device("cpu"))
+    methods = {}
+    for name in (name for name, method in METHODS.items() if method.kind == TUNED):
+        tuned = configure(name, ["--data", "emoji_food"]).tuned
+        classes = {"class_names": ["ant", "bee"], "template": PHOTO, "tokenizer": backbone.tokenizer}
+        model = inject(backbone.clip, tuned, seed=1, cached_images=4, **classes)
+        methods[name] = {name: tensor.detach().clone() for name, tensor in model.adapter_tensors().items()}
+        model.remove()
+    shared = {pair: methods[pair[0]].keys() & methods[pair[1]].keys() for pair in itertools.combinations(methods, 2)}
+    adapters = {
+        f"{tower}.{layer}.{key}" for tower in ("vision", "text") for layer in (2, 3, 4) for key in ("w_down", "w_up")
+    }
+    assert all(adapters <= names for pair, names in shared.items() if set(pair) <= set(ADAPTERS))
+    assert shared["ivlp", "maple"]
+    for (one, other), names in shared.items():
+        for name in names:
             if methods[one][name].shape == methods[other][name].shape:
                 assert torch.equal(methods[one][name], methods[other][name]), f"{name} of {one} and {other}"
 
@@ -79,17 +94,40 @@ def test_the_generator_depends_on_every_part_of_the_name():
     assert all(weight_generator(*names).initial_seed() != first for names in others)
 
 
+def test_every_seed_and_data_set_has_draws_of_its_own():
+    names = [(1, "a", None), (2, "a", None), (1, "b", None), (1, "a", "fluent"), (1, "a", "noto"), (12, "a", None)]
+    assert len({run_seed(*name) for name in names}) == len(names)
+    assert all(0 <= run_seed(*name) < 2**63 for name in names)
+
+
+def test_runs_begin_at_draws_of_their_seed_and_data_set(config, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(TrainingLoop, "fit", lambda loop, folder: begun.append(values_of(loop)))
+    data = load_data(config().data)
+    runs = [(data, 1, {}), (data, 2, {}), (dataclasses.replace(data, name="other"), 1, {})]
+    runs += [(data, 1, {"adapter": RMAdapterConfig(layers="2-3", bottleneck=8, reconstruct=False)})]
+    for number, (of, seed, changes) in enumerate(runs):
+        run = config(seed=seed, out=str(tmp_path / str(number)), evaluate=False, **changes)
+        train(run, data=of)
+    first, other_seed, other_data, other_method = begun
+    name = "vision.3.w_down"
+    assert torch.equal(first[name], other_method[name])
+    assert not torch.equal(first[name], other_seed[name])
+    assert not torch.equal(first[name], other_data[name])
+
+
+def values_of(loop):
+    return {name: tensor.detach().clone() for name, tensor in loop.model.adapted.adapter_tensors().items()}
+
+
 @pytest.mark.parametrize("shortcuts", [True, False])
 def test_rmadapter_without_weight_on_its_reconstruction_is_single_with_consistency(config, tmp_path, shortcuts):
     adapter = {"layers": "2-3", "bottleneck": 4, "scale": 0.5}
     same = {"shortcuts": shortcuts, "epochs": 2}
+    weightless = configure("rmadapter-lambda0", ["--data", "x"])  # the control of the ablation
+    assert weightless.adapter.reconstruct
     zero = train(
-        config(
-            **same,
-            adapter=RMAdapterConfig(**adapter),
-            loss=LossConfig(lambda1=0, lambda2=0),
-            out=str(tmp_path / "zero"),
-        )
+        config(**same, adapter=RMAdapterConfig(**adapter), loss=weightless.loss, out=str(tmp_path / "zero")),
     )
     single = train(
         config(**same, adapter=RMAdapterConfig(**adapter, reconstruct=False), loss=LossConfig(lambda1=0, lambda2=0))

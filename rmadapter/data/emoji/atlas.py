@@ -27,41 +27,55 @@ COLUMNS = 40
 
 @dataclass(frozen=True)
 class Style:
-    """One vendor's drawings.
+    """One set of drawings.
 
     Attributes:
         name: of the atlas, ``files/NAME.webp``.
+        vendor: who drew it; several styles of one vendor are alike.
         pretrained: whether the small CLIP was pretrained on it. Such a style draws the whole catalogue, the others
             draw the classes of the data sets.
+        several: whether it draws those of ``drawings_GROUP`` alone.
     """
 
     name: str
-    pretrained: bool
+    vendor: str
+    pretrained: bool = False
+    several: bool = False
+
+    def draws(self, everywhere: bool, several: bool) -> bool:
+        """Whether it has a drawing of an emoji with these marks in the catalogue."""
+        return self.pretrained or (several if self.several else everywhere)
 
 
 STYLES = {
     style.name: style
     for style in (
-        Style("noto", pretrained=True),
-        Style("twemoji", pretrained=True),
-        Style("fluent", pretrained=False),
-        Style("emojione", pretrained=False),
-        Style("openmoji", pretrained=False),
+        Style("noto", "Google", pretrained=True),
+        Style("twemoji", "Twitter", pretrained=True),
+        Style("fluent", "Microsoft"),
+        Style("emojione", "Emoji One"),
+        Style("openmoji", "OpenMoji"),
+        Style("noto-v1", "Google", several=True),
+        Style("fluent-color", "Microsoft", several=True),
     )
 }
+# Of the data sets ``emoji_GROUP``.
+ONE_DRAWING = tuple(name for name, style in STYLES.items() if not style.several)
 
 
 @dataclass(frozen=True)
 class Emoji:
     """One emoji: code points in hexadecimal, joined by ``-``; CLDR short name; group.
 
-    ``everywhere`` says that all styles draw it: then it is a class of its group's data set.
+    ``everywhere`` says that all styles of ``ONE_DRAWING`` draw it: then it is a class of its group's data set;
+    ``several``, that all others do too: then it is one of the group's data set with several drawings.
     """
 
     code: str
     name: str
     group: str
     everywhere: bool
+    several: bool
 
 
 def read_bundled(name: str) -> bytes:
@@ -100,10 +114,15 @@ def catalogue() -> tuple[Emoji, ...]:
     return tuple(Emoji(**entry) for entry in json.loads(read_bundled(CATALOGUE)))
 
 
-def classes(group: str) -> tuple[Emoji, ...]:
-    """The emoji of ``group`` that every style draws, in alphabetical order of their names."""
+def classes(group: str, *, several: bool = False) -> tuple[Emoji, ...]:
+    """The emoji of ``group`` that every style of ``ONE_DRAWING`` draws, in alphabetical order of their names.
+
+    With ``several`` those that every style draws.
+    """
     check_choice("group", group, GROUPS)
-    return tuple(emoji for emoji in catalogue() if emoji.group == group and emoji.everywhere)
+    return tuple(
+        emoji for emoji in catalogue() if emoji.group == group and (emoji.several if several else emoji.everywhere)
+    )
 
 
 @cache
@@ -114,7 +133,7 @@ def drawings(style: str) -> dict[str, np.ndarray]:
         InputError: unknown style, or an atlas that is missing or damaged.
     """
     check_choice("style", style, STYLES)
-    drawn = [emoji for emoji in catalogue() if emoji.everywhere or STYLES[style].pretrained]
+    drawn = [emoji for emoji in catalogue() if STYLES[style].draws(emoji.everywhere, emoji.several)]
     file = f"{style}.webp"
     content = read_bundled(file)
     tiles = cut(np.asarray(_decode(content)), len(drawn))

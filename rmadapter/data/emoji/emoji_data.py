@@ -1,6 +1,6 @@
 """The data sets ``emoji_GROUP``: seeded renderings of one style's drawings, made when they are read.
 
-A class is an emoji of the group that all five styles draw, in alphabetical order of its CLDR short name. Its images
+A class is an emoji of the group that five vendors draw, in alphabetical order of its CLDR short name. Its images
 are renderings of its one drawing, so base accuracy is that on held-out renderings of drawings seen in training; what
 adaptation leaves of the rest shows on new classes and, as ``retention``, on another vendor's drawings. A rendering's
 place, turn, light, background and noise depend on (part, emoji, number) alone: the same in every style.
@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from rmadapter.data.emoji import DATA, DEFAULT_STYLE, PREFIX
-from rmadapter.data.emoji.atlas import FILES, STYLES, classes, drawings
+from rmadapter.data.emoji.atlas import FILES, ONE_DRAWING, classes, drawings
 from rmadapter.data.emoji.rendering import Variations, render
 from rmadapter.data.items import ImageData, Item
 from rmadapter.errors import check_choice
 
 COUNTS = {"train": 32, "val": 4, "test": 10}  # renderings a class
 # What knowledge is left is measured on the vendor that neither pretraining nor training has seen.
-RETENTION_STYLE = {style: "emojione" if style == "fluent" else "fluent" for style in STYLES}
+RETENTION_STYLE = {style: "emojione" if style == "fluent" else "fluent" for style in ONE_DRAWING}
 
 
 def load_emoji(data: str, style: str | None = None, *, retention: bool = True) -> ImageData:
@@ -33,7 +33,7 @@ def load_emoji(data: str, style: str | None = None, *, retention: bool = True) -
     """
     check_choice("data", data, DATA)
     style = DEFAULT_STYLE if style is None else style
-    check_choice("style", style, STYLES)
+    check_choice("style", style, ONE_DRAWING)
     drawings(style)  # a damaged atlas is reported before any work
     names = [(emoji.code, emoji.name) for emoji in classes(data.removeprefix(PREFIX))]
     items = {

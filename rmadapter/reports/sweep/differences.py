@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rmadapter.errors import check_choice
+from rmadapter.reports.crossed import Crossed, crossed
 from rmadapter.reports.finished_runs import RETAINED
 from rmadapter.reports.groups import method_order
-from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
+from rmadapter.reports.paired import LEVEL, Estimate, Key, subtract, unit_means
 from rmadapter.reports.rows import Row
 from rmadapter.reports.sweep.by_shots import NO_SHOTS, shots_label, shots_of
+from rmadapter.reports.sweep.class_cells import HOME, OTHERS, ClassValues, cells, class_values
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table
 from rmadapter.sweeps.protocols import FEW_SHOT, data_and_style
 
 REFERENCE = "rmadapter"
 HEADINGS = {"hm": "HM", "retained_base": "retained base", "retained_new": "retained new"}
-DIFFERENCE_HEADINGS = ("method", "minus", "style", "part", "pairs", "data_sets", "mean", "standard_error", "higher_in")
-HOME, OTHERS = "trained on", "mean of the others"
+DIFFERENCE_HEADINGS = (
+    *("method", "minus", "style", "part", "pairs", "data_sets", "mean", "standard_error", "low", "high", "higher_in"),
+    *("classes", "draws", "mean_of_classes", "low_here", "high_here"),
+)
 Values = dict[str, dict[str, dict[Key, float]]]  # method -> part -> run -> percent
 
 
 @dataclass(frozen=True)
 class Difference:
-    """``one - other`` in every part that both measure; ``style`` where it is of the drawings of one style alone."""
+    """``one - other`` in every part that both measure; ``style`` where it is of the drawings of one style alone.
+
+    ``here`` is the same on these data sets alone, for the parts whose accuracies are recorded class by class.
+    """
 
     one: str
     other: str
     style: str | None
     pairs: int
     parts: dict[str, Estimate]
+    here: dict[str, Crossed]
 
 
 def differences(found: SweepResults, reference: str | None = None) -> list[Difference]:
@@ -45,6 +53,7 @@ def differences(found: SweepResults, reference: str | None = None) -> list[Diffe
         values = _few_shot_values(found.rows)
     else:
         values = _transfer_values(found.transfers) if found.transfers else _base_new_values(found)
+    by_class = class_values(found)
     methods = sorted(values, key=method_order)
     if not methods:  # results without accuracies
         return []
@@ -57,20 +66,23 @@ def differences(found: SweepResults, reference: str | None = None) -> list[Diffe
     # None is over all, and the style of data that has none.
     for style in dict.fromkeys((None, *styles)) if len(styles) > 1 else (None,):
         for other in methods:
-            if other != reference and (one := _difference(values, reference, other, style)):
+            if other != reference and (one := _difference(values, by_class, reference, other, style)):
                 made.append(one)
     return made
 
 
-def _difference(values: Values, one: str, other: str, style: str | None) -> Difference | None:
-    pairs, parts = 0, {}
+def _difference(values: Values, by_class: ClassValues, one: str, other: str, style: str | None) -> Difference | None:
+    pairs, parts, here = 0, {}, {}
     for part in values[one]:
         runs = subtract(values[one][part], values[other].get(part, {}))
         runs = {key: value for key, value in runs.items() if style in (None, key.style)}
         if runs:
             parts[part] = Estimate.of(unit_means(runs))
             pairs = max(pairs, len(runs))
-    return Difference(one, other, style, pairs, parts) if parts else None
+        first, second = (by_class.get(method, {}).get(part, {}) for method in (one, other))
+        if found := cells(first, second, style):
+            here[part] = crossed(found)
+    return Difference(one, other, style, pairs, parts, here) if parts else None
 
 
 def _base_new_values(found: SweepResults) -> Values:
@@ -129,31 +141,59 @@ def _several(row: TransferRow) -> Iterator[tuple[str, Key, float]]:
             yield OTHERS, key, row.seed_means[seed]
 
 
-def difference_tables(found: SweepResults, reference: str | None = None) -> list[Table]:
-    """The tables of ``differences``; none where there is one method alone."""
+def difference_tables(found: SweepResults, listed: Sequence[Difference]) -> list[Table]:
+    """Of ``differences``, for each style a table for other data sets like these and one for these alone."""
     made = []
-    listed = differences(found, reference)
     styles = dict.fromkeys(one.style for one in listed)
     for style in styles:
         chosen = [one for one in listed if one.style == style]
+        drawn = f", drawn by {style}" if style else ""
         names = dict.fromkeys(part for one in chosen for part in one.parts)
         rows = [
             (
-                f"{one.one} - {one.other}",
+                _name(one),
                 str(max(estimate.units for estimate in one.parts.values())),
                 str(one.pairs),
                 *(_cell(one.parts.get(part)) for part in names),
             )
             for one in chosen
         ]
-        headings = ("difference", "data sets", "pairs", *(HEADINGS.get(part, part) for part in names))
-        title = "Paired differences" + (f", drawn by {style}" if style else "")
-        made.append(Table(title, headings, tuple(rows), note=_note(found, len(styles) > 1 and style is None)))
+        note = _note(found, len(styles) > 1 and style is None)
+        made.append(_table(f"Paired differences{drawn}", ("data sets", "pairs"), tuple(names), rows, note))
+        known = [one for one in chosen if one.here]
+        rows = [
+            (
+                _name(one),
+                str(max(part.classes for part in one.here.values())),
+                str(max(part.draws for part in one.here.values())),
+                *(str(one.here.get(part, "")) for part in names),
+            )
+            for one in known
+        ]
+        if rows:
+            title = f"Paired differences on these data sets alone{drawn}"
+            made.append(_table(title, ("classes", "draws"), tuple(names), rows, _HERE))
     return made
 
 
+def _table(title: str, counts: Sequence[str], parts: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
+    headings = ("difference", *counts, *(HEADINGS.get(part, part) for part in parts))
+    return Table(title, headings, tuple(rows), note=note)
+
+
+def _name(one: Difference) -> str:
+    return f"{one.one} - {one.other}"
+
+
 def _cell(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.text('+')} ({estimate.higher}/{estimate.units})"
+    return "" if estimate is None else f"{estimate} ({estimate.higher}/{estimate.units})"
+
+
+_HERE = (
+    f"The same differences, as means over classes, with {100 * LEVEL:g} % intervals that say what other classes and "
+    "draws (beginnings and few-shot samples) would give on these data sets: a bootstrap that draws classes and draws "
+    "anew, crossed, within each data set. The images of a class are no units."
+)
 
 
 def _note(found: SweepResults, several_styles: bool) -> str:
@@ -163,14 +203,19 @@ def _note(found: SweepResults, several_styles: bool) -> str:
     styles = " and styles" if several_styles else ""
     return (
         "Percentage points between runs with the same data and seed; a method without seeds stands against each. Mean "
-        f"over {unit} of the means over seeds{styles}, ± its standard error over {unit} (n - 1); in brackets, in how "
-        "many of them the first method is higher."
+        f"over {unit} of the means over seeds{styles}; in square brackets its {100 * LEVEL:g} % interval, which "
+        f"takes the {unit} as units (Student's t, n - 1 degrees of freedom); in round ones, in how many of them the "
+        "first method is higher."
     )
 
 
-def difference_lines(found: SweepResults, reference: str | None = None) -> Iterator[tuple[object, ...]]:
+def difference_lines(listed: Sequence[Difference]) -> Iterator[tuple[object, ...]]:
     """The lines of differences.csv: one a pair of methods, style and part; a style of None means all."""
-    for one in differences(found, reference):
+    for one in listed:
         for part, estimate in one.parts.items():
-            numbers = (one.pairs, estimate.units, estimate.mean, estimate.error, estimate.higher)
-            yield (one.one, one.other, one.style, part, *numbers)
+            low, high = estimate.interval or (None, None)
+            numbers = (one.pairs, estimate.units, estimate.mean, estimate.error, low, high, estimate.higher)
+            here = one.here.get(part)
+            low, high = (here and here.interval) or (None, None)
+            classes = (None,) * 3 if here is None else (here.classes, here.draws, here.mean)
+            yield (one.one, one.other, one.style, part, *numbers, *classes, low, high)

@@ -26,6 +26,7 @@ class TransferRow:
 
     Attributes:
         runs: seed -> data set -> accuracy on all its classes; the source and the targets, as far as they are done.
+        per_class: seed -> data set -> class -> accuracy, of those of ``runs`` that record it.
         targets: the data sets that it is tested on.
         retained: on the source, where it measures retention.
     """
@@ -33,6 +34,7 @@ class TransferRow:
     method: str
     source: str
     runs: dict[int | None, dict[str, float]]
+    per_class: dict[int | None, dict[str, dict[str, float]]]
     targets: tuple[str, ...]
     retained: Stat | None
     parameters: int | None
@@ -202,8 +204,11 @@ def _transfers(tested: Sequence[_Tested]) -> list[TransferRow]:
     rows = []
     for (method, source), found in by_row.items():
         seeds: dict[int | None, dict[str, float]] = {}
+        per_class: dict[int | None, dict[str, dict[str, float]]] = {}
         for one in found:
             seeds.setdefault(one.run.seed, {})[one.name] = one.result.accuracy["all"]
+            if "all" in one.result.per_class:
+                per_class.setdefault(one.run.seed, {})[one.name] = one.result.per_class["all"]
         home = [one.result for one in found if one.at_home]
         seconds = [run.seconds["train"] for run in home if "train" in run.seconds]
         rows.append(
@@ -211,6 +216,7 @@ def _transfers(tested: Sequence[_Tested]) -> list[TransferRow]:
                 method,
                 source,
                 seeds,
+                per_class,
                 tuple(short_name(name) for name in found[0].run.targets),
                 Stat.of(run.accuracy["retained_all"] for run in home if "retained_all" in run.accuracy),
                 home[0].trained_parameters if home else None,

@@ -11,7 +11,7 @@ from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.groups import model_label
 from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE, inferences
 from rmadapter.reports.run_report import LEGEND
-from rmadapter.reports.sweep.differences import DIFFERENCE_HEADINGS, difference_lines
+from rmadapter.reports.sweep.differences import DIFFERENCE_HEADINGS, difference_lines, differences
 from rmadapter.reports.sweep.outcomes import SweepResults, read_sweep
 from rmadapter.reports.sweep.paper_tables import RESULT_HEADINGS, differs_from_setting, result_lines, tables
 from rmadapter.sweeps.manifest import MANIFEST
@@ -47,7 +47,8 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
         InputError: no sweep, none of its runs is done, none of ``compare``, or ``out`` cannot be written.
     """
     found = read_sweep(folder)
-    made, notes = tables(found, compare), list(found.notes)
+    listed = differences(found, compare)
+    made, notes = tables(found, listed), list(found.notes)
     if sentence := differs_from_setting(found):
         notes.append(sentence)
     plots: list[Path] = []
@@ -65,7 +66,7 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
     whole = replace(document, pictures=[Picture(path, CAPTIONS[path.stem.partition("-")[0]]) for path in plots])
     write_text(out / "report.md", whole.markdown())
     write_csv(out / "report.csv", RESULT_HEADINGS, csv_lines(result_lines(found)))
-    write_csv(out / "differences.csv", DIFFERENCE_HEADINGS, csv_lines(difference_lines(found, compare)))
+    write_csv(out / "differences.csv", DIFFERENCE_HEADINGS, csv_lines(difference_lines(listed)))
     write_text(out / "report.html", whole.page())
     names = ("report.md", "report.csv", "differences.csv", "report.html")
     files = [out / name for name in names] + plots

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rmadapter.reports import published
 from rmadapter.reports.finished_runs import RETAINED
 from rmadapter.reports.groups import method_order, model_label
 from rmadapter.reports.rows import DEVIATION, DataMeans, Row, Stat
 from rmadapter.reports.sweep.by_shots import few_shot_tables, shots_lines
-from rmadapter.reports.sweep.differences import difference_tables
+from rmadapter.reports.sweep.differences import Difference, difference_tables
 from rmadapter.reports.sweep.outcomes import SweepResults, TransferRow
 from rmadapter.reports.tables import Table, difference, joined, number
 from rmadapter.sweeps.protocols import FEW_SHOT, TRANSFERS, data_and_style
@@ -26,13 +26,9 @@ RESULT_HEADINGS = ("method", "trained_on", "data", "part", "seeds", "mean", "sd"
 _RETAINED_HEADINGS = tuple(part.replace("_", " ") for part in RETAINED)
 
 
-def tables(found: SweepResults, compare: str | None = None) -> list[Table]:
-    """The tables of the protocol: means, paired differences of the method ``compare`` to the others, each data set.
-
-    Raises:
-        InputError: no run of ``compare`` is done.
-    """
-    paired = difference_tables(found, compare)
+def tables(found: SweepResults, listed: Sequence[Difference]) -> list[Table]:
+    """The tables of the protocol: means, the paired differences ``listed``, each data set."""
+    paired = difference_tables(found, listed)
     if found.protocol == FEW_SHOT:
         return few_shot_tables(found, paired)
     if found.protocol in TRANSFERS:

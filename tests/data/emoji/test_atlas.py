@@ -54,7 +54,10 @@ def test_each_style_has_its_licence_beside_it_and_its_package_pinned(style):
 @pytest.mark.parametrize("style", atlas.STYLES)
 def test_a_style_draws_every_class_and_a_pretraining_style_the_whole_catalogue(style):
     drawn = atlas.drawings(style)
-    wanted = {e.code for e in atlas.catalogue() if e.everywhere or atlas.STYLES[style].pretrained}
+    if atlas.STYLES[style].pretrained:
+        wanted = {e.code for e in atlas.catalogue()}
+    else:
+        wanted = {e.code for e in atlas.catalogue() if (e.several if atlas.STYLES[style].several else e.everywhere)}
     assert drawn.keys() == wanted
     for tile in drawn.values():
         assert tile.shape == (48, 48, 4)
@@ -71,7 +74,7 @@ def test_the_same_emoji_looks_more_like_itself_than_like_others_in_another_style
         flat = flat - flat.mean(0)
         return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
-    for style in ("twemoji", "fluent", "emojione"):
+    for style in ("twemoji", "fluent", "emojione", "fluent-color"):
         nearest = (flat("noto") @ flat(style).T).argmax(1)
         assert (nearest == np.arange(len(codes))).mean() > 0.2  # by chance 0.01
 
@@ -154,11 +157,14 @@ def test_the_catalogue_holds_what_both_pretraining_styles_draw():
         )
     ]
     both = Vendor("1", "3", "4", "5", "6", "7")
-    styles = {"noto": both, "twemoji": both, "fluent": Vendor("1", "2"), "emojione": both, "openmoji": both}
+    styles = dict.fromkeys(atlas.STYLES, both) | {"fluent": Vendor("1", "2", "8"), "noto-v1": Vendor("1", "3")}
+    names.append({"code": "8", "name": "yak", "group": "Animals & Nature"})
+    both.codes += ("8",)
     found = make_catalogue(names, styles)
-    assert [(entry["name"], entry["group"], entry["everywhere"]) for entry in found] == [
-        ("ant", "animals", True),
-        ("Zebra", "animals", False),
+    assert [(entry["name"], entry["group"], entry["everywhere"], entry["several"]) for entry in found] == [
+        ("ant", "animals", True, True),
+        ("yak", "animals", True, False),
+        ("Zebra", "animals", False, False),
     ]
     assert set(UNICODE_GROUPS.values()) == set(GROUPS)
 

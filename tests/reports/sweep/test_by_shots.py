@@ -63,10 +63,10 @@ def test_paired_differences_by_shots(tmp_path):
     text = sweep_report(fake_few_shot(tmp_path / "s", ["dtd", "eurosat"], METHODS))
     row = dict(cells(text, "Paired differences", "rmadapter - coop"))
     assert (row["data sets"], row["pairs"]) == ("2", "6")
-    assert {row[heading] for heading in ("1 shot", "4 shots", "16 shots")} == {"+2.00 ± 0.00 (2/2)"}
+    assert {row[heading] for heading in ("1 shot", "4 shots", "16 shots")} == {"+2.00 [+2.00, +2.00] (2/2)"}
     row = dict(cells(text, "Paired differences", "rmadapter - zeroshot"))
     # log2 of 4 shots is 2, of none counted as -2: 3 (2 + 2), and 10 of the method, 0.5 of each seed.
-    assert row["4 shots"] == f"{12 + 10 + 1:+.2f} ± 0.00 (2/2)"
+    assert row["4 shots"] == "+23.00 [+23.00, +23.00] (2/2)"  # 12 + 10 + 1
     assert "zero-shot" not in row
 
 

@@ -23,6 +23,15 @@ from rmadapter.reports.sweep.outcomes import read_sweep
 from rmadapter.reports.sweep.page import sweep_report
 from rmadapter.sweeps.manifest import FORMAT
 
+# The 97.5 % points of Student's t with one and two degrees of freedom, from a table.
+POINTS = {2: 12.7062, 3: 4.3027}
+
+
+def estimate(mean, error, higher, units):
+    """A cell of paired differences."""
+    half = POINTS[units] * error
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] ({higher}/{units})"
+
 
 def test_csv_has_full_precision(tmp_path):
     folder = fake(tmp_path / "s", "base2new", FIELD, ["zeroshot", "rmadapter"])
@@ -54,8 +63,8 @@ def test_paired_differences_of_data_sets(tmp_path):
             file.write_text(json.dumps(values))
     text = sweep_report(folder, tmp_path / "out")
     row = dict(cells(text, "Paired differences", "rmadapter - mma"))
-    assert row["base"] == "-1.50 ± 0.50 (0/2)"
-    assert row["new"] == "+6.00 ± 2.00 (2/2)"
+    assert row["base"] == estimate(-1.5, 0.5, 0, 2)
+    assert row["new"] == estimate(6, 2, 2, 2)
     assert (row["data sets"], row["pairs"]) == ("2", "6")
     gains = [
         statistics.fmean(
@@ -63,15 +72,17 @@ def test_paired_differences_of_data_sets(tmp_path):
         )
         for number, name in enumerate(("dtd", "eurosat"), start=1)
     ]
-    expected = f"{statistics.fmean(gains):+.2f} ± {statistics.stdev(gains) / 2**0.5:.2f} (2/2)"
+    expected = estimate(statistics.fmean(gains), statistics.stdev(gains) / 2**0.5, 2, 2)
     assert dict(cells(text, "Paired differences", "rmadapter - zeroshot"))["base"] == expected
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "differences.csv").read_text())))
     (line,) = [li for li in lines if (li["minus"], li["part"]) == ("mma", "new")]
     assert (line["method"], line["pairs"], line["data_sets"], line["higher_in"]) == ("rmadapter", "6", "2", "2")
     assert (float(line["mean"]), float(line["standard_error"])) == pytest.approx((6, 2))
+    assert (float(line["low"]), float(line["high"])) == pytest.approx((6 - 2 * 12.7062, 6 + 2 * 12.7062), abs=1e-3)
+    assert line["low_here"] == ""  # nothing is recorded class by class
     assert main(["report", str(folder), "--out", str(tmp_path / "other"), "--compare", "mma"]) == 0
     text = (tmp_path / "other" / "report.md").read_text()
-    assert dict(cells(text, "Paired differences", "mma - rmadapter"))["new"] == "-6.00 ± 2.00 (0/2)"
+    assert dict(cells(text, "Paired differences", "mma - rmadapter"))["new"] == estimate(-6, 2, 0, 2)
 
 
 def test_paired_differences_over_the_test_bed_s_styles_and_its_retention(tmp_path):
@@ -89,18 +100,45 @@ def test_paired_differences_over_the_test_bed_s_styles_and_its_retention(tmp_pat
             write(folder / "runs" / method / f"{group}@{style or 'fluent'}" / "seed1" / "run" / "results.json", found)
     text = sweep_report(folder, tmp_path / "out")
     row = dict(cells(text, "Paired differences", "rmadapter - single"))
-    assert row["new"] == "+4.00 ± 2.00 (2/2)"
-    assert row["retained base"] == "+0.00 ± 0.00 (0/2)"
-    assert row["retained new"] == "-4.00 ± 2.00 (0/2)"
+    assert row["new"] == estimate(4, 2, 2, 2)
+    assert row["retained base"] == estimate(0, 0, 0, 2)
+    assert row["retained new"] == estimate(-4, 2, 0, 2)
     assert (row["data sets"], row["pairs"]) == ("2", "4")
     row = dict(cells(text, "Paired differences, drawn by emojione", "rmadapter - single"))
-    assert row["new"] == "+5.50 ± 2.50 (2/2)"
+    assert row["new"] == estimate(5.5, 2.5, 2, 2)
     assert dict(cells(text, "emoji_food@emojione", "rmadapter"))["retained new"] == "27.00"
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "report.csv").read_text())))
     found = {(li["method"], li["data"]): float(li["mean"]) for li in lines if li["part"] == "retained_new"}
     assert found["rmadapter", "emoji_travel@emojione"] == 22
     assert found["rmadapter", "mean of 2@fluent"] == 27.5
     assert "<td class='number'>27.00</td>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_differences_on_these_data_sets_alone(tmp_path):
+    """Classes and draws are counted, and what the images of a class say in common is no number of observations."""
+    folder = fake(tmp_path / "s", "base2new", ["dtd", "eurosat"], ["zeroshot", "single", "rmadapter"])
+    for file in (folder / "runs").rglob("results.json"):
+        values = json.loads(file.read_text())
+        gain, seed = {"zeroshot": 0, "single": 6}.get(values["method"], 10), values["seed"] or 0
+        # The third new class, of dtd alone, is in the results of RMAdapter alone.
+        more = values["method"] == "rmadapter" and values["data"] == "dtd"
+        new = {"c": 40 + gain / 2, "d": 60 - gain, **({"e": 100} if more else {})}
+        per_class = {"base": {"a": 50 + gain + seed, "b": 70 + gain - seed}, "new": new}
+        values["metrics"] = {part: {"per_class": found} for part, found in per_class.items()}
+        file.write_text(json.dumps(values))
+    text = sweep_report(folder, tmp_path / "out")
+    row = dict(cells(text, "Paired differences on these data sets alone", "rmadapter - single"))
+    assert (row["classes"], row["draws"]) == ("8", "6")
+    assert row["base"] == "+4.00 [+4.00, +4.00]"
+    assert row["new"] == "-1.00 [-4.00, +2.00]"  # of c and d
+    assert row["HM"].startswith("+0.68 [")  # of 70 and 47.5, less that of 66 and 48.5
+    assert (
+        dict(cells(text, "Paired differences on these data sets alone", "rmadapter - zeroshot"))["base"][:6] == "+10.00"
+    )
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "differences.csv").read_text())))
+    (line,) = [li for li in lines if (li["minus"], li["part"]) == ("single", "new")]
+    assert (line["classes"], line["draws"], float(line["mean_of_classes"])) == ("4", "6", -1)
+    assert (float(line["low_here"]), float(line["high_here"])) == (-4, 2)
 
 
 def test_paired_differences_of_data_with_and_without_styles_stand_there_once(tmp_path):
@@ -142,13 +180,13 @@ def test_with_several_sources_they_are_the_unit(tmp_path, protocol):
     row = dict(cells(text, "Paired differences", "rmadapter - single"))
     means = dict(cells(text, "Mean over the data sets trained on", "rmadapter"))
     if protocol == "cross":
-        assert row["trained on"] == "-2.00 ± 0.58 (0/3)"
-        assert row["mean of the others"] == "+2.00 ± 0.58 (3/3)"
+        assert row["trained on"] == estimate(-2, 3**-0.5, 0, 3)
+        assert row["mean of the others"] == estimate(2, 3**-0.5, 3, 3)
         assert means["mean of the others"] == "52.00 ± 0.00"
     else:
-        assert row["noto"] == "+3.00 ± 1.00 (2/2)"
-        assert row["openmoji"] == "+1.50 ± 0.50 (2/2)"
-        assert row["mean of the others"] == "+2.25 ± 0.75 (2/2)"
+        assert row["noto"] == estimate(3, 1, 2, 2)
+        assert row["openmoji"] == estimate(1.5, 0.5, 2, 2)
+        assert row["mean of the others"] == estimate(2.25, 0.75, 2, 2)
         assert means["noto"] == "53.00 ± 0.00"
     assert means["trained on"] == f"{71.5 - (2 if protocol == 'cross' else 1.5):.2f} ± 0.71"
     assert f"## Trained on {sources[1]}" in text
@@ -164,8 +202,8 @@ def test_with_one_source_the_targets_are_the_unit(tmp_path):
         for name in data[1:]
     ]
     error = statistics.stdev(gains) / 2**0.5
-    assert row["mean of the others"] == f"{statistics.fmean(gains):+.2f} ± {error:.2f} (2/2)"
-    assert "±" not in row["trained on"]
+    assert row["mean of the others"] == estimate(statistics.fmean(gains), error, 2, 2)
+    assert "[" not in row["trained on"]
 
 
 CASES = {
@@ -278,7 +316,7 @@ def test_runs_of_one_row_with_several_settings_are_said(tmp_path):
 @pytest.mark.parametrize(("protocol", "source"), [("base2new", None), ("cross", "imagenet")])
 def test_a_sweep_s_legends_say_what_deviations_divide_by(tmp_path, protocol, source):
     text = sweep_report(fake(tmp_path / "s", protocol, ["imagenet", "dtd"], ["zeroshot", "mma"], source=source))
-    lines = [line for line in text.splitlines() if "standard deviation over seeds" in line or "standard error" in line]
+    lines = [line for line in text.splitlines() if "standard deviation over seeds" in line]
     assert lines
     assert all("(n - 1)" in line for line in lines)
     assert "the field's tables divide by n" in text
