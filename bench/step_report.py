@@ -12,8 +12,11 @@ from bench.step_contenders import COMPARED, NO_RECONSTRUCTION, VIEWS
 from bench.step_methods import DEFAULT
 from bench.step_targets import (
     ASKED,
+    MODELS,
+    MODELS_CLASSES,
     RECONSTRUCTION_MEMORY,
     RECONSTRUCTION_TIME,
+    REFERENCE,
     SHARE_OF_EXPECTED,
     SLOPE,
     TARGETS,
@@ -159,7 +162,8 @@ def targets(kept: dict[str, Any]) -> str:
     default = kept["default"]
     rows = [row for method in methods(kept) if method != DEFAULT for row in _asked(kept, method)]
     times = Times(kept["cases"])
-    rows += [row for classes in TARGETS for row in _ratios(times, classes, default)]
+    model = kept["group"].get("model", REFERENCE)
+    rows += [row for classes in TARGETS for row in _ratios(times, classes, default, model)]
     for precision in dict.fromkeys(("fp32", default)):
         plain, fast = times.line("plain", precision), times.line("all", precision)
         if plain and fast and fast[0] > 0:
@@ -206,23 +210,27 @@ def _share(what: str, case: dict[str, Any], found: float, mark: str) -> Target:
     return Target(what, f"{SHARE_OF_EXPECTED:.0%}", f"{share:.0%}{mark}", share >= SHARE_OF_EXPECTED)
 
 
-def _ratios(times: Times, classes: int, default: str) -> list[Target]:
+def _ratios(times: Times, classes: int, default: str, model: str) -> list[Target]:
     """Times faster than plain at one number of classes, and the share of what --explain predicts."""
     rows: list[Target] = []
     fp32, views, wide = TARGETS[classes]
+    asked = {"all": fp32, VIEWS: views}
+    if model != REFERENCE:
+        asked = {"all": MODELS[model]} if model in MODELS and classes == MODELS_CLASSES else {}
     plain = times.of("plain", "fp32", classes)
-    for name, asked in (("all", fp32), (VIEWS, views)):
+    for name in ("all", VIEWS):
         fast = times.measured(name, "fp32", classes)
         if plain is None or fast is None:
             continue
         what, found = f"{classes} classes, {name}, fp32", plain.seconds / fast.seconds
         mark = _marks(plain, fast)
-        rows.append(Target(what, f"{asked:.1f}", f"{found:.2f}{mark}", found >= asked))
+        if name in asked:
+            rows.append(Target(what, f"{asked[name]:.1f}", f"{found:.2f}{mark}", found >= asked[name]))
         rows.append(_share(what, times.cases[name, "fp32", classes], found, mark))
     # Weights that are stored in 16 bits are one of the shortcuts, so that of plain is not the one to beat.
     plains = [time for p in ("fp32", "autocast") if (time := times.of("plain", p, classes)) is not None]
     fast = times.measured("all", default, classes)
-    if plains and fast:
+    if plains and fast and model == REFERENCE:
         plain = min(plains, key=lambda time: time.seconds)
         found = plain.seconds / fast.seconds
         what = f"{classes} classes, all, {default}, against the faster plain of fp32 and autocast"

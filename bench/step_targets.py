@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Of RMAdapter. Classes -> times faster than plain: all in fp32, with views in fp32, all in the default precision.
+REFERENCE = "ViT-B-16"
+# Of RMAdapter on it. Classes -> times faster than plain: all in fp32, with views in fp32, all in the default
+# precision.
 TARGETS = {100: (2.2, 3.5, 6.0), 397: (4.0, 6.0, 12.0), 1000: (6.0, 8.0, 20.0)}
+# Of RMAdapter on other models, at batch 16 and 100 classes in fp32: all.
+MODELS_CLASSES = 100
+MODELS = {"ViT-L-14": 3.0, "ViT-H-14": 3.0, "EVA02-L-14": 3.0, "ViT-B-16-SigLIP2": 1.8}
 SLOPE = 10.0
 RECONSTRUCTION_TIME, RECONSTRUCTION_MEMORY = 0.02, 0.01
 # Of every method: of the ratio of operations that --explain predicts.
