@@ -322,7 +322,7 @@ def test_taskres_on_imagenet_has_eight_prompts():
 
 def test_what_a_method_keeps_near_weighs_the_same_on_the_test_bed():
     """The test bed's own weights are RMAdapter's."""
-    for name, weights in {"promptsrc": (10, 25), "mmrl": (1, 1), "coprompt": (1, 1), "rmadapter": (1, 2.5)}.items():
+    for name, weights in {"promptsrc": (10, 25), "mmrl": (1, 1), "coprompt": (1, 1), "rmadapter": (10, 25)}.items():
         loss = configure(name, ["--data", "emoji_food"]).loss
         assert (loss.lambda3, loss.lambda4) == weights, name
     assert configure("kgcoop", ["--data", "emoji_food"]).loss.lambda4 == 8
