@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -13,6 +14,7 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.identity import ModelSource
 from rmadapter.clip.known_bases import check_known
 from rmadapter.clip.storage import store_backbone
+from rmadapter.config.paths import ModelText, PathText
 from rmadapter.errors import InputError
 from rmadapter.runtime import DTYPES, residual_dtype, resolve_precision
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
@@ -142,6 +144,38 @@ def load_stored(
     backbone = store_backbone(backbone, DTYPES[precision])
     chosen, sentence = (None, None) if adapted is None else choose_backend(adapted, fused, backend)
     return LoadedModel(backbone, adapted, info, chosen, sentence, precision, device)
+
+
+class StoredChoice(Protocol):
+    """Options that name a stored model, as the commands that classify have them."""
+
+    adapter: PathText | None
+    model: ModelText | None
+    pretrained: PathText | None
+    trust_base: bool
+    precision: str
+    device: str
+    fused: bool
+    backend: str | None
+
+
+def load_chosen(config: StoredChoice, device: torch.device, info: AdapterInfo | None) -> LoadedModel:
+    """``load_stored`` of what ``config`` names; ``info`` is what the adapter's file says, where there is one.
+
+    Raises:
+        InputError: as ``load_stored``.
+    """
+    return load_stored(
+        config.adapter,
+        config.model,
+        config.pretrained,
+        device=device,
+        precision=config.precision,
+        fused=config.fused,
+        backend=config.backend,
+        trust_base=config.trust_base,
+        info=info,
+    )
 
 
 def stored_precision(info: StoredFacts | None, what: str, precision: str, device: torch.device) -> str:

@@ -24,7 +24,7 @@ from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, answered_by, answerin
 from rmadapter.evaluation.calibration import Calibration, calibration_for
 from rmadapter.evaluation.class_texts import ClassTexts, read_templates
 from rmadapter.evaluation.image_paths import IMAGE_FORMS, named_images
-from rmadapter.evaluation.loaded_model import load_stored
+from rmadapter.evaluation.loaded_model import load_chosen
 from rmadapter.evaluation.prediction_formats import Shape
 from rmadapter.evaluation.prediction_results import Destinations
 from rmadapter.evaluation.ranking import Ranker, progress, ranked
@@ -172,16 +172,7 @@ def run_predict(config: PredictConfig) -> Predicted:
     template = (info.template if info else None) or PHOTO
     texts = wanted_texts(config, info.class_names if info else None, template)
     paths = wanted_images(config)
-    loaded = load_stored(
-        config.adapter,
-        config.model,
-        config.pretrained,
-        device=device,
-        precision=config.precision,
-        fused=config.fused,
-        backend=config.backend,
-        trust_base=config.trust_base,
-    )
+    loaded = load_chosen(config, device, info)
     if loaded.backbone.source.name == MODEL and (words := untrained_words(texts.words)):
         warnings.warn(
             f"{MODEL} was not pretrained on {', '.join(map(repr, words))}: what it says of such a class is chance",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
-from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data.catalog import PHOTO
 from rmadapter.evaluation.calibration import Calibration
-from rmadapter.evaluation.loaded_model import load_base, load_stored
+from rmadapter.evaluation.loaded_model import StoredChoice, load_base, load_chosen
 from rmadapter.evaluation.stored import holds_probe
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
@@ -25,19 +24,6 @@ ANY_NAMES = ("cat", "dog")
 NO_ADAPTER = "zero-shot CLIP has no adapter, and so no reconstruction branch"
 UNTRAINED = "its reconstruction branch in the image tower was not trained (loss.lambda1 was 0)"
 PROBE_ALONE = "a linear probe stands behind the frozen image tower, and has no reconstruction branch"
-
-
-class StoredChoice(Protocol):
-    """Options that name a stored model, as ``PredictConfig`` has them."""
-
-    adapter: PathText | None
-    model: ModelText | None
-    pretrained: PathText | None
-    trust_base: bool
-    precision: str
-    device: str
-    fused: bool
-    backend: str | None
 
 
 @dataclass(frozen=True)
@@ -101,17 +87,7 @@ def load_served(config: StoredChoice, class_names: Sequence[str] | None, templat
     info = read_info(Path(config.adapter)) if config.adapter is not None else None
     names = tuple(class_names or (info.class_names if info else None) or ())
     prompt = template or (info.template if info else None) or PHOTO
-    loaded = load_stored(
-        config.adapter,
-        config.model,
-        config.pretrained,
-        device=device,
-        precision=config.precision,
-        fused=config.fused,
-        backend=config.backend,
-        trust_base=config.trust_base,
-        info=info,
-    )
+    loaded = load_chosen(config, device, info)
     first = names or (loaded.adapted.classes if loaded.adapted is not None else None) or ANY_NAMES
     model = loaded.classifier(first, prompt)
     return ServedModel(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from open_clip.timm_model import TimmModel
 from timm.layers import AttentionRope, apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
-from rmadapter.clip.kinds import timm_trunks
-from rmadapter.clip.kinds.timm_trunks import known, mlp_of
+from rmadapter.clip.kinds.timm_trunks import known, mlp_of, timm_kind
 from rmadapter.clip.parts import Attention, BlockParts, Matrix, Scaled
-from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
 
@@ -99,31 +95,20 @@ def _parts(block: Block, root: Any) -> BlockParts:
 
 def _is_eva(root: Any) -> bool:
     """Whether all blocks of ``root`` have the same positions, or none."""
-    return isinstance(root, TimmModel) and isinstance(root.trunk, Eva) and not getattr(root.trunk, "rope_mixed", False)
+    return isinstance(root.trunk, Eva) and not getattr(root.trunk, "rope_mixed", False)
 
 
-EVA = TowerKind(
-    name="timm EVA",
-    modality="vision",
-    root="visual",
-    fits=lambda root: _is_eva(root) and not isinstance(root.trunk.blocks[0], EvaBlockPostNorm),
-    blocks="trunk.blocks",
-    norm="norm1",
-    parts=_parts,
-    embed=_embed,
-    place=timm_trunks.place,
-    finish_at=timm_trunks.finish_at,
-    finish=timm_trunks.finish,
-    embed_width=timm_trunks.embed_width,
-    size=timm_trunks.size,
-    grid=timm_trunks.grid,
-    embed_operations=timm_trunks.embed_operations,
-    finish_operations=timm_trunks.finish_operations,
+EVA = timm_kind(
+    "timm EVA",
+    lambda root: _is_eva(root) and not isinstance(root.trunk.blocks[0], EvaBlockPostNorm),
+    _parts,
+    _embed,
 )
 # EVA02-E: norms behind attention and MLP, none in front.
-EVA_POST_NORM = replace(
-    EVA,
-    name="timm EVA (post-norm)",
+EVA_POST_NORM = timm_kind(
+    "timm EVA (post-norm)",
+    lambda root: _is_eva(root) and isinstance(root.trunk.blocks[0], EvaBlockPostNorm),
+    _parts,
+    _embed,
     norm=None,
-    fits=lambda root: _is_eva(root) and isinstance(root.trunk.blocks[0], EvaBlockPostNorm),
 )

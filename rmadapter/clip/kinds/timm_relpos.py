@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from open_clip.timm_model import TimmModel
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor
 
-from rmadapter.clip.kinds import timm_trunks
+from rmadapter.clip.kinds.timm_trunks import timm_kind
 from rmadapter.clip.parts import BlockParts
-from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
 
@@ -30,21 +28,6 @@ def _parts(block: Block, root: Any) -> BlockParts:
     return BlockParts(whole, block.norm1)
 
 
-RELPOS = TowerKind(
-    name="timm ViT with relative positions",
-    modality="vision",
-    root="visual",
-    fits=lambda root: isinstance(root, TimmModel) and isinstance(root.trunk, VisionTransformerRelPos),
-    blocks="trunk.blocks",
-    norm="norm1",
-    parts=_parts,
-    embed=_embed,
-    place=timm_trunks.place,
-    finish_at=timm_trunks.finish_at,
-    finish=timm_trunks.finish,
-    embed_width=timm_trunks.embed_width,
-    size=timm_trunks.size,
-    grid=timm_trunks.grid,
-    embed_operations=timm_trunks.embed_operations,
-    finish_operations=timm_trunks.finish_operations,
+RELPOS = timm_kind(
+    "timm ViT with relative positions", lambda root: isinstance(root.trunk, VisionTransformerRelPos), _parts, _embed
 )

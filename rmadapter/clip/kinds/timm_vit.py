@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from open_clip.timm_model import TimmModel
 from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from rmadapter.clip.kinds import timm_trunks
-from rmadapter.clip.kinds.timm_trunks import known, mlp_of
+from rmadapter.clip.kinds.timm_trunks import known, mlp_of, timm_kind
 from rmadapter.clip.parts import Attention, BlockParts, whole_block
-from rmadapter.clip.tower_kind import TowerKind
 from rmadapter.clip.types import Block
 
 
@@ -40,21 +37,4 @@ def _parts(block: Block, root: Any) -> BlockParts:
     return BlockParts(whole, block.norm1, block.norm2, attention, None, mlp, scale1=block.ls1, scale2=block.ls2)
 
 
-TIMM_VIT = TowerKind(
-    name="timm ViT",
-    modality="vision",
-    root="visual",
-    fits=lambda root: isinstance(root, TimmModel) and isinstance(root.trunk, VisionTransformer),
-    blocks="trunk.blocks",
-    norm="norm1",
-    parts=_parts,
-    embed=_embed,
-    place=timm_trunks.place,
-    finish_at=timm_trunks.finish_at,
-    finish=timm_trunks.finish,
-    embed_width=timm_trunks.embed_width,
-    size=timm_trunks.size,
-    grid=timm_trunks.grid,
-    embed_operations=timm_trunks.embed_operations,
-    finish_operations=timm_trunks.finish_operations,
-)
+TIMM_VIT = timm_kind("timm ViT", lambda root: isinstance(root.trunk, VisionTransformer), _parts, _embed)
