@@ -15,6 +15,7 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.emoji_clip import untrained_words
 from rmadapter.clip.names import MODEL
 from rmadapter.config import PRECISIONS, check_template
+from rmadapter.config.chosen_model import check_class_choice
 from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data.catalog import PHOTO
 from rmadapter.data.class_names import read_lines
@@ -100,8 +101,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if not self.images and self.images_from is None:
             raise InputError(f"no image is given; {IMAGE_FORMS}")
-        if self.classes is not None and self.classes_file is not None:
-            raise InputError("classes and classes_file are both given; valid: one of them")
+        check_class_choice(self.classes, self.classes_file)
         for template in self.template:
             check_template(template)
         check_choice("unknown", self.unknown, UNKNOWN)

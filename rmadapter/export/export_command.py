@@ -12,6 +12,7 @@ import torch
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.identity import ModelSource
 from rmadapter.config import check_template
+from rmadapter.config.chosen_model import check_class_choice, check_model_choice
 from rmadapter.config.paths import ModelText, PathText
 from rmadapter.data import ImageData, Preprocessing, load_data
 from rmadapter.data.catalog import PHOTO
@@ -93,10 +94,8 @@ class ExportConfig:
             raise InputError("no folder is given; valid: one or more of --onnx DIR, --pt2 DIR, --aotinductor DIR")
         if self.int8 and self.onnx is None:
             raise InputError("int8 is True, but onnx is None; valid: --int8 with --onnx DIR, whose runtime it is for")
-        if self.adapter is None and self.model is None:
-            raise InputError("adapter and model are both None; valid: --adapter DIR, or --model NAME for one alone")
-        if self.classes is not None and self.classes_file is not None:
-            raise InputError("classes and classes_file are both given; valid: one of them")
+        check_model_choice(self.adapter, self.model)
+        check_class_choice(self.classes, self.classes_file)
         if self.template is not None:
             check_template(self.template)
         check_range("strength", self.strength, 0)

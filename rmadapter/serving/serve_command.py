@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 
 from rmadapter.config import PRECISIONS, check_template
+from rmadapter.config.chosen_model import check_class_choice, check_model_choice
 from rmadapter.config.paths import ModelText, PathText
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.predict import wanted_class_names
@@ -75,10 +76,8 @@ class ServeConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.adapter is None and self.model is None:
-            raise InputError("adapter and model are both None; valid: --adapter DIR, or --model NAME for one alone")
-        if self.classes is not None and self.classes_file is not None:
-            raise InputError("classes and classes_file are both given; valid: one of them")
+        check_model_choice(self.adapter, self.model)
+        check_class_choice(self.classes, self.classes_file)
         if self.template is not None:
             check_template(self.template)
         check_choice("precision", self.precision, PRECISIONS)

@@ -8,9 +8,9 @@ training has shown: base accuracy too is of what is known of a thing, not of ren
 from __future__ import annotations
 
 from rmadapter.data.emoji import DEFAULT_STYLE, DRAWINGS, DRAWINGS_PREFIX
-from rmadapter.data.emoji.atlas import FILES, STYLES, classes, drawings
-from rmadapter.data.emoji.emoji_data import COUNTS, read_rendering
-from rmadapter.data.items import ImageData, Item
+from rmadapter.data.emoji.atlas import STYLES, classes, drawings
+from rmadapter.data.emoji.emoji_data import rendered
+from rmadapter.data.items import ImageData
 from rmadapter.errors import check_choice
 
 # OpenMoji's outlines are the style that nobody has seen, and to be trained on by none.
@@ -42,24 +42,5 @@ def load_drawings(data: str, style: str | None = None, *, retention: bool = True
     shown = {"train": trained_styles(style), "val": trained_styles(style), "test": (style,)}
     for name in {name for names in shown.values() for name in names}:
         drawings(name)  # a damaged atlas is reported before any work
-    emoji = classes(data.removeprefix(DRAWINGS_PREFIX), several=True)
-    items = {
-        part: [
-            Item(f"{names[number % len(names)]}/{part}/{one.code}/{number:02}", label, one.name)
-            for label, one in enumerate(emoji)
-            for number in range(COUNTS[part])
-        ]
-        for part, names in shown.items()
-    }
-    return ImageData(
-        data,
-        FILES,
-        items["train"],
-        items["val"],
-        items["test"],
-        None,
-        reader=read_rendering,
-        style=style,
-        max_shots=COUNTS["train"],
-        retention=load_drawings(data, unseen_style(style), retention=False) if retention else None,
-    )
+    unseen = load_drawings(data, unseen_style(style), retention=False) if retention else None
+    return rendered(data, style, shown, classes(data.removeprefix(DRAWINGS_PREFIX), several=True), unseen)

@@ -8,6 +8,7 @@ place, turn, light, background and noise depend on (part, emoji, number) alone: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from rmadapter.data.emoji import DATA, DEFAULT_STYLE, PREFIX
-from rmadapter.data.emoji.atlas import FILES, ONE_DRAWING, classes, drawings
+from rmadapter.data.emoji.atlas import FILES, ONE_DRAWING, Emoji, classes, drawings
 from rmadapter.data.emoji.rendering import Variations, render
 from rmadapter.data.items import ImageData, Item
 from rmadapter.errors import check_choice
@@ -35,14 +36,27 @@ def load_emoji(data: str, style: str | None = None, *, retention: bool = True) -
     style = DEFAULT_STYLE if style is None else style
     check_choice("style", style, ONE_DRAWING)
     drawings(style)  # a damaged atlas is reported before any work
-    names = [(emoji.code, emoji.name) for emoji in classes(data.removeprefix(PREFIX))]
+    unseen = load_emoji(data, RETENTION_STYLE[style], retention=False) if retention else None
+    shown = dict.fromkeys(COUNTS, (style,))
+    return rendered(data, style, shown, classes(data.removeprefix(PREFIX)), unseen)
+
+
+def rendered(
+    data: str, style: str, shown: Mapping[str, Sequence[str]], emoji: Sequence[Emoji], unseen: ImageData | None
+) -> ImageData:
+    """The data set ``data`` of style ``style``: renderings of ``emoji``, in turn of the styles ``shown`` in each part.
+
+    Args:
+        shown: train, val and test -> those styles.
+        unseen: what becomes its ``retention``.
+    """
     items = {
         part: [
-            Item(f"{style}/{part}/{code}/{number:02}", label, name)
-            for label, (code, name) in enumerate(names)
-            for number in range(count)
+            Item(f"{styles[number % len(styles)]}/{part}/{one.code}/{number:02}", label, one.name)
+            for label, one in enumerate(emoji)
+            for number in range(COUNTS[part])
         ]
-        for part, count in COUNTS.items()
+        for part, styles in shown.items()
     }
     return ImageData(
         data,
@@ -54,7 +68,7 @@ def load_emoji(data: str, style: str | None = None, *, retention: bool = True) -
         reader=read_rendering,
         style=style,
         max_shots=COUNTS["train"],
-        retention=load_emoji(data, RETENTION_STYLE[style], retention=False) if retention else None,
+        retention=unseen,
     )
 
 
