@@ -147,7 +147,7 @@ def test_an_unreadable_image_is_named(run, tmp_path, monkeypatch, capsys):
     assert main(argv) == 2
     assert "bad.png" in capsys.readouterr().err
     # One that is not there is found before the model is loaded.
-    monkeypatch.setattr(prediction, "load_stored", None)
+    monkeypatch.setattr(prediction, "load_chosen", None)
     assert main([*argv, str(tmp_path / "gone.png")]) == 2
     assert "gone.png cannot be read: there is no such file" in capsys.readouterr().err
 

@@ -134,7 +134,7 @@ def few_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
     all_classes = emoji_data.classes
     for module in (emoji_data, drawings_data):
         monkeypatch.setattr(module, "classes", lambda group, **which: all_classes(group, **which)[:8])
-        monkeypatch.setattr(module, "COUNTS", {**module.COUNTS, "val": 2, "test": 2})
+    monkeypatch.setattr(emoji_data, "COUNTS", {**emoji_data.COUNTS, "val": 2, "test": 2})
 
 
 class Trainer:
