@@ -28,8 +28,8 @@ class Layout(NamedTuple):
             where there are none.
         led: how many of them, from the first, are among the shared tokens.
         also: how many tokens behind the one at which the tower is pooled are taken with it.
-        seen: additive mask [rows, 1, 1 or tokens, tokens] of what each row's tokens look at; None where all rows look
-            at what the tower's own mask allows.
+        seen: additive mask [rows, 1 or heads, 1 or tokens, tokens] of what each row's tokens look at; None where all
+            rows look at what the tower's own mask allows.
     """
 
     token: Token = None

@@ -18,7 +18,7 @@ def last_block_obstacle(clip: ClipModel, modality: str) -> str | None:
     if isinstance(place, str):
         return place
     last = tower.parts[-1]
-    if last.attention is None or last.mlp is None:
+    if last.attention is None or last.mlp is None or tower.kind.finish_at is None:
         return f"its {BEYOND}" if last.apart else f"blocks of class {type(tower.blocks[-1]).__name__} run whole"
     if last.plain or (len(last.attention.qkv) == 3 and isinstance(place, int) and 0 <= place < last.attention.fixed):
         return None

@@ -32,6 +32,10 @@ def _all_keys(root: Any, tokens: Tensor) -> Tensor | None:
     return None
 
 
+def _no_bias(root: Any, tokens: int) -> Tensor | None:
+    return None
+
+
 def _every_token(root: Any, tokens: Tensor) -> Tensor:
     return torch.ones_like(tokens, dtype=torch.bool)
 
@@ -62,7 +66,6 @@ class TowerKind:
         place: (root, token ids or None) -> the one token that features are made of: int64 [n], None where that hangs on
             token ids that are not given, or a number for all rows, from the end where it is negative; or a text that
             says why they are not those of one token.
-        finish_at: (root, [..., D], dtype) -> features [..., embed] of these tokens in ``dtype``, not normalised.
         finish: (root, x, token ids or None, dtype) -> features [n, embed] of all tokens, not normalised.
         embed_width: (root) -> width of the features.
         size: (root) -> tokens of an image in front of the first block; of a text tower its context.
@@ -73,7 +76,11 @@ class TowerKind:
             pools.
         added: (root) -> tokens of a prompt in front of the first block that are no token ids, behind them.
         mask: (root) -> additive mask [tokens, tokens] that all rows have, or None.
+        finish_at: (root, [..., D], dtype) -> features [..., embed] of these tokens in ``dtype``, not normalised; None
+            for towers whose last block runs at all tokens.
         keys: (root, token ids) -> bool [n, tokens], which tokens of each row are looked at; None for all.
+        bias: (root, tokens) -> what every block adds to its attention's scores, [1, heads, tokens, tokens], beside
+            ``keys``; None for nothing.
         counted: (root, token ids) -> bool [n, tokens], which tokens of a prompt are looked at by what its features are
             made of, and so count in the reconstruction. Padding that is attended to counts.
         trims: (root) -> whether leaving out what is behind the longest prompt's last counted token changes no feature.
@@ -92,7 +99,6 @@ class TowerKind:
     parts: Callable[[Block, Any], BlockParts]
     embed: Callable[[Any, Tensor], Tensor]
     place: Callable[[Any, Tensor | None], Tensor | int | str | None]
-    finish_at: Callable[[Any, Tensor, torch.dtype], Tensor]
     finish: Callable[[Any, Tensor, Tensor | None, torch.dtype], Tensor]
     embed_width: Callable[[Any], int]
     size: Callable[[Any], int]
@@ -101,7 +107,9 @@ class TowerKind:
     finish_operations: Callable[[Any], int] = _no_count
     added: Callable[[Any], int] = _no_count
     mask: Callable[[Any], Tensor | None] = _no_mask
+    finish_at: Callable[[Any, Tensor, torch.dtype], Tensor] | None = None
     keys: Callable[[Any, Tensor], Tensor | None] = _all_keys
+    bias: Callable[[Any, int], Tensor | None] = _no_bias
     counted: Callable[[Any, Tensor], Tensor] = _every_token
     trims: Callable[[Any], bool] = lambda root: False
     encode: Callable[[ClipModel, Tensor], Tensor] = lambda model, tokens: model.encode_text(tokens, normalize=False)

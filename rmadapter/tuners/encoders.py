@@ -307,6 +307,7 @@ class ImageEncoder(Encoder):
 
     def _features(self, x: Tensor) -> Tensor:
         if self.by_token:
+            assert self.kind.finish_at is not None  # ``last_block_obstacle`` has looked
             return self.kind.finish_at(self.root, x.squeeze(1), self.dtype)
         return self.kind.finish(self.root, x, None, self.dtype)
 
@@ -366,8 +367,11 @@ class TextEncoder(Encoder):
             return None
         unseen = torch.zeros(keys.shape, dtype=self.dtype, device=keys.device).masked_fill(~keys, float("-inf"))
         mask, length = self.mask, keys.shape[1]
-        unseen = unseen[:, None, None, :]
-        return unseen if mask is None else unseen + mask[:length, :length].to(self.dtype)
+        bias = self.kind.bias(self.root, length)
+        found = unseen[:, None, None, :]
+        for more in (None if mask is None else mask[:length, :length], bias):
+            found = found if more is None else found + more.to(self.dtype)
+        return found
 
     def begin(self, tokens: Tensor, layout: Layout) -> Entry:
         """``enter`` on tokens [classes, length] (int64)."""
@@ -384,6 +388,7 @@ class TextEncoder(Encoder):
 
     def _features(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
         if self.by_token:
+            assert self.kind.finish_at is not None  # ``last_block_obstacle`` has looked
             return self.kind.finish_at(self.root, x.squeeze(1), self.dtype)
         own = layout.of_groups(tokens[:, layout.shared :])
         return self.kind.finish(self.root, layout.own(x), own, self.dtype)

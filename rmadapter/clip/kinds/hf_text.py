@@ -28,6 +28,9 @@ _KINDS = {
 }
 
 
+BIASED = ("MT5Block", "T5Block")
+
+
 def _first_block(root: Any, path: str) -> Any:
     blocks = at_path(root, path)
     return blocks[0] if isinstance(blocks, nn.ModuleList) and len(blocks) else None
@@ -59,21 +62,24 @@ def _embed(root: Any, tokens: Tensor) -> Tensor:
     return x
 
 
+def _bias(root: Any, length: int) -> Tensor | None:
+    """T5's by relative position, which its first block has and all add; the mask goes with it."""
+    blocks = getattr(root.transformer, "block", None)
+    if blocks is None or type(blocks[0]).__name__ not in BIASED:
+        return None
+    attention = blocks[0].layer[0].SelfAttention
+    return attention.compute_bias(length, length, device=attention.q.weight.device)
+
+
 def _parts(block: Block, root: Any) -> BlockParts:
     kind = type(block).__name__
     norm = _KINDS[kind][1]
-    first = root.transformer.block[0].layer[0].SelfAttention if kind in ("MT5Block", "T5Block") else None
-
+    by_bias = kind in BIASED
     # Transformers 4 has M2M-100's layers ask for it.
     more = {"layer_head_mask": None} if "layer_head_mask" in signature(block.forward).parameters else {}
 
     def whole(x: Tensor, mask: Tensor | None) -> Tensor:
-        if first is None:
-            found = block.forward(x, attention_mask=mask, **more)
-        else:
-            # The first block's bias by relative position, which all blocks add; the mask goes with it.
-            bias = first.compute_bias(x.shape[1], x.shape[1], device=x.device)
-            found = block.forward(x, position_bias=(bias if mask is None else bias + mask).to(x.dtype))
+        found = block.forward(x, position_bias=mask) if by_bias else block.forward(x, attention_mask=mask, **more)
         return found[0] if isinstance(found, tuple) else found
 
     return BlockParts(whole, None if norm is None else at_path(block, norm))
@@ -97,15 +103,6 @@ def _place(root: Any, tokens: Tensor | None) -> int | str:
     return f"features are pooled by {type(root.pooler).__name__} over all tokens"
 
 
-def _finish_at(root: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of the first token, which all of its poolers by class token read."""
-    return _finish(root, x[..., None, :], torch.zeros((*x.shape[:-1], 1), dtype=torch.int64, device=x.device), dtype)
-
-
-def _embed_width(root: Any) -> int:
-    return root.output_dim
-
-
 HF_TEXT = tuple(
     TowerKind(
         name=f"Hugging Face encoder ({'post' if norm is None else 'pre'}-norm)",
@@ -117,11 +114,11 @@ HF_TEXT = tuple(
         parts=_parts,
         embed=_embed,
         place=_place,
-        finish_at=_finish_at,
         finish=_finish,
-        embed_width=_embed_width,
+        embed_width=lambda root: root.output_dim,
         size=lambda root: DEFAULT_CONTEXT_LENGTH,
         keys=_valid,
+        bias=_bias,
         counted=_valid,
         trims=lambda root: True,
     )
