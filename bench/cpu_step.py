@@ -1,8 +1,9 @@
-"""What the adapters cost in a whole training step on the CPU: ``python bench/cpu_step.py > bench/results/cpu_step.md``
+"""What the adapters cost in a whole training step on the CPU: ``python -m bench.cpu_step > bench/results/cpu_step.md``
 
-ViT-B/16 with random weights, adapters in the last 8 blocks of both towers, 16 images, 50 classes, fp32, cross-entropy
-and both reconstructions. The step without adapters runs the same blocks forward and backward: in every variant the
-input of the first adapted block requires a gradient. The variants take turns, so that a slow moment hits all.
+ViT-B/16 with random weights, adapters in the last 8 blocks of both towers, 16 images, 50 classes, fp32 or
+``--precision bf16`` (of the frozen weights and the activations), cross-entropy and both reconstructions. The step
+without adapters runs the same blocks forward and backward: in every variant the input of the first adapted block
+requires a gradient. The variants take turns, so that a slow moment hits all.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import time
 import open_clip
 import torch
 
+from bench.results import processor
 from rmadapter import RMAdapterCLIP, RMAdapterConfig
 from rmadapter.clip.towers import find_towers
 from rmadapter.config import LossConfig
 from rmadapter.reports.tables import Table
+from rmadapter.runtime import DTYPES
 from rmadapter_kernels import available_backends
 
 VARIANTS = ("without", "cpu", "eager")
 
 
-def make_model(classes: int) -> RMAdapterCLIP:
+def make_model(classes: int, precision: str) -> RMAdapterCLIP:
     """The classifier; the first adapted block of each tower asks for a gradient of its input."""
     torch.manual_seed(0)
-    clip = open_clip.create_model("ViT-B-16", pretrained=None)
+    clip = open_clip.create_model("ViT-B-16", pretrained=None).to(DTYPES[precision])
     model = RMAdapterCLIP(
         clip,
         open_clip.get_tokenizer("ViT-B-16"),
@@ -55,11 +58,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--classes", type=int, default=50)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options = parser.parse_args()
     if not available_backends()["cpu"].available:
         raise SystemExit(available_backends()["cpu"].reason)
-    model = make_model(options.classes)
-    images = torch.randn(options.images, 3, 224, 224)
+    model = make_model(options.classes, options.precision)
+    images = torch.randn(options.images, 3, 224, 224, dtype=DTYPES[options.precision])
     labels = torch.arange(options.images) % options.classes
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for number in range(options.rounds + 1):
@@ -68,14 +72,14 @@ def main() -> None:
             if number > 0:
                 times[variant].append(seconds)
     base = statistics.median(times["without"])
-    threads = torch.get_num_threads()
     rows = [("without adapters", f"{base:.3f}", "")]
     for variant in VARIANTS[1:]:
         ratios = [one / other for one, other in zip(times[variant], times["without"], strict=True)]
         cost = statistics.median(ratios) - 1
         rows.append((variant, f"{statistics.median(times[variant]):.3f}", f"{cost:+.1%}"))
     headings = ("step", "median, s", "over the step without adapters (median of the rounds' ratios)")
-    print(f"{options.images} images, {options.classes} classes, {threads} threads, {options.rounds} rounds\n")
+    made = f"{options.images} images, {options.classes} classes, {options.precision}"
+    print(f"{made}, {options.rounds} rounds; {processor()}\n")
     print(Table("", headings, rows, aligned=False).markdown())
 
 
