@@ -7,10 +7,7 @@ sets hold the styles that pretraining knows already and those that the data sets
 test on. Of one name at most ``MOST_OF_A_NAME`` drawings are taken, the coloured first, each from another set; a drawing
 that looks like one of a tested style is left out too, since vendors take over each other's.
 
-    OUT/coloured.npy      uint8 [n, 48, 48, 4], straight alpha
-    OUT/shapes.npy        uint8 [m, 48, 48], the alpha of drawings in one colour
-    OUT/corpus.json       of every drawing, in that order, set and name; of every set, licence and author
-    OUT/manifest.json     what it was made from, and the SHA-256 of these files
+``corpus_files`` says how the folder is laid out and reads it.
 """
 
 from __future__ import annotations
@@ -21,8 +18,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +28,7 @@ from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import PathText
 from rmadapter.data.emoji.atlas import STYLES, drawings
 from rmadapter.errors import InputError
-from rmadapter.files import write_atomic, write_json
+from rmadapter.testbed.corpus_files import Icon, write_corpus
 from rmadapter.testbed.vendors import Package, draw_icon, fetch, read_member
 
 SOURCE = Package(
@@ -52,23 +48,13 @@ HELD_OUT = ("flat-color-icons", "streamline-kameleon-color", "meteocons", "maki"
 MOST_OF_A_NAME = 4
 # How a drawing is made, which says nothing of what it shows.
 LOOKS = re.compile(
-    r"^(outlined?|filled?|solid|bold|thin|light|regular|duotone|twotone|two|tone|line|linear|linebold|broken|rounded|round"
+    r"^(outlined?|fill|filled|solid|bold|thin|light|regular|duotone|twotone|two|tone|line|linear|linebold|broken|rounded|round"
     r"|sharp|small|large|mini|micro|variant|alt|color|colou?red|flat|o|s|l|m|b|f|\d+|\d+px|16|20|24|28|32|48|icon|remix"
     r"|flex|plump|freehand|ultimate|black|white)$"
 )
 FLAG = re.compile(r"\b(flags?|logo|brand)\b")
 ALIKE = 0.97  # cosine of two pictures of 12 x 12
 SMALL = 12
-
-
-@dataclass(frozen=True)
-class Icon:
-    """One drawing that may be taken: its set, its key there, and the words that say what it shows."""
-
-    set: str
-    key: str
-    name: str
-    coloured: bool
 
 
 def words(key: str) -> str:
@@ -151,45 +137,41 @@ def read_sets(archive: Path, names: set[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def draw(icons: list[Icon], sets: dict[str, dict[str, Any]], tested: np.ndarray) -> Iterator[tuple[Icon, np.ndarray]]:
-    """The drawings that show something and look like no tested one."""
+def draw(
+    icons: list[Icon], sets: dict[str, dict[str, Any]], tested: np.ndarray | None
+) -> Iterator[tuple[Icon, np.ndarray]]:
+    """The drawings that show something and, where signatures of ``tested`` ones are given, look like none of them."""
     for start in range(0, len(icons), 512):
         some = icons[start : start + 512]
         tiles = np.stack([draw_icon(sets[icon.set]["icons"][icon.key], sets[icon.set]) for icon in some])
-        kept = unlike_tested(tiles, tested) & ((tiles[..., 3] > 0).mean((1, 2)) > 0.01)
+        kept = (tiles[..., 3] > 0).mean((1, 2)) > 0.01
+        if tested is not None:
+            kept &= unlike_tested(tiles, tested)
         yield from ((icon, tile) for icon, tile, keep in zip(some, tiles, kept, strict=True) if keep)
 
 
 def build(archive: Path, out: Path) -> dict[str, int]:
     """Write the corpus; returns how many drawings of how many names there are, and how many are coloured."""
     collections = json.loads(read_member(archive, "collections.json"))
-    taken = sets_taken(collections)
-    sets = read_sets(archive, {*taken, *BRAND_SETS})
-    brands = {key for name in BRAND_SETS for key in sets.pop(name, {"icons": {}})["icons"]}
-    icons = choose(sets, collections, brands)
-    kept = list(draw(icons, sets, tested_signatures()))
-    coloured = [tile for icon, tile in kept if icon.coloured]
-    shapes = [tile[..., 3] for icon, tile in kept if not icon.coloured]
-    out.mkdir(parents=True, exist_ok=True)
-    arrays = {"coloured.npy": (coloured, (48, 48, 4)), "shapes.npy": (shapes, (48, 48))}
-    for name, (tiles, shape) in arrays.items():
-        array = np.array(tiles, np.uint8).reshape(-1, *shape)
-        write_atomic(out / name, partial(_save, array))
+    taken, kept_back = sets_taken(collections), sets_taken(collections, held_out=True)
+    sets = read_sets(archive, {*taken, *kept_back, *BRAND_SETS})
+    brands = {key for name in BRAND_SETS for key in sets.get(name, {"icons": {}})["icons"]}
+    chosen = {
+        part: choose({name: sets[name] for name in names if name in sets}, collections, brands)
+        for part, names in (("taken", taken), ("held_out", kept_back))
+    }
+    kept = list(draw(chosen["taken"], sets, tested_signatures()))
+    held_out = list(draw(chosen["held_out"], sets, None))
     authors = {
         name: {"name": info["name"], "author": info["author"], "license": info["license"]}
-        for name, info in taken.items()
+        for name, info in {**taken, **kept_back}.items()
     }
-    write_json(out / "corpus.json", {"sets": authors, "drawings": [asdict(icon) for icon, _ in kept]})
-    hashes = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in (*arrays, "corpus.json")}
     source = {"package": SOURCE.name, "version": SOURCE.version, "sha512": SOURCE.integrity}
-    write_json(out / "manifest.json", {"source": source, "held_out": list(HELD_OUT), "sha256": hashes})
+    write_corpus(out, kept, held_out, authors, source)
     names = {icon.name for icon, _ in kept}
-    return {"drawings": len(kept), "names": len(names), "coloured": len(coloured), "sets": len(taken)}
-
-
-def _save(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:  # given a name, numpy would add its own ending
-        np.save(file, array)
+    coloured = sum(icon.coloured for icon, _ in kept)
+    counts = {"drawings": len(kept), "names": len(names), "coloured": coloured, "sets": len(taken)}
+    return {**counts, "held out": len(held_out)}
 
 
 @dataclass

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,7 +81,9 @@ def run_demo(config: DemoConfig) -> Path:
                     out=str(zeroshot),
                 )
             )
-    changes = {"shortcuts": config.shortcuts} | ({} if config.epochs is None else {"epochs": config.epochs})
+    changes: dict[str, Any] = {"shortcuts": config.shortcuts}
+    if config.epochs is not None:
+        changes["epochs"] = config.epochs
     for seed in range(1, config.seeds + 1):
         for name, settings in COMPARED.items():
             folder = out / "runs" / f"{name}-seed{seed}"

@@ -22,6 +22,7 @@ from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError
 from rmadapter.evaluation.evaluate import EvalConfig, run_eval
 from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
+from rmadapter.methods.options import configure
 from rmadapter.runtime import git_revision
 from rmadapter.training.adapter_run import train
 from rmadapter.training.loop import DivergedError
@@ -30,9 +31,15 @@ ADAPTER_KEYS = {item.name for item in dataclasses.fields(RMAdapterConfig)}
 LOSS_KEYS = {item.name for item in dataclasses.fields(LossConfig)}
 
 
-def train_config(data: str, style: str, seed: int, **changes: Any) -> TrainConfig:
-    """The test bed's configuration with ``changes``: fields of the run, of its adapters and of its loss by name."""
-    config = parse_arguments(TrainConfig, ["--config", str(TRAIN_CONFIG), "--data", data], prog="train")
+def train_config(data: str, style: str, seed: int, method: str | None = None, **changes: Any) -> TrainConfig:
+    """The test bed's configuration with ``changes``: fields of the run, of its adapters and of its loss by name.
+
+    That is RMAdapter's, or the one of ``method``.
+    """
+    if method is None:
+        config = parse_arguments(TrainConfig, ["--config", str(TRAIN_CONFIG), "--data", data], prog="train")
+    else:
+        config = configure(method, ["--data", data])
     adapter = {name: value for name, value in changes.items() if name in ADAPTER_KEYS}
     loss = {name: value for name, value in changes.items() if name in LOSS_KEYS}
     others = {name: value for name, value in changes.items() if name not in ADAPTER_KEYS | LOSS_KEYS}
@@ -57,13 +64,17 @@ HINT = "; the same command goes on"
 
 @dataclass(frozen=True)
 class TestbedRun:
-    """One run: its ``name`` in the experiment's table, ``seed`` None for zero-shot."""
+    """One run: its ``name`` in the experiment's table, ``seed`` None for zero-shot.
+
+    ``changes`` are of the test bed's configuration, which is RMAdapter's, or of that of ``method``.
+    """
 
     name: str
     data: str
     style: str
     seed: int | None
     changes: dict[str, Any]
+    method: str | None = None
 
 
 def run_planned(
@@ -110,7 +121,8 @@ def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:
             if run.seed is None:
                 zeroshot = EvalConfig(method="zeroshot", data=run.data, style=run.style, classes="base_new", workers=0)
                 return run_eval(zeroshot, data=data)
-            config = train_config(run.data, run.style, run.seed, out=str(folder), max_bad_steps=0, **run.changes)
+            fixed = {"out": str(folder), "max_bad_steps": 0}
+            config = train_config(run.data, run.style, run.seed, run.method, **fixed, **run.changes)
             try:
                 results = train(config, data=data)
             except DivergedError as error:

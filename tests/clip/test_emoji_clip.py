@@ -19,8 +19,8 @@ from rmadapter.data import Preprocessing
 from rmadapter.data.emoji import atlas
 from rmadapter.data.emoji.emoji_data import DEFAULT_STYLE
 from rmadapter.errors import InputError
-from rmadapter.testbed import pretrain
-from rmadapter.testbed.pretrain import TEMPLATES, Captions
+from rmadapter.testbed import zero_shot
+from rmadapter.testbed.pool import TEMPLATES, Captions
 
 
 def test_packing_keeps_the_trained_rows_and_fills_the_others_from_a_fixed_seed():
@@ -53,17 +53,18 @@ def test_it_is_a_plain_open_clip_model_of_the_bundled_config():
     assert backbone.source.pretrained is None
 
 
-def test_only_rows_that_occur_are_kept():
-    index = load(atlas.read_bundled(clip.WEIGHTS))[clip.INDEX]
-    assert torch.equal(index.long(), Captions().used)
-    assert 1000 < len(index) < 2000
+def test_the_rows_of_every_caption_of_an_emoji_are_kept():
+    index = load(atlas.read_bundled(clip.WEIGHTS))[clip.INDEX].long()
+    names = tuple(emoji.name for emoji in atlas.catalogue())
+    assert torch.isin(Captions(names, len(names)).used, index).all()
+    assert len(index) < 20_000
 
 
 @pytest.mark.parametrize("group", ["food", pytest.param("animals", marks=pytest.mark.slow)])
 def test_zero_shot_accuracy_on_a_style_it_has_never_seen(group, monkeypatch):
-    monkeypatch.setattr(pretrain, "GROUPS", (group,))
-    monkeypatch.setattr(pretrain, "ONE_DRAWING", (DEFAULT_STYLE, "fluent"))
-    assert pretrain.zero_shot(atlas.FILES)[group]["fluent"] >= 30
+    monkeypatch.setattr(zero_shot, "GROUPS", (group,))
+    monkeypatch.setattr(zero_shot, "ONE_DRAWING", (DEFAULT_STYLE, "fluent"))
+    assert zero_shot.zero_shot(atlas.FILES)[group]["fluent"] >= 30
 
 
 def test_untrained_words_are_those_with_a_token_that_pretraining_never_saw():

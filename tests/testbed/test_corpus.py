@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from rmadapter.data.emoji.atlas import drawings
+from rmadapter.errors import InputError
 from rmadapter.testbed import corpus
+from rmadapter.testbed.corpus_files import read_corpus
 
 
 def info(licence="MIT", category="UI 24px", palette=False):
@@ -34,6 +36,7 @@ def icons(**bodies):
         ("Acorn", "acorn"),
         ("bell-o", "bell"),
         ("filled-20-round", ""),
+        ("low-temperature-fill", "low temperature"),
         ("line-chart", "chart"),
         ("outliner", "outliner"),
     ],
@@ -81,39 +84,66 @@ def test_a_drawing_that_looks_like_a_tested_one_is_seen():
     assert corpus.unlike_tested(others, tested).tolist() == [False, True, True]
 
 
-def test_the_corpus_is_made_from_an_archive_and_says_from_what(tmp_path, monkeypatch):
-    pytest.importorskip("resvg_py")
-    listed = {"mono": info(), "many": info("CC-BY-4.0", palette=True), "logos": info("CC0-1.0", "Logos")}
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A package of four sets: one of shapes, one with colours, one of brands, and one that is held out."""
+    listed = {
+        "mono": info(),
+        "many": info("CC-BY-4.0", palette=True),
+        "logos": info("CC0-1.0", "Logos"),
+        "maki": info("CC0-1.0"),
+    }
     sets = {
         "mono": icons(bear=body("currentColor"), empty="<g/>", cat=body("currentColor", 4)),
         "many": icons(bear=body("red"), acme=body("blue")),
         "logos": icons(acme=body("blue")),
+        "maki": icons(bear=body("currentColor", 8)),
     }
-    archive = tmp_path / "source.tgz"
-    with tarfile.open(archive, "w:gz") as tar:
-        for name, values in {
-            "collections": listed,
-            **{f"json/{name}": values for name, values in sets.items()},
-        }.items():
+    path = tmp_path / "source.tgz"
+    files = {"collections": listed, **{f"json/{name}": values for name, values in sets.items()}}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, values in files.items():
             content = json.dumps(values).encode()
             member = tarfile.TarInfo(f"package/{name}.json")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     monkeypatch.setattr(corpus, "tested_signatures", lambda: np.zeros((1, 432), np.float32))
-    assert corpus.build(archive, tmp_path / "out") == {"drawings": 3, "names": 2, "coloured": 1, "sets": 2}
-    made = json.loads((tmp_path / "out" / "corpus.json").read_text())
-    assert [(one["set"], one["name"]) for one in made["drawings"]] == [
-        ("many", "bear"),
-        ("mono", "bear"),
-        ("mono", "cat"),
-    ]
-    assert made["sets"]["many"]["license"]["spdx"] == "CC-BY-4.0"
-    coloured, shapes = (np.load(tmp_path / "out" / f"{name}.npy") for name in ("coloured", "shapes"))
-    assert (coloured.shape, shapes.shape) == ((1, 48, 48, 4), (2, 48, 48))
-    assert coloured[0, 24, 24].tolist() == [255, 0, 0, 255]
-    assert (shapes[0] > 0).mean() > (shapes[1] > 0).mean() > 0
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["sha256"].keys() == {"coloured.npy", "shapes.npy", "corpus.json"}
-    before = (tmp_path / "out" / "corpus.json").read_bytes()
-    corpus.build(archive, tmp_path / "out")
-    assert (tmp_path / "out" / "corpus.json").read_bytes() == before
+    return path
+
+
+def test_the_corpus_is_made_from_an_archive_and_says_from_what(archive, tmp_path):
+    pytest.importorskip("resvg_py")
+    out = tmp_path / "out"
+    counts = corpus.build(archive, out)
+    assert counts == {"drawings": 3, "names": 2, "coloured": 1, "sets": 2, "held out": 1}
+    made = read_corpus(out)
+    assert [(icon.set, icon.name) for icon in made.icons] == [("many", "bear"), ("mono", "bear"), ("mono", "cat")]
+    assert [(icon.set, icon.name) for icon in made.held_out_icons] == [("maki", "bear")]
+    described = json.loads((out / "corpus.json").read_text())
+    assert described["sets"]["many"]["license"]["spdx"] == "CC-BY-4.0"
+    assert "maki" in described["sets"]
+    assert (made.coloured.shape, made.shapes.shape, made.held_out.shape) == (
+        (1, 48, 48, 4),
+        (2, 48, 48),
+        (1, 48, 48, 4),
+    )
+    assert made.coloured[0, 24, 24].tolist() == [255, 0, 0, 255]
+    assert (made.shapes[0] > 0).mean() > (made.shapes[1] > 0).mean() > 0
+    assert made.identity["sha256"].keys() == {"coloured.npy", "shapes.npy", "held_out.npy", "corpus.json"}
+    before = (out / "corpus.json").read_bytes()
+    corpus.build(archive, out)
+    assert (out / "corpus.json").read_bytes() == before
+
+
+def test_a_corpus_that_is_missing_or_damaged_is_refused(archive, tmp_path):
+    pytest.importorskip("resvg_py")
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"corpus has '.*out', where no manifest\.json is"):
+        read_corpus(out)
+    corpus.build(archive, out)
+    (out / "shapes.npy").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"shapes\.npy is damaged: SHA-256 \w+, expected \w+; make the corpus again"):
+        read_corpus(out)
+    (out / "shapes.npy").unlink()
+    with pytest.raises(InputError, match=r"shapes\.npy is damaged: SHA-256 none, it is missing"):
+        read_corpus(out)
