@@ -68,8 +68,8 @@ class Pretraining:
         seed: of weights, batches and renderings.
     """
 
-    steps: int = 7000
-    small_steps: int = 3000
+    steps: int = 5500
+    small_steps: int = 2000
     small_batch: int = 96
     batch_size: int = 256
     lr: float = 1.5e-3
