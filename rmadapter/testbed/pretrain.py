@@ -1,9 +1,9 @@
 """Pretrains the bundled small CLIP on the drawings of two styles and, where one is given, on a broad corpus.
 
-    python -m rmadapter.testbed.corpus --out CORPUS
-    python -m rmadapter.testbed.pretrain --corpus CORPUS --out DIR   # TIME; the same command goes on
-    python -m rmadapter.testbed.pretrain --out DIR                   # the control: emoji alone, as many steps
-    python -m rmadapter.testbed.pretrain --out DIR --bundle          # and put the weights where the package has them
+    python -m rmadapter.testbed.pretrain --resume            # finds the bundled weights done
+    python -m rmadapter.testbed.pretrain --out DIR           # 40 minutes on a free core; the same command goes on
+    python -m rmadapter.testbed.pretrain --out DIR --bundle  # and put the weights where the package has them
+    python -m rmadapter.testbed.pretrain --corpus CORPUS --out DIR
 
 A step shows different things, each as a rendering of one of its drawings, and their captions: CLIP's symmetric loss.
 First small batches of emoji alone, which begin to be told apart sooner, then large ones of which half are emoji; half
