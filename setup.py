@@ -106,7 +106,7 @@ EXTRAS = {
     "test": [
         "hypothesis>=6.90",
         "matplotlib>=3.8",
-        "optuna>=3.6",
+        "optuna>=5.0",
         "pytest>=8.0",
         "pytest-benchmark>=4.0",
         "pytest-timeout>=2.2",
@@ -119,7 +119,7 @@ EXTRAS = {
         *SERVE,
         *TRANSFORMERS,
     ],
-    "search": ["optuna>=3.6"],
+    "search": ["optuna>=5.0"],  # Trial.set_constraint
     # Split files on Google Drive, for rmadapter datasets download.
     "download": ["gdown>=5.0"],
     "dev": ["mypy>=1.14", "ruff>=0.6"],

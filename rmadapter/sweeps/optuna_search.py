@@ -1,16 +1,16 @@
 """``rmadapter search``: learning rate, scale, layers and lambdas, chosen on base classes alone.
 
-A trial trains on half of the base classes and is judged by the harmonic mean of its accuracy on these and on the
-other half, as pseudo-new classes, over validation images. Needs optuna (pip install 'rmadapter[search]').
+A trial trains on half of the base classes and is judged by its accuracy on these and on the other half, as pseudo-new
+classes, over validation images: by their harmonic mean, with the objective ``kept`` among the trials that keep what
+zero-shot knows (``rmadapter.sweeps.keeping``). Needs optuna (pip install 'rmadapter[search]').
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
-import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,24 @@ from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_csv, write_text
 from rmadapter.methods.naming import folder_of
+from rmadapter.sweeps.keeping import gained, shortfall
 from rmadapter.sweeps.protocols import FIXED_OPTIONS, is_bundled, load_planned, short_name
 from rmadapter.sweeps.search_folder import SearchFolder
+from rmadapter.sweeps.search_trials import (
+    GAIN,
+    KEPT,
+    NOTHING,
+    OBJECTIVES,
+    best_of,
+    constrain,
+    described,
+    judge,
+    standard,
+    table,
+)
 from rmadapter.sweeps.settings import RESERVED
 
-FORMAT = 1
+FORMAT = 2
 # With the number of trials added it stays one that optuna takes.
 LARGEST_SAMPLER_SEED = 2**31 - 1
 PARAMETERS = ("lr", "scale", "layers", "lambdas")
@@ -54,6 +67,8 @@ class SearchConfig:
         data: folder of images or its name in data_root, or a bundled data set (emoji_food, emoji_food@openmoji)
         data_root: folder that holds the data sets
         parameters: what is searched, separated by commas: lr, scale, layers, lambdas
+        objective: what makes a trial the best: kept (of those that keep what zero-shot knows, the highest harmonic
+            mean) or hm (the highest harmonic mean)
         trials: how many settings are tried; the first is that of the options
         seeds: seeds of each trial, separated by commas; the mean over them counts
         lr_range: lowest and highest learning rate; default: 0.0002,0.02, on bundled data sets 0.005,0.5
@@ -66,6 +81,7 @@ class SearchConfig:
     data: PathText = ""
     data_root: PathText | None = None
     parameters: str = "lr,scale,layers,lambdas"
+    objective: str = KEPT
     trials: int = 40
     seeds: str = "1"
     lr_range: str | None = None
@@ -88,6 +104,7 @@ class SearchConfig:
             raise InputError(f"parameters is {self.parameters!r}; valid: {', '.join(PARAMETERS)}, separated by commas")
         for name in self.wanted:
             check_choice("parameters", name, PARAMETERS)
+        check_choice("objective", self.objective, OBJECTIVES)
         check_range("trials", self.trials, 1)
         check_range("images_a_class", self.images_a_class, 1)
         check_range("sampler_seed", self.sampler_seed, 0, LARGEST_SAMPLER_SEED)
@@ -151,26 +168,31 @@ def run_search(argv: list[str]) -> dict[str, Any]:
         import optuna  # noqa: F401
     except ImportError:
         raise InputError("a search needs optuna, which is missing; pip install 'rmadapter[search]'") from None
-    from rmadapter.sweeps.search_images import searchable, write_search_data
+    from rmadapter.sweeps.search_images import searchable, searchable_unseen, write_search_data
 
     data = load_planned(config.data, config.data_root)
     for note in data.notes:
         print(note)
     folder, settings = SearchFolder(Path(config.out)), _settings(config, data)
     train, val = searchable(data, config.images_a_class)  # before the folder is taken for this search
+    unseen = searchable_unseen(data, config.images_a_class)
     folder.check(settings, data)
     with folder.alone():
         folder.enter(settings, data)
         with folder.storage_said():
-            return _search(config, write_search_data(data, train, val, folder.path), folder)
+            return _search(config, write_search_data(data, train, val, folder.path, unseen), folder)
 
 
-def _search(config: SearchConfig, images: Path, folder: SearchFolder) -> dict[str, Any]:
-    """Every trial that is left, over the ``images`` in that folder; returns the best one's options."""
+def _search(config: SearchConfig, images: ImageData, folder: SearchFolder) -> dict[str, Any]:
+    """Every trial that is left, over ``images``; returns the best one's options."""
     import optuna
 
-    base = trial_config(config, images, 1, {})
+    from rmadapter.training.loop import DivergedError
+
+    base = trial_config(config, images.root, 1, {})
     depth = _depth(base) if "layers" in config.wanted else 0
+    zeroshot = _zeroshot(trial_config(config, images.root, 1, {}, folder.zeroshot), images)
+    print(standard(zeroshot), flush=True)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = _study(config, folder)
@@ -180,33 +202,41 @@ def _search(config: SearchConfig, images: Path, folder: SearchFolder) -> dict[st
 
     def objective(trial: Any) -> float:
         values = _suggest(trial, config, depth)
-        hms = []
+        found = []
         for seed in seed_list(config.seeds):
             place = folder.trials / f"{trial.number}" / f"seed{seed}"
-            found = _train(trial_config(config, images, seed, values, place), optuna)
-            hms.append(found["accuracy"]["hm"])
-            trial.set_user_attr(f"seed{seed}", found["accuracy"])
+            try:
+                found.append(_train(trial_config(config, images.root, seed, values, place), images))
+            except DivergedError as error:
+                constrain(trial, gained(NOTHING, zeroshot), config.objective)
+                raise optuna.TrialPruned(str(error)) from error
+            trial.set_user_attr(f"seed{seed}", found[-1])
         trial.set_user_attr("options", values)
-        return statistics.fmean(hms)
+        return judge(trial, found, zeroshot, config.objective)
 
     def said(study: Any, trial: Any) -> None:
-        percent = "diverged" if trial.value is None else f"HM {trial.value:.2f}"
         shown = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in trial.params.items()
         )
-        print(f"[{len(study.get_trials(states=finished))}/{config.trials}] {percent}: {shown}", flush=True)
+        print(f"[{len(study.get_trials(states=finished))}/{config.trials}] {described(trial)}: {shown}", flush=True)
 
     done = len(study.get_trials(states=finished))
     study.optimize(objective, n_trials=max(0, config.trials - done), callbacks=[said])
-    if not study.get_trials(states=finished[:1]):
+    trials = study.get_trials()
+    complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    if not complete:
         raise InputError(f"every trial in {folder.path} diverged; valid: a lower --lr-range, with another --out")
-    return _finish(study, folder.path)
+    write_csv(folder.path / "trials.csv", *table(trials))
+    best = best_of(complete, config.objective)
+    if config.objective == KEPT and shortfall(best.user_attrs[GAIN]):
+        print("no trial keeps what zero-shot knows; the best is the one that falls short least")
+    return _finish(best, folder.path)
 
 
 def _settings(config: SearchConfig, data: ImageData) -> dict[str, Any]:
     """What a search is of; one that goes on has to have the same."""
-    names = ("parameters", "seeds", "lr_range", "scale_range", "images_a_class", "sampler_seed", "options")
+    names = ("parameters", "objective", "seeds", "lr_range", "scale_range", "images_a_class", "sampler_seed", "options")
     name = short_name(config.data) if config.bundled else data.name
     return {"format": FORMAT, "data": name, **{name: getattr(config, name) for name in names}}
 
@@ -283,37 +313,40 @@ def _suggest(trial: Any, config: SearchConfig, depth: int) -> dict[str, Any]:
     return values
 
 
-def _train(config: TrainConfig, optuna: Any) -> dict[str, Any]:
-    """Train and test one trial with one seed; a run that diverges prunes the trial. Only its results are kept."""
+def _zeroshot(config: TrainConfig, images: ImageData) -> dict[str, float]:
+    """Accuracy of the frozen model on ``images``, in percent, by part; measured once, then read from its folder."""
+    from rmadapter.training.zeroshot_run import run_zeroshot
+
+    with _logged(folder_of(config)):
+        return run_zeroshot(config, data=images)["accuracy"]
+
+
+def _train(config: TrainConfig, images: ImageData) -> dict[str, float]:
+    """Train and test one trial with one seed on ``images``: its accuracy in percent, by part. Only results are kept."""
     from rmadapter.training.adapter_run import train
-    from rmadapter.training.loop import DivergedError
 
     folder = folder_of(config)
+    with _logged(folder):
+        found = train(config, data=images)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    return found["accuracy"]
+
+
+@contextlib.contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """Inside, what is printed goes to log.txt beside the run's ``folder``."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        try:
-            found = train(config)
-        except DivergedError as error:
-            raise optuna.TrialPruned(str(error)) from error
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
-    return found
+        yield
 
 
-def _finish(study: Any, out: Path) -> dict[str, Any]:
-    """trials.csv and best.yaml; prints the best trial and how to use it."""
-    best = study.best_trial
+def _finish(best: Any, out: Path) -> dict[str, Any]:
+    """best.yaml, of the best trial; prints that trial and how to use it."""
     options: dict[str, Any] = {}
     for name, value in best.user_attrs["options"].items():
         group, _, key = name.rpartition(".")
         (options.setdefault(group, {}) if group else options)[key] = value
     write_text(out / "best.yaml", yaml.safe_dump(options, sort_keys=False))
-    names = list(dict.fromkeys(name for trial in study.trials for name in trial.params))
-    rows = []
-    for trial in study.trials:
-        values = [trial.params.get(name, "") for name in names]
-        accuracies = {name: value for name, value in trial.user_attrs.items() if name.startswith("seed")}
-        rows.append((trial.number, trial.state.name.lower(), trial.value, *values, json.dumps(accuracies)))
-    write_csv(out / "trials.csv", ("trial", "state", "hm", *names, "accuracies"), rows)
-    print(f"best: trial {best.number}, HM {best.value:.2f} on validation images of base and pseudo-new classes")
+    print(f"best: trial {best.number}, {described(best)}, on validation images of base and pseudo-new classes")
     print(f"options: rmadapter train --config {out / 'best.yaml'} ...; all trials: {out / 'trials.csv'}")
     return options

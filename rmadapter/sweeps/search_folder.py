@@ -2,6 +2,7 @@
 
 OUT/search.json     what is searched, and on which data
 OUT/study.db        the trials, optuna's own file
+OUT/zeroshot/       the frozen model as a run, on the same images
 OUT/trials/         the runs of each trial
 """
 
@@ -29,6 +30,7 @@ class SearchFolder:
         self.path = path
         self.settings_file = path / "search.json"
         self.study_file = path / "study.db"
+        self.zeroshot = path / "zeroshot" / "run"
         self.trials = path / "trials"
 
     def check(self, settings: dict[str, Any], data: ImageData) -> None:

@@ -6,10 +6,8 @@ Groups that the demo does not show, in one style, with their base classes only: 
 the other half stands for new classes (pseudo-new). With half of the classes an epoch has half of the steps, and what a
 learning rate does depends on how often it does it: runs here have twice the test bed's epochs.
 
-A setting is judged as the tables judge a method, by what it gains and by what it keeps: of the settings whose accuracy
-on pseudo-new classes is at least zero-shot's - 0.5 and whose retention is at least zero-shot's - 2, each a mean over
-groups and seeds, the best has the highest harmonic mean of base and pseudo-new. A setting that falls short is worth
-less than any that does not, by how much it falls short.
+A setting is judged as the tables judge a method, by what it gains and by what it keeps, each a mean over groups and
+seeds; ``rmadapter.sweeps.keeping`` has the rule.
 
 First learning rate x weight of the consistency losses, without reconstruction, with one seed; the best of them with all
 seeds; at the best of these the scale, and then the weight of reconstruction. Then MMA's learning rate and scale in the
@@ -35,6 +33,7 @@ from rmadapter.errors import InputError
 from rmadapter.files import write_text
 from rmadapter.reports.document import Document
 from rmadapter.reports.tables import Table
+from rmadapter.sweeps.keeping import MARGINS, gained, place, shortfall
 from rmadapter.testbed.runs import COMPARED, HINT, TestbedRun, run_planned
 
 DATA = ("emoji_activities", "emoji_symbols")
@@ -48,8 +47,6 @@ RECONSTRUCTION = (1.0, 10.0, 30.0)  # lambda1 = lambda2
 # Of a grid with one seed so many settings are tried with all of them.
 FINALISTS, MMA_FINALISTS = 4, 2
 MMA = {**COMPARED["single"], "shared_layer": True, "activation": "relu"}
-# How far below zero-shot a setting may be, percentage points.
-NEW_MARGIN, RETENTION_MARGIN = 0.5, 2.0
 PARTS = ("base", "new", "hm", "retained_base", "retained_new")
 
 
@@ -109,8 +106,8 @@ class Judged:
     Attributes:
         settings: learning rate, scale and the loss's weights.
         accuracy: percent, by ``PARTS``.
-        gain: the same less zero-shot's, of ``base``, ``new`` and ``retained``, the mean of both retained ones.
-        shortfall: by how much new accuracy and retention are below what they may be, together.
+        gain: what ``keeping.gained`` makes of it.
+        shortfall: what ``keeping.shortfall`` makes of that.
         runs: number of runs.
     """
 
@@ -126,7 +123,7 @@ def judge(results: Sequence[dict[str, Any]], zeroshot: Sequence[dict[str, Any]])
 
     Those of which a run diverged or, compared with the others, is not done are left out.
     """
-    mark = _kept(_means([result["accuracy"] for result in zeroshot]))
+    mark = _means([result["accuracy"] for result in zeroshot])
     by_settings: dict[tuple, list[dict[str, Any]]] = {}
     for result in results:
         by_settings.setdefault(tuple(sorted(result["settings"].items())), []).append(result)
@@ -134,20 +131,14 @@ def judge(results: Sequence[dict[str, Any]], zeroshot: Sequence[dict[str, Any]])
     for settings, members in by_settings.items():
         if not any("diverged" in member for member in members):
             means = _means([member["accuracy"] for member in members])
-            gain = {part: value - mark[part] for part, value in _kept(means).items()}
-            shortfall = max(0.0, -NEW_MARGIN - gain["new"]) + max(0.0, -RETENTION_MARGIN - gain["retained"])
-            found.append(Judged(dict(settings), means, gain, shortfall, len(members)))
+            gain = gained(means, mark)
+            found.append(Judged(dict(settings), means, gain, shortfall(gain), len(members)))
     most = max((one.runs for one in found), default=0)
-    return sorted((one for one in found if one.runs == most), key=lambda one: (one.shortfall, -one.accuracy["hm"]))
+    return sorted((one for one in found if one.runs == most), key=lambda one: place(one.gain, one.accuracy["hm"]))
 
 
 def _means(accuracies: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {part: statistics.fmean(accuracy[part] for accuracy in accuracies) for part in PARTS}
-
-
-def _kept(accuracy: Mapping[str, float]) -> dict[str, float]:
-    retained = statistics.fmean(accuracy[part] for part in ("retained_base", "retained_new"))
-    return {"base": accuracy["base"], "new": accuracy["new"], "retained": retained}
 
 
 def table(title: str, rows: Sequence[Judged], names: Sequence[str]) -> Table:
@@ -201,8 +192,8 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
     lead = (
         f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new, {EPOCHS} epochs; accuracies in "
         "percent, means over groups and seeds, hm the mean of the runs' harmonic means. Zero-shot has "
-        f"{', '.join(f'{part} {accuracy[part]:.2f}' for part in PARTS)}. A setting may be {NEW_MARGIN:g} below it in "
-        f"new and {RETENTION_MARGIN:g} in retained accuracy, the mean of both; what it is further below is its "
+        f"{', '.join(f'{part} {accuracy[part]:.2f}' for part in PARTS)}. A setting may be {MARGINS['new']:g} below it "
+        f"in new and {MARGINS['retained']:g} in retained accuracy, the mean of both; what it is further below is its "
         "shortfall. Rows are sorted by shortfall, then by hm."
     )
     blocks = (

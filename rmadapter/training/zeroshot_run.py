@@ -22,7 +22,7 @@ from rmadapter.training.run_folder import SMALL_FILES, RunFolder, finished_run
 def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[str, Any]:
     """Evaluate the base model as training would have evaluated its adapter; writes the run folder.
 
-    ``data`` are the data that the configuration names, where they are at hand; a finished run is compared with them.
+    ``data`` are taken in place of those that the configuration names; a finished run is compared with them.
     The prompt is ``config.template`` where that is not the default, else the data set's (``data.catalog``).
 
     Raises:
@@ -39,10 +39,12 @@ def run_zeroshot(config: TrainConfig, *, data: ImageData | None = None) -> dict[
         if (done := finished_run(folder, config, data)) is not None:  # another process may have had it until now
             return done
         folder.check_room(SMALL_FILES)
-        return _run(config, folder)
+        return _run(config, folder, data)
 
 
-def _run(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
+def _run(config: TrainConfig, folder: RunFolder, data: ImageData | None) -> dict[str, Any]:
+    for note in data.notes if data is not None else ():  # else the evaluation loads the data, and says them
+        print(note)
     own = {"adapter", "classes", "template", "batch_size", "out"}
     names = {field.name for field in dataclasses.fields(EvalConfig)} - own
     names &= {field.name for field in dataclasses.fields(TrainConfig)}
@@ -54,7 +56,8 @@ def _run(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
             classes="base_new" if config.classes == "base" else config.classes,
             template=config.template if config.template not in (PHOTO, PUBLISHED) else None,
             batch_size=config.eval_batch_size,
-        )
+        ),
+        data=data,
     )
     folder.check_held()
     folder.prepare(config, results.get("data_hash"))

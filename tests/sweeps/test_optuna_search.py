@@ -18,13 +18,16 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import load_data
 from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.data.emoji import emoji_data as datasets
+from rmadapter.data.emoji.drawings_data import load_drawings
 from rmadapter.data.emoji.emoji_data import load_emoji, read_rendering
 from rmadapter.errors import InputError
+from rmadapter.evaluation.results_file import harmonic_mean
 from rmadapter.locks import ProcessLock
 from rmadapter.sweeps import optuna_search as search
 from rmadapter.sweeps.optuna_search import SearchConfig, _layer_choices, parse_search, trial_config
 from rmadapter.sweeps.search_folder import LOCK, SearchFolder
-from rmadapter.sweeps.search_images import searchable, write_search_data
+from rmadapter.sweeps.search_images import searchable, searchable_unseen, write_search_data
+from rmadapter.training.loop import DivergedError
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
 BASE, NEW = CLASSES[:4], CLASSES[4:]
@@ -38,16 +41,16 @@ def zoo(tmp_path):
 
 
 def test_only_base_classes_training_and_validation_images_are_there(zoo, tmp_path):
-    folder = write_search_data(zoo, *searchable(zoo, 64), tmp_path / "s")
-    seen = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    data = write_search_data(zoo, *searchable(zoo, 64), tmp_path / "s")
+    seen = {path.relative_to(data.root).as_posix() for path in data.root.rglob("*.png")}
     allowed = {item.path for item in (*zoo.train, *zoo.val) if item.name in BASE}
     assert seen == allowed
     assert not seen & {item.path for item in zoo.test}
-    data = load_data(str(folder))
     assert data.class_names == BASE
     assert {item.path for item in data.train} == {item.path for item in zoo.train if item.name in BASE}
     assert {item.path for item in data.test} == {item.path for item in zoo.val if item.name in BASE}
     assert data.val == []
+    assert data.retention is None
 
 
 def test_without_validation_images_a_fifth_of_the_training_images_is_held_out(tmp_path):
@@ -119,7 +122,7 @@ def test_a_whole_search_never_reads_a_test_image_or_one_of_a_new_class(zoo, word
     assert "best: trial" in out
     # Spoil one that it does see, and it does not go through: the test can fail.
     (zoo.root / next(item.path for item in zoo.val if item.name in BASE)).write_bytes(b"spoilt")
-    assert main(words(out="third")) == 1
+    assert main(words(out="third")) == 2
 
 
 def test_what_it_leaves_and_that_it_goes_on(words, tmp_path, capsys):
@@ -134,14 +137,22 @@ def test_what_it_leaves_and_that_it_goes_on(words, tmp_path, capsys):
     assert set(accuracies) == {"seed1", "seed2"}
     assert set(accuracies["seed1"]) == {"base", "new", "hm"}
     assert float(first[0]["hm"]) == pytest.approx(sum(a["hm"] for a in accuracies.values()) / 2)
+    zeroshot = tmp_path / "s" / "zeroshot" / "run" / "results.json"
+    measured, had = zeroshot.stat().st_mtime_ns, json.loads(zeroshot.read_text())
+    assert (had["method"], had["images"]) == ("zeroshot", {"base": 4, "new": 4})
+    gain = sum(a["new"] for a in accuracies.values()) / 2 - had["accuracy"]["new"]
+    assert float(first[0]["new - zero-shot"]) == pytest.approx(gain)
+    assert first[0]["retained - zero-shot"] == ""
+    assert first[0]["keeps"] == ("yes" if gain >= -0.5 else "no")
     capsys.readouterr()
     assert main(words(trials=4, seeds="1,2")) == 0
     out = capsys.readouterr().out
     assert "[3/4]" in out
     assert "[2/4]" not in out
+    assert zeroshot.stat().st_mtime_ns == measured
     found = trials_of(tmp_path / "s")
     assert found[:2] == first
-    best = max(found, key=lambda trial: float(trial["hm"] or -1))
+    best = min(found, key=lambda trial: (max(0, -0.5 - float(trial["new - zero-shot"])), -float(trial["hm"])))
     options = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
     assert options["lr"] == pytest.approx(float(best["lr"]))
     assert options["loss"]["lambda4"] == pytest.approx(2.5 * options["loss"]["lambda3"])
@@ -163,7 +174,71 @@ class Training:
         self.made.append((config.lr, config.loss.lambda1, config.loss.lambda3))
         if len(self.made) - 1 == self.killed_in:
             raise Killed
-        return {"accuracy": {"base": 1.0, "new": 1.0, "hm": 1.0}}
+        return {"base": 1.0, "new": 1.0, "hm": 1.0}
+
+
+class Found:
+    """In place of the trials' training: finds one of ``accuracies`` after the other; None diverges."""
+
+    def __init__(self, *accuracies):
+        self.left = list(accuracies)
+
+    def __call__(self, *_):
+        found = self.left.pop(0)
+        if found is None:
+            raise DivergedError("the loss is not finite")
+        base, new, *retained = found
+        names = ("retained_base", "retained_new")
+        return {"base": base, "new": new, "hm": harmonic_mean(base, new), **dict(zip(names, retained, strict=False))}
+
+
+ZEROSHOT = {"base": 40.0, "new": 50.0, "hm": harmonic_mean(40.0, 50.0)}
+RETAINED = {"retained_base": 30.0, "retained_new": 40.0}
+# New accuracy 1 below what keeps, diverged, kept at the margin, kept with less gained.
+TRIALS = ((90, 48.5), None, (70, 49.5), (60, 50))
+
+
+@pytest.mark.parametrize(("objective", "best"), [("kept", 2), ("hm", 0)])
+def test_the_best_keeps_what_zero_shot_knows_or_has_the_highest_mean(
+    words, monkeypatch, tmp_path, capsys, objective, best
+):
+    optuna = pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    monkeypatch.setattr(search, "_zeroshot", lambda *_: ZEROSHOT)
+    monkeypatch.setattr(search, "_train", Found(*TRIALS))
+    options = {"parameters": "lr", "trials": 4, "objective": objective}
+    assert main(words(**options)) == 0
+    out = capsys.readouterr().out
+    assert "zero-shot has base 40.00, new 50.00; a trial keeps it with new 49.50 or more\n" in out
+    assert "[1/4] HM 63.03, new -1.50 on zero-shot, 1.00 short: lr " in out
+    assert "[2/4] diverged: lr " in out
+    assert f"best: trial {best}, HM " in out
+    assert "no trial keeps" not in out
+    found = trials_of(tmp_path / "s")
+    assert [trial["new - zero-shot"] for trial in found] == ["-1.5", "", "-0.5", "0.0"]
+    assert [trial["keeps"] for trial in found] == ["no", "", "yes", "yes"]
+    assert yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())["lr"] == pytest.approx(float(found[best]["lr"]))
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 's' / 'study.db'}")
+    # What diverged is worth less to the sampler than what falls short.
+    lacks = [1.0, 49.5, 0.0, -0.5]
+    assert [trial.constraints for trial in study.trials] == [
+        {"new": lack} if objective == "kept" else {} for lack in lacks
+    ]
+    assert main(words(**options | {"objective": {"kept": "hm", "hm": "kept"}[objective]})) == 2
+    assert f"but the search in {tmp_path / 's'} has {objective!r}; valid: that" in capsys.readouterr().err
+
+
+def test_without_a_trial_that_keeps_the_best_falls_short_least(words, monkeypatch, tmp_path, capsys):
+    """By the mean over seeds, and in retention too where that is measured."""
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    monkeypatch.setattr(search, "_zeroshot", lambda *_: ZEROSHOT | RETAINED)
+    found = [(90, 60, 30, 30), (90, 60, 30, 30), (50, 48, 34, 40), (50, 50, 30, 40)]
+    monkeypatch.setattr(search, "_train", Found(*found))
+    assert main(words(parameters="lr", trials=2, seeds="1,2")) == 0
+    out = capsys.readouterr().out
+    assert "retained 35.00; a trial keeps it with new 49.50 and retained 33.00 or more" in out
+    assert "HM 72.00, new +10.00, retained -5.00 on zero-shot, 3.00 short" in out
+    assert "no trial keeps what zero-shot knows; the best is the one that falls short least\nbest: trial 1, " in out
+    assert [trial["retained - zero-shot"] for trial in trials_of(tmp_path / "s")] == ["-5.0", "1.0"]
 
 
 def test_one_that_goes_on_repeats_no_trial(words, monkeypatch, tmp_path, capsys):
@@ -249,7 +324,7 @@ def test_a_search_does_not_go_on_over_other_data(words, zoo, monkeypatch, tmp_pa
 def test_links_that_lead_nowhere_are_laid_anew_and_nothing_is_written_through_them(zoo, tmp_path, monkeypatch, links):
     """As after the data have moved; where links cannot be made, images are copied, beside what a link leads to."""
     train, val = searchable(zoo, 64)
-    folder = write_search_data(zoo, train, val, tmp_path / "s")
+    folder = write_search_data(zoo, train, val, tmp_path / "s").root
     zoo.root.rename(tmp_path / "moved")
     zoo.root.mkdir()
     for name in CLASSES:
@@ -257,7 +332,7 @@ def test_links_that_lead_nowhere_are_laid_anew_and_nothing_is_written_through_th
     if not links:
         monkeypatch.setattr(os, "symlink", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
     moved = dataclasses.replace(zoo, root=tmp_path / "moved")
-    assert write_search_data(moved, train, val, tmp_path / "s") == folder
+    assert write_search_data(moved, train, val, tmp_path / "s").root == folder
     assert not [path for path in zoo.root.rglob("*") if path.is_file()]
     for item in (*train, *val):
         assert (folder / item.path).is_symlink() == links
@@ -283,19 +358,23 @@ def test_what_a_configuration_file_says_of_what_the_search_decides_is_passed_ove
 
 
 def test_a_bundled_data_set_is_searched_with_the_same_proof(tmp_path, monkeypatch, capsys):
-    """Its pictures are drawn when they are read: none is drawn of a test image, of a new class or in another style."""
+    """Its pictures are drawn when they are read: none is drawn of a test image or of a new class.
+
+    Of the unseen style, for retention, it draws as many as of its own for validation.
+    """
     pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
     data = load_emoji("emoji_activities", "noto")
     base = {item.name for item in data.train if item.label < (len(data.class_names) + 1) // 2}
-    allowed = {item.path for item in (*data.train, *data.val) if item.name in base}
+    items = (*data.train, *data.val, *data.retention.val)
+    allowed = {item.path for item in items if item.name in base}
     drawn = set()
 
     def draw(path):
         drawn.add(path)
         return read_rendering(path)
 
-    def load(name, style=None):
-        return dataclasses.replace(load_emoji(name, style, retention=False), reader=draw)
+    def load(name, style=None, *, retention=True):  # the unseen style is loaded by it too
+        return dataclasses.replace(load_emoji(name, style, retention=retention), reader=draw)
 
     monkeypatch.setattr(datasets, "load_emoji", load)
     words = ["search", "--data", "emoji_activities@noto", "--trials", "1", "--parameters", "lr,scale"]
@@ -303,9 +382,18 @@ def test_a_bundled_data_set_is_searched_with_the_same_proof(tmp_path, monkeypatc
     assert main(words) == 0
     assert drawn
     assert drawn <= allowed
+    unseen = {path for path in drawn if path.startswith("fluent/")}
+    assert len(unseen) == sum(path.startswith("noto/val/") for path in drawn) > 0
     found = {path.relative_to(tmp_path / "s" / "search-data") for path in (tmp_path / "s").rglob("*.png")}
     assert {path.with_suffix("").as_posix() for path in found} == drawn
     (trial,) = trials_of(tmp_path / "s")
+    zeroshot = json.loads((tmp_path / "s" / "zeroshot" / "run" / "results.json").read_text())
+    assert zeroshot["retention_style"] == "fluent"
+    kept = [
+        sum(accuracy[part] for part in ("retained_base", "retained_new")) / 2
+        for accuracy in (json.loads(trial["accuracies"])["seed1"], zeroshot["accuracy"])
+    ]
+    assert float(trial["retained - zero-shot"]) == pytest.approx(kept[0] - kept[1])
     defaults = yaml.safe_load(TRAIN_CONFIG.read_text())
     assert float(trial["lr"]) == pytest.approx(defaults["lr"])
     assert float(trial["scale"]) == pytest.approx(defaults["adapter"]["scale"])
@@ -313,6 +401,16 @@ def test_a_bundled_data_set_is_searched_with_the_same_proof(tmp_path, monkeypatc
     assert (run["model"], run["style"], run["augmentation"]) == ("emoji-clip", None, "none")
     assert main([*words[:2], "emoji_activities", *words[3:]]) == 2
     assert "data is 'emoji_activities@fluent', but the search in" in capsys.readouterr().err
+
+
+def test_test_images_of_an_unseen_style_are_none_to_search_by():
+    """Of several drawings a class validation images show the trained styles, whatever style is unseen."""
+    drawings = load_drawings("drawings_food", "fluent")
+    assert drawings.retention.style == "openmoji"
+    assert searchable_unseen(drawings, 64) == []
+    emoji = searchable_unseen(load_emoji("emoji_food", "fluent"), 3)
+    assert {item.path.split("/")[:2][0] for item in emoji} == {"emojione"}
+    assert len(emoji) == 3 * len({item.label for item in emoji})
 
 
 def test_trials_that_diverge_are_not_the_best(words, tmp_path, capsys):
@@ -337,6 +435,7 @@ def test_layers():
             "parameters is 'depth'; valid: 'lr', 'scale'",
         ),
         (["--data", "x", "--trials", "0"], "trials is 0"),
+        (["--data", "x", "--objective", "best"], "objective is 'best'; valid: 'kept', 'hm'"),
         (["--data", "x", "--seeds", "a"], "seeds has 'a'"),
         (["--data", "x", "--seeds", ","], "seeds is ','; valid: numbers from 0"),
         (["--data", "x", "--seeds", str(2**63)], f"seeds has '{2**63}'; valid: numbers from 0 to {2**63 - 1}"),
