@@ -14,6 +14,7 @@ from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter_kernels import ACTIVATIONS, OBJECTIVES
 
 TOWERS = ("vision", "text")
+REC_TOKENS = ("valid", "all", "pooled", "patches")
 LAYER_FORMS = "'all', 'none', 'last:N', 'last:N/M', 'A-B', 'A,B,C' or a list of numbers, counted from 1"
 
 
@@ -118,7 +119,8 @@ class RMAdapterConfig:
         adapter_input: ln_1 (the block's own frozen norm) or pre_ln (the block's input as it is)
         rec_stream: which stream's tokens are reconstructed: adapted, or frozen (one more pass a tower a step)
         rec_tokens: which tokens the reconstruction counts: valid (of a prompt those up to end-of-text), all (prompts'
-            padding too, at full length), or pooled (only the one that the features are made of)
+            padding too, at full length), pooled (only the one that the features are made of) or patches (of an image
+            its patches, of a prompt the valid ones but the one that the features are made of)
         rec_layers: layers of the reconstruction up-projection, 1 to 3; other than 2 runs in plain PyTorch
         separate_down: the reconstruction branch has a down-projection of its own; plain PyTorch
         shared_layer: MMA's r x r layer between down and up, shared by both towers; plain PyTorch
@@ -169,7 +171,7 @@ class RMAdapterConfig:
         check_choice("adapter.init", self.init, ("kaiming", "zero_up"))
         check_choice("adapter.adapter_input", self.adapter_input, ("ln_1", "pre_ln"))
         check_choice("adapter.rec_stream", self.rec_stream, ("adapted", "frozen"))
-        check_choice("adapter.rec_tokens", self.rec_tokens, ("valid", "all", "pooled"))
+        check_choice("adapter.rec_tokens", self.rec_tokens, REC_TOKENS)
         check_choice("adapter.rec_layers", self.rec_layers, (1, 2, 3))
         if self.shared_layer and self.tower("vision").bottleneck != self.tower("text").bottleneck:
             raise InputError("adapter.shared_layer needs the same bottleneck in both towers")

@@ -20,6 +20,7 @@ ABLATIONS = (
     _row("rmadapter-no-consistency", "no consistency losses", *NO_CONSISTENCY),
     _row("rmadapter-consistency1", "a tenth of the consistency losses", "--loss.lambda3=1", "--loss.lambda4=2.5"),
     _row("rmadapter-pooled", "reconstruction of the pooled token alone", "--adapter.rec_tokens=pooled"),
+    _row("rmadapter-patches", "reconstruction without the pooled token", "--adapter.rec_tokens=patches"),
     _row("rmadapter-separate-down", "reconstruction with a down-projection of its own", "--adapter.separate_down"),
     _row("rmadapter-rec1", "reconstruction of one layer", "--adapter.rec_layers=1"),
     _row("rmadapter-rec3", "reconstruction of three layers", "--adapter.rec_layers=3"),

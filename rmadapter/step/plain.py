@@ -153,22 +153,28 @@ class RMAdapterCLIP(AdaptedClassifier):
     def _counted(self, tower: str) -> Tensor | None:
         """Which tokens the reconstruction counts: bool [classes, length] or [1, tokens], or None for all."""
         valid = self.prompts.valid if tower == "text" else None
-        if self.config.rec_tokens != "pooled":
+        which = self.config.rec_tokens
+        if which not in ("pooled", "patches"):
             return valid
         tokens = self.prompts.tokens
         found = find_towers(self.clip)[tower]
+        size = found.kind.size(found.root)
+        length = size + self.adapted.sites("vision").added if valid is None else valid.shape[1]
+        places = torch.arange(length, device=tokens.device)[None]
+        grid = found.kind.grid(found.root)
+        if valid is None and which == "patches" and grid is not None:
+            # In front of them stand class and register tokens, behind them learned ones.
+            return (places >= size - grid[0] * grid[1]) & (places < size)
         place = found.place(tokens if tower == "text" else None)
         if not isinstance(place, (Tensor, int)):
             raise InputError(
-                f"adapter.rec_tokens is 'pooled', but the {tower} tower is not pooled at one token ({place}); valid: "
+                f"adapter.rec_tokens is {which!r}, but the {tower} tower is not pooled at one token ({place}); valid: "
                 "valid, all"
             )
-        place = place[:, None] if isinstance(place, Tensor) else place
-        length = found.kind.size(found.root) + self.adapted.sites("vision").added
-        if valid is not None:
-            length = valid.shape[1]
-        counted = torch.arange(length, device=tokens.device)[None] == place
-        return counted.expand(len(tokens), -1) if tower == "text" else counted
+        pooled = places == (place[:, None] if isinstance(place, Tensor) else place)
+        if valid is None:
+            return pooled if which == "pooled" else ~pooled
+        return pooled.expand(len(tokens), -1) if which == "pooled" else valid & ~pooled
 
     def frozen_text_features(self, drawn: Tensor | None = None) -> Tensor:
         """Features [classes, embed] of the target prompts from the frozen model, computed once for a set of classes.

@@ -28,7 +28,7 @@ def test_a_method_s_options_make_the_method_of_that_name(name):
 
 
 def test_the_ablation_table():
-    assert len(ABLATION_TABLE) == len(set(ABLATION_TABLE)) == 14
+    assert len(ABLATION_TABLE) == len(set(ABLATION_TABLE)) == 15
     assert {"zeroshot", "single", "mma", "rmadapter", "rmadapter-lambda0"} < set(ABLATION_TABLE) < set(METHODS)
 
 

@@ -7,12 +7,13 @@ import torch
 from conftest import small_clip
 
 from rmadapter import RMAdapterCLIP, RMAdapterConfig
+from rmadapter.config.adapter import REC_TOKENS
 from rmadapter.tuners.encoders import Encoders
 
 CONFIG = RMAdapterConfig(layers="3", bottleneck=4)
 
 
-@pytest.mark.parametrize("rec_tokens", ["valid", "all", "pooled"])
+@pytest.mark.parametrize("rec_tokens", REC_TOKENS)
 def test_what_belongs_to_the_classes_goes_where_the_model_goes(rec_tokens, tokenizer):
     model = RMAdapterCLIP(
         small_clip(), tokenizer, ["ant", "bee"], config=RMAdapterConfig(layers="3", rec_tokens=rec_tokens)

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig, TowerOverrides
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.config import PromptConfig, TunerConfig
+from rmadapter.config.adapter import REC_TOKENS
 from rmadapter_kernels import available_backends
 
 NAMES = ["cat", "a rather long name of a bird", "dog"]
@@ -120,7 +122,7 @@ def test_frozen_stream_reconstructs_the_untouched_tokens(tokenizer):
     assert all(a.adapter.branch.w_rec2.grad is not None for a in model.adapted.adapters())
 
 
-@pytest.mark.parametrize("rec_tokens", ["valid", "all", "pooled"])
+@pytest.mark.parametrize("rec_tokens", REC_TOKENS)
 def test_which_tokens_the_reconstruction_counts(tokenizer, rec_tokens):
     model = make(tokenizer, rec_tokens=rec_tokens)
     images, labels = batch()
@@ -138,11 +140,14 @@ def test_which_tokens_the_reconstruction_counts(tokenizer, rec_tokens):
             return loss.mean()
         if rec_tokens == "pooled":
             return loss[torch.arange(len(NAMES)), ends].mean()
+        if rec_tokens == "patches":
+            return torch.cat([row[:end] for row, end in zip(loss, ends, strict=True)]).mean()
         return torch.cat([row[: end + 1] for row, end in zip(loss, ends, strict=True)]).mean()
 
     width = model.width["text"]
     torch.testing.assert_close(losses["reconstruction_text"], sum(mean(loss) for loss in text) / width)
-    expected = sum((loss[:, 0] if rec_tokens == "pooled" else loss).mean() for loss in vision) / model.width["vision"]
+    of_image = {"pooled": slice(1), "patches": slice(1, None)}.get(rec_tokens, slice(None))
+    expected = sum(loss[:, of_image].mean() for loss in vision) / model.width["vision"]
     torch.testing.assert_close(losses["reconstruction_vision"], expected)
 
 
@@ -151,6 +156,18 @@ def test_pooled_tokens_need_a_tower_that_is_pooled_at_one(tokenizer):
     clip, config = small_clip(vision_cfg=vision), RMAdapterConfig(layers="all", rec_tokens="pooled")
     with pytest.raises(InputError, match=r"the vision tower is not pooled at one token .*; valid: valid, all"):
         RMAdapterCLIP(clip, tokenizer, NAMES, config=config)
+
+
+def test_patches_are_patches_whatever_stands_around_them(tokenizer):
+    """A class token that is there but not pooled is none, and neither are learned tokens behind the patches."""
+    adapter = RMAdapterConfig(layers="all", rec_tokens="patches")
+    tuned = TunerConfig(adapter, PromptConfig(vision_tokens=2, vision_depth=1))
+    assert RMAdapterCLIP(small_clip(), tokenizer, NAMES, config=tuned).counted_vision.tolist() == [
+        [False] + 4 * [True] + 2 * [False]
+    ]
+    vision = {**SMALL_CONFIG["vision_cfg"], "pool_type": "avg", "final_ln_after_pool": True}
+    model = RMAdapterCLIP(small_clip(vision_cfg=vision), tokenizer, NAMES, config=adapter)
+    assert model.counted_vision.tolist() == [[False] + 4 * [True]]
 
 
 def test_checkpointing_gives_the_same_training_step(tokenizer):

@@ -50,6 +50,8 @@ def test_each_shortcut_alone_and_left_out(tokenizer, towers, name):
         {"rec_tokens": "all"},
         {"rec_tokens": "pooled"},
         {"rec_tokens": "pooled", "rec_stream": "frozen", "layers": "3"},
+        {"rec_tokens": "patches"},
+        {"rec_tokens": "patches", "rec_stream": "frozen", "layers": "3"},
         {"rec_stream": "frozen", "layers": "3", "rec_layers": 3},
         {"local_reconstruction": False},
         {"reconstruct": False},
