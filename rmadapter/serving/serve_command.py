@@ -23,6 +23,8 @@ NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "p
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # Open connections, beside those of requests that are being answered: pages keep some open.
 IDLE_CONNECTIONS = 256
+# Of the first line and the headers of a request. h11 keeps to it; uvicorn's other parser has no such bound.
+HEADER_BYTES = 16 * 1024
 
 
 @dataclass
@@ -122,12 +124,15 @@ def run_serve(config: ServeConfig) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(app, hosts),
+                http="h11",
+                h11_max_incomplete_event_size=HEADER_BYTES,
                 lifespan="off",
                 access_log=False,
                 log_config=None,
                 ws="none",
                 server_header=False,
                 limit_concurrency=config.queue + IDLE_CONNECTIONS,
+                # Whole seconds; 0 would end requests without an answer.
                 timeout_graceful_shutdown=max(1, round(config.timeout)),
             )
         )

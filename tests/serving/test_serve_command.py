@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import select
 import signal
 import socket
 import threading
@@ -18,16 +19,13 @@ from served_cases import FORM, form_of, picture
 
 from rmadapter.cli import main
 from rmadapter.errors import InputError
-from rmadapter.serving.serve_command import ServeConfig, listening
+from rmadapter.serving.serve_command import HEADER_BYTES, ServeConfig, listening
 
 
 @pytest.mark.parametrize(("signals", "status"), [([signal.SIGTERM], 200), ([signal.SIGINT] * 2, 503)])
 def test_how_it_ends(base_run, capsys, signals, status):
     """What has been begun is answered, but for who is told twice; another thread sends half of a request before."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    body, statuses = form_of(picture()), []
+    port, body, statuses = free_port(), form_of(picture()), []
 
     def ask():
         connection = connected(port)
@@ -35,7 +33,7 @@ def test_how_it_ends(base_run, capsys, signals, status):
         for name, value in {**FORM, "content-length": str(len(body))}.items():
             connection.putheader(name, value)
         connection.endheaders(body[:100])
-        while json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60))["requests"] == 0:
+        while requests_at(port) == 0:
             pass
         for number in signals:
             os.kill(os.getpid(), number)
@@ -56,6 +54,86 @@ def test_how_it_ends(base_run, capsys, signals, status):
         rf"local-dir:.*, rmadapter, fp32\nserving at http://127\.0\.0\.1:{port}/ \(Ctrl-C ends it\)\nended\n", out
     )
     assert err == ""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_does_not_wait_for_connections_without_a_request(base_run, capsys, number):
+    """However long a request may take: one that is silent, one with half of its headers, one that was answered."""
+    port, ends = free_port(), []
+
+    def ask():
+        answered = connected(port)
+        answered.request("GET", "/api/health")
+        assert answered.getresponse().read()
+        silent, half = (socket.create_connection(("127.0.0.1", port), 60) for _ in range(2))
+        half.sendall(b"POST /api/predict HTTP/1.1\r\nhost: local")
+        os.kill(os.getpid(), number)
+        for one in (answered.sock, silent, half):
+            ends.append(one.recv(1))
+            one.close()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    words = ["--adapter", str(base_run / "adapter"), "--trust-base", "--port", str(port), "--timeout", "3600"]
+    assert main(["serve", *words]) == 0
+    asking.join(60)
+    assert ends == [b"", b"", b""]
+    assert capsys.readouterr().out.endswith("\nended\n")
+
+
+def test_a_request_has_its_time_when_that_is_less_than_a_second(base_run, capsys):
+    """And then its answer, though the server was told to end before."""
+    port, statuses = free_port(), []
+
+    def ask():
+        connection = connected(port)
+        connection.putrequest("POST", "/api/predict")
+        for name, value in {**FORM, "content-length": "1000"}.items():
+            connection.putheader(name, value)
+        connection.endheaders(b"--x")
+        while requests_at(port) == 0 and not select.select([connection.sock], [], [], 0)[0]:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        statuses.append(connection.getresponse().status)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    words = ["--adapter", str(base_run / "adapter"), "--trust-base", "--port", str(port), "--timeout", "0.45"]
+    assert main(["serve", *words]) == 0
+    asking.join(60)
+    assert statuses == [408]
+
+
+def test_headers_have_a_bound(base_run, capsys):
+    """Where it is passed before they end; what has come whole is read."""
+    port, found = free_port(), []
+
+    def ask():
+        for size, rest in ((HEADER_BYTES // 2, b"\r\n\r\n"), (HEADER_BYTES, b"")):
+            connected(port)
+            with socket.create_connection(("127.0.0.1", port), 60) as connection:
+                connection.sendall(b"GET /api/health HTTP/1.1\r\nhost: localhost\r\nx: " + size * b"a" + rest)
+                found.append(connection.recv(12))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert main(["serve", "--adapter", str(base_run / "adapter"), "--trust-base", "--port", str(port)]) == 0
+    asking.join(60)
+    assert found == [b"HTTP/1.1 200", b"HTTP/1.1 400"]
+
+
+def free_port():
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def requests_at(port):
+    """How many requests are being answered."""
+    return json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60))["requests"]
 
 
 def connected(port):
