@@ -187,7 +187,7 @@ def _search(config: SearchConfig, images: ImageData, folder: SearchFolder) -> di
     """Every trial that is left, over ``images``; returns the best one's options."""
     import optuna
 
-    from rmadapter.training.loop import DivergedError
+    from rmadapter.training.run_errors import DivergedError
 
     base = trial_config(config, images.root, 1, {})
     depth = _depth(base) if "layers" in config.wanted else 0

@@ -25,7 +25,7 @@ from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
 from rmadapter.methods.options import configure
 from rmadapter.runtime import git_revision
 from rmadapter.training.adapter_run import train
-from rmadapter.training.loop import DivergedError
+from rmadapter.training.run_errors import DivergedError
 
 ADAPTER_KEYS = {item.name for item in dataclasses.fields(RMAdapterConfig)}
 LOSS_KEYS = {item.name for item in dataclasses.fields(LossConfig)}

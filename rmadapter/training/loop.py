@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 
@@ -16,7 +15,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
 from rmadapter.data.loading import drawn_number
 from rmadapter.data.sentences import sentences_hash
-from rmadapter.errors import InputError, StoppedError
+from rmadapter.errors import InputError
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.objectives.projection import project_gradients
 from rmadapter.step.batches import Batch, TrainBatches, Waited
@@ -24,26 +23,17 @@ from rmadapter.step.cuda_graphs import CudaRecorder, GraphedStep
 from rmadapter.step.device_step import FINITE, DeviceStep, StepInputs, largest_gradient
 from rmadapter.step.distributed import Ranks, parallel
 from rmadapter.step.plain import RMAdapterCLIP
-from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.training.arriving import Arriving
 from rmadapter.training.means import Means
 from rmadapter.training.metrics_log import MetricsLog
 from rmadapter.training.recipe import BestEpoch, EpochMean, epochs_of, make_optimizer, make_schedule, steps_of
+from rmadapter.training.run_errors import diverged_at, memory_full, nothing_finite
 from rmadapter.training.run_folder import RunFolder, State
 from rmadapter.training.validation import Validation
 
-REMEDY = (
-    "A new run with a smaller --lr, or with smaller --loss.lambda1 and --loss.lambda2, keeps it finite: lr times "
-    "lambda decides"
-)
-
 # Waiting for the loader is said from this share of an epoch on; less is the start of its workers.
 SAID_WAITING = 0.2
-
-
-class DivergedError(StoppedError):
-    """The loss, or its gradient, is not finite too often; the message names the last such batch and what helps."""
 
 
 class TrainingLoop:
@@ -244,13 +234,7 @@ class TrainingLoop:
             if self.kept is not None and self.epochs:
                 self.kept.write(self.parameters)
         except torch.OutOfMemoryError as error:
-            plan = Plan.of(self.step_module, self.ranks.most(self.config.batch_size))
-            prompts = "a smaller --text-memory, " if isinstance(self.step_module, TrainStep) else ""
-            raise InputError(
-                f"memory of {self.device} is full: {error}. A step keeps about {plan.cost.bytes / 1e9:.1f} GB of "
-                f"activations beside the model; less with {prompts}--grad-checkpointing or a smaller --batch-size "
-                "(all but the last also with --resume)"
-            ) from error
+            raise memory_full(error, self.step_module, self.ranks.most(self.config.batch_size), self.device) from error
         finally:
             bar.close()
             if log is not None:
@@ -294,9 +278,7 @@ class TrainingLoop:
                 self._save_state(folder, log)
         means = self.since_epoch.values(self.ranks)
         if not means:
-            raise DivergedError(
-                f"the loss or its gradient is not finite at any step of epoch {self.epoch + 1}. {REMEDY}"
-            )
+            raise nothing_finite(self.epoch + 1)
         said = {} if self.kept is None else self.kept.add(self.epoch, self.parameters)
         if log is not None:
             log.write({"kind": "epoch", "epoch": self.epoch + 1, "step": self.step, **means, **said})
@@ -413,11 +395,5 @@ class TrainingLoop:
         self.bad_steps += 1
         if self.bad_steps <= self.config.max_bad_steps:
             return
-        names = ", ".join(self.items[index].path for index in self.batches.numbers(epoch, number))
-        parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-        what = "the gradient of the loss" if all(map(math.isfinite, losses.values())) else "the loss"
-        raise DivergedError(
-            f"{what} is not finite at step {epoch * self.steps_per_epoch + number + 1} ({parts}), after "
-            f"{self.bad_steps - 1} such steps that were skipped; its images: {names}. {REMEDY}; "
-            "--max-bad-steps allows more"
-        )
+        images = [self.items[index].path for index in self.batches.numbers(epoch, number)]
+        raise diverged_at(epoch * self.steps_per_epoch + number + 1, losses, self.bad_steps - 1, images)

@@ -27,7 +27,7 @@ from rmadapter.sweeps import optuna_search as search
 from rmadapter.sweeps.optuna_search import SearchConfig, _layer_choices, parse_search, trial_config
 from rmadapter.sweeps.search_folder import LOCK, SearchFolder
 from rmadapter.sweeps.search_images import searchable, searchable_unseen, write_search_data
-from rmadapter.training.loop import DivergedError
+from rmadapter.training.run_errors import DivergedError
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
 BASE, NEW = CLASSES[:4], CLASSES[4:]

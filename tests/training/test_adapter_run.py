@@ -16,7 +16,7 @@ from rmadapter.data import load_data
 from rmadapter.step.batches import Waited
 from rmadapter.training import loop
 from rmadapter.training.adapter_run import few_shot, train
-from rmadapter.training.loop import DivergedError
+from rmadapter.training.run_errors import DivergedError
 from rmadapter.training.run_folder import RunFolder
 
 

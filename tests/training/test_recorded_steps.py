@@ -9,7 +9,7 @@ from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
 from rmadapter import InputError
 from rmadapter.training import loop
 from rmadapter.training.adapter_run import train
-from rmadapter.training.loop import DivergedError
+from rmadapter.training.run_errors import DivergedError
 
 
 @pytest.fixture

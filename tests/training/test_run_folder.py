@@ -27,6 +27,7 @@ from rmadapter.training import adapter_run, loop
 from rmadapter.training.adapter_run import train
 from rmadapter.training.by_method import train_method
 from rmadapter.training.probe_run import train_probe
+from rmadapter.training.run_errors import DivergedError
 from rmadapter.training.run_folder import LOCK, RunFolder
 
 KINDS = ("rmadapter", "linear-probe", "zeroshot")
@@ -288,7 +289,7 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(config, tmp_
     assert train(config(max_bad_steps=1))["bad_steps"] == 1
     assert metrics_of(tmp_path / "run")[0]["bad_steps"] == 1
     step(0, spoil)
-    with pytest.raises(loop.DivergedError, match="the gradient of the loss is not finite at step 1 "):
+    with pytest.raises(DivergedError, match="the gradient of the loss is not finite at step 1 "):
         train(config(overwrite=True, max_bad_steps=0))
 
 
