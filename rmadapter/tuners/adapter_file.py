@@ -18,6 +18,7 @@ from torch import Tensor
 from rmadapter.config import TunerConfig
 from rmadapter.errors import InputError
 from rmadapter.files import write_atomic
+from rmadapter.tuners.earlier_file import as_written_now
 from rmadapter.tuners.stored_facts import StoredFacts, check_weights_file, read_facts, write_facts
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
@@ -63,7 +64,7 @@ def read_info(folder: Path) -> AdapterInfo:
         raise InputError(f"adapter folder {folder} does not exist")
     if not (folder / ADAPTER_CONFIG).is_file() and (folder / "adapter").is_dir():
         raise InputError(f"adapter is {str(folder)!r}, a run folder; its adapter is '{folder / 'adapter'}'")
-    return read_facts(AdapterInfo, folder / ADAPTER_CONFIG, "adapter")
+    return read_facts(AdapterInfo, folder / ADAPTER_CONFIG, "adapter", as_written_now)
 
 
 def stored_rows(folder: Path, name: str) -> int:

@@ -109,8 +109,10 @@ def write_facts(file: Path, facts: StoredFacts, weights: Path) -> None:
     write_json(file, {"format": FORMAT, **values})
 
 
-def read_facts(kind: type[Facts], file: Path, what: str) -> Facts:
-    """The facts in ``file``; ``what`` names its role in messages.
+def read_facts(
+    kind: type[Facts], file: Path, what: str, as_now: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> Facts:
+    """The facts in ``file``; ``what`` names its role in messages, ``as_now`` makes today's fields of earlier ones.
 
     Raises:
         InputError: no such file, damaged JSON, another format, a field that is missing, unknown or of another type.
@@ -128,7 +130,7 @@ def read_facts(kind: type[Facts], file: Path, what: str) -> Facts:
             f"{file} has format {number}, which does not say all that {FORMAT} does of the base model; train it again"
         )
     try:
-        return from_plain(kind, values, what)
+        return from_plain(kind, values if as_now is None else as_now(values), what)
     except InputError as error:
         raise InputError(f"{file} is damaged: {error}") from error
 
