@@ -18,9 +18,10 @@ from rmadapter.runtime import compiler_obstacle
 COMPILE = ("auto", "yes", "no")
 AUTO, YES, NO = COMPILE
 
-# Images of ViT-B-16 from which on compiling saves more time than it takes: MEASURED. Both the time that
-# it takes and the time that it saves grow with the number of blocks, which does not count therefore; what is saved
-# grows with the tokens and matrices of a block.
+# From that many images of ViT-B-16 on it is done. On two cores of a CPU with AMX, in bf16, the tower alone encodes 20.7
+# images a second as it is and 32.7 compiled, and 14 s of compiling are saved after 790 images; a busier machine, and one
+# that gains less, needs more. Both the time that is saved and the time to compile grow with the number of blocks, which
+# is left out here therefore; the former also with a block's tokens and matrices.
 BREAK_EVEN = 1500 * 197 * 12 * 768**2
 
 MOST_SAID = 200  # characters of what a compiler says
@@ -29,13 +30,15 @@ MOST_SAID = 200  # characters of what a compiler says
 def pays(clip: ClipModel, images: int) -> bool:
     """Whether so many ``images`` are worth compiling the image tower of ``clip`` for.
 
-    On a CPU alone, which is where that was measured, and with blocks whose work is known.
+    In bf16 on a CPU alone, which is where that was measured, and with blocks whose work is known.
     """
     if clip.logit_scale.device.type != "cpu":
         return False
     try:
         tower = find_towers(clip)["vision"]
     except InputError:  # no transformer: such a model classifies all the same
+        return False
+    if tower.dtype != torch.bfloat16:
         return False
     matrices = sum(p.numel() for p in tower.blocks[0].parameters() if p.dim() == 2)
     return images * tower.kind.size(tower.root) * matrices >= BREAK_EVEN
