@@ -19,7 +19,7 @@ COMPILE = ("auto", "yes", "no")
 AUTO, YES, NO = COMPILE
 
 # From that many images of ViT-B-16 on it is done. On two cores of a CPU with AMX, in bf16, the tower alone encodes 20.7
-# images a second as it is and 32.7 compiled, and 14 s of compiling are saved after 790 images; a busier machine, and one
+# images a second as it is and 32.7 compiled; 14 s of compiling are saved after 790 images. A busier machine, and one
 # that gains less, needs more. Both the time that is saved and the time to compile grow with the number of blocks, which
 # is left out here therefore; the former also with a block's tokens and matrices.
 BREAK_EVEN = 1500 * 197 * 12 * 768**2
