@@ -5,10 +5,9 @@
 
 The same JPEG files, made for it, the same number of processes that decode, the same model. What is timed begins with
 the first file and ends with the last answer; the model and the classes' features are there before. ``predict`` writes
-a CSV file on top, once without an adapter and once with a freshly drawn one, which changes no answer; each as it is and
-compiled, after a batch's features were found to be the same; how long compiling takes is said, and is in no figure.
-``serve`` is another process on the same cores, asked for each of these files by clients that each wait for an answer
-before they ask again; with an adapter it answers zero-shot too. Throughput is that of the most clients.
+a CSV file on top, once without an adapter and once with a freshly drawn one, which changes no answer. ``serve`` is
+another process on the same cores, asked for each of these files by clients that each wait for an answer before they ask
+again; with an adapter it answers zero-shot too. Throughput is that of the most clients.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
-from torch._inductor.utils import fresh_cache
 from torch.utils.data import DataLoader, Dataset
 
 from bench.loader import Options as ImageOptions
@@ -38,16 +35,13 @@ from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import ModelText
 from rmadapter.data.transforms import Transform
 from rmadapter.errors import InputError, check_range
-from rmadapter.evaluation.compiled_images import NO, YES
-from rmadapter.evaluation.predict import PredictConfig, Predicted, run_predict
+from rmadapter.evaluation.predict import PredictConfig, run_predict
 from rmadapter.reports.document import Document
 from rmadapter.reports.tables import Table
 from rmadapter.runtime import DTYPES, resolve_device, resolve_precision, usable_processors
 
 TARGET = 1.5
 TEMPLATE = "a photo of a {}."
-# 1 - cosine of an image's features as they are and compiled, which differ by the rounding of a tower's blocks.
-MOST_BETWEEN = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}
 
 
 @dataclass
@@ -66,7 +60,6 @@ class Options:
         device: auto, cpu, cuda or cuda:N
         batch_size: images a step
         workers: processes that decode; default: one a processor
-        compiled: time predict with --compile yes too
         clients: how many ask serve at a time, several numbers between commas; none leaves serve out
     """
 
@@ -81,7 +74,6 @@ class Options:
     device: str = "auto"
     batch_size: int = 32
     workers: int | None = None
-    compiled: bool = True
     clients: str = "1,8,32"
 
     def __post_init__(self) -> None:
@@ -144,69 +136,24 @@ def plain(paths: list[str], options: Options, device: torch.device, precision: s
 
 
 def predicted(
-    images: list[str],
-    csv: Path,
-    options: Options,
-    device: torch.device,
-    precision: str,
-    workers: int,
-    adapter: str | None,
-    *,
-    compiled: bool = False,
-    embeddings: Path | None = None,
-) -> Predicted:
-    """What predict says of its run on files or folders; its answers go to ``csv``."""
+    folder: Path, name: str, options: Options, device: torch.device, precision: str, workers: int, adapter: str | None
+) -> float:
+    """Images a second that predict reports for the images in ``folder``; its answers go to a file there."""
     config = PredictConfig(
-        images=images,
+        images=[str(folder / "images")],
         adapter=adapter,
         classes=",".join(options.names),
         template=[TEMPLATE],
-        csv=str(csv),
-        embeddings=None if embeddings is None else str(embeddings),
+        csv=str(folder / f"{name}.csv"),
         model=options.model,
         pretrained=options.pretrained,
         precision=precision,
         device=str(device),
         batch_size=options.batch_size,
         workers=workers,
-        compile=YES if compiled else NO,
     )
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
-        return run_predict(config)
-
-
-def compiling(
-    paths: list[str],
-    folder: Path,
-    options: Options,
-    device: torch.device,
-    precision: str,
-    workers: int,
-    adapter: str | None,
-) -> float:
-    """Seconds that predict takes to compile its model; for images ``paths`` the features stay what they are.
-
-    Raises:
-        InputError: it does not compile, or they do not.
-    """
-    found, seconds = [], None
-    for compiled in (False, True):
-        place = folder / ("compiled" if compiled else "eager")
-        place.mkdir(parents=True)
-        common = (options, device, precision, workers, adapter)
-        csv, kept = place / "answers.csv", place / "features.npz"
-        seconds = predicted(paths, csv, *common, compiled=compiled, embeddings=kept).compiling
-        with np.load(kept) as arrays:
-            found.append(arrays["embeddings"])
-    if seconds is None:
-        raise InputError("compiled is True, but the model was not compiled here; valid: --no-compiled")
-    difference = float((1 - (found[0] * found[1]).sum(-1)).max())
-    if difference > MOST_BETWEEN[precision]:
-        raise InputError(
-            f"features of the compiled model are {difference:.1e} (1 - cosine) from the others; valid in {precision}: "
-            f"{MOST_BETWEEN[precision]}"
-        )
-    return seconds
+        return run_predict(config).rate
 
 
 def served(
@@ -222,13 +169,6 @@ def served(
     with serving(words) as address:
         asking(address, paths[: 2 * options.batch_size], max(counts))
         return [asking(address, paths, count) for count in counts]
-
-
-def said_of_compiling(seconds: float, before: float, after: float) -> str:
-    """What compiling takes, which is in no figure, and how many images it pays from at these images a second."""
-    saved = 1 / before - 1 / after
-    pays = f"pays from {seconds / saved:.0f} images on" if saved > 0 else "never pays"
-    return f"{seconds:.1f} s to compile, not in the figures, which {pays}"
 
 
 def drawn_adapter(folder: Path, options: Options) -> str:
@@ -251,18 +191,11 @@ def run(options: Options) -> None:
         paths = [str(folder / "images" / item.path) for item in make_images(folder / "images", made)]
         common = (options, device, precision, workers)
         adapter = drawn_adapter(folder, options)
-        rates = {"open_clip and a DataLoader": plain(paths, *common)}
-        notes = [f"asked for on a CPU in bf16: {TARGET} times the loop"]
-        for kind, place in (("without an adapter", None), ("with an adapter", adapter)):
-            images = [str(folder / "images")]
-            eager = predicted(images, folder / f"{kind}.csv", *common, place)
-            rates[f"predict, {kind}"] = eager.rate
-            if options.compiled:
-                with fresh_cache():
-                    seconds = compiling(paths[: options.batch_size], folder / kind, *common, place)
-                    found = predicted(images, folder / f"{kind}, compiled.csv", *common, place, compiled=True)
-                rates[f"predict, compiled, {kind}"] = found.rate
-                notes.append(f"compiled {kind}: {said_of_compiling(seconds, eager.rate, found.rate)}")
+        rates = {
+            "open_clip and a DataLoader": plain(paths, *common),
+            "predict, without an adapter": predicted(folder, "zeroshot", *common, None),
+            "predict, with an adapter": predicted(folder, "adapter", *common, adapter),
+        }
         contenders = {"serve, without an adapter": None, "serve, with an adapter": adapter} if options.counts else {}
         asked = {name: served(paths, *common, folder_of) for name, folder_of in contenders.items()}
     rates |= {name: max(several, key=lambda one: one.clients).rate for name, several in asked.items()}
@@ -273,12 +206,13 @@ def run(options: Options) -> None:
         f"{options.classes} classes, batches of {options.batch_size}, {workers} processes that decode, "
         f"{torch.get_num_threads()} threads; one run"
     )
+    note = f"asked for on a CPU in bf16: {TARGET} times the loop"
     latencies = [
         (name, str(one.clients), f"{one.rate:.1f}", f"{one.milliseconds(50):.0f}", f"{one.milliseconds(99):.0f}")
         for name, several in asked.items()
         for one in several
     ]
-    tables = [Table("", ("", "images/s", "times the loop's"), rows, note="; ".join(notes))]
+    tables = [Table("", ("", "images/s", "times the loop's"), rows, note=note)]
     tables += [Table("", ("", "clients", "images/s", "p50 ms", "p99 ms"), latencies)] if latencies else []
     print(Document("", lead, tables).markdown())
 

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,6 @@ from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.accuracy import REFUSE, UNKNOWN, answered_by, answering
 from rmadapter.evaluation.calibration import Calibration, calibration_for
 from rmadapter.evaluation.class_texts import ClassTexts, read_templates
-from rmadapter.evaluation.compiled_images import AUTO, COMPILE, compiled_images
 from rmadapter.evaluation.image_paths import IMAGE_FORMS, named_images
 from rmadapter.evaluation.loaded_model import load_chosen
 from rmadapter.evaluation.prediction_formats import Shape
@@ -69,7 +68,6 @@ class PredictConfig:
         backend: one adapter backend by name
         batch_size: images a step
         workers: processes that decode images; default: one a processor
-        compile: run the image tower through torch.compile: yes, no, or auto: where the images are so many that it pays
     """
 
     images: list[PathText] = field(default_factory=list)
@@ -99,7 +97,6 @@ class PredictConfig:
     backend: str | None = None
     batch_size: int = 32
     workers: int | None = None
-    compile: str = AUTO
 
     def __post_init__(self) -> None:
         if not self.images and self.images_from is None:
@@ -115,7 +112,6 @@ class PredictConfig:
         check_range("batch_size", self.batch_size, 1)
         if self.workers is not None:
             check_range("workers", self.workers, 0)
-        check_choice("compile", self.compile, COMPILE)
 
     @property
     def destinations(self) -> Destinations:
@@ -127,15 +123,13 @@ class PredictConfig:
 class Predicted:
     """What a run has done: ``images`` in ``seconds``, of which ``unreadable`` could not be read.
 
-    An earlier run has found ``before`` more. The seconds are those of the images alone, without loading the model, and
-    without the ``compiling`` seconds that compiling its image tower took; None: it ran as it is.
+    An earlier run has found ``before`` more. The seconds are those of the images alone, without loading the model.
     """
 
     images: int
     unreadable: int
     before: int
     seconds: float
-    compiling: float | None = None
 
     @property
     def rate(self) -> float:
@@ -144,7 +138,6 @@ class Predicted:
 
     def __str__(self) -> str:
         text = f"{self.images} images in {self.seconds:.1f} s, {self.rate:.1f} images/s"
-        text += "" if self.compiling is None else f", after {self.compiling:.1f} s of compiling"
         text += f"; {self.before} were done before" if self.before else ""
         return text + (f"; {self.unreadable} could not be read" if self.unreadable else "")
 
@@ -215,18 +208,15 @@ def predict_among(config: PredictConfig, paths: list[str], texts: ClassTexts, an
         ranker = Ranker(
             model, features, texts.names, top, config.threshold, who, with_embeddings, answers.calibration, config.sets
         )
-        preprocessing = answers.backbone.preprocessing
         identity = _identity(config, texts, answers) if config.destinations.files else {}
         with config.destinations.opened(identity, shape, overwrite=config.overwrite) as results:
             left, before = results.left, results.done
-            compiled = compiled_images(config.compile, model, len(left), config.batch_size, preprocessing.size)
-            ranker = ranker if compiled is None else replace(ranker, encode=compiled)
             began = time.perf_counter()
             with progress(len(paths), before) as bar:
                 for records in ranked(
                     ranker,
                     left,
-                    preprocessing,
+                    answers.backbone.preprocessing,
                     batch_size=config.batch_size,
                     workers=config.workers,
                 ):
@@ -235,8 +225,7 @@ def predict_among(config: PredictConfig, paths: list[str], texts: ClassTexts, an
             seconds = time.perf_counter() - began
             results.finish()
             unreadable = [record["error"] for record in results.unreadable]
-    compiling = None if compiled is None else compiled.seconds
-    found = Predicted(len(left), len(unreadable), before, seconds, compiling)
+    found = Predicted(len(left), len(unreadable), before, seconds)
     _tell(found, unreadable)
     return found
 

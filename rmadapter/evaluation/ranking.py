@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ class Ranker:
         embeddings: whether records have the image's normalised features too.
         calibration: gives probabilities its temperature, and makes the sets; None: the model's own.
         coverage: of the sets that records have too, with a calibration; None: they have none.
-        encode: in the place of ``model.image_features``, such as the compiled tower; None: that itself.
     """
 
     model: CLIPClassifier
@@ -53,7 +52,6 @@ class Ranker:
     embeddings: bool = False
     calibration: Calibration | None = None
     coverage: float | None = None
-    encode: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[dict[str, Any]]:
@@ -62,8 +60,7 @@ class Ranker:
         Raises:
             InputError: features or logits that are not finite.
         """
-        encode = self.encode or self.model.image_features
-        features = encode(images.to(self.text.device, non_blocking=True))
+        features = self.model.image_features(images.to(self.text.device, non_blocking=True))
         probabilities = self.model.classify_features(features, self.text).softmax(-1)
         sets = None
         if self.calibration is not None:
