@@ -155,9 +155,12 @@ def build(archive: Path, out: Path) -> dict[str, int]:
     collections = json.loads(read_member(archive, "collections.json"))
     taken, kept_back = sets_taken(collections), sets_taken(collections, held_out=True)
     sets = read_sets(archive, {*taken, *kept_back, *BRAND_SETS})
-    brands = {key for name in BRAND_SETS for key in sets.get(name, {"icons": {}})["icons"]}
+    missing = sorted({*taken, *kept_back, *BRAND_SETS} - sets.keys())
+    if missing:
+        raise InputError(f"{archive} lacks the sets {', '.join(missing)}; valid: {SOURCE.name} {SOURCE.version} whole")
+    brands = {key for name in BRAND_SETS for key in sets[name]["icons"]}
     chosen = {
-        part: choose({name: sets[name] for name in names if name in sets}, collections, brands)
+        part: choose({name: sets[name] for name in names}, collections, brands)
         for part, names in (("taken", taken), ("held_out", kept_back))
     }
     kept = list(draw(chosen["taken"], sets, tested_signatures()))

@@ -106,7 +106,10 @@ def read_corpus(folder: Path) -> Corpus:
             f"corpus has {str(folder)!r}, where no {MANIFEST} is; python -m rmadapter.testbed.corpus makes one"
         )
     manifest = read_json(folder / MANIFEST, "corpus manifest")
-    for name, expected in manifest["sha256"].items():
+    hashes = manifest.get("sha256", {})
+    if hashes.keys() != {COLOURED, SHAPES, HELD_OUT, DESCRIPTION}:
+        raise InputError(f"{folder / MANIFEST} is damaged: sha256 has {sorted(hashes)}; make the corpus again")
+    for name, expected in hashes.items():
         path = folder / name
         found = _digest(path) if path.is_file() else "none, it is missing"
         if found != expected:

@@ -117,7 +117,8 @@ class Pool:
 
     def choose(self, count: int, generator: np.random.Generator, share: float = 1.0) -> np.ndarray:
         """``count`` different names, a ``share`` of them emoji: half of those of one group, hard to tell apart."""
-        emoji = count if self.emoji == len(self.names) else round(share * count)
+        own = len(self.names) - self.emoji  # the corpus's; without one all are emoji
+        emoji = max(count - own, round(share * count))
         members = self.members[generator.integers(len(self.members))]
         near = generator.choice(members, min(emoji // 2, len(members)), replace=False)
         rest = np.setdiff1d(np.arange(self.emoji), near)

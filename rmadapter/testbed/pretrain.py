@@ -37,11 +37,12 @@ from rmadapter.config.paths import PathText
 from rmadapter.data.emoji.atlas import FILES, catalogue, read_bundled
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import read_json, write_atomic, write_bytes, write_json
+from rmadapter.locks import ProcessLock
 from rmadapter.testbed.build import write_manifest
 from rmadapter.testbed.corpus_files import Corpus, read_corpus
 from rmadapter.testbed.pool import TEMPLATES, Captions, Pool
 from rmadapter.testbed.runs import HINT
-from rmadapter.testbed.zero_shot import as_table, held_out, held_out_table, zero_shot
+from rmadapter.testbed.zero_shot import describe_folder
 
 WARMUP_STEPS = 100
 LEAST_LR = 0.02  # of the top, at the end of the cosine
@@ -52,7 +53,7 @@ WEIGHT_DECAY = 0.2
 LOGIT_SCALE = (10.0, 50.0)  # at first, at most
 LABEL_SMOOTHING = 0.05
 EMOJI_SHARE = 0.5  # of a large batch, where there is a corpus
-STATE, DESCRIPTION = "state.safetensors", "pretraining.json"
+STATE, DESCRIPTION, LOCK = "state.safetensors", "pretraining.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -178,24 +179,46 @@ def describe(settings: Pretraining, corpus: Corpus | None) -> dict[str, Any]:
     return {**vars(settings), "corpus": drawings, "model": emoji_clip.ARCHITECTURE, "templates": list(TEMPLATES)}
 
 
-def pretrain(settings: Pretraining, out: Path, corpus: Corpus | None = None, *, save_every: int = 500) -> Path:
+def pretrain(settings: Pretraining, out: Path, corpus: Corpus | None = None, *, save_seconds: float = 60) -> Path:
     """Train to the last step, from the beginning or from where ``out`` stopped; returns the weights' file.
 
+    The state is saved every ``save_seconds``, always between two steps: a run that goes on ends with the weights of one
+    that was never stopped.
+
     Raises:
-        InputError: ``out`` holds a pretraining with other settings, or cannot be written.
+        InputError: ``out`` holds a pretraining with other settings or weights without any, is another process's, or
+            cannot be written.
     """
+    with ProcessLock(out / LOCK).attempt() as mine:
+        if not mine:
+            raise InputError(f"out has {str(out)!r}, which {ProcessLock(out / LOCK).in_the_way()}")
+        return _pretrain(settings, out, corpus, save_seconds)
+
+
+def _pretrain(settings: Pretraining, out: Path, corpus: Corpus | None, save_seconds: float) -> Path:
     plain = describe(settings, corpus)
     weights, description = out / emoji_clip.WEIGHTS, out / DESCRIPTION
-    if description.exists() and read_json(description, "pretraining") != plain:
-        raise InputError(f"{out} holds a pretraining with other settings; valid: the same, or another --out")
+    if description.exists():
+        held = read_json(description, "pretraining")
+        other = [name for name in plain if held.get(name) != plain[name]]
+        if other:
+            has, asked = (values.get(other[0]) for values in (held, plain))
+            raise InputError(
+                f"out has {str(out)!r}, which holds a pretraining with {other[0]} {has!r}, not {asked!r}; valid: the "
+                "same settings, or another folder"
+            )
+    elif weights.exists():
+        raise InputError(f"out has {str(out)!r}, which holds weights without {DESCRIPTION}; valid: another folder")
     if weights.exists():
         return weights
     write_json(description, plain)
+    write_json(out / emoji_clip.CONFIG, {"model_cfg": emoji_clip.ARCHITECTURE, "preprocess_cfg": emoji_clip.PREPROCESS})
     trainer = Trainer(settings, corpus)
     if (out / STATE).exists():
         trainer.restore(out)
         print(f"going on at step {trainer.step} of {settings.steps}", flush=True)
-    began, first = time.perf_counter(), trainer.step
+    began = saved = time.perf_counter()
+    first = trainer.step
     losses: list[float] = []
     matched: list[float] = []
     terminal = sys.stderr.isatty()
@@ -212,11 +235,11 @@ def pretrain(settings: Pretraining, out: Path, corpus: Corpus | None = None, *, 
                 if not terminal:
                     print(f"step {trainer.step} of {settings.steps}: {text}", flush=True)
                 losses, matched = [], []
-            if trainer.step % save_every == 0:
+            if time.perf_counter() - saved >= save_seconds:
                 trainer.save(out)
+                saved = time.perf_counter()
     packed = emoji_clip.pack(trainer.model.state_dict(), trainer.captions.used)
-    write_atomic(weights, lambda path: save_file(packed, path))
-    write_json(out / emoji_clip.CONFIG, {"model_cfg": emoji_clip.ARCHITECTURE, "preprocess_cfg": emoji_clip.PREPROCESS})
+    write_atomic(weights, lambda path: save_file(packed, path))  # last: with it the folder counts as done
     return weights
 
 
@@ -227,13 +250,11 @@ def bundle(folder: Path) -> None:
     write_manifest()
 
 
-def is_bundled(settings: Pretraining, corpus: bool) -> bool:
-    """Whether the bundled weights are those of ``settings``, pretrained with a broad corpus or without one."""
-    if not (FILES / DESCRIPTION).is_file():
-        return False
-    bundled = json.loads(read_bundled(DESCRIPTION))
-    own = json.loads(json.dumps(describe(settings, None)))
-    return (bundled.pop("corpus") is not None) == corpus and {**own, "corpus": None} == {**bundled, "corpus": None}
+def is_bundled(settings: Pretraining, corpus: Corpus | None) -> bool:
+    """Whether the bundled weights, whose hash is the manifest's, come from ``settings`` and ``corpus``."""
+    read_bundled(emoji_clip.WEIGHTS)
+    own = json.loads(json.dumps(describe(settings, corpus)))
+    return own == json.loads(read_bundled(DESCRIPTION))
 
 
 @dataclass(frozen=True)
@@ -264,16 +285,12 @@ def run_pretrain(config: PretrainConfig) -> None:
     """Pretrain or go on with it, print zero-shot accuracies, and bundle the weights where that is asked for."""
     settings = Pretraining(**{item.name: getattr(config, item.name) for item in fields(Pretraining)})
     out = Path(config.out)
-    if config.resume and not out.exists() and is_bundled(settings, bool(config.corpus)):
+    corpus = read_corpus(Path(config.corpus)) if config.corpus else None
+    if config.resume and not (out / DESCRIPTION).exists() and is_bundled(settings, corpus):
         print(f"done: the bundled weights come from this pretraining ({FILES / DESCRIPTION})")
         return
-    corpus = read_corpus(Path(config.corpus)) if config.corpus else None
     weights = pretrain(settings, out, corpus)
-    print(f"weights: {weights}\nzero-shot top-1 in percent, among the classes of a group:")
-    print(as_table(zero_shot(out)))
-    if corpus is not None:
-        print("zero-shot top-1 in percent on sets that are held out, among the names of a set:")
-        print(held_out_table(held_out(out, corpus)))
+    print(f"weights: {weights}\n{describe_folder(out, corpus)}")
     if config.bundle:
         bundle(out)
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmadapter.clip.backbone import load_backbone
+from rmadapter.clip.names import MODEL
 from rmadapter.config import LossConfig, RMAdapterConfig, TrainConfig
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.data import ImageData
@@ -99,6 +101,7 @@ def run_planned(
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise InputError(f"worker is {worker!r}; valid: I/N with I from 1 to N")
     table = ResultsTable(out / RESULTS_TABLE)
+    _check_base(table, plan)
     missing = [run for run in plan[int(number) - 1 :: int(count)] if not table.of(run.name)]
     print(f"{len(missing)} of {len(plan)} runs to make", flush=True)
     for place, run in enumerate(missing, 1):
@@ -111,6 +114,22 @@ def run_planned(
         percent = ", ".join(f"{part} {value:.1f}" for part, value in results["accuracy"].items())
         print(f"{place} of {len(missing)}: {run.name}: {percent} ({time.perf_counter() - began:.0f} s)", flush=True)
     return [kept.results for run in plan for kept in table.of(run.name).values()]
+
+
+def _check_base(table: ResultsTable, plan: Sequence[TestbedRun]) -> None:
+    """Refuse results of other weights of the small CLIP: they would be judged together with these.
+
+    Raises:
+        InputError: there are such.
+    """
+    found = {kept.results.get("base_hash") for run in plan for kept in table.of(run.name).values()} - {None}
+    own = load_backbone(MODEL).base_hash if found else None
+    other = next((one for one in sorted(map(str, found)) if one != own), None)
+    if other is not None:
+        raise InputError(
+            f"out has {str(table.path)!r} with results of another {MODEL} (base_hash {other}, this one's is {own}); "
+            "valid: a folder without"
+        )
 
 
 def _run(run: TestbedRun, data: ImageData | None) -> dict[str, Any]:

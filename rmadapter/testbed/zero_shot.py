@@ -1,7 +1,12 @@
-"""What a pretrained small CLIP knows before any adaptation: the groups in every style, and sets that are held out."""
+"""What a pretrained small CLIP knows before any adaptation: the groups in every style, and sets that are held out.
+
+python -m rmadapter.testbed.zero_shot --folder runs/control --corpus runs/corpus
+"""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +16,18 @@ from safetensors.torch import load_file
 
 from rmadapter.clip import emoji_clip
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.config.arguments import run_module
+from rmadapter.config.paths import PathText
 from rmadapter.data import Preprocessing
 from rmadapter.data.emoji import GROUPS, PREFIX
-from rmadapter.data.emoji.atlas import ONE_DRAWING, classes
+from rmadapter.data.emoji.atlas import FILES, ONE_DRAWING, classes
 from rmadapter.data.emoji.emoji_data import DEFAULT_STYLE, load_emoji
+from rmadapter.errors import InputError
 from rmadapter.evaluation.answers import answers_of, encode
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.files import read_json
 from rmadapter.reports.tables import Table
-from rmadapter.testbed.corpus_files import Corpus
+from rmadapter.testbed.corpus_files import Corpus, read_corpus
 from rmadapter.testbed.pictures import show
 
 # Of each set that is held out, so many drawings at most, chosen and shown by this seed.
@@ -85,3 +93,46 @@ def held_out_table(found: dict[str, tuple[int, int, float]]) -> str:
     """``held_out``'s accuracies as a Markdown table."""
     rows = [(name, str(drawn), str(names), f"{top1:.1f}") for name, (drawn, names, top1) in found.items()]
     return Table("", ("set", "drawings", "names", "top-1"), rows, aligned=False).markdown()
+
+
+def describe_folder(folder: Path, corpus: Corpus | None) -> str:
+    """The tables of the weights in ``folder``, that of held-out sets where a corpus has them."""
+    parts = ["zero-shot top-1 in percent, among the classes of a group:", as_table(zero_shot(folder))]
+    if corpus is not None:
+        title = "zero-shot top-1 in percent on sets that are held out, among the names of a set:"
+        parts += [title, held_out_table(held_out(folder, corpus))]
+    return "\n".join(parts)
+
+
+@dataclass
+class ZeroShotConfig:
+    """What pretrained weights know before any adaptation.
+
+    Args:
+        folder: of ``rmadapter.testbed.pretrain``; default: the bundled weights
+        corpus: folder of a broad corpus, for the sets that it holds out
+    """
+
+    folder: PathText = str(FILES)
+    corpus: PathText = ""
+
+
+def run_zero_shot(config: ZeroShotConfig) -> None:
+    """Print the tables.
+
+    Raises:
+        InputError: there are no weights in ``folder``, or no corpus.
+    """
+    folder = Path(config.folder)
+    if not (folder / emoji_clip.WEIGHTS).is_file():
+        raise InputError(f"folder has {config.folder!r}, where no {emoji_clip.WEIGHTS} is; valid: what pretrain made")
+    print(describe_folder(folder, read_corpus(Path(config.corpus)) if config.corpus else None))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; the exit status is what ``commands.guarded`` says."""
+    return run_module(ZeroShotConfig, run_zero_shot, argv, prog="python -m rmadapter.testbed.zero_shot")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -53,18 +53,17 @@ def test_it_is_a_plain_open_clip_model_of_the_bundled_config():
     assert backbone.source.pretrained is None
 
 
-def test_the_rows_of_every_caption_of_an_emoji_are_kept():
+def test_only_rows_that_occur_are_kept():
     index = load(atlas.read_bundled(clip.WEIGHTS))[clip.INDEX].long()
     names = tuple(emoji.name for emoji in atlas.catalogue())
-    assert torch.isin(Captions(names, len(names)).used, index).all()
-    assert len(index) < 20_000
+    assert torch.equal(index, Captions(names, len(names)).used)
 
 
-@pytest.mark.parametrize("group", ["food", pytest.param("animals", marks=pytest.mark.slow)])
-def test_zero_shot_accuracy_on_a_style_it_has_never_seen(group, monkeypatch):
+@pytest.mark.parametrize(("group", "least"), [("food", 55), pytest.param("animals", 43, marks=pytest.mark.slow)])
+def test_zero_shot_accuracy_on_a_style_it_has_never_seen(group, least, monkeypatch):
     monkeypatch.setattr(zero_shot, "GROUPS", (group,))
     monkeypatch.setattr(zero_shot, "ONE_DRAWING", (DEFAULT_STYLE, "fluent"))
-    assert zero_shot.zero_shot(atlas.FILES)[group]["fluent"] >= 30
+    assert zero_shot.zero_shot(atlas.FILES)[group]["fluent"] >= least
 
 
 def test_untrained_words_are_those_with_a_token_that_pretraining_never_saw():

@@ -91,12 +91,14 @@ def archive(tmp_path, monkeypatch):
         "mono": info(),
         "many": info("CC-BY-4.0", palette=True),
         "logos": info("CC0-1.0", "Logos"),
+        "simple-icons": info("CC0-1.0", "Logos"),
         "maki": info("CC0-1.0"),
     }
     sets = {
         "mono": icons(bear=body("currentColor"), empty="<g/>", cat=body("currentColor", 4)),
         "many": icons(bear=body("red"), acme=body("blue")),
         "logos": icons(acme=body("blue")),
+        "simple-icons": icons(other=body("blue")),
         "maki": icons(bear=body("currentColor", 8)),
     }
     path = tmp_path / "source.tgz"
@@ -147,3 +149,10 @@ def test_a_corpus_that_is_missing_or_damaged_is_refused(archive, tmp_path):
     (out / "shapes.npy").unlink()
     with pytest.raises(InputError, match=r"shapes\.npy is damaged: SHA-256 none, it is missing"):
         read_corpus(out)
+
+
+def test_without_the_sets_that_name_brands_no_corpus_is_made(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BRAND_SETS", ("logos", "brand-marks"))
+    with pytest.raises(InputError, match="lacks the sets brand-marks; valid: @iconify/json"):
+        corpus.build(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

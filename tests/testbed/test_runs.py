@@ -47,6 +47,17 @@ def test_a_run_is_kept_with_its_settings_and_not_made_again(tmp_path, monkeypatc
     assert "neither pretraining nor training has seen" in text
 
 
+def test_results_of_other_weights_are_not_judged_together_with_these(tmp_path, monkeypatch):
+    plan = [
+        runs.TestbedRun("one", "emoji_food", "fluent", 1, {}),
+        runs.TestbedRun("two", "emoji_food", "fluent", 1, {}),
+    ]
+    monkeypatch.setattr(runs, "_run", lambda run, data: {"accuracy": {}, "base_hash": "of before"})
+    runs.run_planned(plan[:1], tmp_path)
+    with pytest.raises(InputError, match=r"results of another emoji-clip \(base_hash of before, this one's is \w+\)"):
+        runs.run_planned(plan, tmp_path)
+
+
 def test_no_run_begins_after_the_budget(tmp_path, capsys):
     plan = [runs.TestbedRun("zeroshot/a", "emoji_activities", "fluent", None, {})]
     assert runs.run_planned(plan, tmp_path, budget=-1) == []
