@@ -50,12 +50,14 @@ def rm_adapter_forward_kernel(
     RECONSTRUCT: tl.constexpr = w_rec1 is not None
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < M
+    # Beyond M the last row is read again and nothing written: a copy ahead with a mask of rows takes more instructions.
+    rows = tl.minimum(rows, M - 1)
     x_rows = row_offsets(rows, inner, x_stride0, x_stride1, UNIT, TWO_DIMS, INDEX64)
     out_rows = row_offsets(rows, inner, out_stride0, out_stride1, UNIT, TWO_DIMS, INDEX64)
     residual_rows = row_offsets(rows, inner, residual_stride0, residual_stride1, UNIT, TWO_DIMS, INDEX64)
 
     pre, mean, rstd, _bias, _sums = down_projection(
-        x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,
+        x, x_rows, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,
         STAGES, NORM, PREPARED, PRECISION,
     )  # fmt: skip
     z = nearest(activate(pre, ACTIVATION, dtype).to(dtype), PRECISION)
@@ -74,9 +76,9 @@ def rm_adapter_forward_kernel(
     for index in tl.range(0, TILES, num_stages=STAGES):
         columns = (TILES - 1 - index) * BLOCK_D + tl.arange(0, BLOCK_D)
         if RECONSTRUCT:
-            tile = load_rows(x, x_rows, row_mask, columns, D, EVEN_D, "evict_first")
+            tile = load_rows(x, x_rows, None, columns, D, EVEN_D, "evict_first")
         if residual is not None:
-            kept = load_rows(residual, residual_rows, row_mask, columns, D, EVEN_D, "evict_first")
+            kept = load_rows(residual, residual_rows, None, columns, D, EVEN_D, "evict_first")
         weight = load_up(w_up, columns, R, D, BLOCK_R, EVEN_D, dtype, PREPARED, PRECISION)
         value = scale * up_projection(z, weight, load_vector(b_up, columns, D, EVEN_D), PRECISION)
         if residual is not None:

@@ -37,9 +37,16 @@ def row_offsets(rows, inner, stride0, stride1, UNIT: tl.constexpr, TWO_DIMS: tl.
 
 @triton.jit
 def load_rows(pointer, offsets, row_mask, columns, D: tl.constexpr, EVEN_D: tl.constexpr, POLICY: tl.constexpr):
-    """A tile [BLOCK_M, BLOCK_D] of a wide tensor in its own dtype."""
-    mask = row_mask[:, None] if EVEN_D else row_mask[:, None] & (columns < D)[None, :]
-    return tl.load(pointer + (offsets[:, None] + columns[None, :]), mask=mask, other=0.0, eviction_policy=POLICY)
+    """A tile [BLOCK_M, BLOCK_D] of a wide tensor in its own dtype; ``row_mask`` None: every row is there."""
+    address = pointer + (offsets[:, None] + columns[None, :])
+    if row_mask is not None:
+        mask = row_mask[:, None] if EVEN_D else row_mask[:, None] & (columns < D)[None, :]
+        tile = tl.load(address, mask=mask, other=0.0, eviction_policy=POLICY)
+    elif EVEN_D:
+        tile = tl.load(address, eviction_policy=POLICY)
+    else:
+        tile = tl.load(address, mask=(columns < D)[None, :], other=0.0, eviction_policy=POLICY)
+    return tile
 
 
 @triton.jit
@@ -209,7 +216,7 @@ def down_weight(w_down, norm_weight, rows, columns, dtype: tl.constexpr, D: tl.c
 
 
 @triton.jit
-def down_projection(x, offsets, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum,
+def down_projection(x, offsets, norm_weight, norm_bias, eps, w_down, b_down, column_sum,
                     D: tl.constexpr, R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
                     BLOCK_R: tl.constexpr, STAGES: tl.constexpr, NORM: tl.constexpr, PREPARED: tl.constexpr,
                     PRECISION: tl.constexpr):  # fmt: skip
@@ -240,15 +247,15 @@ def down_projection(x, offsets, row_mask, norm_weight, norm_bias, eps, w_down, b
     bias = tl.zeros([BLOCK_R], tl.float32)
     if NORM:
         if dtype == tl.float32:
-            shift = tl.sum(load_rows(x, offsets, row_mask, tl.arange(0, 16), D, True, ""), 1) / 16
+            shift = tl.sum(load_rows(x, offsets, None, tl.arange(0, 16), D, True, ""), 1) / 16
         else:
             # One element a row: the compiler may load it again in whatever layout a tile of x comes in.
-            shift = tl.load(x + offsets, mask=row_mask, other=0.0).to(tl.float32)
+            shift = tl.load(x + offsets).to(tl.float32)
         sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         squares = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for index in tl.range(0, TILES, num_stages=STAGES):
         columns = index * BLOCK_D + tl.arange(0, BLOCK_D)
-        tile = load_rows(x, offsets, row_mask, columns, D, EVEN_D, "")
+        tile = load_rows(x, offsets, None, columns, D, EVEN_D, "")
         weight = down_weight(w_down, norm_weight, columns, r, dtype, D, R, BLOCK_R, EVEN_D, PREPARED, PRECISION)
         if NORM:
             deviation = keep_columns(tile.to(tl.float32) - shift[:, None], columns, D, EVEN_D)
