@@ -177,7 +177,7 @@ class Loop:
 
 _SIZES = {"bf16": 2, "f16": 2, "f32": 4, "i64": 8, "i32": 4}
 _TENSOR = re.compile(r"tensor<((?:\d+x)+)!tt\.ptr<(\w+)>")
-ROLES = {"load_rows": "rows", "load_matrix": "weight", "load_vector": "vector"}
+ROLES = {"load_rows": "rows", "load_matrix": "weight", "load_vector": "vector", "load_columns": "vector"}
 
 
 class Locations:

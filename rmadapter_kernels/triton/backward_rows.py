@@ -104,8 +104,6 @@ def rm_adapter_backward_rows_kernel(
     NEED_DH: tl.constexpr = d_loss is not None and (NEED_DZ or LOSS_TO_X or dh is not None)
     rows = first_row + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < last_row
-    # As in the forward: beyond the last row that one is read again and nothing written.
-    rows = tl.minimum(rows, last_row - 1)
     r = tl.arange(0, BLOCK_R)
     h_columns = tl.arange(0, BLOCK_H)
     index_rows = rows.to(tl.int64) if INDEX64 else rows
@@ -114,7 +112,7 @@ def rm_adapter_backward_rows_kernel(
     x_rows = row_offsets(rows, inner, x_stride0, x_stride1, UNIT, TWO_DIMS, INDEX64)
 
     pre, own_mean, own_rstd, down_bias, sums_of_columns = down_projection(
-        x, x_rows, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,
+        x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,
         STAGES, NORM, PREPARED, PRECISION,
     )  # fmt: skip
     own_z = activate(pre, ACTIVATION, dtype).to(dtype)
@@ -139,7 +137,7 @@ def rm_adapter_backward_rows_kernel(
             tl.store(h + h_rows, own_h, mask=row_mask[:, None])
         own_h = nearest(own_h, PRECISION)
         loss_rows = row_offsets(rows, inner, d_loss_stride0, d_loss_stride1, 1, TWO_DIMS, INDEX64)
-        dl = tl.load(d_loss + loss_rows)
+        dl = tl.load(d_loss + loss_rows, mask=row_mask, other=0.0)
         factor = 2.0 * dl if OBJECTIVE == "l2" else dl
         if OBJECTIVE == "cosine" and (NEED_DH or to_u is not None):
             product = tl.zeros([BLOCK_M], tl.float32)
@@ -147,7 +145,7 @@ def rm_adapter_backward_rows_kernel(
             rec_square = tl.zeros([BLOCK_M], tl.float32)
             for index in tl.range(0, TILES, num_stages=STAGES):
                 columns = index * BLOCK_D + tl.arange(0, BLOCK_D)
-                tile = load_rows(x, x_rows, None, columns, D, EVEN_D, "")
+                tile = load_rows(x, x_rows, row_mask, columns, D, EVEN_D, "")
                 rec_weight = load_up(w_rec2, columns, H, D, BLOCK_H, EVEN_D, dtype, PREPARED, PRECISION)
                 gamma = load_optional(norm_weight, columns, D, EVEN_D)
                 beta = load_optional(norm_bias, columns, D, EVEN_D)
@@ -174,7 +172,7 @@ def rm_adapter_backward_rows_kernel(
                 t_products = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
             for index in tl.range(0, TILES, num_stages=STAGES):
                 columns = (TILES - 1 - index) * BLOCK_D + tl.arange(0, BLOCK_D)
-                tile = load_rows(x, x_rows, None, columns, D, EVEN_D, "")
+                tile = load_rows(x, x_rows, row_mask, columns, D, EVEN_D, "")
                 rec_weight = load_up(w_rec2, columns, H, D, BLOCK_H, EVEN_D, dtype, PREPARED, PRECISION)
                 gamma = load_optional(norm_weight, columns, D, EVEN_D)
                 beta = load_optional(norm_bias, columns, D, EVEN_D)
@@ -207,7 +205,7 @@ def rm_adapter_backward_rows_kernel(
         d_out_rows = row_offsets(rows, inner, d_out_stride0, d_out_stride1, UNIT, TWO_DIMS, INDEX64)
         for index in tl.range(0, TILES, num_stages=STAGES):
             columns = index * BLOCK_D + tl.arange(0, BLOCK_D)
-            gradient = load_rows(d_out, d_out_rows, None, columns, D, EVEN_D, "")
+            gradient = load_rows(d_out, d_out_rows, row_mask, columns, D, EVEN_D, "")
             up_weight = load_up(w_up, columns, R, D, BLOCK_R, EVEN_D, dtype, PREPARED, PRECISION)
             if dtype == tl.float16 and d_out.dtype.element_ty == tl.float32:
                 # An fp32 gradient may lie below what fp16 holds.
@@ -238,7 +236,7 @@ def rm_adapter_backward_rows_kernel(
             columns = index * BLOCK_D + tl.arange(0, BLOCK_D)
             if NORM or LOSS_TO_X:
                 # K2 reads x next: no hint that it may leave L2.
-                tile = load_rows(x, x_rows, None, columns, D, EVEN_D, "")
+                tile = load_rows(x, x_rows, row_mask, columns, D, EVEN_D, "")
             weight = down_weight(w_down, norm_weight, columns, r, dtype, D, R, BLOCK_R, EVEN_D, PREPARED, PRECISION)
             into_x = row_factor[:, None] * tl.dot(narrow, tl.trans(weight), input_precision=PRECISION)
             if LOSS_TO_X:

@@ -91,6 +91,27 @@ def load_vector(pointer, columns, SIZE: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
+def load_columns(pointer, columns, D: tl.constexpr, EVEN_D: tl.constexpr, THREADS: tl.constexpr):
+    """As ``load_vector``, a bias that is copied ahead in a loop over D by a program of THREADS.
+
+    Triton 3.6 gives a vector with fewer elements than threads the layout of the product, in which each thread copies
+    all that it needs, in eight instructions for 64 columns. Of two equal rows each thread copies one element.
+    """
+    BLOCK_D: tl.constexpr = columns.shape[0]
+    if 2 * BLOCK_D == THREADS:
+        twice = tl.broadcast_to(columns[None, :], [2, BLOCK_D])
+        if EVEN_D:
+            rows = tl.load(pointer + twice)
+        else:
+            rows = tl.load(pointer + twice, mask=twice < D, other=0.0)
+        tile, _same = tl.split(tl.trans(rows))
+        tile = tile.to(tl.float32)
+    else:
+        tile = load_vector(pointer, columns, D, EVEN_D)
+    return tile
+
+
+@triton.jit
 def keep_columns(value, columns, SIZE: tl.constexpr, EVEN: tl.constexpr):
     """Zero beyond SIZE: an infinity times a masked weight is NaN there, and would spread from padding to results."""
     if not EVEN:
@@ -216,7 +237,7 @@ def down_weight(w_down, norm_weight, rows, columns, dtype: tl.constexpr, D: tl.c
 
 
 @triton.jit
-def down_projection(x, offsets, norm_weight, norm_bias, eps, w_down, b_down, column_sum,
+def down_projection(x, offsets, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum,
                     D: tl.constexpr, R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
                     BLOCK_R: tl.constexpr, STAGES: tl.constexpr, NORM: tl.constexpr, PREPARED: tl.constexpr,
                     PRECISION: tl.constexpr):  # fmt: skip
@@ -247,15 +268,18 @@ def down_projection(x, offsets, norm_weight, norm_bias, eps, w_down, b_down, col
     bias = tl.zeros([BLOCK_R], tl.float32)
     if NORM:
         if dtype == tl.float32:
-            shift = tl.sum(load_rows(x, offsets, None, tl.arange(0, 16), D, True, ""), 1) / 16
+            shift = tl.sum(load_rows(x, offsets, row_mask, tl.arange(0, 16), D, True, ""), 1) / 16
         else:
             # One element a row: the compiler may load it again in whatever layout a tile of x comes in.
-            shift = tl.load(x + offsets).to(tl.float32)
+            if row_mask is None:
+                shift = tl.load(x + offsets).to(tl.float32)
+            else:
+                shift = tl.load(x + offsets, mask=row_mask, other=0.0).to(tl.float32)
         sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         squares = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for index in tl.range(0, TILES, num_stages=STAGES):
         columns = index * BLOCK_D + tl.arange(0, BLOCK_D)
-        tile = load_rows(x, offsets, None, columns, D, EVEN_D, "")
+        tile = load_rows(x, offsets, row_mask, columns, D, EVEN_D, "")
         weight = down_weight(w_down, norm_weight, columns, r, dtype, D, R, BLOCK_R, EVEN_D, PREPARED, PRECISION)
         if NORM:
             deviation = keep_columns(tile.to(tl.float32) - shift[:, None], columns, D, EVEN_D)
