@@ -127,6 +127,8 @@ def machine_of(cubin: bytes) -> Machine:
             waits = place - first < 24 and any(
                 re.search(r"SYNCS|NANOSLEEP", own) for own in instructions[first : place + 1]
             )
+            # Behind the kernel's end lies what tries such a barrier again, and then branches back to where it was.
+            waits |= not text.startswith("@") and place > 1 and "SYNCS" in instructions[place - 2]
             if not waits:
                 spans.append((first, place + 1))
     inner = sorted(s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans))
