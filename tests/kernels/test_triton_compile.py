@@ -80,7 +80,6 @@ def test_no_stack_where_none_has_been_measured(arch):
                     fact = dict(tuning.candidates(problem, device))[model(problem, device)]
                     most = tuning.STACK if (kernel, width) != ("rows", 64) else 56 if arch == "sm_90" else 24
                     assert fact.stack <= most, f"{problem}: {fact}"
-                    assert fact.instructions, f"{problem}: nothing is known of the tile"
 
 
 def test_slices_are_whole_waves_that_lie_in_l2():
