@@ -40,7 +40,8 @@ def fact(kernel: str, kind: str, width: int, family: str, tile: tuple[int, int, 
     case = Case(family, kernel, DTYPES[kind], 768, width, width, TOKENS, True, config)
     try:
         rows = [examine(case), examine(replace(case, norm=False))]
-    except Exception:  # a candidate less
+    except Exception as error:  # a candidate less; the reason may be one of the counting, not of the compiler
+        print(f"{fact_key(kernel, kind, width, family, tile)}: {type(error).__name__}: {error}", flush=True)
         return None
     return [max(row.registers for row in rows), max(row.stack for row in rows), round(rows[0].instructions),
             max(row.shared for row in rows)]  # fmt: skip

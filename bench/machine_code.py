@@ -26,7 +26,7 @@ from bench.results import write_json
 from bench.sass import Load, Loop, counterparts, loops_of, machine_of
 from rmadapter_kernels.triton.buffers import padded
 from rmadapter_kernels.triton.devices import KNOWN_DEVICES
-from rmadapter_kernels.triton.tuning import KERNELS, config_for
+from rmadapter_kernels.triton.tuning import KERNELS, STACK, config_for
 
 TOKENS = (6304, 65536)
 WIDTHS = (16, 32, 64, 128)
@@ -240,26 +240,19 @@ def by_class(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-# Held on sm_90, bf16, D = 768, r = h = 32: instructions a token by kernel, tokens and norm; bytes of weights a token
-# from L2, half of what programs fetched that took fp32 weights in the configurations of their time (64 rows, 32 with
-# 6,304 tokens; W_rec1 once a program, K1 twice). Triton 3.6 copies vectors in eight instructions where 3.8 takes one,
-# and ptxas of 3.9 leaves loops that 3.8's unrolls: there the forward without a norm misses 450 by 28.
+# Held on sm_90, bf16, D = 768, r = h = 32, on every Triton: instructions a token by kernel, tokens and norm; bytes of
+# weights a token from L2, half of what programs fetched that took fp32 weights in the configurations of their time (64
+# rows, 32 with 6,304 tokens; W_rec1 once a program, K1 twice).
 INSTRUCTIONS = {
     ("forward", 65536, False): 450, ("forward", 65536, True): 720, ("forward", 6304, False): 520,
     ("forward", 6304, True): 800, **{("rows", tokens, norm): 1000 if norm else 700 for tokens in TOKENS
                                      for norm in (False, True)},
 }  # fmt: skip
-OTHER_TRITON_INSTRUCTIONS = INSTRUCTIONS | {("forward", 65536, False): 490, ("forward", 6304, False): 550}
 WEIGHT_BYTES = {
     (kernel, tokens): (weights * 768 * 32 + small * 32 * 32) * 4 / rows / 2
     for kernel, weights, small in (("forward", 3, 1), ("rows", 4, 2))
     for tokens, rows in ((65536, 64), (6304, 32))
 }
-
-
-# A few values that are put away before a loop and come back behind it, as K1 with a norm does since it reads x twice in
-# a row: that order takes 10% of backward's time at 65,536 tokens away.
-STACK = 16
 
 
 def faults(rows: list[Row]) -> list[str]:
@@ -276,8 +269,7 @@ def faults(rows: list[Row]) -> list[str]:
                 found.append(f"{row.case}: {row.ahead:.1f} tiles ahead; valid: 2")
         if (row.arch, row.dtype, row.r) != ("sm_90", "bf16", 32):
             continue
-        other = not row.triton.startswith("3.8.")
-        most = (OTHER_TRITON_INSTRUCTIONS if other else INSTRUCTIONS).get((row.kernel, row.tokens, row.norm))
+        most = INSTRUCTIONS.get((row.kernel, row.tokens, row.norm))
         if most is not None and row.instructions > most:
             found.append(f"{row.case}: {row.instructions:.0f} instructions a token; valid: at most {most}")
         bytes_ = WEIGHT_BYTES.get((row.kernel, row.tokens))

@@ -127,6 +127,8 @@ def machine_of(cubin: bytes) -> Machine:
             waits = place - first < 24 and any(
                 re.search(r"SYNCS|NANOSLEEP", own) for own in instructions[first : place + 1]
             )
+            # Behind the kernel's end lies what tries such a barrier again, and then branches back to where it was.
+            waits |= not text.startswith("@") and place > 1 and "SYNCS" in instructions[place - 2]
             if not waits:
                 spans.append((first, place + 1))
     inner = sorted(s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans))
@@ -177,7 +179,7 @@ class Loop:
 
 _SIZES = {"bf16": 2, "f16": 2, "f32": 4, "i64": 8, "i32": 4}
 _TENSOR = re.compile(r"tensor<((?:\d+x)+)!tt\.ptr<(\w+)>")
-ROLES = {"load_rows": "rows", "load_matrix": "weight", "load_vector": "vector"}
+ROLES = {"load_rows": "rows", "load_matrix": "weight", "load_vector": "vector", "load_columns": "vector"}
 
 
 class Locations:

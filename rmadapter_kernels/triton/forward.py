@@ -17,11 +17,11 @@ from rmadapter_kernels.triton.primitives import (
     down_projection,
     hidden_projection,
     keep_columns,
+    load_columns,
     load_optional,
     load_rec1,
     load_rows,
     load_up,
-    load_vector,
     nearest,
     normalise,
     row_offsets,
@@ -42,7 +42,7 @@ def rm_adapter_forward_kernel(
     D: tl.constexpr, R: tl.constexpr, H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, ACTIVATION: tl.constexpr,
     OBJECTIVE: tl.constexpr, NORM: tl.constexpr, PREPARED: tl.constexpr, UNIT: tl.constexpr, TWO_DIMS: tl.constexpr,
-    INDEX64: tl.constexpr, PRECISION: tl.constexpr,
+    INDEX64: tl.constexpr, PRECISION: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """out [M, D] and, with w_rec1, rec_loss [M] fp32; absent tensors are None."""
     dtype: tl.constexpr = x.dtype.element_ty
@@ -50,12 +50,14 @@ def rm_adapter_forward_kernel(
     RECONSTRUCT: tl.constexpr = w_rec1 is not None
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < M
+    # Beyond M the last row is read again and nothing written: a copy ahead with a mask of rows takes more instructions.
+    rows = tl.minimum(rows, M - 1)
     x_rows = row_offsets(rows, inner, x_stride0, x_stride1, UNIT, TWO_DIMS, INDEX64)
     out_rows = row_offsets(rows, inner, out_stride0, out_stride1, UNIT, TWO_DIMS, INDEX64)
     residual_rows = row_offsets(rows, inner, residual_stride0, residual_stride1, UNIT, TWO_DIMS, INDEX64)
 
     pre, mean, rstd, _bias, _sums = down_projection(
-        x, x_rows, row_mask, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,
+        x, x_rows, None, norm_weight, norm_bias, eps, w_down, b_down, column_sum, D, R, BLOCK_M, BLOCK_D, BLOCK_R,
         STAGES, NORM, PREPARED, PRECISION,
     )  # fmt: skip
     z = nearest(activate(pre, ACTIVATION, dtype).to(dtype), PRECISION)
@@ -74,11 +76,11 @@ def rm_adapter_forward_kernel(
     for index in tl.range(0, TILES, num_stages=STAGES):
         columns = (TILES - 1 - index) * BLOCK_D + tl.arange(0, BLOCK_D)
         if RECONSTRUCT:
-            tile = load_rows(x, x_rows, row_mask, columns, D, EVEN_D, "evict_first")
+            tile = load_rows(x, x_rows, None, columns, D, EVEN_D, "evict_first")
         if residual is not None:
-            kept = load_rows(residual, residual_rows, row_mask, columns, D, EVEN_D, "evict_first")
+            kept = load_rows(residual, residual_rows, None, columns, D, EVEN_D, "evict_first")
         weight = load_up(w_up, columns, R, D, BLOCK_R, EVEN_D, dtype, PREPARED, PRECISION)
-        value = scale * up_projection(z, weight, load_vector(b_up, columns, D, EVEN_D), PRECISION)
+        value = scale * up_projection(z, weight, load_columns(b_up, columns, D, EVEN_D, THREADS), PRECISION)
         if residual is not None:
             value += kept.to(tl.float32)
         store_rows(out, out_rows, row_mask, columns, value, D, EVEN_D)
@@ -86,7 +88,7 @@ def rm_adapter_forward_kernel(
             weight = load_up(w_rec2, columns, H, D, BLOCK_H, EVEN_D, dtype, PREPARED, PRECISION)
             gamma = load_optional(norm_weight, columns, D, EVEN_D)
             beta = load_optional(norm_bias, columns, D, EVEN_D)
-            bias = load_vector(b_rec2, columns, D, EVEN_D)
+            bias = load_columns(b_rec2, columns, D, EVEN_D, THREADS)
             x_hat = normalise(tile, mean, rstd, columns, D, EVEN_D) if NORM else tile.to(tl.float32)
             if OBJECTIVE == "cosine":
                 rec = up_projection(h, weight, bias, PRECISION)

@@ -186,6 +186,7 @@ class ForwardPlan:
         rec = {} if s.h else dict.fromkeys(("w_rec1", "b_rec1", "w_rec2", "b_rec2", "rec_loss"))
         fixed = s.sizes | a.constants | a.strides("x", "residual", "out") | tiles_of(config) | rec | s.without_norm | {
             "M": s.tokens, "ACTIVATION": s.activation, "OBJECTIVE": s.objective, "PREPARED": s.prepared,
+            "THREADS": 32 * config.num_warps,
         } | ({} if s.prepared else {"column_sum": None})  # fmt: skip
         return Launch(kernel, fixed, s.weights(kernel), launch_options(config))
 

@@ -37,9 +37,16 @@ def row_offsets(rows, inner, stride0, stride1, UNIT: tl.constexpr, TWO_DIMS: tl.
 
 @triton.jit
 def load_rows(pointer, offsets, row_mask, columns, D: tl.constexpr, EVEN_D: tl.constexpr, POLICY: tl.constexpr):
-    """A tile [BLOCK_M, BLOCK_D] of a wide tensor in its own dtype."""
-    mask = row_mask[:, None] if EVEN_D else row_mask[:, None] & (columns < D)[None, :]
-    return tl.load(pointer + (offsets[:, None] + columns[None, :]), mask=mask, other=0.0, eviction_policy=POLICY)
+    """A tile [BLOCK_M, BLOCK_D] of a wide tensor in its own dtype; ``row_mask`` None: every row is there."""
+    address = pointer + (offsets[:, None] + columns[None, :])
+    if row_mask is not None:
+        mask = row_mask[:, None] if EVEN_D else row_mask[:, None] & (columns < D)[None, :]
+        tile = tl.load(address, mask=mask, other=0.0, eviction_policy=POLICY)
+    elif EVEN_D:
+        tile = tl.load(address, eviction_policy=POLICY)
+    else:
+        tile = tl.load(address, mask=(columns < D)[None, :], other=0.0, eviction_policy=POLICY)
+    return tile
 
 
 @triton.jit
@@ -81,6 +88,27 @@ def load_vector(pointer, columns, SIZE: tl.constexpr, EVEN: tl.constexpr):
     else:
         tile = tl.load(pointer + columns, mask=columns < SIZE, other=0.0)
     return tile.to(tl.float32)
+
+
+@triton.jit
+def load_columns(pointer, columns, D: tl.constexpr, EVEN_D: tl.constexpr, THREADS: tl.constexpr):
+    """As ``load_vector``, a bias that is copied ahead in a loop over D by a program of THREADS.
+
+    Triton 3.6 gives a vector with fewer elements than threads the layout of the product, in which each thread copies
+    all that it needs, in eight instructions for 64 columns. Of two equal rows each thread copies one element.
+    """
+    BLOCK_D: tl.constexpr = columns.shape[0]
+    if 2 * BLOCK_D == THREADS:
+        twice = tl.broadcast_to(columns[None, :], [2, BLOCK_D])
+        if EVEN_D:
+            rows = tl.load(pointer + twice)
+        else:
+            rows = tl.load(pointer + twice, mask=twice < D, other=0.0)
+        tile, _same = tl.split(tl.trans(rows))
+        tile = tile.to(tl.float32)
+    else:
+        tile = load_vector(pointer, columns, D, EVEN_D)
+    return tile
 
 
 @triton.jit
@@ -243,7 +271,10 @@ def down_projection(x, offsets, row_mask, norm_weight, norm_bias, eps, w_down, b
             shift = tl.sum(load_rows(x, offsets, row_mask, tl.arange(0, 16), D, True, ""), 1) / 16
         else:
             # One element a row: the compiler may load it again in whatever layout a tile of x comes in.
-            shift = tl.load(x + offsets, mask=row_mask, other=0.0).to(tl.float32)
+            if row_mask is None:
+                shift = tl.load(x + offsets).to(tl.float32)
+            else:
+                shift = tl.load(x + offsets, mask=row_mask, other=0.0).to(tl.float32)
         sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         squares = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for index in tl.range(0, TILES, num_stages=STAGES):
