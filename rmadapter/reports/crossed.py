@@ -60,7 +60,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Crossed:
-    """A difference, its interval (None where nothing can be drawn) and how many units it rests on."""
+    """A difference, its interval (None where nothing can be drawn) and how many units it rests on.
+
+    Of classes and of draws those are counted that others could stand for: one that is alone in its list is not drawn.
+    """
 
     mean: float
     interval: Interval | None
@@ -104,7 +107,8 @@ def crossed(cells: Sequence[Cell], resamples: int = RESAMPLES) -> Crossed:
             random_state=np.random.default_rng(SEED),
         ).confidence_interval
         interval = Interval(float(found.low), float(found.high))
-    return Crossed(float(_difference(cells, whole)[0]), interval, sum(classes.values()), sum(draws.values()))
+    counts = (sum(size for size in sizes.values() if size > 1) for sizes in (classes, draws))
+    return Crossed(float(_difference(cells, whole)[0]), interval, *counts)
 
 
 def _sizes(named: Iterable[tuple[Hashable, int]]) -> dict[Hashable, int]:

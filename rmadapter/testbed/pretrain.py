@@ -191,7 +191,8 @@ def pretrain(settings: Pretraining, out: Path, corpus: Corpus | None = None, *, 
     """
     with ProcessLock(out / LOCK).attempt() as mine:
         if not mine:
-            raise InputError(f"out has {str(out)!r}, which {ProcessLock(out / LOCK).in_the_way()}")
+            who = ProcessLock(out / LOCK).in_the_way
+            raise InputError(f"out is {str(out)!r}, where another pretraining is going on ({who}); valid: another folder")
         return _pretrain(settings, out, corpus, save_seconds)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from rmadapter.clip import emoji_clip
 from rmadapter.data.emoji.atlas import catalogue
 from rmadapter.errors import InputError
+from rmadapter.locks import ProcessLock
 from rmadapter.testbed import pretrain, zero_shot
 from rmadapter.testbed.corpus_files import Corpus, Icon
 from rmadapter.testbed.pretrain import Pool, Pretraining, Trainer
@@ -45,6 +46,13 @@ def test_another_setting_in_the_same_folder_is_refused(tmp_path):
     pretrain.write_json(tmp_path / "pretraining.json", {**pretrain.describe(SMALL, None), "steps": 3})
     with pytest.raises(InputError, match="holds a pretraining with steps 3, not 4; valid: the same settings, or"):
         pretrain.pretrain(SMALL, tmp_path)
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    with ProcessLock(tmp_path / pretrain.LOCK).attempt() as mine:
+        assert mine
+        with pytest.raises(InputError, match="where another pretraining is going on"):
+            pretrain.pretrain(SMALL, tmp_path)
 
 
 def test_weights_of_nobody_knows_what_are_refused(tmp_path):
