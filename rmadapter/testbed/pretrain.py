@@ -192,7 +192,7 @@ def pretrain(settings: Pretraining, out: Path, corpus: Corpus | None = None, *, 
     with ProcessLock(out / LOCK).attempt() as mine:
         if not mine:
             who = ProcessLock(out / LOCK).in_the_way
-            raise InputError(f"out is {str(out)!r}, where another pretraining is going on ({who}); valid: another folder")
+            raise InputError(f"out is {str(out)!r}, where another pretraining is going on ({who}); valid: another one")
         return _pretrain(settings, out, corpus, save_seconds)
 
 

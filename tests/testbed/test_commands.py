@@ -38,7 +38,7 @@ def test_the_test_bed_has_its_own_defaults_and_options_go_before_them(tmp_path):
 
 def test_a_method_s_own_defaults_lie_between_the_test_bed_s_and_the_options():
     words = ["--data", "emoji_food"]
-    assert (configure("mma", words).lr, configure("mma", words).adapter.scale) == (0.015, 0.03)
+    assert (configure("mma", words).lr, configure("mma", words).adapter.scale) == (0.0015, 0.03)
     assert configure("mma", [*words, "--lr", "0.3"]).lr == 0.3
     assert configure("single", words).adapter.scale == parse(*words).adapter.scale
     assert configure("single", words).lr == parse(*words).lr
