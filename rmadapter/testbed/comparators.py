@@ -14,17 +14,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import PathText
-from rmadapter.data.emoji.emoji_data import load_emoji
 from rmadapter.errors import InputError
 from rmadapter.files import write_text
 from rmadapter.methods.options import configure
 from rmadapter.reports.document import Document
-from rmadapter.testbed.runs import HINT, TestbedRun, run_planned
-from rmadapter.testbed.search import DATA, SEEDS, STYLE, Judged, base_only, judge, plan_zeroshot, table
+from rmadapter.testbed.runs import HINT, TestbedRun
+from rmadapter.testbed.search import DATA, SEEDS, STYLE, Judged, judge, on_base_classes, plan_zeroshot, table
 
 # What the rates that are tried are multiples of: fixed, so that the search stays the same when defaults follow it.
 METHODS = {
@@ -69,14 +67,7 @@ def search(out: Path, methods: Sequence[str], budget: float | None = None, worke
     Raises:
         InputError: runs are not all done, on which the others depend.
     """
-    data = {(name, STYLE): base_only(load_emoji(name, STYLE)) for name in DATA}
-
-    def made(planned: list[TestbedRun]) -> list[dict[str, Any]]:
-        done = run_planned(planned, out, data=data, budget=budget, worker=worker)
-        if len(done) < len(planned):
-            raise InputError(f"{len(done)} of {len(planned)} runs are done; the same command goes on")
-        return done
-
+    made = on_base_classes(out, budget, worker)
     zeroshot = made(plan_zeroshot())
     first = {method: judge(made(plan(method, rates(method), SEEDS[:1])), zeroshot) for method in methods}
     finalists: dict[str, list[Judged]] = {}

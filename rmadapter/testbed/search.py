@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,10 @@ def table(title: str, rows: Sequence[Judged], names: Sequence[str]) -> Table:
     return Table(title, (*names, *PARTS, *gains, "shortfall", "runs"), cells, words=(), aligned=False)
 
 
-def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
-    """Make the runs that are missing, as ``run_planned``; the tables, which are written to ``out`` too.
+def on_base_classes(out: Path, budget: float | None, worker: str) -> Callable[[list[TestbedRun]], list[dict[str, Any]]]:
+    """A function that makes planned runs on the base classes alone, as ``run_planned``, and returns all their results.
 
-    Raises:
-        InputError: runs are not all done, on which the others depend.
+    It raises InputError where they are not all done, on which others depend.
     """
     data = {(name, STYLE): base_only(load_emoji(name, STYLE)) for name in DATA}
 
@@ -171,6 +170,16 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
             raise InputError(f"{len(done)} of {len(planned)} runs are done; the same command goes on")
         return done
 
+    return made
+
+
+def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
+    """Make the runs that are missing, as ``run_planned``; the tables, which are written to ``out`` too.
+
+    Raises:
+        InputError: runs are not all done, on which the others depend.
+    """
+    made = on_base_classes(out, budget, worker)
     zeroshot = made(plan_zeroshot())
 
     def explored(method: str, settings: list[dict[str, Any]], finalists: int) -> tuple[list[Judged], ...]:

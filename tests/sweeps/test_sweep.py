@@ -128,7 +128,7 @@ def test_bundled_and_other_data_sets_are_each_looked_for_where_they_are(
     """As targets, of a source whose training is there; a bundled one is drawn in the style that names its folder."""
     asked = {}
 
-    def run_eval(config, *_):
+    def run_eval(config, *_, data=None):
         asked[config.method, config.data] = (config.data_root, config.style)
         return {"accuracy": {}}
 
