@@ -440,7 +440,7 @@ FEW = ["plain", "all", "all, views", NO_RECONSTRUCTION, "only trim", "floor", GR
 @pytest.mark.parametrize(
     ("precision", "names"),
     [
-        ("fp32", FEW),
+        pytest.param("fp32", FEW, marks=pytest.mark.slow),
         pytest.param("fp32", CONTENDERS, marks=pytest.mark.slow),
         pytest.param("bf16", ["plain", "all"], marks=pytest.mark.slow),
         pytest.param("bf16", CONTENDERS, marks=pytest.mark.slow),

@@ -169,7 +169,11 @@ def test_dry_run(sweep_words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "methods"), [("base2new", "zeroshot,linear-probe,single"), ("cross", "zeroshot,single")]
+    ("protocol", "methods"),
+    [
+        pytest.param("base2new", "zeroshot,linear-probe,single", marks=pytest.mark.slow),
+        ("cross", "zeroshot,single"),
+    ],
 )
 def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, tmp_path, monkeypatch, capsys):
     """On the test bed, of whose test images those in the unseen style measure retention."""

@@ -100,6 +100,7 @@ def test_a_worker_whose_device_lacks_the_precision_leaves_the_runs_to_others(
     assert sweep(*sweep_words(data="animals", methods="zeroshot")) == 0  # where nothing is left to make
 
 
+@pytest.mark.slow  # the next ones have workers in processes of their own too
 def test_two_workers_share_a_sweep(sweep_words, tmp_path, capfd):
     assert sweep(*sweep_words(seeds="1,2"), "--jobs", "2") == 0
     out = capfd.readouterr().out  # the workers' too

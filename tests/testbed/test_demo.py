@@ -12,6 +12,7 @@ from rmadapter.errors import InputError
 from rmadapter.testbed import demo
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_table_and_plots_and_nothing_twice(tmp_path: Path, capsys):
     config = demo.DemoConfig(out=str(tmp_path / "demo"), data="emoji_activities", seeds=1, epochs=1)
     folder = demo.run_demo(config)
