@@ -16,6 +16,7 @@ import open_clip
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
+from torchvision.transforms import functional
 
 from rmadapter.clip.names import MODEL
 from rmadapter.data.emoji.atlas import SIDE, read_bundled
@@ -48,6 +49,11 @@ def new_model(vocabulary: int) -> open_clip.CLIP:
     model = open_clip.CLIP(**config)
     nn.init.normal_(model.token_embedding.weight, std=EMBEDDING_STD)
     return model
+
+
+def normalize(pictures: Tensor) -> Tensor:
+    """What the image tower takes, of ``pictures`` [n, 3, side, side] from 0 to 1."""
+    return functional.normalize(pictures, PREPROCESS["mean"], PREPROCESS["std"])
 
 
 def pack(state: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import PathText
-from rmadapter.errors import InputError
+from rmadapter.errors import check_choice
 from rmadapter.files import write_text
 from rmadapter.methods.options import configure
 from rmadapter.reports.document import Document
@@ -116,8 +116,7 @@ def run_comparators(config: ComparatorsConfig) -> None:
     """
     methods = config.methods.split(",")
     for name in methods:
-        if name not in METHODS:
-            raise InputError(f"methods has {name!r}; valid: {', '.join(METHODS)}")
+        check_choice("methods", name, METHODS)
     print(search(Path(config.out), methods, config.seconds, config.worker))
 
 

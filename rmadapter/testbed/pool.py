@@ -49,7 +49,9 @@ class Captions:
 
     def __init__(self, names: tuple[str, ...], emoji: int):
         self.names, self._tokenize = names, emoji_clip.tokenizer()
-        tokens = [self._tokenize([template.format(name) for name in names[:emoji]]) for template in TEMPLATES]
+        tokens = [
+            self._tokenize([template.format(name) for name in names[:emoji]]) for template in dict.fromkeys(TEMPLATES)
+        ]
         if len(names) > emoji:
             tokens.append(self._tokenize(list(names[emoji:])))
         self.used = torch.cat(tokens).unique()  # [n]; zero, the padding, is one of them

@@ -116,8 +116,6 @@ class Trainer:
             betas=(0.9, 0.98),
         )
         self.step = 0
-        mean, std = (torch.tensor(emoji_clip.PREPROCESS[key])[:, None, None] for key in ("mean", "std"))
-        self.normalize = lambda pictures: (pictures - mean) / std
 
     def train_step(self) -> tuple[float, float]:
         """One step; its loss and the share of pictures matched to their caption, in percent."""
@@ -127,7 +125,7 @@ class Trainer:
         count, share = (settings.small_batch, 1.0) if small else (settings.batch_size, EMOJI_SHARE)
         chosen = self.pool.choose(count, generator, share)
         strength = min(1.0, self.step / (MILD_SHARE * settings.steps))
-        pictures = self.normalize(self.pool.draw(chosen, generator, strength, corpus=not small))
+        pictures = emoji_clip.normalize(self.pool.draw(chosen, generator, strength, corpus=not small))
         captions = self.captions.draw(chosen, generator)
         # On a CPU torch's fused backward of attention took half of a step at these lengths.
         bf16 = torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16")
@@ -189,9 +187,10 @@ def pretrain(settings: Pretraining, out: Path, corpus: Corpus | None = None, *, 
         InputError: ``out`` holds a pretraining with other settings or weights without any, is another process's, or
             cannot be written.
     """
-    with ProcessLock(out / LOCK).attempt() as mine:
+    lock = ProcessLock(out / LOCK)
+    with lock.attempt() as mine:
         if not mine:
-            who = ProcessLock(out / LOCK).in_the_way
+            who = lock.in_the_way
             raise InputError(f"out is {str(out)!r}, where another pretraining is going on ({who}); valid: another one")
         return _pretrain(settings, out, corpus, save_seconds)
 
@@ -254,8 +253,7 @@ def bundle(folder: Path) -> None:
 def is_bundled(settings: Pretraining, corpus: Corpus | None) -> bool:
     """Whether the bundled weights, whose hash is the manifest's, come from ``settings`` and ``corpus``."""
     read_bundled(emoji_clip.WEIGHTS)
-    own = json.loads(json.dumps(describe(settings, corpus)))
-    return own == json.loads(read_bundled(DESCRIPTION))
+    return describe(settings, corpus) == json.loads(read_bundled(DESCRIPTION))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,11 @@ def run_planned(
     return [kept.results for run in plan for kept in table.of(run.name).values()]
 
 
+@cache
+def _base_hash() -> str:
+    return load_backbone(MODEL).base_hash
+
+
 def _check_base(table: ResultsTable, plan: Sequence[TestbedRun]) -> None:
     """Refuse results of other weights of the small CLIP: they would be judged together with these.
 
@@ -123,7 +129,7 @@ def _check_base(table: ResultsTable, plan: Sequence[TestbedRun]) -> None:
         InputError: there are such.
     """
     found = {kept.results.get("base_hash") for run in plan for kept in table.of(run.name).values()} - {None}
-    own = load_backbone(MODEL).base_hash if found else None
+    own = _base_hash() if found else None
     other = next((one for one in sorted(map(str, found)) if one != own), None)
     if other is not None:
         raise InputError(

@@ -107,15 +107,18 @@ class Judged:
         settings: learning rate, scale and the loss's weights.
         accuracy: percent, by ``PARTS``.
         gain: what ``keeping.gained`` makes of it.
-        shortfall: what ``keeping.shortfall`` makes of that.
         runs: number of runs.
     """
 
     settings: dict[str, float]
     accuracy: dict[str, float]
     gain: dict[str, float]
-    shortfall: float
     runs: int
+
+    @property
+    def shortfall(self) -> float:
+        """What ``keeping.shortfall`` makes of the gain, percentage points."""
+        return shortfall(self.gain)
 
 
 def judge(results: Sequence[dict[str, Any]], zeroshot: Sequence[dict[str, Any]]) -> list[Judged]:
@@ -131,8 +134,7 @@ def judge(results: Sequence[dict[str, Any]], zeroshot: Sequence[dict[str, Any]])
     for settings, members in by_settings.items():
         if not any("diverged" in member for member in members):
             means = _means([member["accuracy"] for member in members])
-            gain = gained(means, mark)
-            found.append(Judged(dict(settings), means, gain, shortfall(gain), len(members)))
+            found.append(Judged(dict(settings), means, gained(means, mark), len(members)))
     most = max((one.runs for one in found), default=0)
     return sorted((one for one in found if one.runs == most), key=lambda one: place(one.gain, one.accuracy["hm"]))
 

@@ -1,6 +1,9 @@
 """What a pretrained small CLIP knows before any adaptation: the groups in every style, and sets that are held out.
 
-python -m rmadapter.testbed.zero_shot --folder runs/control --corpus runs/corpus
+    python -m rmadapter.testbed.zero_shot                                               # the bundled weights
+    python -m rmadapter.testbed.zero_shot --folder runs/control --corpus runs/corpus
+
+Without ``--corpus`` nothing is held out.
 """
 
 from __future__ import annotations
@@ -35,7 +38,11 @@ HELD_OUT_COUNT, HELD_OUT_SEED = 500, 7
 
 
 def load_pretrained(folder: Path) -> Any:
-    """The model in ``folder``, as ``pretrain`` left it."""
+    """The model in ``folder``, an ``open_clip.CLIP`` in fp32 as ``pretrain`` left it.
+
+    Raises:
+        InputError: a file is missing or is no such file.
+    """
     config = read_json(folder / emoji_clip.CONFIG, "model")
     return emoji_clip.build(config, load_file(folder / emoji_clip.WEIGHTS)).eval()
 
@@ -71,7 +78,6 @@ def as_table(found: dict[str, dict[str, float]]) -> str:
 def held_out(folder: Path, corpus: Corpus) -> dict[str, tuple[int, int, float]]:
     """Of each set that is held out: drawings shown, names among which, and top-1 in percent."""
     clip = load_pretrained(folder)
-    mean, std = (torch.tensor(emoji_clip.PREPROCESS[key])[:, None, None] for key in ("mean", "std"))
     found = {}
     for name in sorted({icon.set for icon in corpus.held_out_icons}):
         generator = np.random.default_rng(HELD_OUT_SEED)
@@ -81,7 +87,7 @@ def held_out(folder: Path, corpus: Corpus) -> dict[str, tuple[int, int, float]]:
         tiles = torch.from_numpy(corpus.held_out[own]).permute(0, 3, 1, 2).float() / 255
         pictures = show(tiles, np.array([not icon.coloured for icon in icons]), generator)
         names = sorted({icon.name for icon in icons})
-        features = clip.encode_image((pictures.float() / 255 - mean) / std, normalize=True)
+        features = clip.encode_image(emoji_clip.normalize(pictures.float() / 255), normalize=True)
         text = CLIPClassifier(clip, emoji_clip.tokenizer(), names).text_features()
         labels = torch.tensor([names.index(icon.name) for icon in icons])
         right = (features @ text.T).argmax(1) == labels

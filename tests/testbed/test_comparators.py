@@ -63,5 +63,5 @@ def test_the_search_ranks_the_rates_and_goes_on_where_it_stopped(tmp_path, monke
 
 
 def test_a_method_that_is_not_searched_is_refused():
-    with pytest.raises(InputError, match="methods has 'rmadapter'; valid: coop"):
+    with pytest.raises(InputError, match="methods is 'rmadapter'; valid: 'coop'"):
         comparators.run_comparators(comparators.ComparatorsConfig(methods="coop,rmadapter"))
