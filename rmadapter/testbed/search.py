@@ -159,7 +159,9 @@ def table(title: str, rows: Sequence[Judged], names: Sequence[str]) -> Table:
     return Table(title, (*names, *PARTS, *gains, "shortfall", "runs"), cells, words=(), aligned=False)
 
 
-def on_base_classes(out: Path, budget: float | None, worker: str) -> Callable[[list[TestbedRun]], list[dict[str, Any]]]:
+def on_base_classes(
+    out: Path, budget: float | None, worker: str = "1/1"
+) -> Callable[[list[TestbedRun]], list[dict[str, Any]]]:
     """A function that makes planned runs on the base classes alone, as ``run_planned``, and returns all their results.
 
     It raises InputError where they are not all done, on which others depend.

@@ -47,6 +47,23 @@ def test_each_size_stands_beside_the_others_and_their_means_below():
     assert text.endswith(", compile-max).\n")
 
 
+def test_a_library_without_bf16_is_judged_by_its_fp32():
+    """The floor of a bf16 product is then the fp32 product."""
+    for others in ([], [("bf16", 1)]):
+        found = [
+            measured("matmul", 1.0, dtype=dtype, flop=rate * MATMUL, threads=2, instructions="avx2")
+            for dtype, rate in (("fp32", 100), *others)
+        ]
+        for dtype in ("fp32", "bf16"):
+            for direction in FLOP:
+                seconds = 2 * FLOP[direction] * 1000 / (100 * MATMUL)
+                for name in TIMES:
+                    found.append(measured(name, seconds, dtype=dtype, direction=direction, tokens=1000))
+        text = report({"benchmarks": found, "machine_info": {"cpu": {"brand_raw": "Some CPU"}, "torch": "2.12"}})
+        assert "fp32 100 and bf16 100 GFLOP/s" in text
+        assert [line.split("|")[5].strip() for line in text.splitlines() if line.startswith("| bf16")] == ["50%", "50%"]
+
+
 def test_auto_gets_the_least_advantage_over_the_fastest_other(tmp_path):
     found = [measured("matmul", 1.0, dtype="bf16", processor="Vendor 6 9", instructions="avx2")]
     for tokens, slower in ((1000, 1.0), (4000, 0.5)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 
 import pytest
 
@@ -21,13 +21,16 @@ def test_every_trained_method_of_a_table_has_its_rate_searched():
     assert trained - {"single", "mma", "rmadapter"} <= set(comparators.METHODS)  # those have a search of their own
 
 
-def test_rates_are_multiples_of_one_and_epochs_twice_as_many():
+def test_rates_are_half_decades_apart_and_epochs_twice_as_many():
     own = configure("coop", ["--data", "emoji_activities"])
-    assert comparators.rates("coop") == pytest.approx([0.005, 0.015, 0.05, 0.15])
-    planned = comparators.plan("coop", [0.5], (1, 2))
-    assert len(planned) == 4
-    assert len({run.name for run in planned}) == 4
-    assert all(run.changes == {"lr": 0.5, "epochs": 2 * own.epochs} for run in planned)
+    assert [comparators.rate("coop", n) for n in (-2, -1, 0, 1, 2)] == pytest.approx([0.5, 2, 5, 20, 50])
+    planned = comparators.plan("coop", 0.5)
+    assert len({run.name for run in planned}) == len(planned) == 2
+    assert all(run.changes == {"lr": 0.5, "epochs": 2 * own.epochs, "views": 1} for run in planned)
+
+
+def test_what_is_augmented_has_no_views_kept():
+    assert all(run.changes["views"] == 0 for run in comparators.plan("coprompt", 0.5))
 
 
 def test_a_run_has_the_method_s_own_configuration():
@@ -38,28 +41,48 @@ def test_a_run_has_the_method_s_own_configuration():
     assert config.loss.lambda3 == 0
 
 
-def test_the_search_ranks_the_rates_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    made = []
+@pytest.fixture
+def made(monkeypatch):
+    """The names of the runs, whose accuracies are best at a rate of 50 and which diverge above 1,000."""
+    names = []
 
     def fake(run, data):
-        made.append(run.name)
+        names.append(run.name)
         lr = run.changes.get("lr", 0.0)
-        new = 50 if run.seed is None else 50 - 10 * lr
-        accuracy = {"base": 60 + 10 * lr, "new": new, "hm": 50 + lr, "retained_base": 40.0, "retained_new": 40.0}
+        if lr > 1000:
+            return {"diverged": "at once", "accuracy": {}, "settings": {"lr": lr}}
+        off = abs(math.log10(lr / 50)) if lr else 3
+        accuracy = {"base": 60.0, "new": 50.0, "hm": 60 - off, "retained_base": 40.0, "retained_new": 40.0}
         return {"accuracy": accuracy, "settings": {"lr": lr}}
 
     monkeypatch.setattr(runs, "_run", fake)
+    return names
+
+
+def first_row(text, method):
+    lines = text.split(f"## {method}")[1].split("\n")
+    return next(line for line in lines if line.startswith("|") and "lr" not in line and "--" not in line)
+
+
+def test_the_search_goes_on_to_where_the_best_is_not_at_an_end(tmp_path, made):
     text = comparators.search(tmp_path, ["coop"])
     assert (tmp_path / "tables.md").read_text() == text
-    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == len(made) == 2 + 4 * 2 + 2 * 2 * 2
-    rates = comparators.rates("coop")
-    kept = [rate for rate in rates if 10 * rate <= 0.5]
-    first = text.split("coop, the best with all seeds")[1].split("\n")
-    best = next(line for line in first if line.startswith("|") and "lr" not in line and "--" not in line)
-    assert best.split("|")[1].strip() == f"{max(kept):g}"
-    comparators.search(tmp_path, ["coop"])
-    assert len(made) == len(lines)
+    assert first_row(text, "coop").split("|")[1].strip() == "50"
+    rates = {name.split("/")[1] for name in made if name.startswith("coop")}
+    assert rates == {"lr2", "lr5", "lr20", "lr50", "lr200"}
+    before = len(made)
+    assert comparators.search(tmp_path, ["coop"]) == text  # nothing is made twice
+    assert len(made) == before
+
+
+@pytest.mark.parametrize(("start", "best"), [(5e4, "500"), (1e9, None), (1e-7, "1e-05")])
+def test_the_search_ends(tmp_path, made, monkeypatch, start, best):
+    """Too high, so high that nothing converges, and so low that the best is out of reach."""
+    monkeypatch.setitem(comparators.METHODS, "coop", start)
+    text = comparators.search(tmp_path, ["coop"])
+    if best:
+        assert first_row(text, "coop").split("|")[1].strip() == best
+    assert len({name for name in made if name.startswith("coop")}) <= 2 * (2 * comparators.HALF_DECADES + 1)
 
 
 def test_a_method_that_is_not_searched_is_refused():
