@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rmadapter.data.emoji.rendering import Variations, compose, render
+from rmadapter.data.emoji.rendering import Variations, compose
 
 TURN = 30  # degrees, at most
 # Of a drawing in one colour, how much lighter or darker than what is behind it.
@@ -44,7 +44,10 @@ def show(tiles: Tensor, shapes: np.ndarray, generator: np.random.Generator) -> T
     tiles = tiles.clone()
     if shapes.any():
         tiles[torch.from_numpy(shapes), :3] = _standing_out(views.background[shapes], generator)
-    return render(tiles, views)
+    picture = compose(tiles, views)
+    noise = torch.from_numpy(generator.standard_normal(picture.shape, dtype=np.float32))
+    noisy = picture + noise * torch.from_numpy(views.noise)[:, None, None, None]
+    return noisy.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _standing_out(background: np.ndarray, generator: np.random.Generator) -> Tensor:
