@@ -21,5 +21,5 @@ CLIP_LORA = Method(
         "--steps_per_shot=500",
         "--batch_size=32",
     ),
-    testbed=("--lr=2e-3", "--steps_per_shot=0", "--epochs=5"),
+    testbed=("--lr=3e-3", "--steps_per_shot=0", "--epochs=5"),
 )

@@ -23,7 +23,7 @@ COOP = Method(
     recipe=(*_WORDS, "--epochs=200", "--batch_size=32"),
     overrides={IMAGENET: ("--epochs=50",)},
     few_shot=(FewShotOptions(("--prompt.text_tokens=16", "--prompt.init=random")), *EPOCHS_BY_SHOTS),
-    testbed=("--lr=0.05", "--epochs=20"),
+    testbed=("--lr=200", "--epochs=20"),
 )
 
 KGCOOP = Method(
@@ -33,5 +33,5 @@ KGCOOP = Method(
     groups=("prompt",),
     recipe=(*_WORDS, "--epochs=100", "--batch_size=128", "--loss.lambda4=8"),
     overrides={"dtd": ("--loss.published=a photo of a {}, a type of texture.",)},
-    testbed=("--lr=0.05", "--epochs=20", "--batch_size=32", "--loss.lambda4=8"),
+    testbed=("--lr=2", "--epochs=20", "--batch_size=32", "--loss.lambda4=8"),
 )

@@ -5,7 +5,7 @@ Trained parameters on ViT-B/16, as published: MaPLe 3,555,072, IVLP 30,720, Prom
 
 from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, TRANSFER, FewShotOptions, Method
 
-_TESTBED = ("--lr=0.02", "--epochs=5", "--batch_size=16", "--prompt.text_depth=3", "--prompt.vision_depth=3")
+_TESTBED = ("--lr=0.003", "--epochs=5", "--batch_size=16", "--prompt.text_depth=3", "--prompt.vision_depth=3")
 _BATCHES = (*FIELD_RECIPE, "--batch_size=4")
 # PromptSRC's weights of image and text features.
 _KEPT_NEAR = ("--loss.lambda3=10", "--loss.lambda4=25")

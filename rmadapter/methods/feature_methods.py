@@ -21,7 +21,7 @@ CLIP_ADAPTER = Method(
     ),
     overrides={IMAGENET: ("--epochs=50",)},
     few_shot=EPOCHS_BY_SHOTS,  # it is trained by CoOp's command
-    testbed=("--lr=0.05", "--epochs=20"),
+    testbed=("--lr=0.02", "--epochs=20"),
 )
 
 TASKRES = Method(

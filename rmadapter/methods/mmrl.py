@@ -46,5 +46,5 @@ MMRL = Method(
         FewShotOptions(("--batch_size=32", "--epochs=50")),
         FewShotOptions(("--epochs=5",), data=(IMAGENET,)),
     ),
-    testbed=("--lr=0.001", "--epochs=5", "--batch_size=16", "--space.layers=last:3", *_regularised(1)),
+    testbed=("--lr=0.009", "--epochs=5", "--batch_size=16", "--space.layers=last:3", *_regularised(1)),
 )

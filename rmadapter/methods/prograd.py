@@ -27,5 +27,5 @@ PROGRAD = Method(
     ),
     overrides={data: (f"--loss.published={prompt}",) for data, prompt in _PROMPTS.items()},
     few_shot=(FewShotOptions(("--loss.projected=0.8",), shots=8, data=("oxford_flowers", "dtd", "eurosat")),),
-    testbed=("--lr=0.05", "--epochs=20"),
+    testbed=("--lr=50", "--epochs=20"),
 )
