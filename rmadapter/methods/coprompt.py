@@ -48,5 +48,5 @@ COPROMPT = Method(
         "eurosat": _sizes(12, 2, 0.1),
         "ucf101": _sizes(12, 4, 2),
     },
-    testbed=(*_sizes(3, 2, 1), "--augmentation=randaugment", "--lr=0.005", "--epochs=5", "--batch_size=16"),
+    testbed=(*_sizes(3, 2, 1), "--augmentation=randaugment", "--lr=0.0001", "--epochs=5", "--batch_size=16"),
 )
