@@ -2,10 +2,9 @@
 
     python -m rmadapter.testbed.comparators --out bench/results/testbed/comparators
 
-A comparison is worth as much as the settings of what is compared with. Every method that trains by steps, beside those
-of ``testbed.search``, gets the learning rate that is best for it by the same rule, on the same base classes with the
-same zero-shot mark. Rates are half decades apart; where the best is the first or the last of those tried, the next one
-is tried too.
+A comparison is worth as much as the settings of what is compared with. The ``METHODS`` get the learning rate that is
+best for them by the same rule as in ``testbed.search``, on the same base classes. Rates are half decades apart; where
+the best is the first or the last of those tried, the next one is tried too, up to ``HALF_DECADES`` away.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ from typing import Any
 
 from rmadapter.config.arguments import run_module
 from rmadapter.config.paths import PathText
+from rmadapter.config.run import gaussian
 from rmadapter.errors import check_choice
 from rmadapter.files import write_text
 from rmadapter.methods.options import configure
 from rmadapter.reports.document import Document
 from rmadapter.testbed.runs import HINT, TestbedRun
-from rmadapter.testbed.search import DATA, SEEDS, STYLE, Judged, judge, on_base_classes, plan_zeroshot, table
+from rmadapter.testbed.search import DATA, SEEDS, STYLE, Judged, judge, on_base_classes, plan_zeroshot, table, the_mark
 
 # Where each search begins: fixed, so that it stays the same when defaults follow it. Tokens of the small CLIP have a
-# standard deviation of 1, of CLIP 0.02, and so what is learned in their place needs other rates than the published.
+# standard deviation of 1, of CLIP 0.02, so that CoOp and its like need rates far above the published ones.
 # What is bound to its classes (TaskRes, Tip-Adapter) has no accuracy on new ones to be judged by.
 METHODS = {
     "coop": 5.0,
@@ -54,7 +54,14 @@ def rate(method: str, half_decades: int) -> float:
 def plan(method: str, lr: float) -> list[TestbedRun]:
     """``method`` at that rate on each group; where nothing is augmented, a view an image is kept for all epochs."""
     config = configure(method, ["--data", DATA[0]])
-    changes = {"lr": lr, "epochs": EPOCHS_FACTOR * config.epochs, "views": int(config.augmentation == "none")}
+    changes: dict[str, Any] = {
+        "lr": lr,
+        "epochs": EPOCHS_FACTOR * config.epochs,
+        "views": int(config.augmentation == "none"),
+    }
+    average = gaussian(config.average)
+    if average is not None:  # over epochs, of which there are more
+        changes["average"] = ",".join(f"{EPOCHS_FACTOR * value:g}" for value in average)
     return [TestbedRun(f"{method}/lr{lr:g}/{data}", data, STYLE, SEED, changes, method=method) for data in DATA]
 
 
@@ -89,7 +96,7 @@ def search(out: Path, methods: Sequence[str], budget: float | None = None) -> st
     mark = made(plan_zeroshot())
     lead = (
         "Learning rates of the other methods, judged as in the search of the test bed's training configuration: first "
-        f"what is kept of zero-shot's accuracies, then the harmonic mean; seed {SEED}."
+        f"what is kept of zero-shot's accuracies, then the harmonic mean; seed {SEED}. {the_mark(mark)}"
     )
     blocks = [table(method, search_rate(method, made, mark), ("lr",)) for method in methods]
     text = Document("Search of the other methods' learning rates", lead, blocks).markdown()
@@ -103,7 +110,8 @@ class ComparatorsConfig:
 
     Args:
         out: folder of the results
-        methods: which, separated by commas; default: all; several processes may take some each
+        methods: which, separated by commas; default: all. Several processes may take some each; the tables are those of
+            the last one's methods
         seconds: begin no run after so many seconds
     """
 

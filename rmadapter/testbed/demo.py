@@ -81,7 +81,7 @@ def run_demo(config: DemoConfig) -> Path:
                     out=str(zeroshot),
                 )
             )
-    # Nothing is augmented, so that one view of an image serves all epochs, and both methods: a quarter of the time.
+    # Nothing is augmented, so that one view of an image serves all epochs.
     changes: dict[str, Any] = {
         "shortcuts": config.shortcuts,
         "views": int(config.shortcuts),

@@ -143,6 +143,12 @@ def _means(accuracies: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {part: statistics.fmean(accuracy[part] for accuracy in accuracies) for part in PARTS}
 
 
+def the_mark(zeroshot: Sequence[dict[str, Any]]) -> str:
+    """What zero-shot has, in a sentence."""
+    accuracy = _means([result["accuracy"] for result in zeroshot])
+    return f"Zero-shot has {', '.join(f'{part} {accuracy[part]:.2f}' for part in PARTS)}."
+
+
 def table(title: str, rows: Sequence[Judged], names: Sequence[str]) -> Table:
     """The settings ``names``, the accuracies in percent, and what they gain on zero-shot."""
     cells = [
@@ -201,11 +207,10 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
     reconstruction = judge(made(plan("rmadapter", settings, SEEDS)), zeroshot)
     mma_first, mma_finalists, mma_scales = explored("mma", mma_grid(), MMA_FINALISTS)
     named = ("lr", "scale", "lambda3")
-    accuracy = _means([result["accuracy"] for result in zeroshot])
     lead = (
         f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new, {EPOCHS} epochs; accuracies in "
-        "percent, means over groups and seeds, hm the mean of the runs' harmonic means. Zero-shot has "
-        f"{', '.join(f'{part} {accuracy[part]:.2f}' for part in PARTS)}. A setting may be {MARGINS['new']:g} below it "
+        f"percent, means over groups and seeds, hm the mean of the runs' harmonic means. {the_mark(zeroshot)} A setting "
+        f"may be {MARGINS['new']:g} below it "
         f"in new and {MARGINS['retained']:g} in retained accuracy, the mean of both; what it is further below is its "
         "shortfall. Rows are sorted by shortfall, then by hm."
     )

@@ -33,6 +33,13 @@ def test_what_is_augmented_has_no_views_kept():
     assert all(run.changes["views"] == 0 for run in comparators.plan("coprompt", 0.5))
 
 
+def test_a_mean_over_epochs_is_over_as_much_of_the_run():
+    own = configure("promptsrc", ["--data", "emoji_activities"])
+    assert (own.average, own.epochs) == ("4,1", 5)
+    for run in comparators.plan("promptsrc", 0.5):
+        assert (run.changes["average"], run.changes["epochs"]) == ("8,2", 10)
+
+
 def test_a_run_has_the_method_s_own_configuration():
     config = runs.train_config("emoji_activities", "noto", 3, "coop", lr=0.5)
     assert (config.lr, config.style, config.seed) == (0.5, "noto", 3)
@@ -68,6 +75,7 @@ def test_the_search_goes_on_to_where_the_best_is_not_at_an_end(tmp_path, made):
     text = comparators.search(tmp_path, ["coop"])
     assert (tmp_path / "tables.md").read_text() == text
     assert first_row(text, "coop").split("|")[1].strip() == "50"
+    assert "Zero-shot has base 60.00, new 50.00" in text
     rates = {name.split("/")[1] for name in made if name.startswith("coop")}
     assert rates == {"lr2", "lr5", "lr20", "lr50", "lr200"}
     before = len(made)

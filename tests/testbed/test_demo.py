@@ -40,7 +40,8 @@ def test_shortcuts_are_those_of_every_run(tmp_path: Path, monkeypatch, shortcuts
     monkeypatch.setattr(demo, "train", made.append)
     monkeypatch.setattr(demo, "report", lambda runs, out: SimpleNamespace(text="", files=[]))
     demo.run_demo(demo.DemoConfig(out=str(tmp_path), seeds=2, shortcuts=shortcuts))
-    assert [run.shortcuts for run in made] == [shortcuts] * 4
+    assert [(run.shortcuts, run.views) for run in made] == [(shortcuts, int(shortcuts))] * 4
+    assert {run.cache_dir for run in made} == {str(tmp_path / "cache")}
 
 
 @pytest.mark.parametrize(
