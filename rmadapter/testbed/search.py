@@ -209,10 +209,9 @@ def search(out: Path, budget: float | None = None, worker: str = "1/1") -> str:
     named = ("lr", "scale", "lambda3")
     lead = (
         f"Base classes of {', '.join(DATA)} drawn by {STYLE}, half of them as new, {EPOCHS} epochs; accuracies in "
-        f"percent, means over groups and seeds, hm the mean of the runs' harmonic means. {the_mark(zeroshot)} A setting "
-        f"may be {MARGINS['new']:g} below it "
-        f"in new and {MARGINS['retained']:g} in retained accuracy, the mean of both; what it is further below is its "
-        "shortfall. Rows are sorted by shortfall, then by hm."
+        f"percent, means over groups and seeds, hm the mean of the runs' harmonic means. {the_mark(zeroshot)} A "
+        f"setting may be {MARGINS['new']:g} below it in new and {MARGINS['retained']:g} in retained accuracy, the mean "
+        "of both; what it is further below is its shortfall. Rows are sorted by shortfall, then by hm."
     )
     blocks = (
         table("Without reconstruction, the best with all seeds; lambda4 = 2.5 lambda3", finalists, named),
