@@ -40,9 +40,9 @@ def report(results: dict) -> str:
             times[info["dtype"], info["direction"], info["tokens"], info["contender"]] = median
     # A product in bf16 can be made in fp32 too, which is the faster way where the library has no bf16 for a processor.
     quickest = {dtype: max(rate["fp32"], rate.get(dtype, 0.0)) for dtype in ("fp32", "bf16")}
+    fp32, bf16 = (f"{quickest[dtype] / 1e9:.0f}" for dtype in ("fp32", "bf16"))
     own = rate.get("bf16", 0.0) == quickest["bf16"]
-    in_fp32 = f"fp32 {rate['fp32'] / 1e9:.0f}"
-    rates = f"{in_fp32} and bf16 {rate['bf16'] / 1e9:.0f} GFLOP/s" if own else f"{in_fp32} GFLOP/s, of bf16 products too"
+    rates = f"fp32 {fp32} and bf16 {bf16} GFLOP/s" if own else f"fp32 {fp32} GFLOP/s, of bf16 products too"
     versions = results["machine_info"]
     commit = f", commit {results['commit_info']['id'][:7]}" if "commit_info" in results else ""
     timers = {entry.get("options", {}).get("timer", "perf_counter") for entry in results["benchmarks"]}
