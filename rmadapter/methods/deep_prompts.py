@@ -82,5 +82,5 @@ PROMPTSRC = Method(
         FewShotOptions(("--epochs=50", "--average=30,30")),
         FewShotOptions(("--average=45,5",), data=_LATE_MEAN),
     ),
-    testbed=(*_TESTBED, "--average=4,1", *_KEPT_NEAR),
+    testbed=(*_TESTBED, "--lr=0.01", "--average=4,1", *_KEPT_NEAR),
 )
