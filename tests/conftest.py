@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which open_clip does
+os.environ.setdefault("MKL_CBWR", "AUTO")  # as the commands do (rmadapter.commands); read at the first product
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one
 
 import numpy as np

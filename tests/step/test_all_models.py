@@ -79,7 +79,8 @@ def encoded(model, tokens) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_adapters_go_in_learn_and_come_out(name):
-    clip = small_model(name)
+    # Frozen before too: torch takes another way through attention for it, which rounds otherwise on some processors.
+    clip = small_model(name).requires_grad_(False)
     keys, tokens = list(clip.state_dict()), SmallTokenizer(clip)(NAMES)
     before = encoded(clip, tokens)
     model = inject(clip, RMAdapterConfig(layers="2-3", bottleneck=4, init="zero_up"), seed=0)
