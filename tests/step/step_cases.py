@@ -75,6 +75,7 @@ def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 def inputs_of(model) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     """What a step of ``model`` is called with: images, of two views where it reads two, labels, and which sentence."""
     images, labels = batch()
+    images = images.to(next(model.parameters()).dtype)
     if model.loss.reads_two_views:
         images = torch.stack([images, images.roll(1, -1).mul(0.7)], 1)
     return (images, labels), {"drawn": torch.tensor(1)} if model.draws else {}
@@ -95,6 +96,14 @@ def assert_same(found, expected, tolerance=1e-5):
     for name, value in expected.items():
         error = (found[name] - value).norm() / value.norm().clamp_min(1e-6)
         assert error < tolerance, f"{name}: {error:.1e}"
+
+
+def assert_as_exact(found, plain, exact, tolerance):
+    """``found`` is as near to ``exact``, in fp64, as ``tolerance`` says, or as the plain step in the same dtype is."""
+    assert set(found) == set(plain) == set(exact)
+    for name, value in exact.items():
+        own, error = ((one[name] - value).norm() / value.norm().clamp_min(1e-6) for one in (plain, found))
+        assert error < max(tolerance, 1.3 * own), f"{name}: {error:.1e}, the plain step {own:.1e}"
 
 
 def plain(tokenizer, towers=None, loss=None, **config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import small_clip
-from step_cases import NAMES, SHORTCUTS, TOWERS, assert_same, inputs_of, run, some
+from step_cases import NAMES, SHORTCUTS, TOWERS, assert_as_exact, assert_same, inputs_of, run, some
 from tuned_cases import CASES, make_tuned
 
 from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig
@@ -58,11 +58,20 @@ def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
         assert_same(fast(tokenizer, case, shortcuts), expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["class specific words", "per image", "coupled", "low rank", "middle", "space"])
+@pytest.mark.parametrize("case", ["class specific words", "per image", "coupled", "middle", "space"])
 @pytest.mark.parametrize("towers", some("bidirectional", "last token", "quick gelu, projection with bias"))
 def test_other_towers(tokenizer, case, towers):
     changed = {"towers": TOWERS[towers]}
     assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
+
+
+@pytest.mark.parametrize("towers", some("bidirectional", "last token", "quick gelu, projection with bias"))
+def test_low_rank_on_other_towers(tokenizer, towers):
+    """Gradients of queries and keys are small differences: the plain step's own error was 9.6e-5 on one processor."""
+    changed = {"towers": TOWERS[towers]}
+    model = make_tuned(tokenizer, "low rank", trim=False, **changed).double()
+    exact = run(model, model)
+    assert_as_exact(fast(tokenizer, "low rank", **changed), plain(tokenizer, "low rank", **changed), exact, TOLERANCE)
 
 
 CHUNKED = ["class specific words", "per image", "both towers", "adapters and low rank", "another view and sentences"]
