@@ -29,12 +29,8 @@ demo: $(INSTALLED)
 # times as long. A worker without tests takes some of another's. pytest-benchmark does not run beside pytest-xdist.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-disable -n $(WORKERS) --dist worksteal
 
-# Runs that are compared bit by bit are in fresh processes: after thousands of tests the bits of a product on AVX2 came
-# to hang on where its factors lie in memory.
-BITS := tests/training/test_adapter_run.py tests/training/test_resumption.py
 test: $(INSTALLED)
-	$(PYTEST) $(BITS:%=--ignore=%)
-	$(PYTEST) $(BITS)
+	$(PYTEST)
 
 test-all: $(INSTALLED) test-triton test-open-clip
 	$(PYTEST) -m "not gpu"

@@ -28,7 +28,6 @@ def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str 
     Raises:
         SystemExit: what ``function`` ends with, such as after --help.
     """
-    _reproducible_products()
     _open_closed_streams()
     output = _Output(sys.stdout)
     with _shown_in_any_encoding(sys.stdout, sys.stderr), _warnings_told(), _termination_raised():
@@ -51,15 +50,6 @@ def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str 
             if sentence:
                 _tell(sentence)
             return status
-
-
-def _reproducible_products() -> None:
-    """Have MKL give the same bits wherever in memory its matrices lie; it reads this at its first product.
-
-    Without it a product of few rows on an AMD processor without AVX-512 depends on the alignment of its factors, and
-    runs with one seed end apart. Products of 512 x 512 took 3.4 ms with it and without.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 def _told(error: BaseException, hint: str) -> tuple[str, int] | None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which open_clip does
-os.environ.setdefault("MKL_CBWR", "AUTO")  # as the commands do (rmadapter.commands); read at the first product
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one
 
 import numpy as np
@@ -26,6 +25,7 @@ from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
 from rmadapter.cli import main
 from rmadapter.clip import known_bases
 from rmadapter.training.adapter_run import train
+from rmadapter_kernels import cpu
 
 # The models here are so small that a second thread costs more than it gives, most of all on a busy machine:
 # a step of the small CLIP took 160 to 600 ms with two threads beside another process.
@@ -59,6 +59,14 @@ def chosen_bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(known_bases, "cache_folder", lambda cache_dir, kind: folder)
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def same_kernels() -> Iterator[None]:
+    """No test leaves kernels asked for by name: `auto` would take another backend in all that come after it."""
+    before = cpu.reason()
+    yield
+    assert cpu.reason() == before
 
 
 @pytest.fixture

@@ -231,14 +231,3 @@ def test_printable():
     assert printable("a\tb\nGrün 猫 👩‍👩‍👧 é") == "a\tb\nGrün 猫 👩‍👩‍👧 é"
     assert printable("\x00\r\x7f\x9b\u200f\u2066\u2029\udc80") == r"\x00\r\x7f\x9b\u200f\u2066\u2029\udc80"
     assert printable_line(" a \r\n\tb\x1b ") == "a b\\x1b"
-
-
-@pytest.mark.parametrize(("given", "found"), [(None, "AUTO"), ("COMPATIBLE", "COMPATIBLE")])
-def test_products_do_not_depend_on_where_matrices_lie(monkeypatch, given, found):
-    """MKL reads this at its first product; what a user has set stays."""
-    monkeypatch.delenv("MKL_CBWR", raising=False)
-    if given:
-        monkeypatch.setenv("MKL_CBWR", given)
-    seen = []
-    assert guarded(lambda words: seen.append(os.environ["MKL_CBWR"]), []) == 0
-    assert seen == [found]

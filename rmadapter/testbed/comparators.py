@@ -72,18 +72,15 @@ def search_rate(method: str, made: Callable[[list[TestbedRun]], list[dict[str, A
         made: plan -> results of its runs.
         mark: zero-shot's results.
     """
-    low, high, tried = -1, 1, {n: made(plan(method, rate(method, n))) for n in (-1, 0, 1)}
+    tried = {half_decades: made(plan(method, rate(method, half_decades))) for half_decades in (-1, 0, 1)}
     while True:
         found = judge([result for results in tried.values() for result in results], mark)
-        best = found[0].settings["lr"] if found else None
-        if best == rate(method, high) and high < HALF_DECADES:
-            high += 1
-            tried[high] = made(plan(method, rate(method, high)))
-        elif best in (rate(method, low), None) and low > -HALF_DECADES:  # none where all have diverged
-            low -= 1
-            tried[low] = made(plan(method, rate(method, low)))
-        else:
+        best = found[0].settings["lr"] if found else None  # None where all have diverged
+        low, high = min(tried), max(tried)
+        following = {rate(method, high): high + 1, rate(method, low): low - 1, None: low - 1}.get(best)
+        if following is None or abs(following) > HALF_DECADES:
             return found
+        tried[following] = made(plan(method, rate(method, following)))
 
 
 def search(out: Path, methods: Sequence[str], budget: float | None = None) -> str:

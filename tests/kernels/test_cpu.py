@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cpu_cases import DTYPES, instructions, judge, poisoned_memory, with_backend
+from cpu_cases import DTYPES, asked_for, instructions, judge, poisoned_memory, with_backend
 from operator_cases import WEIGHTS, make_case, run
 
 from rmadapter_kernels import ACTIVATIONS, OBJECTIVES, available_backends, cpu, explain, rm_adapter
@@ -25,11 +25,11 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.fixture(autouse=True)
 def no_state_left():
     """Threads and instruction set are as before after each test."""
-    threads, name = torch.get_num_threads(), cpu.instruction_set()
+    threads, name = torch.get_num_threads(), asked_for()
     yield
     torch.set_num_threads(threads)
-    if name is not None:
-        cpu.use_instruction_set(None if name == SETS[0] else name)
+    if cpu.AVAILABLE:
+        cpu.use_instruction_set(name)
 
 
 def small(**changes):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_cases import instructions
 
 from rmadapter_kernels import cpu
 
@@ -129,8 +130,7 @@ def test_the_wheel_is_for_every_python_and_holds_the_extension(tmp_path):
 @pytest.mark.skipif(not cpu.AVAILABLE, reason=cpu.reason())
 def test_the_environment_chooses_the_instruction_set(monkeypatch):
     """What the module does at its import, done again in this process."""
-    before = cpu.instruction_set()
-    try:
+    with instructions(None):
         monkeypatch.setenv("RMADAPTER_CPU", "portable")
         assert runpy.run_path(cpu.__file__)["instruction_set"]() == "portable"
         monkeypatch.setenv("RMADAPTER_CPU", "sse9")
@@ -141,8 +141,6 @@ def test_the_environment_chooses_the_instruction_set(monkeypatch):
             wrong["refusal"](torch.zeros(2, 64), 4, 0)
         wrong["use_instruction_set"]("portable")
         assert wrong["refusal"](torch.zeros(2, 64), 4, 0) is None
-    finally:
-        cpu.use_instruction_set(before)
 
 
 @pytest.mark.slow
