@@ -11,6 +11,7 @@ import open_clip
 import torch
 from open_clip.hf_model import HFTextEncoder
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from rmadapter.clip.obstacles import last_block_obstacle, shared_start_obstacle
 from rmadapter.clip.towers import find_towers, text_is_trimmable
@@ -86,6 +87,16 @@ def _row(name: str) -> ModelRow:
     return ModelRow(name, None, vision.kind.name, text.kind.name, (vision.depth, text.depth), shortcuts)
 
 
+class _NumbersAreZero(TorchFunctionMode):
+    """Numbers that a model reads of a meta tensor are 0: older releases of timm (1.0.17) read their rates of stochastic
+    depth from one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.item, torch.Tensor.tolist) and args[0].is_meta:
+            return func(torch.zeros(args[0].shape, device="cpu"))
+        return func(*args, **(kwargs or {}))
+
+
 def _without_weights(name: str) -> ClipModel:
     """The model ``name`` on PyTorch's meta device, which keeps shapes alone."""
     config = copy.deepcopy(open_clip.get_model_config(name))
@@ -96,7 +107,7 @@ def _without_weights(name: str) -> ClipModel:
     encoder_settings = {key: text.pop(key) for key in list(text) if key.startswith("hf_") and key.endswith("_type")}
     if encoder is not None:
         text.update(layers=1, width=64, heads=1)  # stands there until the encoder does
-    with torch.device("meta"):
+    with torch.device("meta"), _NumbersAreZero():
         clip = kind(**config)
         if encoder is not None:
             clip.text = _encoder(encoder, config["embed_dim"], encoder_settings)
