@@ -160,10 +160,11 @@ def test_what_is_promised_is_held(kernel, tokens, norm):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_no_stack_in_16_bits_up_to_32(arch, dtype):
-    cases = machine_code.cases([arch], [dtype], [32], tuning.KERNELS, machine_code.TOKENS)
+def test_what_is_promised_in_16_bits_up_to_64(arch, dtype):
+    """No loop uses a stack, and at r = h = 32 there are at most a few bytes of it; copies are two tiles ahead."""
+    cases = machine_code.cases([arch], [dtype], [32, 64], tuning.KERNELS, machine_code.TOKENS)
     rows = list(machine_code.rows_of(cases, jobs=2))
-    assert [f"{row.case}: {row.stack}" for row in rows if row.stack > tuning.STACK or row.spills] == []
+    assert machine_code.faults(rows) == []
 
 
 def test_faults_are_found():
@@ -171,13 +172,14 @@ def test_faults_are_found():
         "a case", "sm_90", "forward", "bf16", 32, 65536, True, 64, 64, 4, 3, "3.8.0", "wgmma", 198, 0, 0, 67584, 2,
         682.0, {}, 0, 2.0, 0, 4612.0, 7144.0, 2336.0, 0.8, 1.1, 1.3, 1.4,
     )  # fmt: skip
-    assert machine_code.faults([good]) == []
+    assert machine_code.faults([good, dataclasses.replace(good, r=64, stack=88)]) == []
     assert good.bound_ns == 1.4
     for change, message in (
         ({"instructions": 900.0}, "a case: 900 instructions a token; valid: at most 720"),
         ({"weights": 4672.0}, "a case: 4672 bytes of weights a token from L2; valid: at most 2336"),
         ({"stack": 24}, "a case: 24 bytes of stack, 0 spills"),
         ({"stack": 8, "spills": 2}, "a case: 8 bytes of stack, 2 spills"),
+        ({"r": 64, "stack": 88, "spills": 2}, "a case: 88 bytes of stack, 2 spills"),
         ({"synchronous": 1}, "a case: 1 loads of a wide tensor in a loop are synchronous"),
         ({"ahead": 1.0}, "a case: 1.0 tiles ahead; valid: 2"),
     ):
