@@ -42,7 +42,7 @@ test-triton: $(INSTALLED)
 		folder="build/triton-$$(echo $$version | tr -dc 0-9.)"; \
 		$(BIN)/python -m pip install --quiet --upgrade --no-deps --target "$$folder" "triton$$version" && \
 		PYTHONPATH="$$folder" $(BIN)/python -m pytest tests/kernels/test_triton*.py && \
-		PYTHONPATH="$$folder" $(BIN)/python -m bench.machine_code --arch sm_90 --check || exit 1; \
+		PYTHONPATH="$$folder" $(BIN)/python -m bench.machine_code --arch sm_80,sm_90,sm_100 --r 16,32,64 --check || exit 1; \
 	done
 
 # Everything that knows a model, on the oldest open_clip and libraries that are supported and on the newest, each in a

@@ -256,9 +256,13 @@ WEIGHT_BYTES = {
 
 
 def faults(rows: list[Row]) -> list[str]:
-    """What does not hold: INSTRUCTIONS and WEIGHT_BYTES on sm_90, and in bf16 no synchronous load of rows there up to r =
-    h = 32; in 16 bits, up to r = h = 64, no stack that a loop uses and two tiles ahead, and up to 32 at most STACK bytes
-    of stack."""
+    """What does not hold.
+
+    - In 16 bits up to r = h = 64: no loop uses a stack, two tiles are ahead.
+    - In 16 bits up to r = h = 32: at most STACK bytes of stack.
+    - In bf16 up to r = h = 32 on sm_90: no synchronous load of rows.
+    - In bf16 at r = h = 32 on sm_90: INSTRUCTIONS and WEIGHT_BYTES.
+    """
     found = []
     for row in rows:
         if row.dtype in ("bf16", "fp16") and row.r <= 64:

@@ -87,12 +87,12 @@ def _row(name: str) -> ModelRow:
     return ModelRow(name, None, vision.kind.name, text.kind.name, (vision.depth, text.depth), shortcuts)
 
 
-class _NumbersAreZero(TorchFunctionMode):
-    """Numbers that a model reads of a meta tensor are 0: older releases of timm (1.0.17) read their rates of stochastic
-    depth from one."""
+class _RatesAreZero(TorchFunctionMode):
+    """Floating-point numbers that a model reads of a meta tensor are 0: timm 1.0.17 and others read their rates
+    of stochastic depth from one. Sizes are integers, and stay an error."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func in (torch.Tensor.item, torch.Tensor.tolist) and args[0].is_meta:
+        if func in (torch.Tensor.item, torch.Tensor.tolist) and args[0].is_meta and args[0].is_floating_point():
             return func(torch.zeros(args[0].shape, device="cpu"))
         return func(*args, **(kwargs or {}))
 
@@ -107,7 +107,7 @@ def _without_weights(name: str) -> ClipModel:
     encoder_settings = {key: text.pop(key) for key in list(text) if key.startswith("hf_") and key.endswith("_type")}
     if encoder is not None:
         text.update(layers=1, width=64, heads=1)  # stands there until the encoder does
-    with torch.device("meta"), _NumbersAreZero():
+    with torch.device("meta"), _RatesAreZero():
         clip = kind(**config)
         if encoder is not None:
             clip.text = _encoder(encoder, config["embed_dim"], encoder_settings)

@@ -16,10 +16,19 @@ from torch import nn
 
 from rmadapter import InputError, RMAdapterCLIP, RMAdapterConfig, inject
 from rmadapter.cli import main
-from rmadapter.clip import backbone
+from rmadapter.clip import backbone, model_table
 from rmadapter.clip.stand_in_tokenizer import StandInTokenizer
 from rmadapter.config import PromptConfig, TunerConfig
 from rmadapter.config.lora import LoraConfig
+
+
+def test_rates_that_a_model_reads_while_it_is_made_are_zero():
+    """As timm 1.0.17 reads those of its stochastic depth. Sizes are no rates."""
+    with torch.device("meta"), model_table._RatesAreZero():
+        assert [rate.item() for rate in torch.linspace(0, 0.1, 3)] == [0.0] * 3
+        assert torch.linspace(0, 0.1, 3).tolist() == [0.0] * 3
+        with pytest.raises(RuntimeError, match="meta"):
+            torch.arange(3).sum().item()
 
 
 def test_names_are_looked_at_without_weights(capsys):

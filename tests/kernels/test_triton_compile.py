@@ -162,7 +162,7 @@ def test_what_is_promised_is_held(kernel, tokens, norm):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_what_is_promised_in_16_bits_up_to_64(arch, dtype):
     """No loop uses a stack, and at r = h = 32 there are at most a few bytes of it; copies are two tiles ahead."""
-    cases = machine_code.cases([arch], [dtype], [32, 64], tuning.KERNELS, machine_code.TOKENS)
+    cases = machine_code.cases([arch], [dtype], [16, 32, 64], tuning.KERNELS, machine_code.TOKENS)
     rows = list(machine_code.rows_of(cases, jobs=2))
     assert machine_code.faults(rows) == []
 
@@ -172,7 +172,14 @@ def test_faults_are_found():
         "a case", "sm_90", "forward", "bf16", 32, 65536, True, 64, 64, 4, 3, "3.8.0", "wgmma", 198, 0, 0, 67584, 2,
         682.0, {}, 0, 2.0, 0, 4612.0, 7144.0, 2336.0, 0.8, 1.1, 1.3, 1.4,
     )  # fmt: skip
-    assert machine_code.faults([good, dataclasses.replace(good, r=64, stack=88)]) == []
+    assert machine_code.faults([good]) == []
+    for change in (
+        {"r": 64, "stack": 88},
+        {"r": 64, "synchronous": 1},
+        {"dtype": "fp16", "synchronous": 1},
+        {"arch": "sm_80", "synchronous": 1},
+    ):
+        assert machine_code.faults([dataclasses.replace(good, **change)]) == []
     assert good.bound_ns == 1.4
     for change, message in (
         ({"instructions": 900.0}, "a case: 900 instructions a token; valid: at most 720"),
@@ -182,6 +189,7 @@ def test_faults_are_found():
         ({"r": 64, "stack": 88, "spills": 2}, "a case: 88 bytes of stack, 2 spills"),
         ({"synchronous": 1}, "a case: 1 loads of a wide tensor in a loop are synchronous"),
         ({"ahead": 1.0}, "a case: 1.0 tiles ahead; valid: 2"),
+        ({"r": 64, "ahead": 1.0}, "a case: 1.0 tiles ahead; valid: 2"),
     ):
         assert machine_code.faults([dataclasses.replace(good, **change)]) == [message]
     assert "wgmma" in machine_code.table([good])
