@@ -113,7 +113,7 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "setuptools>=77",  # the tests of the build run setup.py
         "httpx2>=2.0",  # what starlette's test client asks with
-        "selenium>=4.20",  # drives Chromium, where there is one
+        "playwright>=1.48",  # drives Chromium, where there is one
         *DOCS,
         *ONNX,
         *SERVE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 import urllib.request
 
 import pytest
@@ -13,33 +14,39 @@ from served_cases import FORM, NAMES, app_of, form_of, picture, running, served_
 from rmadapter.serving.served_model import NO_ADAPTER
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1300,900"),
-)
+FLAGS = ["--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
 # A file dropped from outside cannot be had in a page; this is the event that it makes.
 DROP = """
-const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
-const dropped = new DataTransfer();
-dropped.items.add(new File([bytes], "dropped.png"));
-document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: dropped, bubbles: true}));
+(encoded) => {
+  const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([bytes], "dropped.png"));
+  document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: dropped, bubbles: true}));
+}
 """
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
+def browser():
+    # Playwright speaks to the browser itself: no driver has to be installed beside it, of the version that fits.
+    from playwright.sync_api import sync_playwright
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser):
+    """An empty tab; what it threw, and what it wrote to the console as an error, is in ``page.errors``."""
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda line: page.errors.append(line.text) if line.type == "error" else None)
+    yield page
+    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,32 +55,29 @@ def address(base_run):
         yield url
 
 
-def wait(browser, script, *arguments):
+def wait(page, script):
     """What the page gives for ``script``, once that is something."""
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    return WebDriverWait(browser, 30).until(lambda driver: driver.execute_script(f"return {script}", *arguments))
-
-
-def opened(browser, address):
-    browser.get(address)
-    wait(browser, "document.body.dataset.ready")
+    # Not page.wait_for_function, which the page's own Content-Security-Policy forbids to evaluate a text.
+    end = time.monotonic() + 30
+    while not (found := page.evaluate(script)):
+        assert time.monotonic() < end, f"nothing within 30 s: {script}"
+        page.wait_for_timeout(20)
+    return found
 
 
-def fill(browser, name, value):
-    """What a person's typing or sliding does."""
-    browser.execute_script(
-        "const field = document.getElementById(arguments[0]); field.value = arguments[1];"
-        "field.dispatchEvent(new Event('input', {bubbles: true}));",
-        name,
-        value,
-    )
+def opened(page, address):
+    page.goto(address)
+    wait(page, "document.body.dataset.ready")
 
 
-def shown(browser):
+def drop(page, content):
+    page.evaluate(DROP, base64.b64encode(content).decode())
+
+
+def shown(page):
     """Class -> probabilities, zero-shot and adapted, as the table has them."""
     rows = wait(
-        browser,
+        page,
         "[...document.querySelectorAll('#results tbody tr')].map((row) => [row.cells[0].textContent,"
         " ...[...row.cells].slice(1).map((cell) => Number(cell.dataset.probability))])",
     )
@@ -87,59 +91,59 @@ def asked(address, image, **fields):
         return json.load(response)
 
 
-def pixels(browser):
-    return browser.execute_script("return document.getElementById('picture').toDataURL()")
+def pixels(page):
+    return page.evaluate("document.getElementById('picture').toDataURL()")
 
 
-def test_a_dropped_picture_is_answered(browser, address):
-    opened(browser, address)
-    assert browser.execute_script("return document.getElementById('classes').value") == "ant\nbee"
-    fill(browser, "classes", "\n".join(NAMES))
-    empty = pixels(browser)
-    browser.execute_script(DROP, base64.b64encode(picture(3)).decode())
-    wait(browser, "document.querySelectorAll('#results tbody tr').length === 4 && !document.querySelector('.busy')")
+def test_a_dropped_picture_is_answered(page, address):
+    opened(page, address)
+    assert page.input_value("#classes") == "ant\nbee"
+    page.fill("#classes", "\n".join(NAMES))
+    empty = pixels(page)
+    drop(page, picture(3))
+    wait(page, "document.querySelectorAll('#results tbody tr').length === 4 && !document.querySelector('.busy')")
     own = asked(address, picture(3), classes="\n".join(NAMES), errors="true")
-    found = shown(browser)
+    found = shown(page)
     for name, *both in zip(own["classes"], own["zeroshot"], own["adapted"], strict=True):
         assert found[name] == pytest.approx(both, abs=1e-6)
     assert list(found) == sorted(found, key=lambda name: -max(found[name]))
 
     # The map: over the picture, of the layer that is chosen.
-    mean = pixels(browser)
+    mean = pixels(page)
     assert mean != empty
     values = [value for row in own["reconstruction"][1]["errors"] for value in row]
-    fill(browser, "layer", "3")
-    assert pixels(browser) != mean
-    least, largest = (wait(browser, f"document.getElementById('{end}').textContent") for end in ("least", "largest"))
+    page.select_option("#layer", "3")
+    assert pixels(page) != mean
+    least, largest = (wait(page, f"document.getElementById('{end}').textContent") for end in ("least", "largest"))
     assert float(least) == pytest.approx(min(values), rel=5e-3)
     assert float(largest) == pytest.approx(max(values), rel=5e-3)
 
     # The knob.
-    fill(browser, "strength", "0")
-    wait(browser, "document.getElementById('more').textContent.startsWith('Strength 0.00')")
-    for zeroshot, adapted in shown(browser).values():
+    page.fill("#strength", "0")
+    wait(page, "document.getElementById('more').textContent.startsWith('Strength 0.00')")
+    for zeroshot, adapted in shown(page).values():
         assert adapted == pytest.approx(zeroshot, abs=1e-6)
-    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not page.errors
 
 
-def test_a_refusal_is_shown(browser, address):
-    opened(browser, address)
-    browser.execute_script(DROP, base64.b64encode(b"no image").decode())
-    said = wait(browser, "document.getElementById('error').textContent")
+def test_a_refusal_is_shown(page, address):
+    opened(page, address)
+    drop(page, b"no image")
+    said = wait(page, "document.getElementById('error').textContent")
     assert said == "image dropped.png cannot be read: it is no image of a format that is read"
-    fill(browser, "classes", "ant\nbee")
-    browser.execute_script(DROP, base64.b64encode(picture()).decode())
-    wait(browser, "document.getElementById('error').hidden && document.querySelectorAll('#results tbody tr').length")
+    page.fill("#classes", "ant\nbee")
+    drop(page, picture())
+    wait(page, "document.getElementById('error').hidden && document.querySelectorAll('#results tbody tr').length")
 
 
-def test_what_a_model_has_not_is_said(browser, clip_folder):
+def test_what_a_model_has_not_is_said(page, clip_folder):
     with running(app_of(served_model(None, model=f"local-dir:{clip_folder}"))) as url:
-        opened(browser, url)
-        note = wait(browser, "document.getElementById('map-note').textContent")
+        opened(page, url)
+        note = wait(page, "document.getElementById('map-note').textContent")
         assert note == f"There is no map of the reconstruction error: {NO_ADAPTER}."
-        assert browser.execute_script("return document.getElementById('strength').disabled")
-        fill(browser, "classes", "<b>ant</b>\nbee")
-        browser.execute_script(DROP, base64.b64encode(picture()).decode())
-        wait(browser, "document.querySelectorAll('#results tbody tr').length === 2")
-        assert set(shown(browser)) == {"<b>ant</b>", "bee"}
-        assert all(len(found) == 1 for found in shown(browser).values())
+        assert page.is_disabled("#strength")
+        page.fill("#classes", "<b>ant</b>\nbee")
+        drop(page, picture())
+        wait(page, "document.querySelectorAll('#results tbody tr').length === 2")
+        assert set(shown(page)) == {"<b>ant</b>", "bee"}
+        assert all(len(found) == 1 for found in shown(page).values())
