@@ -19,7 +19,7 @@ from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan
 from rmadapter.step.train_step import TrainStep
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
-from rmadapter.tuners.encoders import ImageEncoder
+from rmadapter.tuners.image_encoder import ImageEncoder
 
 ALONE = {
     f"only {f.name}": StepConfig(**{o.name: o.name == f.name for o in fields(StepConfig)}) for f in fields(StepConfig)

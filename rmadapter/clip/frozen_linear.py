@@ -12,7 +12,7 @@ import platform
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -43,19 +43,43 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _FrozenLinear.apply(x, weight, bias)
 
 
+def inference_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``frozen_linear`` where nothing is trained: ``activations.activated`` then applies an activation inside it.
+
+    Not in training. There a frozen pass has to equal the adapted one to the last bit where adapters add nothing, and
+    the adapted one keeps the activation's input in the compute dtype.
+    """
+    return frozen_linear(x, weight, bias)
+
+
+def product_with(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Tensor | None:
+    """``act(frozen_linear(x, weight, bias))`` without a graph, rounded once; None where oneDNN does not apply ``act``.
+
+    6304 x 768 by 768 x 3072 with GELU on two cores with AVX512_BF16: 86 ms for 100 in bf16, 169 for 200 in fp32.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return None
+    if type(act) is nn.GELU:
+        return _product(x, weight, bias, "gelu", act.approximate)
+    return _product(x, weight, bias, "swish") if type(act) is nn.SiLU else None
+
+
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return _product(x, weight, bias, transposed=False)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _product(gradient, ctx.weight, None, transposed=True), None, None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed_matrix(weight, transposed), bias, "none", [], "")
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none", algorithm: str = "", *, transposed: bool = False
+) -> Tensor:
+    matrix = packed_matrix(weight, transposed)
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, bias, act, [], algorithm)
 
 
 @torch.no_grad()

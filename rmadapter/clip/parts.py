@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rmadapter.clip.activations import activated
 from rmadapter.clip.types import Block
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -72,11 +73,10 @@ class Mlp:
 
     def __call__(self, x: Tensor, linear: Linear) -> Tensor:
         """Its output for ``x`` [..., D]; ``linear`` multiplies as ``F.linear`` does."""
-        hidden = linear(x, self.first.weight, self.first.bias)
         if self.gate is None:
-            hidden = self.act(hidden)
+            hidden = activated(linear, x, self.first, self.act)
         else:
-            hidden = self.act(linear(x, self.gate.weight, self.gate.bias)) * hidden
+            hidden = activated(linear, x, self.gate, self.act) * linear(x, self.first.weight, self.first.bias)
         hidden = hidden if self.norm is None else self.norm(hidden)
         return linear(hidden, self.last.weight, self.last.bias)
 

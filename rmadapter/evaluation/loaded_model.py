@@ -22,6 +22,7 @@ from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.encoders import Encoders
+from rmadapter.tuners.frozen_classifier import FrozenClassifier
 from rmadapter.tuners.injection import load
 from rmadapter.tuners.stored_facts import StoredFacts, check_facts
 
@@ -33,7 +34,9 @@ def _encoders_of(adapted: AdaptedCLIP, info: AdapterInfo | None, precision: str)
     """
     training = (info.training if info is not None else None) or {}
     residual = training.get("residual", "auto")
-    return None if residual is None else Encoders.of(adapted, stream=residual_dtype(residual, precision))
+    if residual is None:
+        return None
+    return Encoders.of(adapted, stream=residual_dtype(residual, precision), inference=True)
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,11 @@ class LoadedModel:
 
     def classifier(self, class_names: Sequence[str], template: str, *, elsewhere: bool = False) -> CLIPClassifier:
         """A classifier among ``class_names``, by ``template``'s prompts; ``elsewhere`` as in ``AdaptedClassifier``."""
-        if self.adapted is None:
-            return self.zeroshot(class_names, template)
-        encoders = _encoders_of(self.adapted, self.info, self.precision)
         tokenizer = self.backbone.tokenizer
+        if self.adapted is None:
+            stream = residual_dtype("auto", self.precision)
+            return FrozenClassifier(self.backbone.clip, tokenizer, class_names, template, stream=stream)
+        encoders = _encoders_of(self.adapted, self.info, self.precision)
         return AdaptedClassifier(self.adapted, tokenizer, class_names, template, encoders=encoders, elsewhere=elsewhere)
 
 

@@ -18,7 +18,7 @@ from rmadapter.errors import StoppedError
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.train_step import Views
 from rmadapter.step.view_cache import ViewCache
-from rmadapter.tuners.encoders import Entry
+from rmadapter.tuners.encoder import Entry
 
 
 class WorkerLostError(StoppedError):

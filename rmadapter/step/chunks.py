@@ -1,7 +1,6 @@
 """Class prompts in chunks: by length, so that none is padded to the longest of all, and by memory.
 
-A chunk that fits keeps its activations for the backward pass; one that does not is computed again there. Images go in
-pieces whose activations stay in a CPU's cache.
+A chunk that fits keeps its activations for the backward pass; one that does not is computed again there.
 """
 
 from __future__ import annotations
@@ -10,16 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from rmadapter.errors import InputError
 
 # What one more chunk costs, in tokens: launches on a GPU, smaller matrix products on a CPU.
 CHUNK_TOKENS = {"cpu": 256, "cuda": 8192}
-# The MLP's hidden layer of the images that go through a tower at once on a CPU. ViT-B/16 in bf16 on two cores with 32
-# MiB of cache, forward passes of 16 images in pieces of 16, 8, 4, 2 (19, 10, 5, 2 MB): frozen beginning 0.80, 0.69,
-# 0.70, 0.72 s, frozen rest 0.92, 0.83, 0.83, 0.87, adapted rest 1.13, 0.85, 0.89; in fp32, 38 to 10 MB, 5 to 7 % less.
-PIECE_BYTES = 10 << 20
 
 
 @dataclass(frozen=True)
@@ -57,14 +50,6 @@ class Chunk:
     def pairs(self) -> int:
         """Pairs of a query and a key, a block's attention."""
         return self.shared**2 + self.rows * (self.length - self.shared) * self.length
-
-
-def in_cache(images: int, image_bytes: int, device: torch.device) -> int:
-    """How many of ``images`` go through a tower at once, each with ``image_bytes`` in the widest activation."""
-    if device.type != "cpu":
-        return images
-    pieces = math.ceil(images / max(1, PIECE_BYTES // image_bytes))
-    return math.ceil(images / pieces)
 
 
 def by_length(lengths: Sequence[int], chunk_tokens: int, shared: int = 0) -> list[Chunk]:

@@ -18,8 +18,9 @@ from rmadapter.step.chunks import CHUNK_TOKENS, Chunk, by_length, by_memory
 from rmadapter.step.costs import tower_shape
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.plain import RMAdapterCLIP
-from rmadapter.tuners.encoders import Entry, TextEncoder
+from rmadapter.tuners.encoder import Entry
 from rmadapter.tuners.sites import CLASS
+from rmadapter.tuners.text_encoder import TextEncoder
 
 
 @dataclass

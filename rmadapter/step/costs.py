@@ -66,10 +66,10 @@ class TowerShape:
     def saved_bytes(self, chunk: Chunk) -> int:
         """Bytes that the adapted blocks keep of ``chunk`` for the backward pass.
 
-        Of a token a block keeps the inputs of its two LayerNorms, queries, keys, values, the attention's output, what
-        the MLP's activation needs (its input; QuickGELU's is a product of two factors), and what the adapter reads.
-        Keys and values of tokens that all rows begin with are copied to each row. Of the first adapted block, whose
-        frozen part leaves no graph, it is the adapter's alone.
+        Of a token a block keeps the inputs of its two LayerNorms, queries, keys, values, the attention's output, the
+        input of the MLP's activation, and what the adapter reads. Keys and values of tokens that all rows begin with
+        are copied to each row. Of the first adapted block, whose frozen part leaves no graph, it is the adapter's
+        alone.
         """
         if self.untouched:
             return 0
@@ -304,8 +304,7 @@ def _hidden_kept(parts: BlockParts) -> int:
     """How many tensors as wide as the hidden layer an MLP keeps: an activation's input, both factors of a product."""
     if parts.mlp is None:
         return 1
-    kept = 3 if parts.mlp.gate is not None else 2 if type(parts.mlp.act).__name__ == "QuickGELU" else 1
-    return kept + (parts.mlp.norm is not None)
+    return (3 if parts.mlp.gate is not None else 1) + (parts.mlp.norm is not None)
 
 
 def _hidden(parts: BlockParts, block: Block) -> int:

@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.step.train_step import TrainStep, Views
-from rmadapter.tuners.encoders import Entry
+from rmadapter.tuners.encoder import Entry
 
 # Beside the loss terms of a step: 1.0 where its update was made, 0.0 where loss or gradient was not finite.
 FINITE = "finite"

@@ -18,13 +18,14 @@ from rmadapter.clip.layout import Layout
 from rmadapter.clip.prompts import Prompts
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.objectives import losses
-from rmadapter.step.chunks import in_cache
 from rmadapter.step.class_plan import ClassChunk, plan_classes
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.image_views import split_views
 from rmadapter.step.plain import RMAdapterCLIP, chosen
-from rmadapter.tuners.encoders import Entry, ImageEncoder, TextEncoder
+from rmadapter.tuners.encoder import Entry
+from rmadapter.tuners.image_encoder import ImageEncoder
 from rmadapter.tuners.sites import CLASS
+from rmadapter.tuners.text_encoder import TextEncoder
 from rmadapter.tuners.tuner import Features, Values, mixed
 
 
@@ -188,7 +189,7 @@ class TrainStep(nn.Module):
     @torch.no_grad()
     def views(self, images: Tensor) -> Views:
         """The frozen model's part in a step: everything below the adapters and, if wanted, the frozen features."""
-        found = [self._views(piece) for piece in images.split(self._images_at_once(len(images)))]
+        found = [self._views(piece) for piece in images.split(self.image.at_once(len(images)))]
         if len(found) == 1:
             return found[0]
         entries, targets = zip(*found, strict=True)
@@ -197,14 +198,9 @@ class TrainStep(nn.Module):
             None if targets[0] is None else torch.cat(targets),
         )
 
-    def _images_at_once(self, count: int) -> int:
-        return in_cache(
-            count, self.image.tokens * self.image.hidden * self.image.dtype.itemsize, self.model.prompts.tokens.device
-        )
-
     def pieces(self, entry: Entry) -> list[Entry]:
         """The images of ``entry`` in as many parts as go through the tower one after the other."""
-        at_once = self._images_at_once(len(entry.output))
+        at_once = self.image.at_once(len(entry.output))
         return [Entry(*piece) for piece in zip(*(tensor.split(at_once) for tensor in entry), strict=True)]
 
     def _views(self, images: Tensor) -> Views:

@@ -32,7 +32,7 @@ from rmadapter.locks import NO_LOCKS
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.memory import parse_bytes
 from rmadapter.step.train_step import TrainStep, Views
-from rmadapter.tuners.encoders import Entry
+from rmadapter.tuners.encoder import Entry
 
 FORMAT = 1
 WRITTEN = 1 << 32

@@ -15,7 +15,8 @@ from rmadapter.clip.towers import find_towers
 from rmadapter.clip.types import ClipModel
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.bound_classes import rows_of
-from rmadapter.tuners.encoders import BothFeatures, Encoders
+from rmadapter.tuners.encoders import Encoders
+from rmadapter.tuners.image_encoder import BothFeatures
 from rmadapter.tuners.tuner import Answer, Features, mixed
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rmadapter.errors import InputError
-from rmadapter.step.chunks import PIECE_BYTES, Chunk, by_length, by_memory, in_cache
+from rmadapter.step.chunks import Chunk, by_length, by_memory
 
 
 def tens(chunk: Chunk) -> int:
@@ -71,12 +70,3 @@ def test_tokens_that_all_classes_share_are_counted_once():
 def test_one_class_that_does_not_fit():
     with pytest.raises(InputError, match="text_memory is 100 bytes, but a class takes 200; valid: 200 or more"):
         by_memory([Chunk(0, 3, 10)], tens, 100)
-
-
-def test_images_go_in_equal_pieces_that_a_cpu_keeps_in_its_cache():
-    cpu = torch.device("cpu")
-    assert in_cache(16, PIECE_BYTES // 8, cpu) == 8
-    assert in_cache(17, PIECE_BYTES // 8, cpu) == 6
-    assert in_cache(3, 2 * PIECE_BYTES, cpu) == 1
-    assert in_cache(16, 1, cpu) == 16
-    assert in_cache(16, 2 * PIECE_BYTES, torch.device("cuda")) == 16

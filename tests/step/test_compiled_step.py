@@ -11,7 +11,7 @@ from rmadapter.config.shortcuts import StepConfig
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.step import train_step
 from rmadapter.step.train_step import TrainStep
-from rmadapter.tuners import encoders
+from rmadapter.tuners import encoder
 
 
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -40,7 +40,7 @@ def test_compiled_with_gradient_checkpointing_recomputation_is_around_each_block
     step = TrainStep(model, recompute=True)
     step.compile_parts(backend="aot_eager")
     around = []
-    for module in (train_step, encoders):
+    for module in (train_step, encoder):
         real = module.checkpoint
 
         def outside(*arguments, real=real, **settings):

@@ -126,7 +126,7 @@ def test_images_in_pieces_are_the_batch(tokenizer, monkeypatch, config):
     real = step.image.tuned
     monkeypatch.setattr(step.image, "tuned", lambda entry, *rest: sizes.append(len(entry.output)) or real(entry, *rest))
     tokens = 5 * step.image.hidden * 4
-    monkeypatch.setattr("rmadapter.step.chunks.PIECE_BYTES", 3 * tokens)
+    monkeypatch.setattr("rmadapter.clip.pieces.PIECE_BYTES", 3 * tokens)
     assert_same(run(step, model), expected)
     assert sizes == [2, 2]
 

@@ -19,7 +19,7 @@ from rmadapter.clip.identity import base_hash
 from rmadapter.clip.storage import store_weights
 from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.step.view_cache import Record, ViewCache, cache_key
-from rmadapter.tuners.encoders import Entry
+from rmadapter.tuners.encoder import Entry
 
 IMAGES = 6
 KEY = {"base": "abc", "transform": "crop"}

@@ -1,0 +1,49 @@
+"""The activation between an MLP's two layers, in fewer passes than the model's own module takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from rmadapter.clip.frozen_linear import inference_linear, product_with
+
+# In h * sigmoid(FACTOR * h), the approximation of GELU that OpenAI's weights were trained with.
+FACTOR = 1.702
+
+
+def activated(
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, layer: nn.Linear, act: nn.Module
+) -> Tensor:
+    """``act(layer(x))``; ``linear`` multiplies as ``F.linear`` does."""
+    if linear is inference_linear:
+        found = product_with(x, layer.weight, layer.bias, act)
+        if found is not None:
+            return found
+    hidden = linear(x, layer.weight, layer.bias)
+    if type(act) is QuickGELU and not torch.compiler.is_compiling():
+        return quick_gelu(hidden)
+    return act(hidden)
+
+
+def quick_gelu(hidden: Tensor) -> Tensor:
+    """open_clip's ``QuickGELU``, the same bits, which keeps its input alone for the backward pass.
+
+    Its module keeps two tensors. 3152 x 3072 on two cores with AVX512_BF16, both ways: 10 ms for 25 in bf16, 40 for
+    100 in fp32. The gradient is that of SiLU at FACTOR * hidden, in which the factors cancel.
+    """
+    return _QuickGELU.apply(hidden)
+
+
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden)
+        return torch.mul(hidden, FACTOR).sigmoid_().mul_(hidden)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (hidden,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, FACTOR * hidden)
