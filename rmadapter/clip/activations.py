@@ -31,17 +31,23 @@ def activated(
 def quick_gelu(hidden: Tensor) -> Tensor:
     """open_clip's ``QuickGELU``, the same bits, which keeps its input alone for the backward pass.
 
-    Its module keeps two tensors. 3152 x 3072 on two cores with AVX512_BF16, both ways: 10 ms for 25 in bf16, 40 for
-    100 in fp32. The gradient is that of SiLU at FACTOR * hidden, in which the factors cancel.
+    Its module keeps two tensors. A step at 100 classes with ViT-B-16-quickgelu adds 0.57 GiB for 0.70 in bf16, 0.83 for
+    1.10 in fp32, and takes 3 % less time (docs/log.md). The gradient is that of SiLU at FACTOR * hidden, in which the
+    factors cancel.
     """
     return _QuickGELU.apply(hidden)
 
 
 class _QuickGELU(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func, which the module allows too
+
     @staticmethod
-    def forward(ctx, hidden: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden)
+    def forward(hidden: Tensor) -> Tensor:
         return torch.mul(hidden, FACTOR).sigmoid_().mul_(hidden)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ PIECE_BYTES = 10 << 20
 
 def in_cache(images: int, image_bytes: int, device: torch.device) -> int:
     """How many of ``images`` go through a tower at once, each with ``image_bytes`` in the widest activation."""
-    if device.type != "cpu":
-        return images
+    if device.type != "cpu" or not images:
+        return max(images, 1)
     pieces = math.ceil(images / max(1, PIECE_BYTES // image_bytes))
     return math.ceil(images / pieces)

@@ -39,6 +39,14 @@ def _encoders_of(adapted: AdaptedCLIP, info: AdapterInfo | None, precision: str)
     return Encoders.of(adapted, stream=residual_dtype(residual, precision), inference=True)
 
 
+def zeroshot_classifier(
+    backbone: Backbone, precision: str, class_names: Sequence[str], template: str
+) -> FrozenClassifier:
+    """Zero-shot CLIP among ``class_names``, with the residual stream that an adapted model has by default."""
+    stream = residual_dtype("auto", precision)
+    return FrozenClassifier(backbone.clip, backbone.tokenizer, class_names, template, stream=stream)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A base model, with an adapter in it or without, stored in ``precision`` on ``device``.
@@ -61,15 +69,14 @@ class LoadedModel:
 
     def zeroshot(self, class_names: Sequence[str], template: str) -> CLIPClassifier:
         """The frozen model's classifier; where an adapter is in it, for use while that is switched off."""
-        return CLIPClassifier(self.backbone.clip, self.backbone.tokenizer, class_names, template)
+        return zeroshot_classifier(self.backbone, self.precision, class_names, template)
 
     def classifier(self, class_names: Sequence[str], template: str, *, elsewhere: bool = False) -> CLIPClassifier:
         """A classifier among ``class_names``, by ``template``'s prompts; ``elsewhere`` as in ``AdaptedClassifier``."""
-        tokenizer = self.backbone.tokenizer
         if self.adapted is None:
-            stream = residual_dtype("auto", self.precision)
-            return FrozenClassifier(self.backbone.clip, tokenizer, class_names, template, stream=stream)
+            return self.zeroshot(class_names, template)
         encoders = _encoders_of(self.adapted, self.info, self.precision)
+        tokenizer = self.backbone.tokenizer
         return AdaptedClassifier(self.adapted, tokenizer, class_names, template, encoders=encoders, elsewhere=elsewhere)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from rmadapter.clip.backbone import Backbone
-from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError
 from rmadapter.evaluation.accuracy import REFUSE, evaluate_parts, tested_parts
@@ -18,7 +17,7 @@ from rmadapter.evaluation.answers import PartAnswers
 from rmadapter.evaluation.calibration import calibration_for
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.evaluate import EvalConfig, answered, answers_to_keep, conclude, load_tested, other_answers
-from rmadapter.evaluation.loaded_model import load_base
+from rmadapter.evaluation.loaded_model import load_base, zeroshot_classifier
 from rmadapter.evaluation.predict import (
     Answers,
     PredictConfig,
@@ -31,6 +30,8 @@ from rmadapter.evaluation.results_file import results_of, trained_on
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.probe import LinearProbe, ProbeInfo, load_probe, read_probe
+
+PRECISION = "fp32"  # of a probe and of the base model below it
 
 
 def _check_no_template(template: str | list[str] | None, unknown: str) -> None:
@@ -83,7 +84,7 @@ def evaluate_probe(config: EvalConfig, kept: dict[str, PartAnswers] | None = Non
     backbone, probe = _load(config, folder, info, device)
     for strength in config.strengths:
         probe.set_strength(strength)
-    others = other_answers(config, partial(CLIPClassifier, backbone.clip, backbone.tokenizer), info.class_names, data)
+    others = other_answers(config, partial(zeroshot_classifier, backbone, PRECISION), info.class_names, data)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     began = time.perf_counter()
     parts = tested_parts(config.classes, data.class_names)
@@ -104,7 +105,7 @@ def evaluate_probe(config: EvalConfig, kept: dict[str, PartAnswers] | None = Non
         found=found,
         trained_parameters=probe.weight.numel() + probe.bias.numel(),
         seconds={"eval": time.perf_counter() - began},
-        precision="fp32",
+        precision=PRECISION,
         device=str(device),
         settings={**(trained.get("settings") or {}), **answered(found)},
     )
@@ -125,9 +126,9 @@ def predict_with_probe(config: PredictConfig) -> Predicted:
     probe.set_strength(config.strength)
     zeroshot = None
     if config.unknown != REFUSE:
-        zeroshot = CLIPClassifier(backbone.clip, backbone.tokenizer, info.class_names, info.template)
+        zeroshot = zeroshot_classifier(backbone, PRECISION, info.class_names, info.template)
     calibration = calibration_for(
         config.adapter, info.weights_sha256, texts.names, texts.prompt, config.strength, config.sets
     )
-    answers = Answers(probe, zeroshot, backbone, "fp32", info.weights_sha256, calibration)
+    answers = Answers(probe, zeroshot, backbone, PRECISION, info.weights_sha256, calibration)
     return predict_among(config, paths, texts, answers)

@@ -11,7 +11,7 @@ from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data.catalog import PHOTO
 from rmadapter.evaluation.calibration import Calibration
-from rmadapter.evaluation.loaded_model import StoredChoice, load_base, load_chosen
+from rmadapter.evaluation.loaded_model import StoredChoice, load_base, load_chosen, zeroshot_classifier
 from rmadapter.evaluation.stored import holds_probe
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
@@ -115,7 +115,7 @@ def _load_probe(config: StoredChoice, class_names: Sequence[str] | None, templat
     names, prompt = tuple(class_names or info.class_names), template or info.template
     probe = load_probe(folder, info, backbone)
     probe.set_classes(names, prompt)
-    zeroshot = CLIPClassifier(backbone.clip, backbone.tokenizer, names, prompt)
+    zeroshot = zeroshot_classifier(backbone, "fp32", names, prompt)
     return ServedModel(
         probe.eval(),
         zeroshot.eval(),

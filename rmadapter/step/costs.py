@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from open_clip.transformer import QuickGELU
+
 from rmadapter.clip.parts import BlockParts
 from rmadapter.clip.tower_kind import CHILD
 from rmadapter.clip.towers import find_towers, towers_embed
@@ -40,6 +42,7 @@ class TowerShape:
         finish: operations behind the last block, a row: of pooling by attention.
         keys: at one token, operations of the last block's keys and values on a token; None where they are not formed.
         hidden_kept: how many tensors as large as the hidden layer the activation keeps for the backward pass.
+        module_keeps: how many more the model's own module keeps: QuickGELU's both factors of a product.
         size, stream: bytes a number in the compute dtype and in the residual stream above the first adapter.
     """
 
@@ -60,6 +63,7 @@ class TowerShape:
     finish: int
     keys: int | None
     hidden_kept: int
+    module_keeps: int
     size: int
     stream: int
 
@@ -195,9 +199,11 @@ class Workload:
         """Number of classes."""
         return max(chunk.stop for chunk in self.chunks)
 
-    def untrimmed(self) -> Workload:
-        """The same with all prompts at full length, in one chunk."""
-        return replace(self, chunks=[Chunk(0, self.classes, self.context)])
+    def plain(self) -> Workload:
+        """That of the plain step: all prompts at full length, in one chunk, and activations by the model's modules."""
+        towers = (self.image, self.text)
+        image, text = (replace(tower, hidden_kept=tower.hidden_kept + tower.module_keeps) for tower in towers)
+        return replace(self, image=image, text=text, chunks=[Chunk(0, self.classes, self.context)])
 
 
 def workload(
@@ -280,6 +286,7 @@ def tower_shape(model: AdaptedCLIP, modality: str, *, stream: int, embed: int = 
         finish=tower.kind.finish_operations(tower.root),
         keys=_keys(tower.parts[-1]),
         hidden_kept=_hidden_kept(parts),
+        module_keeps=parts.mlp is not None and type(parts.mlp.act) is QuickGELU,
         size=size,
         stream=stream,
     )

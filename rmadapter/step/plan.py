@@ -194,7 +194,7 @@ class Plan:
     @property
     def plain(self) -> Cost:
         """Of the plain step: everything at every step, prompts at full length."""
-        return step_cost(self.work.untrimmed(), StepConfig.none(), self.by_token)
+        return step_cost(self.work.plain(), StepConfig.none(), self.by_token)
 
     @property
     def ratio(self) -> float:

@@ -217,7 +217,8 @@ def _make_model(
     if shortcuts.any:
         stream = residual_dtype(config.residual, precision)
         settings = {"by_token": shortcuts.last_token, "packed": shortcuts.packed_weights}
-        model.encoders = Encoders.of(adapted, stream=stream, **settings)
+        # For evaluation alone: the step has its own.
+        model.encoders = Encoders.of(adapted, stream=stream, inference=True, **settings)
     return model.train(), backend
 
 

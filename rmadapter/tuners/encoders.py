@@ -1,4 +1,4 @@
-"""Both towers of a model with something trained in it, as what runs them in the fast step and in evaluation."""
+"""Both towers of one model, as evaluation runs them."""
 
 from __future__ import annotations
 

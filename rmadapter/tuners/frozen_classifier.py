@@ -17,10 +17,11 @@ from rmadapter.tuners.image_encoder import ImageEncoder
 class FrozenClassifier(CLIPClassifier):
     """A ``CLIPClassifier`` with the encoder that adapted models have in evaluation.
 
-    On two cores with AVX512_BF16 ViT-B/16 encodes 1.3 to 1.5 times as many images in bf16 as in open_clip's own pass.
+    On two cores with AVX512_BF16 ``rmadapter predict`` answers for 1.3 times as many images of ViT-B/16 in bf16 as with
+    open_clip's own pass (docs/log.md). On a CPU the tower's matrices are kept a second time, in oneDNN's layout.
 
     Args:
-        model: without anything trained in it.
+        model: with nothing trained in it, or for use while that is switched off.
         tokenizer, class_names, template: as in ``CLIPClassifier``.
         stream: dtype of the residual stream; None: that of the weights.
     """
@@ -42,4 +43,4 @@ class FrozenClassifier(CLIPClassifier):
         """Features [batch, embed] of ``images`` [batch, 3, size, size], not normalised."""
         if self.training or not self.encoder.fits:
             return super().image_features(images)
-        return self.encoder.features(images)
+        return self.encoder.frozen_features(images)

@@ -1,4 +1,4 @@
-"""The image tower of a model with something trained in it, from pixels to features, split as ``encoder`` says."""
+"""The image tower from pixels to features, split where training begins as ``encoder`` says."""
 
 from __future__ import annotations
 
@@ -80,6 +80,13 @@ class ImageEncoder(Encoder):
     def features(self, images: Tensor, values: Values | None = None) -> Tensor:
         """Tuned features [n, embed] of images, for evaluation."""
         return torch.cat([self._features_of(piece, values) for piece in self._pieces(images)])
+
+    @torch.no_grad()
+    def frozen_features(self, images: Tensor) -> Tensor:
+        """The untouched model's features [n, embed] of images, whatever adapters stand beside its blocks."""
+        return torch.cat(
+            [self.finish(self.frozen(self.begin(piece), self.layout)[0]) for piece in self._pieces(images)]
+        )
 
     def _pieces(self, images: Tensor) -> Sequence[Tensor]:
         # Of a graph the number of images is open.

@@ -1,4 +1,4 @@
-"""The text tower of a model with something trained in it, from tokens to features, split as ``encoder`` says."""
+"""The text tower from tokens to features, split where training begins as ``encoder`` says."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from rmadapter.export.written import write_files
 from rmadapter.methods import METHODS
 from rmadapter.methods.options import configure
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
+from rmadapter.tuners.frozen_classifier import FrozenClassifier
 from rmadapter.tuners.injection import inject
 from rmadapter.tuners.tuner import Features
 
@@ -323,12 +324,15 @@ def test_a_linear_probe(animals, clip_folder, tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_the_base_model_alone(tokenizer):
-    classifier = CLIPClassifier(clip_of(1), tokenizer, NAMES, TEMPLATE)
+def test_the_base_model_alone(tokenizer, monkeypatch):
+    classifier = FrozenClassifier(clip_of(1), tokenizer, NAMES, TEMPLATE).eval()
     (graph,) = make_graphs(classifier, 32, None, towers=False)
-    images = graph.example(3)
-    found = trace(graph).module()(images)[PROBABILITIES]
-    assert (found - classifier(images).logits.softmax(-1)).abs().max() < 1e-5
+    monkeypatch.setattr("rmadapter.clip.pieces.PIECE_BYTES", 1)  # an image at a time, but not in a file
+    traced = trace(graph).module()
+    for count in (1, 3, 4):
+        images = graph.example(count)
+        found = traced(images)[PROBABILITIES]
+        assert (found - classifier(images).logits.softmax(-1)).abs().max() < 1e-5
 
 
 def test_two_kinds_of_image_features_are_no_tower(tokenizer):

@@ -50,6 +50,17 @@ def test_train_evaluate_and_predict_with_every_method(name, trained, animals, tm
     assert {p["class"] for p in record["predictions"]} == {"ant", "bee"}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_finds_what_the_run_has_found(precision, options, animals, tmp_path):
+    """To the last digit, in 16 bits too, where another order of roundings would show."""
+    words = ["train", *options, *training_of("rmadapter"), "--out", str(tmp_path / "run"), "--precision", precision]
+    assert main(words) == 0
+    data = ["--data", str(animals), "--workers", "0", "--classes", "base_new"]
+    assert main(["eval", "--adapter", str(tmp_path / "run/adapter"), *data, "--out", str(tmp_path / "eval")]) == 0
+    trained, evaluated = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "eval"))
+    assert evaluated["metrics"] == trained["metrics"]
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "zeroshot"])
 def test_several_prompts_stand_for_a_class_where_nothing_else_was_learned(name, trained, animals, capsys):
     """The mean of one prompt twice is that prompt, but for rounding."""
@@ -201,7 +212,9 @@ def test_evaluation_has_the_residual_stream_of_the_training(
     assert read_info(adapter).training["residual"] == recorded
     found = []
     of = Encoders.of
-    monkeypatch.setattr(Encoders, "of", lambda model, stream: (found.append(stream), of(model, stream=stream))[1])
+    monkeypatch.setattr(
+        Encoders, "of", lambda *given, stream, **settings: found.append(stream) or of(*given, stream=stream, **settings)
+    )
     common = ["--adapter", str(adapter), "--precision", "bf16"]
     assert main(["eval", *common, "--data", str(animals), "--workers", "0"]) == 0
     assert main(["predict", *common, str(animals / "ant" / "00.png")]) == 0

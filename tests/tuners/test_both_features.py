@@ -19,10 +19,10 @@ def classifier_of(name, **config):
     return model.eval()
 
 
-def images_for(model):
+def images_for(model, count=2):
     size = model.clip.visual.image_size
     sides = (size, size) if isinstance(size, int) else size
-    return torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
+    return torch.randn(count, 3, *sides, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,25 @@ def test_they_are_those_of_the_plain_passes(name, in_front):
     for error, loss in zip(found.errors, losses, strict=True):
         assert error.shape[1] * error.shape[2] == loss.shape[1] - in_front
         torch.testing.assert_close(error.flatten(1), loss[:, in_front:], **plain)
+
+
+@pytest.mark.parametrize("stream", ["adapted", "frozen"])
+@torch.no_grad()
+def test_images_in_pieces_are_the_batch(stream, monkeypatch):
+    model = classifier_of("ViT-B-32", rec_stream=stream)
+    images = images_for(model, 5)
+    found, features = model.both_features(images, errors=True), model.image_features(images)
+    encoder, sizes = model.encoders.image, []
+    begin = encoder.begin
+    monkeypatch.setattr(encoder, "begin", lambda piece: sizes.append(len(piece)) or begin(piece))
+    monkeypatch.setattr("rmadapter.clip.pieces.PIECE_BYTES", 2 * encoder.tokens * encoder.hidden * 4)
+    pieces = model.both_features(images, errors=True)
+    assert sizes == [2, 2, 1]
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    for one, whole in zip((*pieces[:2], *pieces.errors), (*found[:2], *found.errors), strict=True):
+        torch.testing.assert_close(one, whole, **close)
+    torch.testing.assert_close(model.image_features(images), features, **close)
+    assert sizes == [2, 2, 1, 2, 2, 1]
 
 
 @torch.no_grad()

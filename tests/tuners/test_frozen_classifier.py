@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from small_towers import SmallTokenizer, small_model
+from torch.nn import functional as F
 
+from rmadapter import RMAdapterConfig, inject
 from rmadapter.clip.classifier import CLIPClassifier
+from rmadapter.clip.frozen_linear import inference_linear, packing_obstacle
 from rmadapter.tuners.frozen_classifier import FrozenClassifier
 
 NAMES = ["cat", "dog", "a bird"]
@@ -35,6 +38,36 @@ def test_it_answers_as_open_clip_does(name):
 
 
 @torch.no_grad()
+def test_its_own_passes_answer(monkeypatch):
+    """And not open_clip's, which gives the same."""
+    found, _ = classifiers("ViT-B-32")
+    images = images_for(found)
+    monkeypatch.setattr(found.clip, "encode_image", lambda *_, **__: pytest.fail("open_clip's own pass"))
+    assert found.image_features(images).shape == (5, found.text_features().shape[1])
+    packed = packing_obstacle(torch.device("cpu"), torch.float32) is None
+    assert found.encoder.linear is (inference_linear if packed else F.linear)
+
+
+@torch.no_grad()
+def test_beside_adapters_it_is_still_the_frozen_model():
+    clip = small_model("ViT-B-32").eval()
+    expected = clip.encode_image(torch.ones(2, 3, *(2 * (clip.visual.image_size[0],))))
+    adapted = inject(clip, RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5), seed=1)
+    for parameter in filter(lambda parameter: parameter.requires_grad, adapted.parameters()):
+        parameter.normal_()
+    found = FrozenClassifier(clip, SmallTokenizer(clip), NAMES, "a {}.").eval()
+    images = torch.ones(2, 3, *(2 * (clip.visual.image_size[0],)))
+    assert (clip.encode_image(images) - expected).abs().max() > 0.1
+    torch.testing.assert_close(found.image_features(images), expected, **PLAIN)
+
+
+@torch.no_grad()
+def test_no_images():
+    found, _ = classifiers("ViT-B-32")
+    assert found.encoder.at_once(0) == 1
+
+
+@torch.no_grad()
 def test_images_go_in_pieces(monkeypatch):
     found, expected = classifiers("ViT-B-32")
     images, sizes = images_for(found), []
@@ -49,5 +82,5 @@ def test_images_go_in_pieces(monkeypatch):
 def test_once_its_model_is_stored_otherwise_open_clip_s_own_pass_answers(monkeypatch):
     found, expected = classifiers("ViT-B-32")
     found.double()
-    monkeypatch.setattr(found.encoder, "features", lambda images: pytest.fail("the encoder is of the model as it was"))
+    monkeypatch.setattr(found.encoder, "frozen_features", lambda _: pytest.fail("made for another model"))
     torch.testing.assert_close(found.image_features(images_for(found)), expected.image_features(images_for(found)))
