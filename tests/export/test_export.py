@@ -324,10 +324,9 @@ def test_a_linear_probe(animals, clip_folder, tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_the_base_model_alone(tokenizer, monkeypatch):
+def test_the_base_model_alone(tokenizer):
     classifier = FrozenClassifier(clip_of(1), tokenizer, NAMES, TEMPLATE).eval()
     (graph,) = make_graphs(classifier, 32, None, towers=False)
-    monkeypatch.setattr("rmadapter.clip.pieces.PIECE_BYTES", 1)  # an image at a time, but not in a file
     traced = trace(graph).module()
     for count in (1, 3, 4):
         images = graph.example(count)

@@ -79,6 +79,19 @@ def test_images_go_in_pieces(monkeypatch):
 
 
 @torch.no_grad()
+def test_compiled_it_is_one_graph_for_any_number_of_images(monkeypatch):
+    found, expected = classifiers("ViT-B-32")
+    monkeypatch.setattr("rmadapter.clip.pieces.PIECE_BYTES", 1)  # an image at a time where nothing is compiled
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(found.image_features, backend="eager", fullgraph=True, dynamic=True)
+    for count in (2, 3, 5):
+        images = images_for(found, count)
+        torch.testing.assert_close(compiled(images), expected.image_features(images), **PLAIN)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@torch.no_grad()
 def test_once_its_model_is_stored_otherwise_open_clip_s_own_pass_answers(monkeypatch):
     found, expected = classifiers("ViT-B-32")
     found.double()
