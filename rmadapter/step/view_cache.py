@@ -34,7 +34,7 @@ from rmadapter.step.memory import parse_bytes
 from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.tuners.encoder import Entry
 
-FORMAT = 1
+FORMAT = 2
 WRITTEN = 1 << 32
 
 
@@ -112,7 +112,9 @@ class ViewCache:
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], record: Record, images: int, views: int, limit: int):
-        text = json.dumps({**key, "format": FORMAT, "bytes": record.bytes, "images": images}, sort_keys=True)
+        own = {"format": FORMAT, "record_bytes": record.bytes, "count": images}
+        assert not own.keys() & key.keys(), "one fact would hide another"
+        text = json.dumps({**key, **own}, sort_keys=True)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.record, self.images = record, images
         self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}

@@ -82,6 +82,26 @@ def test_the_key_tells_models_apart_that_have_the_same_weights(tokenizer, other)
     assert key({}) == key({})
 
 
+def test_every_fact_of_the_key_makes_a_folder_of_its_own(tokenizer, tmp_path):
+    """The pixels among them: of as many images of another data set nothing is read."""
+    model = RMAdapterCLIP(small_clip(), tokenizer, ["cat", "dog"], config=RMAdapterConfig(layers="2-3"))
+
+    def key(contents=(b"image", b"other"), seed=1, transform="crop"):
+        return cache_key(TrainStep(model), "abc", transform, contents, seed)
+
+    first = key()
+    keys = [first, key((b"image", b"another")), key(seed=2), key(transform="flip")]
+    keys += [{**first, name: "something else"} for name in first]
+    folders = {cache_in(tmp_path, one).folder for one in keys}
+    assert len(folders) == len(keys)
+    assert cache_in(tmp_path, first).folder in folders
+
+
+def test_a_fact_of_the_key_cannot_be_hidden_by_the_cache_s_own(tmp_path):
+    with pytest.raises(AssertionError, match="one fact would hide another"):
+        cache_in(tmp_path, {**KEY, "count": "of something"})
+
+
 @pytest.mark.parametrize("changed", [{"base": "def"}, {"transform": "crop_flip"}, {"first": 3}])
 def test_another_key_never_reads_it(tmp_path, changed):
     cache_in(tmp_path).write(0, [0], views_of(0))

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import yaml
-from conftest import write_images
+from conftest import run_config, write_images
 from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop
 
 from rmadapter import InputError, LossConfig, RMAdapterConfig
@@ -254,6 +254,16 @@ def test_views_are_those_of_fresh_augmentation_and_read_from_the_cache(config, b
     assert_equal(adapter_of(tmp_path / "warm"), adapter_of(base_run))
     with pytest.raises(Killed):
         train(config(**{**kept, "workers": 0}, augmentation="crop", out=str(tmp_path / "other")))
+
+
+def test_kept_views_are_of_these_images_alone(images, clip_folder, tmp_path):
+    """Another data set of as many images, with the same cache: nothing that it trains on is the first one's."""
+    others = write_images(tmp_path / "others", [folder.name for folder in sorted(images.iterdir())], 10, seed=1)
+    kept = {"views": 2, "cache_dir": str(tmp_path / "cache"), "evaluate": False}
+    for name, data in (("first", images), ("second", others)):
+        train(run_config(data, clip_folder, tmp_path / name, **kept))
+    train(run_config(others, clip_folder, tmp_path / "alone", evaluate=False))
+    assert_equal(adapter_of(tmp_path / "second"), adapter_of(tmp_path / "alone"))
 
 
 def test_waiting_for_images_is_measured_and_said(config, monkeypatch, capsys):
