@@ -13,6 +13,7 @@ from rmadapter.data.catalog import PHOTO
 from rmadapter.evaluation.calibration import Calibration
 from rmadapter.evaluation.loaded_model import StoredChoice, load_base, load_chosen, zeroshot_classifier
 from rmadapter.evaluation.stored import holds_probe
+from rmadapter.evaluation.stored_probe import PRECISION
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.adapter_file import read_info
@@ -115,12 +116,12 @@ def _load_probe(config: StoredChoice, class_names: Sequence[str] | None, templat
     names, prompt = tuple(class_names or info.class_names), template or info.template
     probe = load_probe(folder, info, backbone)
     probe.set_classes(names, prompt)
-    zeroshot = zeroshot_classifier(backbone, "fp32", names, prompt)
+    zeroshot = zeroshot_classifier(backbone, PRECISION, names, prompt)
     return ServedModel(
         probe.eval(),
         zeroshot.eval(),
         backbone,
-        "fp32",
+        PRECISION,
         names,
         prompt,
         info.weights_sha256,
