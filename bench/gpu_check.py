@@ -43,7 +43,7 @@ BENCHMARK_SECONDS = 12.0
 PROFILED = (32, 333)
 # test_every_kernel_once has the prepare kernel, the forward and the backward kernels in it; its fp16 goes through the
 # rarely used products of K2.
-SANITIZED = ("memcheck", "racecheck")
+SANITIZED = ("memcheck", "racecheck", "initcheck")
 
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 

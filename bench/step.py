@@ -32,7 +32,8 @@ from typing import Any
 import torch
 
 from bench.memory import allocated_peak, held_bytes
-from bench.step_contenders import CHECKED_CLASSES, CONTENDERS, GRAPHS, MAIN, VIEWS, Contenders, check
+from bench.step_contenders import CHECKED_CLASSES, CONTENDERS, MAIN, ON_CUDA, VIEWS, Contenders, check, unrecorded
+from bench.step_gpu import gpu_work
 from bench.step_methods import DEFAULT, Subject
 from bench.step_report import as_table, heading, plot, targets
 from bench.step_samples import group, open_samples
@@ -109,10 +110,10 @@ class Options:
             raise InputError(f"classes is {self.classes!r}; valid: numbers separated by commas") from error
         if self.contenders == "every":
             cuda = resolve_device(self.device).type == "cuda"
-            self.contenders = ";".join(name for name in CONTENDERS if cuda or name != GRAPHS)
+            self.contenders = ";".join(name for name in CONTENDERS if cuda or name not in ON_CUDA)
         for name in self.contenders.split(";"):
             check_choice("contenders", name, CONTENDERS)
-            if name == GRAPHS and resolve_device(self.device).type != "cuda":
+            if name in ON_CUDA and resolve_device(self.device).type != "cuda":
                 raise InputError(f"contenders names {name!r}, which needs a CUDA device")
         for name in self.precision.split(","):
             check_choice("precision", name, (*DTYPES, "autocast", "default"))
@@ -318,7 +319,7 @@ def _check(options: Options, device: torch.device) -> None:
     backbone = _backbone(options, device, "fp32")
     for subject in options.subjects:
         adapted, _ = _adapted(options, subject.certain(), backbone, CHECKED_CLASSES)
-        graphs = GRAPHS in options.contenders.split(";")
+        graphs = any(name in ON_CUDA for name in options.contenders.split(";"))
         check(subject.batch, backbone, adapted, graphs=graphs, subject=subject.certain())
         adapted.remove()
 
@@ -335,14 +336,16 @@ def _sample(contenders: Contenders, name: str, case: dict) -> None:
     call = contenders.call(name)
     if name not in contenders.warm:
         contenders.warm.add(name)
-        if name == GRAPHS:
+        if name in ON_CUDA:
             # A replay allocates nothing: what counts are the steps before the recording, and the recording.
             _measure_memory(contenders, call, case)
         seconds, others = timed(contenders.device, call)
         if "allocated_bytes" not in case:
             _measure_memory(contenders, call, case)  # after a step, so that its momentum is there
+        if contenders.device.type == "cuda":
+            case["gpu"] = gpu_work(call)
         plan = contenders.plans[name]
-        case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=name == VIEWS).flop
+        case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=unrecorded(name) == VIEWS).flop
         case["plain_flop"] = plan.plain.flop
         if seconds < NEEDS_NO_WARMING:
             return

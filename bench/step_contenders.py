@@ -26,11 +26,21 @@ ALONE = {
 }
 VIEWS = "all, views"
 NO_RECONSTRUCTION = "all, no reconstruction"
-GRAPHS = "all, cuda graphs"
+COMPILED = "all, compiled"
+BACKBONE = "backbone"
+RECORDED = ", cuda graphs"
+GRAPHS = "all" + RECORDED
 COMPARED = ("plain", "all", VIEWS)
 MAIN = (*COMPARED, NO_RECONSTRUCTION)
-CONTENDERS = (*MAIN, *ALONE, "floor", GRAPHS)
+# What is also recorded as one CUDA graph.
+ON_CUDA = tuple(name + RECORDED for name in ("all", VIEWS, NO_RECONSTRUCTION, COMPILED, BACKBONE))
+CONTENDERS = (*MAIN, *ALONE, "floor", BACKBONE, COMPILED, *ON_CUDA)
 CHECKED_CLASSES = 10
+
+
+def unrecorded(name: str) -> str:
+    """The contender that ``name`` is, or is a recording of."""
+    return name.removesuffix(RECORDED)
 
 
 class Contenders:
@@ -80,6 +90,9 @@ class Contenders:
 
     def applies(self, name: str) -> bool:
         """Whether the method has a step like contender ``name`` that is another one than ``all``."""
+        name = unrecorded(name)
+        if name == BACKBONE:
+            return any(self.adapted.adapters())
         if name == NO_RECONSTRUCTION:
             rebuilds = self.adapted.config.reconstruct and any(self.adapted.adapters())
             return rebuilds and self.loss.lambda1 + self.loss.lambda2 > 0
@@ -90,30 +103,40 @@ class Contenders:
 
     def shortcuts(self, name: str) -> StepConfig:
         """Those that contender ``name`` takes."""
-        return StepConfig.none() if name == "plain" else ALONE.get(name, StepConfig())
+        return StepConfig.none() if name == "plain" else ALONE.get(unrecorded(name), StepConfig())
 
     def call(self, name: str) -> Callable[[], object]:
         """One step of contender ``name``; made at first use."""
         if name not in self.calls:
-            shortcuts, model = self.shortcuts(name), self._model(name)
+            shortcuts, model = self.shortcuts(name), self._model(unrecorded(name))
             settings = {"stream": self.stream, "images": len(self.images), "text_bytes": self.text_bytes}
             step = model if name == "plain" else TrainStep(model, shortcuts, **settings)
             self.plans[name] = Plan.of(step, len(self.images))
             # Once a run, so in no step that is timed.
             if isinstance(step, TrainStep):
+                if unrecorded(name) == COMPILED:
+                    step.compile_parts()
                 step.prepare()
             elif step.targets and step.loss.needs_text:
                 step.frozen_text_features()
-            if name == VIEWS and self.views is None:
+            if unrecorded(name) == VIEWS and self.views is None:
                 self.views = step.views(self.images)
-            make = {"floor": self._floor, GRAPHS: self._graphed}.get(name, lambda step: self._training(step, name))
-            self.calls[name] = make(step)
+            self.calls[name] = self._made(step, name)
         return self.calls[name]
+
+    def _made(self, step, name: str) -> Callable[[], object]:
+        if name == "floor":
+            return self._floor(step)
+        if unrecorded(name) == BACKBONE:
+            call = self._backbone(step)
+            return self._replayed(call) if name.endswith(RECORDED) else call
+        return self._graphed(step, name) if name.endswith(RECORDED) else self._training(step, name)
 
     def _model(self, name: str) -> RMAdapterCLIP:
         """The shared adapters on prompts and kept features that are this contender's own."""
         trim = self.shortcuts(name).trim
-        loss = replace(self.loss, lambda1=0, lambda2=0) if name == NO_RECONSTRUCTION else self.loss
+        rebuilt = name not in (NO_RECONSTRUCTION, BACKBONE)
+        loss = self.loss if rebuilt else replace(self.loss, lambda1=0, lambda2=0)
         return RMAdapterCLIP(
             self.adapted,
             self.tokenizer,
@@ -148,22 +171,59 @@ class Contenders:
 
         return call
 
-    def _graphed(self, step: TrainStep) -> Callable[[], torch.Tensor]:
-        adapted = self.adapted
+    def _graphed(self, step: TrainStep, name: str) -> Callable[[], torch.Tensor]:
+        adapted, wanted = self.adapted, step.model.loss
         optimizer = torch.optim.SGD(adapted.trained().values(), lr=0.0, momentum=0.9, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         graphed = GraphedStep(DeviceStep(step, optimizer, scaler), CudaRecorder(self.device))
         inputs = StepInputs(self.labels, self.images)
+        if unrecorded(name) == VIEWS:
+            inputs = StepInputs(self.labels, None, self.views)
 
         def call() -> torch.Tensor:
-            for tower in ("vision", "text"):
-                adapted.set_reconstruction(tower, True)
+            for tower, weight in (("vision", wanted.lambda1), ("text", wanted.lambda2)):
+                adapted.set_reconstruction(tower, weight > 0)
             # What is before the recording counts as warming up.
             for _ in range(1 if graphed.recordings else WARM_UP + 1):
                 graphed(inputs)
             return graphed.step.losses[-1]  # the total
 
         return call
+
+    def _backbone(self, step: TrainStep) -> Callable[[], torch.Tensor]:
+        """The fast step without what its adapters do: frozen model, losses, gradients down to the first adapter."""
+        leaves = []
+        for encoder in (step.image, step.text):
+
+            def left_alone(number, adapter_input, output, layout, reconstruct, encoder=encoder):
+                if number == encoder.branches[0]:
+                    output = output.detach().requires_grad_()
+                    leaves.append(output)
+                return output, output.new_empty(0)
+
+            encoder._add = left_alone  # type: ignore[method-assign]
+        images, labels = self.images, self.labels
+
+        def call() -> torch.Tensor:
+            leaves.clear()
+            total = step(images, labels).losses["total"]
+            torch.autograd.grad(total, leaves)
+            return total.detach()
+
+        return call
+
+    def _replayed(self, call: Callable[[], object]) -> Callable[[], None]:
+        recorder = CudaRecorder(self.device)
+        replays: list[Callable[[], None]] = []
+
+        def replayed() -> None:
+            if not replays:
+                for _ in range(WARM_UP):
+                    recorder.run(call)
+                replays.append(recorder.record(call))
+            replays[0]()
+
+        return replayed
 
     @torch.no_grad()
     def _floor(self, step: TrainStep) -> Callable[[], object]:
@@ -194,7 +254,7 @@ def check(batch: int, backbone: Backbone, adapted: AdaptedCLIP, graphs: bool = F
         RuntimeError: they differ.
     """
     subject = subject or Subject.of(DEFAULT)
-    compared = (*COMPARED, GRAPHS) if graphs else COMPARED
+    compared = (*COMPARED, *(name for name in ON_CUDA if unrecorded(name) in COMPARED)) if graphs else COMPARED
     near = replace(subject.config.loss, lambda3=0, lambda4=0)
     for loss, tensors in ((near, True), (subject.config.loss, False)):
         contenders = Contenders(batch, backbone, adapted, CHECKED_CLASSES, "fp32", subject.with_loss(loss))

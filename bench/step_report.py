@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.step_contenders import COMPARED, NO_RECONSTRUCTION, VIEWS
+from bench.step_contenders import BACKBONE, COMPARED, NO_RECONSTRUCTION, VIEWS, unrecorded
 from bench.step_methods import DEFAULT
 from bench.step_targets import (
     ASKED,
@@ -130,8 +130,8 @@ def _rows(kept: dict[str, Any], method: str, named: bool) -> list[tuple[str, ...
             continue
         plain = times.of("plain", precision, classes)
         ratio = f"{plain.seconds / time.seconds:.2f}{plain.mark}" if plain else ""
-        # The plan counts whole steps, and the floor is a part of one.
-        whole = name != "floor"
+        # The plan counts whole steps; these are parts of one.
+        whole = unrecorded(name) not in ("floor", BACKBONE)
         counted = f"{case['flop'] / 1e9:.0f}" if whole else ""
         expected = f"{case['plain_flop'] / case['flop']:.2f}" if whole else ""
         held, added = (f"{case[f'{kind}_bytes'] / 1e9:.2f}" if f"{kind}_bytes" in case else "" for kind in MEMORY)

@@ -33,18 +33,17 @@ def wide_clip(tmp_path):
     return folder
 
 
-def configured(animals, clip, tmp_path, **changes):
-    values = {"epochs": 1, "adapter": RMAdapterConfig(layers="1-1", bottleneck=8, scale=0.1), "grad_norm_every": 0}
-    return run_config(animals, clip, tmp_path / "run", **values | changes)
-
-
 def test_every_backend_here_ends_within_the_seeds_spread(animals, wide_clip, tmp_path):
-    config = configured(animals, wide_clip, tmp_path)
+    values = {"epochs": 1, "adapter": RMAdapterConfig(layers="1-1", bottleneck=8, scale=0.1), "grad_norm_every": 0}
+    config = run_config(animals, wide_clip, tmp_path / "run", **values)
     backends = [name for name in ("eager", "cpu") if available_backends()[name].available]
-    curves = {(b, s): equivalence.run(config, tmp_path, b, s) for b in backends for s in (1, 2)}
-    for difference in equivalence.compare(curves):
+    runs = {
+        (f"{b}/fp32", s): equivalence.run(config, tmp_path, (f"{b}/fp32", s)) for b in backends for s in (1, 2)
+    }  # fmt: skip
+    for difference in equivalence.compare(runs):
         print(difference)
         assert difference.steps == 4
+        assert set(difference.ends) == {"last", "base", "new", "hm"}
         assert difference.within
         assert difference.largest < 1e-4
 
@@ -59,7 +58,7 @@ def test_triton_in_the_interpreter_ends_within_the_seeds_spread(animals, wide_cl
         "sys.exit(equivalence.main(sys.argv[1:]))\n"
     )  # fmt: skip
     command = ["--out", str(tmp_path / "runs"), "--data", str(animals), "--model", f"local-dir:{wide_clip}"]
-    command += ["--backends", "eager,triton", "--seeds", "1,2", "--epochs", "1", "--shots", "2", "--precision", "fp32"]
+    command += ["--variants", "eager/fp32,triton/fp32", "--seeds", "1,2", "--epochs", "1", "--shots", "2"]
     command += ["--layers", "1-1"]
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(kernels), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -67,15 +66,31 @@ def test_triton_in_the_interpreter_ends_within_the_seeds_spread(animals, wide_cl
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "triton seed 2: largest difference" in done.stdout
+    assert "triton/fp32 seed 2: largest difference" in done.stdout
 
 
-def test_curves_are_compared_by_seed():
+def test_runs_are_compared_by_seed_with_eager_s_of_their_precision_or_the_first():
     curves = {
-        ("eager", 1): [3.0, 2.0, 1.0], ("eager", 2): [3.0, 2.5, 1.25],
-        ("cpu", 1): [3.0, 2.1, 1.0], ("cpu", 2): [3.0, 2.5, 1.75],
+        ("eager/bf16", 1): ([3.0, 2.0], 60.0), ("eager/bf16", 2): ([3.0, 2.5], 62.0),
+        ("cpu/bf16", 1): ([3.0, 2.5], 61.5), ("cpu/bf16", 2): ([3.0, 3.5], 62.0),
+        ("cpu/fp32", 1): ([3.0, 2.0], 63.0),
     }  # fmt: skip
-    one, other = equivalence.compare(curves)
-    assert (one.largest, one.last, one.spread, one.within) == (pytest.approx(0.1), 0.0, 0.25, True)
-    assert not other.within
-    assert str(other) == "cpu seed 2: largest difference 5.0e-01 over 3 steps, last 5.0e-01, OUTSIDE the seeds' 2.5e-01"
+    runs = {key: equivalence.Run(losses, {"base": base}) for key, (losses, base) in curves.items()}
+    one, other, last = equivalence.compare(runs)
+    assert (one.largest, one.ends, one.within) == (0.25, {"last": (0.25, 0.25), "base": (1.5, 2.0)}, True)
+    assert (other.largest, other.ends["last"], other.within) == (0.5, (0.5, 0.25), False)
+    assert (last.ends["last"], last.ends["base"], last.within) == ((0.0, 0.25), (3.0, 2.0), False)
+    assert str(other) == (
+        "cpu/bf16 seed 2: largest difference 5.0e-01 over 2 steps, last 0.5 OUTSIDE the seeds' 0.25, "
+        "base 0 within the seeds' 2"
+    )
+
+
+def test_a_curve_is_smoothed_over_the_window():
+    assert equivalence.Run([float(number) for number in range(60)], {}).smoothed == [24.5 + k for k in range(11)]
+
+
+def test_a_variant_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        equivalence.main(["--out", str(tmp_path), "--variants", "eager/fp32,fast/fp32"])
+    assert "--variants has 'fast/fp32'; valid: BACKEND/PRECISION" in capsys.readouterr().err

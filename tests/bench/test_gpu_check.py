@@ -84,6 +84,7 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
         "test_triton_gpu.py",
         "test_triton_gpu_calls.py",
         "test_device_step.py",
+        "test_gpu_runs.py",
     }
     # They end by themselves, and say what failed, before they are ended.
     share = gpu_check.BUDGETS["tests"] / sum(gpu_check.BUDGETS.values())
@@ -93,6 +94,7 @@ def test_everything_in_nine_minutes(tmp_path, capsys):
     assert [command[:3:2] for command in sanitizers] == [
         ["compute-sanitizer", "memcheck"],
         ["compute-sanitizer", "racecheck"],
+        ["compute-sanitizer", "initcheck"],
     ]
     assert "bench.tune" in sweep[0]
     printed = capsys.readouterr().out
@@ -159,7 +161,7 @@ def test_without_a_device_or_tools(tmp_path, capsys, monkeypatch):
 def test_steps_are_chosen(tmp_path, capsys):
     machine = Stub(SLOW_STEPS)
     assert run(machine, tmp_path, "--steps", "sweep,tests") == 0
-    assert [len(commands) for commands in machine.commands] == [14, 1]
+    assert [len(commands) for commands in machine.commands] == [15, 1]
     assert not machine.contests
     with pytest.raises(SystemExit):
         run(machine, tmp_path, "--steps", "test")

@@ -16,16 +16,21 @@ from bench import cpu_memory, loader, step_contenders, step_samples
 from bench import step as bench
 from bench.memory import allocated_peak, held_bytes
 from bench.step_contenders import (
+    BACKBONE,
     CHECKED_CLASSES,
     COMPARED,
+    COMPILED,
     CONTENDERS,
     GRAPHS,
     MAIN,
     NO_RECONSTRUCTION,
+    RECORDED,
     VIEWS,
     Contenders,
     check,
+    unrecorded,
 )
+from bench.step_gpu import Work, summary
 from bench.step_methods import Subject
 from bench.step_report import TARGETS, Times, as_table, heading, targets
 from rmadapter import AdaptedCLIP, InputError, RMAdapterConfig, inject
@@ -424,9 +429,9 @@ def test_a_recorded_step_that_differs_is_found(tokenizer, monkeypatch):
     check(4, *small_contenders(tokenizer), graphs=True)
     graphed = Contenders._graphed
 
-    def with_other_images(self, step):
+    def with_other_images(self, step, name):
         self.images = self.images + 1
-        return graphed(self, step)
+        return graphed(self, step, name)
 
     monkeypatch.setattr(Contenders, "_graphed", with_other_images)
     with pytest.raises(RuntimeError, match="all, cuda graphs and plain differ"):
@@ -434,16 +439,17 @@ def test_a_recorded_step_that_differs_is_found(tokenizer, monkeypatch):
 
 
 # One of each kind, and those whose memory is compared.
-FEW = ["plain", "all", "all, views", NO_RECONSTRUCTION, "only trim", "floor", GRAPHS]
+FEW = ["plain", "all", "all, views", NO_RECONSTRUCTION, "only trim", "floor", BACKBONE, GRAPHS]
+RUN = [name for name in CONTENDERS if unrecorded(name) != COMPILED]  # it compiles for minutes
 
 
 @pytest.mark.parametrize(
     ("precision", "names"),
     [
         pytest.param("fp32", FEW, marks=pytest.mark.slow),
-        pytest.param("fp32", CONTENDERS, marks=pytest.mark.slow),
+        pytest.param("fp32", RUN, marks=pytest.mark.slow),
         pytest.param("bf16", ["plain", "all"], marks=pytest.mark.slow),
-        pytest.param("bf16", CONTENDERS, marks=pytest.mark.slow),
+        pytest.param("bf16", RUN, marks=pytest.mark.slow),
         ("autocast", ["plain"]),
     ],
     ids=["fp32, few", "fp32", "bf16, two", "bf16", "autocast"],
@@ -475,3 +481,26 @@ def test_every_contender_runs(tokenizer, precision, names, monkeypatch):
         assert sum(found["all"]) > sum(found[NO_RECONSTRUCTION])
         # What is kept of the prompts, but for what both keep.
         assert found["all"][0] > found["only trim"][0]
+
+
+def test_the_backbone_s_step_has_the_losses_of_one_whose_adapters_do_nothing(tokenizer, monkeypatch):
+    """And trains none of them, recorded or not."""
+    monkeypatch.setattr(step_contenders, "CudaRecorder", ReplaysByRunning)
+    backbone, adapted = small_contenders(tokenizer)
+    with torch.no_grad():
+        for name, weight in adapted.trained().items():
+            weight.mul_(not name.endswith("_up"))
+    contenders = Contenders(4, backbone, adapted, 6, "fp32")
+    assert contenders.applies(BACKBONE)
+    total = contenders.call(BACKBONE)()
+    assert total == pytest.approx(contenders.call(NO_RECONSTRUCTION)().item(), rel=1e-5)
+    contenders.clear_gradients()
+    contenders.call(BACKBONE + RECORDED)()
+    assert all(parameter.grad is None for parameter in contenders.adapted.trained().values())
+
+
+def test_the_gpu_s_work_is_counted_once_where_kernels_overlap():
+    work = [Work("a", 0, 10), Work("b", 5, 12), Work("a", 20, 25), Work("c" * 200, 21, 22)]
+    found = summary(reversed(work))
+    assert (found["kernels"], found["busy_seconds"]) == (4, pytest.approx(17e-9))
+    assert list(found["longest"].items()) == [("a", 15e-9), ("b", 7e-9), ("c" * 90, 1e-9)]

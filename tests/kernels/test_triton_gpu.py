@@ -85,6 +85,7 @@ def test_partly_used_and_partly_frozen(use, trained):
     judge(make_case((130,), 256, 8, 8, local_reconstruction=False, norm=True), "bf16", use=use, frozen=frozen)
 
 
+@pytest.mark.telling
 @pytest.mark.parametrize("kind_name", ["bf16", "ieee"])
 def test_bit_equal_runs_and_64_bit_addresses(kind_name, monkeypatch):
     from rmadapter_kernels.triton import operators, plans

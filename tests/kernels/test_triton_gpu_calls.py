@@ -115,6 +115,7 @@ def test_a_second_device():
         fused(case.x.to("cuda:1"), *(w.to("cuda:0") for w in case.weights))
 
 
+@pytest.mark.telling
 @pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs", "reduce-overhead"])
 def test_compiled_equals_eager(mode):
     torch._dynamo.reset()

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import small_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +18,7 @@ from rmadapter.config.shortcuts import StepConfig
 from rmadapter.objectives.losses import gradient_norms
 from rmadapter.step.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep, check_graphs
 from rmadapter.step.device_step import FINITE, DeviceStep, StepInputs
+from rmadapter.step.distributed import Ranks, _GatherRows, parallel
 from rmadapter.step.train_step import TrainStep
 
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig"]
@@ -295,6 +297,7 @@ def test_off_cuda_and_in_several_processes_it_is_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.telling
 @pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_recorded_on_a_gpu_it_trains_as_the_ordinary_step_does(tokenizer, dtype, compiled):
@@ -313,3 +316,25 @@ def test_recorded_on_a_gpu_it_trains_as_the_ordinary_step_does(tokenizer, dtype,
         assert_close(weights(step), expected[number], {torch.float32: 1e-5}.get(dtype, 5e-3))
     assert graphed.recordings == 2
     assert graphed.step.take_sums().steps == len(sizes) - 2
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), pytest.param("cuda", "nccl", marks=pytest.mark.gpu)])
+def test_a_group_of_one_process_takes_the_ordinary_step(tokenizer, device, backend, monkeypatch):
+    """Rows and their gradients are gathered, and the weights' gradients averaged, by the group's own collectives."""
+    found = []
+    for exchanged in (False, True):
+        step = module = make_step(tokenizer, device)
+        if exchanged:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            monkeypatch.setattr(Ranks, "gather_rows", lambda self, rows, count: _GatherRows.apply(rows, self, count))
+            module = parallel(step, step.model.config, step.model.loss)
+        try:
+            inputs = batch(0, device=device)
+            losses = module(inputs.images, inputs.labels).losses
+            losses["total"].backward()
+        finally:
+            if exchanged:
+                dist.destroy_process_group()
+        found.append([losses["total"].detach(), *(p.grad for p in step.model.adapted.adapter_tensors().values())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
