@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for case, direction in work()[number - 1 :: count]:
         began = time.perf_counter()
+        torch._dynamo.reset()  # it takes so many shapes of one function and no more
         for name in NAMES:
             Step(name, case, torch.device("cuda")).run(direction)
         torch.cuda.synchronize()

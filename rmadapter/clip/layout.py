@@ -75,6 +75,16 @@ class Layout(NamedTuple):
         """The inverse of ``start`` and ``own``."""
         return torch.cat([start, own.unflatten(0, (self.groups, self.rows)).flatten(1, 2)], 1)
 
+    def weights(self, counted: Tensor) -> Tensor:
+        """How many of the rows' tokens each of its own stands for, of those ``counted``, bool [rows, tokens of a row].
+
+        fp32, [1, shared + rows * own] with shared tokens, else [rows, tokens].
+        """
+        found = counted.float()
+        if not self.shared:
+            return found
+        return torch.cat([self.rows * found[:1, : self.shared], found[:, self.shared :].reshape(1, -1)], 1)
+
     def length(self, x: Tensor) -> int:
         """Tokens of one row, the shared ones counted."""
         return self.shared + (x.shape[1] - self.shared) // self.rows if self.shared else x.shape[1]

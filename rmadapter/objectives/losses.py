@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rmadapter.config import LossConfig
@@ -34,16 +36,46 @@ def reconstruction(per_token: list[Tensor], objective: str, width: int, counted:
         width: D of the tower.
         counted: bool [batch, tokens], or [1, tokens] for the same of each row, which tokens count; None for all.
     """
-    count = per_token[0].numel() if counted is None else counted.expand_as(per_token[0]).sum()
-    return reconstruction_sum(per_token, objective, width, counted) / count
-
-
-def reconstruction_sum(per_token: list[Tensor], objective: str, width: int, counted: Tensor | None = None) -> Tensor:
-    """``reconstruction`` before its division by the number of tokens, for tokens that are spread over calls."""
     divisor = 1 if objective == "cosine" else width
+    count = per_token[0].numel() if counted is None else counted.expand_as(per_token[0]).sum()
     if counted is not None:
         per_token = [torch.where(counted, loss, 0.0) for loss in per_token]
-    return reduce(torch.add, (loss.sum() for loss in per_token)) / divisor
+    return reduce(torch.add, (loss.sum() for loss in per_token)) / divisor / count
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Sum over losses of one shape, times weights that broadcast to it, or None; whatever has the weight 0 is left out.
+
+    One kernel of each kind for all adapters, and one gradient, which is the same for all. With a sum for each of them
+    these were 197 small kernels a step of ViT-B/16 on an H100, 0.56 of 11.8 ms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor | None, *per_token: Tensor) -> Tensor:
+        found = torch.stack(per_token)
+        ctx.save_for_backward(*([] if weights is None else [weights]))
+        ctx.shape, ctx.count = per_token[0].shape, len(per_token)
+        return (found if weights is None else torch.where(weights != 0, found * weights, 0.0)).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        for weights in ctx.saved_tensors:
+            gradient = gradient * weights
+        # Not strided by 0, so that the rows of a loss are addressed as those of x are.
+        each = gradient.expand(ctx.shape).contiguous()
+        return (None, *[each] * ctx.count)
+
+
+def reconstruction_sum(per_token: list[Tensor], objective: str, width: int, weights: Tensor | None = None) -> Tensor:
+    """``reconstruction`` before its division by the number of tokens, for tokens that are spread over calls.
+
+    Args:
+        per_token: one fp32 tensor [rows, tokens] an adapter.
+        objective, width: as in ``reconstruction``.
+        weights: fp32, [rows, tokens] or [1, tokens], how often each token counts; None: once.
+    """
+    return _WeightedSum.apply(weights, *per_token) / (1 if objective == "cosine" else width)
 
 
 def consistency(tuned: Tensor, frozen: Tensor, distance: str = "l1") -> Tensor:

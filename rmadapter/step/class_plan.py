@@ -29,8 +29,8 @@ class ClassChunk:
 
     Attributes:
         rows: int64 [classes], which of the own classes they are.
-        prompts: cut to the chunk's length; ``counted``: bool [classes, length], by the reconstruction; ``layout``: how
-            activations lie.
+        prompts: cut to the chunk's length; ``layout``: how activations lie; ``weights``: how often each of their tokens
+            counts in the reconstruction, see ``Layout.weights``.
         recompute: compute the tuned pass again in the backward pass.
         entry, target: where training begins, and frozen features, of sentences those of each; None where they are
             computed at every step.
@@ -38,7 +38,7 @@ class ClassChunk:
 
     rows: Tensor
     prompts: Prompts
-    counted: Tensor
+    weights: Tensor
     layout: Layout
     recompute: bool
     entry: Entry | None = None

@@ -7,7 +7,7 @@ its shortcuts, each of which can be left out, and ``encoders`` for how a tower i
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -260,29 +260,22 @@ class TrainStep(nn.Module):
         output: Tensor,
         layout: Layout,
         tokens: Tensor,
-        counted: Tensor,
+        weights: Tensor,
         reconstruct: bool,
         values: Values | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The same for some prompts."""
         x, per_token = self.text.tuned(Entry(adapter_input, output), layout, reconstruct, values)
-        return self.text.finish(x, tokens, layout), self._reconstruction_sum("text", per_token, layout, counted)
+        return self.text.finish(x, tokens, layout), self._reconstruction_sum("text", per_token, weights)
 
-    def _reconstruction_sum(
-        self, tower: str, per_token: list[Tensor], layout: Layout | None = None, counted: Tensor | None = None
-    ) -> Tensor:
-        """Over all tokens that count; one that all rows share counts once a row."""
+    def _reconstruction_sum(self, tower: str, per_token: list[Tensor], weights: Tensor | None = None) -> Tensor:
+        """Over all tokens that count, of images those of the model; ``weights`` are ``ClassChunk.weights``."""
         if not per_token:
             return self.model.prompts.tokens.new_zeros((), dtype=torch.float32)
-        of: dict[str, Any] = {"objective": self.model.config.objective, "width": self.model.width[tower]}
-        if layout is None or not layout.shared:
-            counted = self.model.counted[tower] if counted is None else counted
-            return losses.reconstruction_sum(per_token, counted=counted, **of)
-        shared = layout.shared
-        assert counted is not None  # prompts alone begin alike, and say which of their tokens count
-        own = losses.reconstruction_sum([layout.own(x) for x in per_token], counted=counted[:, shared:], **of)
-        start = losses.reconstruction_sum([layout.start(x) for x in per_token], counted=counted[:1, :shared], **of)
-        return own + layout.rows * start
+        counted = self.model.counted[tower]
+        if weights is None and counted is not None:
+            weights = counted.to(per_token[0].dtype)
+        return losses.reconstruction_sum(per_token, self.model.config.objective, self.model.width[tower], weights)
 
     def prepare(self) -> None:
         """Compute now what is kept of prompts and frozen matrices, and not in the first step."""
@@ -322,7 +315,8 @@ class TrainStep(nn.Module):
         for chunk in self.chunks:
             rows = self.order[chunk.start : chunk.stop]
             prompts, counted = self.prompts.rows(rows, chunk.length), self.counted[rows, : chunk.length]
-            made = ClassChunk(rows, prompts, counted, self.text.layout(prompts, chunk.shared), chunk.recompute)
+            layout = self.text.layout(prompts, chunk.shared)
+            made = ClassChunk(rows, prompts, layout.weights(counted), layout, chunk.recompute)
             if self.shortcuts.frozen_targets and self.model.loss.needs_text:
                 made.target = self._targets_of(made)
             if self.shortcuts.text_prefix:
@@ -346,11 +340,11 @@ class TrainStep(nn.Module):
         reconstruct, entry = self.reconstructs("text"), self._entry(classes)
         layout = classes.layout if images == 1 else classes.layout._replace(groups=images)
         features, rec = self._text_part(
-            *entry, layout, classes.prompts.tokens, classes.counted, reconstruct and not self.frozen_stream, values
+            *entry, layout, classes.prompts.tokens, classes.weights, reconstruct and not self.frozen_stream, values
         )
         if reconstruct and self.frozen_stream:
             per_token = self.text.frozen(entry, classes.layout, True)[1]
-            rec = self._reconstruction_sum("text", per_token, classes.layout, classes.counted)
+            rec = self._reconstruction_sum("text", per_token, classes.weights)
         return features, rec
 
     def _entry(self, classes: ClassChunk) -> Entry:

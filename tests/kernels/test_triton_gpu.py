@@ -75,7 +75,9 @@ def test_every_activation(kind, activation):
     ],
 )
 def test_shapes(kind, lead, d, r, h):
-    judge(make_case(lead, d, r, h, norm=True, local_reconstruction=False, scale=0.5), kind)
+    # Of 70,000 tokens the gradient of w_down goes up to 212,194, which fp16 cannot hold: that of fp32 weights can.
+    weight_dtype = torch.float32 if (kind, lead) == ("fp16", (70000,)) else None
+    judge(make_case(lead, d, r, h, norm=True, local_reconstruction=False, scale=0.5), kind, weight_dtype)
 
 
 @pytest.mark.parametrize("use", ["out", "loss"])
