@@ -142,7 +142,7 @@ def split_options(
                 known = (f"--{option}" for option in (*own_fields, *other_fields))
                 raise InputError(f"unknown option {word!r}{nearest(f'--{name}', known)}")
         target.append(word)
-        if kind is not bool and not equals:
+        if not is_switch(kind) and not equals:
             following = next(words, None)
             if following is None:
                 raise InputError(f"option {word} needs a value")
@@ -244,6 +244,11 @@ def _members(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
+def is_switch(kind: Any) -> bool:
+    """Whether an option of this type is switched on and off by its name alone; None is for neither."""
+    return {bool} <= set(_members(kind)) <= {bool, type(None)}
+
+
 def _is_text(kind: Any) -> bool:
     """Whether an option of this type takes any text."""
     return {str} <= set(_members(kind)) <= {str, type(None)}
@@ -282,9 +287,9 @@ def _rewrite(argv: list[str], fields: dict[str, Any]) -> _Rewritten:
         elif name in groups:
             own = [f"--{option}" for option in fields if option.startswith(f"{name}.") and option not in groups]
             raise InputError(f"option --{name} is a group of options; valid: {', '.join(own)}")
-        elif fields.get(name) is bool:
+        elif is_switch(fields.get(name)):
             found.options.append(f"--{name}={value if equals else 'true'}")
-        elif name.startswith("no_") and fields.get(name.removeprefix("no_")) is bool and not equals:
+        elif name.startswith("no_") and is_switch(fields.get(name.removeprefix("no_"))) and not equals:
             found.options.append(f"--{name.removeprefix('no_')}=false")
         elif name in fields:
             found.add(name, fields[name], _value(word, equals, value, words))
@@ -295,7 +300,7 @@ def _rewrite(argv: list[str], fields: dict[str, Any]) -> _Rewritten:
                 "print_config",
                 "help",
                 "help_all",
-                *(f"no_{n}" for n, k in fields.items() if k is bool),
+                *(f"no_{n}" for n, k in fields.items() if is_switch(k)),
             ]
             raise InputError(f"unknown option {word!r}{nearest('--' + name, ('--' + o for o in options))}")
     return found

@@ -76,7 +76,7 @@ def groups_of(config: type, prefix: str = "") -> dict[str, type]:
 
 
 def _values(kind: Any) -> str:
-    if kind is bool:
+    if kind in (bool, bool | None):
         return "bool"
     members = [member for member in typing.get_args(kind) or (kind,) if member is not type(None)]
     return "|".join(getattr(typing.get_origin(m) or m, "__name__", str(m)).upper() for m in members)

@@ -131,7 +131,8 @@ class TrainConfig:
         cache_limit: most that the views of all runs may take on the disk, and the decoded images as much, such as 10GB
         cache_dir: folder for both; default: ~/.cache/rmadapter
         compile: run the adapted part of both towers through torch.compile
-        cuda_graphs: record whole steps, update included, as CUDA graphs and replay them (one GPU)
+        cuda_graphs: record whole steps, update included, as CUDA graphs and replay them; default: on one GPU, where a
+            step can be recorded
         explain: say what is on, why, and what it is expected to save; train nothing
         max_bad_steps: steps with a non-finite loss that are skipped before the run stops
         epochs: passes over the training images
@@ -201,7 +202,7 @@ class TrainConfig:
     cache_limit: str = "10GB"
     cache_dir: PathText | None = None
     compile: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     explain: bool = False
     max_bad_steps: int = 10
     epochs: int = 5

@@ -84,7 +84,9 @@ class GraphedStep:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise InputError(f"cuda_graphs is True, but the step cannot be recorded: {error}; valid: False") from error
+            raise InputError(
+                f"cuda_graphs is True, but the step cannot be recorded: {error}; valid: --no-cuda-graphs"
+            ) from error
         self._recorded[key] = own, replay
 
 

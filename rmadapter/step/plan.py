@@ -65,6 +65,21 @@ def text_budget(config: TrainConfig, device: torch.device) -> tuple[int, str]:
     )
 
 
+def _unrecorded(config: TrainConfig) -> str | None:
+    """The option that recorded steps do not have, or None."""
+    others = {"optimizer": config.optimizer != "sgd", "loss.projected": config.loss.projected > 0}
+    return next((name for name, on in others.items() if on), None)
+
+
+def with_graphs_settled(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """``config`` with ``cuda_graphs`` on or off; where it says neither, on if steps can be recorded there."""
+    if config.cuda_graphs is not None:
+        return config
+    alone_on_cuda = ranks.device.type == "cuda" and ranks.world == 1
+    on = alone_on_cuda and wanted_shortcuts(config).any and _unrecorded(config) is None
+    return dataclasses.replace(config, cuda_graphs=on)
+
+
 def make_step(
     model: RMAdapterCLIP, config: TrainConfig, precision: str, text_bytes: int, ranks: Ranks | None = None
 ) -> tuple[RMAdapterCLIP | TrainStep, str]:
@@ -75,7 +90,7 @@ def make_step(
     """
     shortcuts = wanted_shortcuts(config)
     if not shortcuts.any:
-        switches = [(name, getattr(config, name), False) for name in ("compile", "cuda_graphs")]
+        switches = [("compile", config.compile, False), ("cuda_graphs", bool(config.cuda_graphs), False)]
         wanted = [("views", config.views, 0), *switches]
         for name, value, without in (*wanted, ("processes", (ranks or Ranks()).world, 1)):
             if value != without:
@@ -91,9 +106,7 @@ def make_step(
     device = model.prompts.tokens.device
     if config.cuda_graphs:
         check_graphs(device, (ranks or Ranks()).world)
-    others = {"optimizer": config.optimizer != "sgd", "loss.projected": config.loss.projected > 0}
-    if config.cuda_graphs and any(others.values()):
-        name = next(name for name, on in others.items() if on)
+    if config.cuda_graphs and (name := _unrecorded(config)) is not None:
         raise InputError(
             f"cuda_graphs is True, but {name} is nothing that recorded steps have; valid: without one of them"
         )

@@ -27,7 +27,7 @@ from rmadapter.step.batches import WorkerLostError, lost_workers_said
 from rmadapter.step.distributed import PeerLostError, Ranks
 from rmadapter.step.memory import parse_bytes
 from rmadapter.step.plain import RMAdapterCLIP
-from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts
+from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts, with_graphs_settled
 from rmadapter.training.before_training import check_test_images, check_test_prompts
 from rmadapter.training.choosing import choose
 from rmadapter.training.few_shot import few_shot
@@ -103,6 +103,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     check_test_prompts(backbone, data, parts, template)
     model, backend = _make_model(config, backbone, data, names, len(items), precision)
     state = folder.load_state() if config.resume and not config.explain else None
+    asked, config = config, with_graphs_settled(config, ranks)
     text_bytes, whence = text_budget(config, device)
     if state is not None and config.text_memory is None:
         # The chunks of classes depend on it, and the last bits on the chunks: what the run began with.
@@ -125,7 +126,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
 
     ranks.barrier()  # every process has looked into the folder before one writes to it
     if ranks.main:
-        folder.prepare(config, data.content_hash)
+        folder.prepare(asked, data.content_hash)
         folder.check_room(run.bytes_written)
         said = {"backend": backend, "precision": precision, "text_memory": text_bytes}
         write_json(folder.environment_file, {**environment(device), **said})

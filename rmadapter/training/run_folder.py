@@ -70,8 +70,8 @@ _PLACES_AND_SPEED = {
 # What is written down or done beside training.
 _WITHOUT_WEIGHT = {"evaluate", "log_every", "grad_norm_every", "label"}
 # What may differ between a run and its resumption. Images that are left out change no sample that was drawn: it is
-# compared with the one that the run began with.
-FREE_ON_RESUME = _PLACES_AND_SPEED | _WITHOUT_WEIGHT | {"skip_bad_images"}
+# compared with the one that the run began with. A recorded step rounds otherwise, as one on another device does.
+FREE_ON_RESUME = _PLACES_AND_SPEED | _WITHOUT_WEIGHT | {"skip_bad_images", "cuda_graphs"}
 # No settings of a result: what results.json says beside them.
 _SAID_BESIDE = {
     "data",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+import yaml
 from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
 
-from rmadapter import InputError
-from rmadapter.training import loop
+from rmadapter import InputError, LossConfig
+from rmadapter.step.distributed import Ranks
+from rmadapter.step.plan import with_graphs_settled
+from rmadapter.training import adapter_run, loop
 from rmadapter.training.adapter_run import train
 from rmadapter.training.run_errors import DivergedError
 
@@ -99,3 +104,37 @@ def test_recorded_steps_need_cuda_and_the_fast_step(config, tmp_path):
     with pytest.raises(InputError, match=r"cuda_graphs is True, which the plain step \(--no-shortcuts\) does not have"):
         train(config(cuda_graphs=True, shortcuts=False))
     assert not (tmp_path / "run").exists()
+
+
+ON_CUDA = Ranks(device=torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "on"),
+    [
+        ({}, ON_CUDA, True),
+        ({"compile": True, "views": 1}, ON_CUDA, True),
+        ({}, Ranks(), False),
+        ({}, dataclasses.replace(ON_CUDA, world=2), False),
+        ({"shortcuts": False}, ON_CUDA, False),
+        ({"optimizer": "adamw"}, ON_CUDA, False),
+        ({"loss": LossConfig(distillation=1, projected=1)}, ON_CUDA, False),
+        ({"cuda_graphs": False}, ON_CUDA, False),
+        ({"cuda_graphs": True}, Ranks(), True),
+    ],
+)
+def test_steps_are_recorded_where_they_can_be_unless_it_says_otherwise(config, changes, ranks, on):
+    assert with_graphs_settled(config(**changes), ranks).cuda_graphs is on
+
+
+def test_a_run_takes_what_was_settled_and_keeps_what_was_asked(config, tmp_path, called_graphs, monkeypatch):
+    """And goes on with other steps where the machine has changed."""
+    cuda = dataclasses.replace(config(epochs=3), cuda_graphs=True)
+    monkeypatch.setattr(adapter_run, "with_graphs_settled", lambda asked, ranks: cuda)
+    with stopped_before_step(6, monkeypatch):
+        train(config(epochs=3))
+    assert called_graphs.replays > 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["cuda_graphs"] is None
+    monkeypatch.undo()
+    results = train(config(epochs=3, resume=True))
+    assert results["settings"]["cuda_graphs"] is False
