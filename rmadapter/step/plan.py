@@ -106,9 +106,9 @@ def make_step(
     device = model.prompts.tokens.device
     if config.cuda_graphs:
         check_graphs(device, (ranks or Ranks()).world)
-    if config.cuda_graphs and (name := _unrecorded(config)) is not None:
+    if config.cuda_graphs and (option := _unrecorded(config)) is not None:
         raise InputError(
-            f"cuda_graphs is True, but {name} is nothing that recorded steps have; valid: without one of them"
+            f"cuda_graphs is True, but {option} is nothing that recorded steps have; valid: without one of them"
         )
     if config.loss.projected and (ranks or Ranks()).world > 1:
         raise InputError(f"loss.projected is {config.loss.projected}, which one process alone does; valid: 0")
