@@ -181,8 +181,8 @@ class Check:
             say("tests: there is no compute-sanitizer, so none is run")
         once = f"{KERNEL_TESTS / 'test_triton_gpu.py'}::test_every_kernel_once"
         commands += [
-            ["compute-sanitizer", "--tool", tool, *OURS, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-o",
-             "addopts=", "-p", "no:cacheprovider", "--confcutdir", str(KERNEL_TESTS), once]
+            ["compute-sanitizer", "--tool", tool, *OURS, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q",
+             "-o", "addopts=", "-p", "no:cacheprovider", "--confcutdir", str(KERNEL_TESTS), once]
             for tool in sanitizers
         ]  # fmt: skip
         logs += [self.out / f"{tool}.log" for tool in sanitizers]

@@ -11,6 +11,7 @@ import torch
 from bench.step_methods import DEFAULT, Subject, names
 from rmadapter.clip.backbone import Backbone
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.errors import InputError
 from rmadapter.objectives.projection import project_gradients
 from rmadapter.runtime import residual_dtype
 from rmadapter.step.cuda_graphs import WARM_UP, CudaRecorder, GraphedStep
@@ -90,6 +91,8 @@ class Contenders:
 
     def applies(self, name: str) -> bool:
         """Whether the method has a step like contender ``name`` that is another one than ``all``."""
+        if name.endswith(RECORDED) and self.loss.projected:
+            return False
         name = unrecorded(name)
         if name == BACKBONE:
             return any(self.adapted.adapters())
@@ -260,7 +263,11 @@ def check(batch: int, backbone: Backbone, adapted: AdaptedCLIP, graphs: bool = F
         contenders = Contenders(batch, backbone, adapted, CHECKED_CLASSES, "fp32", subject.with_loss(loss))
         found = {}
         for name in filter(contenders.applies, compared):
-            value = contenders.call(name)()
+            try:
+                value = contenders.call(name)()
+            except InputError as error:
+                print(f"{subject.name}: {name}, not compared: {error}", flush=True)
+                continue
             gradients = [p.grad.clone() for p in adapted.trained().values() if p.grad is not None]
             found[name] = [value, *(gradients if tensors else [])]
         plain = found.pop("plain")
