@@ -83,7 +83,7 @@ def plan_classes(
         raise InputError(f"{ranks.world} processes share {len(model.class_names)} classes; valid: at most one a class")
     # Where classes are computed for each image the images alone are shared.
     count = len(model.prompts.valid)
-    own = torch.arange(*((0, count) if model.per_image else ranks.part(count)))
+    own = torch.arange(*((0, count) if model.per_image else ranks.part(count)), device=model.prompts.valid.device)
     prompts, counted = model.prompts.rows(own), model.counted_text[own]
     valid = prompts.valid
     count, length = valid.shape

@@ -81,12 +81,13 @@ def inputs_of(model) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
     return (images, labels), {"drawn": torch.tensor(1)} if model.draws else {}
 
 
-def run(step, model) -> dict[str, torch.Tensor]:
-    """Logits, losses and gradients of one step."""
+def run(step, model, device="cpu") -> dict[str, torch.Tensor]:
+    """Logits, losses and gradients of one step; tensors that are made without a device in it are made on ``device``."""
     model.zero_grad()
     inputs, drawn = inputs_of(model)
-    logits, losses = step(*inputs, **drawn)
-    losses["total"].backward()
+    with torch.device(device):
+        logits, losses = step(*inputs, **drawn)
+        losses["total"].backward()
     found = {"logits": logits.detach(), **{name: value.detach() for name, value in losses.items()}}
     return found | {f"d {n}": p.grad for n, p in model.adapted.adapter_tensors().items() if p.grad is not None}
 

@@ -42,7 +42,7 @@ def test_what_a_run_leaves_behind(config, tmp_path, capsys):
     assert configured["adapter"]["bottleneck"] == 8
     settings = results["settings"]
     assert results["text_memory"] is None  # all prompts fit
-    assert settings == {name: configured[name] for name in settings}
+    assert settings == {name: configured[name] for name in settings} | {"cuda_graphs": False}  # what None came to
     assert {"lr", "epochs", "batch_size", "template", "augmentation", "adapter", "loss"} <= settings.keys()
     # Those that stand beside them, that say where and how fast, and what is written down.
     assert not {"data", "seed", "precision", "out", "device", "workers", "log_every"} & settings.keys()

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from method_runs import training_of
 from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
 
+from rmadapter.cli import main
+from rmadapter.methods import METHODS
+from rmadapter.methods.method import TUNED
 from rmadapter.training.adapter_run import train
 
 pytestmark = pytest.mark.gpu
@@ -23,14 +27,26 @@ def losses_of(folder) -> list[float]:
 @pytest.mark.telling
 def test_its_steps_are_those_of_the_cpu(config, tmp_path):
     """In fp32, over whole runs of eight steps, from the same draws, order and augmentation."""
-    for device in ("cpu", DEVICE):
-        train(config(device=device, log_every=1, out=str(tmp_path / f"on-{device}"), evaluate=False))
-    ours, theirs = losses_of(tmp_path / f"on-{DEVICE}"), losses_of(tmp_path / "on-cpu")
+    for folder, device in (("theirs", "cpu"), ("ours", DEVICE)):
+        train(config(device=device, log_every=1, out=str(tmp_path / folder), evaluate=False))
+    ours, theirs = losses_of(tmp_path / "ours"), losses_of(tmp_path / "theirs")
     assert len(ours) == 8
     assert ours == pytest.approx(theirs, rel=1e-4)
-    expected = adapter_of(tmp_path / "on-cpu")
-    for name, tensor in adapter_of(tmp_path / f"on-{DEVICE}").items():
+    expected = adapter_of(tmp_path / "theirs")
+    for name, tensor in adapter_of(tmp_path / "ours").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.telling
+@pytest.mark.parametrize("name", [method.name for method in METHODS.values() if method.kind == TUNED])
+def test_every_method_s_steps_are_those_of_the_cpu(options, tmp_path, name):
+    words = ["--method", name, *options, *training_of(name), "--precision", "fp32", "--log_every", "1", "--no-evaluate"]
+    for folder, device in (("theirs", "cpu"), ("ours", DEVICE)):
+        assert main(["train", *words, "--device", device, "--out", str(tmp_path / folder)]) == 0
+    assert losses_of(tmp_path / "ours") == pytest.approx(losses_of(tmp_path / "theirs"), rel=1e-3)
+    expected = adapter_of(tmp_path / "theirs")
+    for key, tensor in adapter_of(tmp_path / "ours").items():
+        assert (tensor - expected[key]).norm() <= 1e-2 * expected[key].norm() + 1e-6, key
 
 
 @pytest.mark.telling

@@ -1,0 +1,31 @@
+"""A step makes its tensors where the model is: a GPU's faults of place, found without one.
+
+What is made without a device is made on ``meta`` here, and meets the model's tensors, which are on the CPU.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from step_cases import assert_same, run
+from tuned_cases import CASES, make_tuned
+
+from rmadapter.config.shortcuts import StepConfig
+from rmadapter.step.train_step import TrainStep
+
+KINDS = {"": {}, "in chunks": {}, "recomputed": {"recompute": True}}
+BYTES = {"per image": 600_000}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_made_on_the_default_device(tokenizer, case, kind):
+    settings = {"text_bytes": BYTES.get(case, 200_000)} if kind == "in chunks" else KINDS[kind]
+    found = []
+    for device in ("cpu", "meta"):
+        model = make_tuned(tokenizer, case)
+        with torch.device(device):
+            step = TrainStep(model, StepConfig(), images=4, **settings)
+            step.prepare()
+        found.append(run(step, model, device))
+    assert_same(*found)
