@@ -18,7 +18,7 @@ from rmadapter.errors import InputError
 
 Read = Callable[[str], Image.Image]  # an item's path -> its image; ``ImageData.read``
 # What tells the seeds of what is drawn for one (epoch, index) apart, behind those two; the first view has none.
-SECOND_VIEW, SENTENCE = 1, 2
+SECOND_VIEW, SENTENCE, DROPOUT = 1, 2, 3
 
 
 def _seed(*numbers: int) -> int:
@@ -60,6 +60,13 @@ class TrainImages(Dataset):
 def drawn_number(seed: int, epoch: int, step: int, count: int) -> int:
     """Which of ``count`` sentences a class a step compares with, the same for all classes; at random, by its number."""
     return int(np.random.default_rng((seed, epoch, step, SENTENCE)).integers(count))
+
+
+def seed_dropout(device: torch.device, seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed the generator of ``device`` that dropout draws from, for a step of a process, by its number."""
+    at = device.index if device.type == "cuda" else None
+    generator = torch.default_generator if at is None else torch.cuda.default_generators[at]
+    generator.manual_seed(_seed(seed, epoch, step, DROPOUT, rank))
 
 
 def steps_an_epoch(images: int, batch_size: int, drop_last: bool) -> int:

@@ -13,7 +13,7 @@ from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import Output
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, Item, Read, TrainImages, train_transform
-from rmadapter.data.loading import drawn_number
+from rmadapter.data.loading import drawn_number, seed_dropout
 from rmadapter.data.sentences import sentences_hash
 from rmadapter.errors import InputError
 from rmadapter.objectives.losses import gradient_norms
@@ -76,6 +76,7 @@ class TrainingLoop:
         self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
         self.since_line, self.since_epoch = Means(), Means()
         self.norms: dict[str, float] = {}
+        self.draws_dropout = any(model.adapted.sites(tower).random for tower in ("vision", "text"))
         self.graphed = self._make_graphed() if config.cuda_graphs else None
         # Losses of the last step from a recording, its epoch and its number there; judged when the next is under way.
         self._unjudged: tuple[Arriving, int, int] | None = None
@@ -329,6 +330,8 @@ class TrainingLoop:
 
     def _step(self, batch: Batch, wants_norms: bool) -> dict[str, float]:
         """One step of the optimizer, skipped where loss or gradient is not finite; the gradient norms if wanted."""
+        if self.draws_dropout:
+            seed_dropout(self.device, self.config.seed, self.epoch, self.step_in_epoch, self.ranks.rank)
         if self.graphed is not None:
             self._graphed_step(batch, wants_norms)
             return {}

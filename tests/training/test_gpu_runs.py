@@ -40,13 +40,15 @@ def test_its_steps_are_those_of_the_cpu(config, tmp_path):
 @pytest.mark.telling
 @pytest.mark.parametrize("name", [method.name for method in METHODS.values() if method.kind == TUNED])
 def test_every_method_s_steps_are_those_of_the_cpu(options, tmp_path, name):
-    words = ["--method", name, *options, *training_of(name), "--precision", "fp32", "--log_every", "1", "--no-evaluate"]
+    # Dropout's masks are a device's own.
+    own = ["--lora.dropout", "0"] if "lora" in METHODS[name].groups else []
+    words = ["--method", name, *options, *training_of(name), *own, "--precision", "fp32", "--log_every", "1"]
     for folder, device in (("theirs", "cpu"), ("ours", DEVICE)):
-        assert main(["train", *words, "--device", device, "--out", str(tmp_path / folder)]) == 0
+        assert main(["train", *words, "--no-evaluate", "--device", device, "--out", str(tmp_path / folder)]) == 0
     assert losses_of(tmp_path / "ours") == pytest.approx(losses_of(tmp_path / "theirs"), rel=1e-3)
     expected = adapter_of(tmp_path / "theirs")
     for key, tensor in adapter_of(tmp_path / "ours").items():
-        assert (tensor - expected[key]).norm() <= 1e-2 * expected[key].norm() + 1e-6, key
+        assert (tensor - expected[key]).double().norm() <= 1e-2 * expected[key].double().norm() + 1e-6, key
 
 
 @pytest.mark.telling

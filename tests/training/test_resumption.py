@@ -13,9 +13,10 @@ import torch
 from conftest import run_config
 from small_runs import Killed, adapter_of, assert_equal, metrics_of, stop, stopped_before_step
 
-from rmadapter import AdaptedCLIP, InputError
+from rmadapter import AdaptedCLIP, InputError, LossConfig, RMAdapterConfig
 from rmadapter.cli import main
 from rmadapter.clip.backbone import Backbone
+from rmadapter.config import LoraConfig
 from rmadapter.training import adapter_run as trainings
 from rmadapter.training import loop
 from rmadapter.training.adapter_run import train
@@ -46,6 +47,25 @@ def test_resumed_after_any_step_it_ends_with_the_same_bits(config, base_run, tmp
         for key in set(one) & set(other):
             assert one[key] == pytest.approx(other[key])
     assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_dropout_is_drawn_again_as_it_was(config, tmp_path, monkeypatch):
+    """By a second run, whatever was drawn before it, and by one that is resumed."""
+
+    def run(name, **changes):
+        values = {"lora": LoraConfig(2, dropout=0.5), "adapter": RMAdapterConfig(layers="none"), "evaluate": False}
+        train(config(out=str(tmp_path / name), loss=LossConfig(0, 0, 0, 0), **values, **changes))
+        return adapter_of(tmp_path / name)
+
+    whole = run("whole")
+    torch.rand(3)
+    assert_equal(run("again"), whole)
+    with stopped_before_step(5, monkeypatch):
+        run("stopped")
+    assert_equal(run("stopped", resume=True), whole)
+    monkeypatch.setattr(loop, "seed_dropout", lambda *of: None)
+    with pytest.raises(AssertionError):
+        assert_equal(run("undrawn"), whole)
 
 
 def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path, capsys):
