@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.step_contenders import BACKBONE, COMPARED, NO_RECONSTRUCTION, VIEWS, unrecorded
+from bench.step_contenders import BACKBONE, COMPARED, GRAPHS, NO_RECONSTRUCTION, RECORDED, VIEWS, unrecorded
 from bench.step_methods import DEFAULT
 from bench.step_targets import (
     ASKED,
+    GPU_ADAPTERS,
+    GPU_BACKBONE,
+    GPU_BATCH,
+    GPU_CLASSES,
+    GPU_TIMES,
     MODELS,
     MODELS_CLASSES,
     RECONSTRUCTION_MEMORY,
@@ -39,6 +44,8 @@ HEADINGS = (
     "times plain",
     "expected",
     "samples",
+    "GPU kernels",
+    "GPU busy ms",
 )
 MEMORY = ("held", "allocated")  # a case's ..._bytes, whose sum is its peak
 
@@ -50,7 +57,7 @@ class Time(NamedTuple):
     mark: str = ""
 
     def __str__(self) -> str:
-        return f"{self.seconds:.2f}{self.mark}"
+        return f"{self.seconds:.2f}{self.mark}" if self.seconds >= 0.1 else f"{self.seconds:.3g}{self.mark}"
 
 
 class Times:
@@ -115,6 +122,8 @@ def as_table(kept: dict[str, Any]) -> str:
         "held: tensors that are kept from step to step: weights, what is kept of the prompts, the batch, momentum; "
         "added: the most that a step has allocated beside them at one time",
     ]
+    if any("gpu" in case for case in kept["cases"].values()):
+        blocks.append("GPU busy: the time in which a kernel or a copy runs, of one step under the profiler")
     if any(case.get("disturbed") and not case["seconds"] for case in kept["cases"].values()):
         blocks.append("* every sample was taken while others used the machine: the least of them")
     return Document("", "", blocks).markdown()
@@ -138,7 +147,9 @@ def _rows(kept: dict[str, Any], method: str, named: bool) -> list[tuple[str, ...
         batch = batch_of(kept, case)
         rate, samples = f"{batch / time.seconds:.1f}", str(len(case["seconds"]))
         what = (method, str(batch)) if named else ("", "")
-        measured = (str(time), rate, held, added, counted, ratio, expected, samples)
+        gpu = case.get("gpu", {})
+        work = (str(gpu["kernels"]), f"{1e3 * gpu['busy_seconds']:.2f}") if gpu else ("", "")
+        measured = (str(time), rate, held, added, counted, ratio, expected, samples, *work)
         rows.append((*what, str(classes), precision, name, *measured))
     return rows
 
@@ -170,7 +181,9 @@ def targets(kept: dict[str, Any]) -> str:
             found = plain[0] / fast[0]
             what = f"seconds a class, {precision}, plain / all"
             rows.append(Target(what, f"{SLOPE:.0f}", f"{found:.1f}", found >= SLOPE))
-    rows += _reconstruction(times)
+    rows += [row for ending in ("", RECORDED) for row in _reconstruction(times, ending)]
+    if model == REFERENCE and kept["group"]["batch"] == GPU_BATCH:
+        rows += _recorded(times, default)
     if not rows:
         return ""
     cells = [(row.what, row.asked, row.measured, "yes" if row.met else "no") for row in rows]
@@ -243,15 +256,38 @@ def _marks(*times: Time) -> str:
     return "".join(dict.fromkeys(time.mark for time in times))
 
 
-def _reconstruction(times: Times) -> list[Target]:
-    """What the reconstruction branch costs in time and memory, where both kinds of step were measured."""
+def _recorded(times: Times, default: str) -> list[Target]:
+    """What is asked of recorded steps on a GPU."""
+    pairs = (
+        ("times plain", "plain", GRAPHS, GPU_TIMES),
+        ("of the backbone's time at most", GRAPHS, BACKBONE + RECORDED, GPU_BACKBONE),
+        ("of the backbone's time at most", NO_RECONSTRUCTION + RECORDED, BACKBONE + RECORDED, GPU_ADAPTERS),
+    )
+    rows = []
+    for what, one, other, asked in pairs:
+        above, below = (times.measured(name, default, GPU_CLASSES) for name in (one, other))
+        if above is None or below is None:
+            continue
+        found = above.seconds / below.seconds
+        name = other if one == "plain" else one
+        what = f"{GPU_CLASSES} classes, {name}, {default}: {what}"
+        met = found >= asked if one == "plain" else found <= asked
+        rows.append(Target(what, f"{asked:.2f}", f"{found:.2f}{_marks(above, below)}", met))
+    return rows
+
+
+def _reconstruction(times: Times, ending: str) -> list[Target]:
+    """What the reconstruction branch costs in time and memory, where both kinds of step were measured.
+
+    ``ending`` is that of the contenders' names: of recorded ones or of others.
+    """
     rows: list[Target] = []
     for (name, precision, classes), case in sorted(times.cases.items(), key=lambda item: (item[0][2], item[0][1])):
-        whole = times.cases.get(("all", precision, classes))
-        if name != NO_RECONSTRUCTION or whole is None or not (case["seconds"] and whole["seconds"]):
+        whole = times.cases.get(("all" + ending, precision, classes))
+        if name != NO_RECONSTRUCTION + ending or whole is None or not (case["seconds"] and whole["seconds"]):
             continue
         more = statistics.median(whole["seconds"]) / statistics.median(case["seconds"]) - 1
-        what, asked = f"{classes} classes, {precision}: time of the reconstruction branch", RECONSTRUCTION_TIME
+        what, asked = f"{classes} classes, {precision}{ending}: time of the reconstruction branch", RECONSTRUCTION_TIME
         rows.append(Target(what, f"{asked:+.0%}", f"{more:+.1%}", more <= asked))
         peak, without = _peak(whole), _peak(case)
         if peak is None or without is None:

@@ -51,19 +51,23 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-30))
 
 
-def judge(case: Case, kind: str, weight_dtype: torch.dtype | None = None, **how) -> None:
-    """No larger an error against fp64 than autograd through the reference has in this dtype, and a few roundings."""
+def judge(case: Case, kind: str, weight_dtype: torch.dtype | None = None, judge_on: str = "cuda", **how) -> None:
+    """No larger an error against fp64 than autograd through the reference has in this dtype, and a few roundings.
+
+    The reference runs on ``judge_on``.
+    """
     with kind_in_force(kind):
-        _judge(case, kind, weight_dtype, **how)
+        _judge(case, kind, weight_dtype, judge_on, **how)
 
 
-def _judge(case: Case, kind: str, weight_dtype: torch.dtype | None, **how) -> None:
+def _judge(case: Case, kind: str, weight_dtype: torch.dtype | None, judge_on: str, **how) -> None:
     dtype, precision = KINDS[kind]
     narrow = on(case.to(dtype, weight_dtype), "cuda")
-    exact = run(narrow.to(torch.float64), implementation=reference, **how)
-    theirs = run(narrow, implementation=reference, **how)
+    there = on(case.to(dtype, weight_dtype), judge_on)
+    exact = run(there.to(torch.float64), implementation=reference, **how)
+    theirs = run(there, implementation=reference, **how)
     for _ in range(2):  # through Triton's launcher, then through the compiled kernel
-        ours = run(narrow, implementation=fused, **how)
+        ours = {name: value.to(judge_on) for name, value in run(narrow, implementation=fused, **how).items()}
         eps = {"tf32": 2**-11, "tf32x3": 2**-21}.get(precision, torch.finfo(dtype).eps)
         for name, value in ours.items():
             if not value.numel() or name not in exact:

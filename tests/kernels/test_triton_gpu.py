@@ -21,7 +21,8 @@ def test_every_kernel_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "LAUNCH", 0.0)
         for kind in ("bf16", "fp16"):
-            judge(make_case((150,), 256, 16, 16, norm=True, local_reconstruction=False), kind, torch.float32)
+            case = make_case((150,), 256, 16, 16, norm=True, local_reconstruction=False)
+            judge(case, kind, torch.float32, judge_on="cpu")
 
 
 FLAGS = [(objective, norm, local) for objective in ("l2", "l1", "cosine") for norm in (False, True)
