@@ -5,18 +5,21 @@
 
 The same JPEG files, made for it, the same number of processes that decode, the same model. What is timed begins with
 the first file and ends with the last answer; the model and the classes' features are there before. ``predict`` writes
-a CSV file on top, once without an adapter and once with a freshly drawn one, which changes no answer. ``serve`` is
-another process on the same cores, asked for each of these files by clients that each wait for an answer before they ask
-again; with an adapter it answers zero-shot too. Throughput is that of the most clients.
+a CSV file on top, once without an adapter and once with a freshly drawn one, which changes no answer. The loop and both
+take turns, and what is compared is of the same round. ``serve`` is another process on the same cores, asked for each of
+these files by clients that each wait for an answer before they ask again; with an adapter it answers zero-shot too.
+Throughput is that of the most clients.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +44,7 @@ from rmadapter.reports.tables import Table
 from rmadapter.runtime import DTYPES, resolve_device, resolve_precision, usable_processors
 
 TARGET = 1.5
+LOOP = "open_clip and a DataLoader"
 TEMPLATE = "a photo of a {}."
 
 
@@ -60,6 +64,7 @@ class Options:
         device: auto, cpu, cuda or cuda:N
         batch_size: images a step
         workers: processes that decode; default: one a processor
+        rounds: how often the loop and predict run, in turns; medians are shown
         clients: how many ask serve at a time, several numbers between commas; none leaves serve out
     """
 
@@ -74,12 +79,13 @@ class Options:
     device: str = "auto"
     batch_size: int = 32
     workers: int | None = None
+    rounds: int = 3
     clients: str = "1,8,32"
 
     def __post_init__(self) -> None:
         if not all(number.strip().isdecimal() and int(number) > 0 for number in self._clients):
             raise InputError(f"clients is {self.clients!r}; valid: none, or whole numbers from 1 on between commas")
-        for name in ("images", "width", "height", "batch_size"):
+        for name in ("images", "width", "height", "batch_size", "rounds"):
             check_range(name, getattr(self, name), 1)
         check_range("classes", self.classes, 2)
 
@@ -179,6 +185,24 @@ def drawn_adapter(folder: Path, options: Options) -> str:
     return str(folder / "adapter")
 
 
+def in_turn(calls: Mapping[str, Callable[[], float]], number: int) -> dict[str, float]:
+    """What each call gives, in an order that begins with another one each round."""
+    names = list(calls)
+    first = number % len(names)
+    return {name: calls[name]() for name in names[first:] + names[:first]}
+
+
+def rows_of(rounds: Sequence[Mapping[str, float]]) -> list[tuple[str, str, str, str]]:
+    """Images a second of each and how many times the loop's of the same round, medians, with their least and most."""
+    rows = []
+    for name in [LOOP, *(name for name in rounds[0] if name != LOOP)]:
+        times = [found[name] / found[LOOP] for found in rounds]
+        spread = "" if name == LOOP else f"{min(times):.2f} to {max(times):.2f}"
+        rate = statistics.median(found[name] for found in rounds)
+        rows.append((name, f"{rate:.1f}", f"{statistics.median(times):.2f}", spread))
+    return rows
+
+
 def run(options: Options) -> None:
     """Print the table."""
     device = resolve_device(options.device)
@@ -191,20 +215,25 @@ def run(options: Options) -> None:
         paths = [str(folder / "images" / item.path) for item in make_images(folder / "images", made)]
         common = (options, device, precision, workers)
         adapter = drawn_adapter(folder, options)
-        rates = {
-            "open_clip and a DataLoader": plain(paths, *common),
-            "predict, without an adapter": predicted(folder, "zeroshot", *common, None),
-            "predict, with an adapter": predicted(folder, "adapter", *common, adapter),
-        }
+        rounds = []
+        for number in range(options.rounds):
+            calls = {
+                LOOP: lambda: plain(paths, *common),
+                # Each into a file of its own: predict goes on with one that is there.
+                "predict, without an adapter": lambda: predicted(folder, f"zeroshot-{len(rounds)}", *common, None),
+                "predict, with an adapter": lambda: predicted(folder, f"adapter-{len(rounds)}", *common, adapter),
+            }
+            rounds.append(in_turn(calls, number))
         contenders = {"serve, without an adapter": None, "serve, with an adapter": adapter} if options.counts else {}
         asked = {name: served(paths, *common, folder_of) for name, folder_of in contenders.items()}
-    rates |= {name: max(several, key=lambda one: one.clients).rate for name, several in asked.items()}
-    first = next(iter(rates.values()))
-    rows = [(name, f"{rate:.1f}", f"{rate / first:.2f}") for name, rate in rates.items()]
+    rows = rows_of(rounds)
+    loop = statistics.median(found[LOOP] for found in rounds)
+    busiest = {name: max(several, key=lambda one: one.clients).rate for name, several in asked.items()}
+    rows += [(name, f"{rate:.1f}", f"{rate / loop:.2f}", "") for name, rate in busiest.items()]
     lead = (
         f"{options.model}, {precision} on {device}, {options.images} JPEG files of {options.width} x {options.height}, "
         f"{options.classes} classes, batches of {options.batch_size}, {workers} processes that decode, "
-        f"{torch.get_num_threads()} threads; one run"
+        f"{torch.get_num_threads()} threads; medians of {options.rounds} rounds, the loop and predict in turns"
     )
     note = f"asked for on a CPU in bf16: {TARGET} times the loop"
     latencies = [
@@ -212,7 +241,7 @@ def run(options: Options) -> None:
         for name, several in asked.items()
         for one in several
     ]
-    tables = [Table("", ("", "images/s", "times the loop's"), rows, note=note)]
+    tables = [Table("", ("", "images/s", "times the loop's", "least and most"), rows, note=note)]
     tables += [Table("", ("", "clients", "images/s", "p50 ms", "p99 ms"), latencies)] if latencies else []
     print(Document("", lead, tables).markdown())
 

@@ -72,11 +72,15 @@ def _unrecorded(config: TrainConfig) -> str | None:
 
 
 def with_graphs_settled(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """``config`` with ``cuda_graphs`` on or off; where it says neither, on if steps can be recorded there."""
+    """``config`` with ``cuda_graphs`` on or off; where it says neither, on if steps can be recorded there.
+
+    Not with dropout: what a recording draws has not been compared on a GPU with what an ordinary step draws.
+    """
     if config.cuda_graphs is not None:
         return config
     alone_on_cuda = ranks.device.type == "cuda" and ranks.world == 1
-    on = alone_on_cuda and wanted_shortcuts(config).any and _unrecorded(config) is None
+    draws = config.lora.any and config.lora.dropout > 0
+    on = alone_on_cuda and wanted_shortcuts(config).any and _unrecorded(config) is None and not draws
     return dataclasses.replace(config, cuda_graphs=on)
 
 

@@ -21,10 +21,10 @@ def table(clip_folder, capsys):
 
     def run(clients):
         given = ["--model", f"local-dir:{clip_folder}", "--layers", "2-3", "--precision", "fp32", "--workers", "0"]
-        assert bench.main([*SMALL, *given, "--clients", clients]) == 0
+        assert bench.main([*SMALL, *given, "--rounds", "2", "--clients", clients]) == 0
         out, err = capsys.readouterr()
-        assert err.count("5 images in ") == 2
-        rates = re.findall(r"^\| (\S.*?) +\| +(\d+\.\d) \| +(\d+\.\d\d) \|$", out, re.MULTILINE)
+        assert err.count("5 images in ") == 4  # two rounds
+        rates = re.findall(r"^\| (\S.*?) +\| +(\d+\.\d) \| +(\d+\.\d\d) \|.*$", out, re.MULTILINE)
         return out, rates, re.findall(r"^\| (serve.*?) +\| +(\d+) \| +(\S+) \| +(\d+) \| +(\d+) \|$", out, re.MULTILINE)
 
     return run
@@ -46,6 +46,18 @@ def test_serve_is_a_contender(table):
     assert [row[:2] for row in latencies] == [(name, count) for name in SERVED for count in ("1", "3")]
     assert [row[2] for row in latencies if row[1] == "3"] == [rate for name, rate, _ in rates if name in SERVED]
     assert all(int(median) <= int(late) for *_, median, late in latencies)
+
+
+def test_what_is_compared_is_of_the_same_round():
+    rounds = [{"a": 20.0, bench.LOOP: 10.0}, {bench.LOOP: 20.0, "a": 24.0}, {bench.LOOP: 10.0, "a": 16.0}]
+    assert bench.rows_of(rounds) == [(bench.LOOP, "10.0", "1.00", ""), ("a", "20.0", "1.60", "1.20 to 2.00")]
+
+
+def test_each_round_begins_with_another():
+    called = []
+    calls = {name: lambda name=name: called.append(name) or float(len(called)) for name in "abc"}
+    assert bench.in_turn(calls, 0) | bench.in_turn(calls, 4) == {"b": 4.0, "c": 5.0, "a": 6.0}
+    assert called == ["a", "b", "c", "b", "c", "a"]
 
 
 def test_percentiles_of_latencies():

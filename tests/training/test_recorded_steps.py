@@ -10,6 +10,7 @@ import yaml
 from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
 
 from rmadapter import InputError, LossConfig
+from rmadapter.config import LoraConfig
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.plan import with_graphs_settled
 from rmadapter.training import adapter_run, loop
@@ -119,6 +120,8 @@ ON_CUDA = Ranks(device=torch.device("cuda", 0))
         ({"shortcuts": False}, ON_CUDA, False),
         ({"optimizer": "adamw"}, ON_CUDA, False),
         ({"loss": LossConfig(distillation=1, projected=1)}, ON_CUDA, False),
+        ({"lora": LoraConfig(2, dropout=0.1)}, ON_CUDA, False),
+        ({"lora": LoraConfig(2, dropout=0.0)}, ON_CUDA, True),
         ({"cuda_graphs": False}, ON_CUDA, False),
         ({"cuda_graphs": True}, Ranks(), True),
     ],
