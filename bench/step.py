@@ -35,7 +35,7 @@ from bench.memory import allocated_peak, held_bytes
 from bench.step_contenders import CHECKED_CLASSES, CONTENDERS, MAIN, ON_CUDA, VIEWS, Contenders, check, unrecorded
 from bench.step_gpu import gpu_work
 from bench.step_methods import DEFAULT, Subject
-from bench.step_report import as_table, heading, plot, targets
+from bench.step_report import Time, as_table, heading, plot, targets
 from bench.step_samples import group, open_samples
 from bench.step_targets import TARGETS
 from rmadapter.clip.backbone import Backbone, load_backbone
@@ -353,7 +353,10 @@ def _sample(contenders: Contenders, name: str, case: dict) -> None:
         case["flop"] = step_cost(plan.work, plan.shortcuts, plan.by_token, cached_views=unrecorded(name) == VIEWS).flop
         case["plain_flop"] = plan.plain.flop
         if seconds < NEEDS_NO_WARMING:
-            return
+            if contenders.device.type != "cuda":
+                return
+            # What comes before costs more there than a sample, which a run that is cut off then has.
+            seconds, others = timed(contenders.device, call, SAMPLE)
     else:
         seconds, others = timed(contenders.device, call, SAMPLE)
     disturbed = others > DISTURBED
@@ -362,7 +365,7 @@ def _sample(contenders: Contenders, name: str, case: dict) -> None:
     else:
         case["seconds"].append(seconds)
     print(
-        f"{contenders.subject.name}: {name}, {case['precision']}, {case['classes']} classes: {seconds:.2f} s"
+        f"{contenders.subject.name}: {name}, {case['precision']}, {case['classes']} classes: {Time(seconds)} s"
         + (f", not counted: others used {others:.0%} of the machine" if disturbed else ""),
         flush=True,
     )

@@ -223,7 +223,10 @@ class Contenders:
             if not replays:
                 for _ in range(WARM_UP):
                     recorder.run(call)
-                replays.append(recorder.record(call))
+                try:
+                    replays.append(recorder.record(call))
+                except RuntimeError as error:
+                    raise InputError(f"the step cannot be recorded: {error}") from error
             replays[0]()
 
         return replayed

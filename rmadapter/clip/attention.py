@@ -41,9 +41,15 @@ def _written_out(q: Tensor, tokens: int) -> bool:
     return q.device.type == "cpu" and q.dtype.itemsize == 2 and tokens <= WRITTEN_OUT_TOKENS
 
 
+def _fused_is_faster(q: Tensor, mask: Tensor | None) -> bool:
+    """Of what would be written out; not in a graph that is compiled or exported, which is the same on every machine."""
+    without_backward = q.dtype == torch.bfloat16 and mask is None and not torch.is_grad_enabled()
+    return without_backward and not torch.compiler.is_compiling() and _has_amx()
+
+
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v for [n, heads, tokens, d]; ``causal`` says that ``mask`` is the causal one."""
-    if _written_out(q, k.shape[-2]) and not (mask is None and not torch.is_grad_enabled() and _has_amx()):
+    if _written_out(q, k.shape[-2]) and not _fused_is_faster(q, mask):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return (scores if mask is None else scores + mask).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal)

@@ -141,8 +141,8 @@ def whole_block(block: Block) -> Callable[[Tensor, Tensor | None], Tensor]:
 
 
 def _in_one_pass(x: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch normalises 16-bit ``x`` by an fp32 weight without a copy in fp32: on a CPU, and where no gradient
-    is wanted.
+    """Whether PyTorch normalises 16-bit ``x`` by an fp32 weight without a copy in fp32: on a CPU, and where ``x``
+    needs no gradient.
 
     8 images of 197 tokens of width 768 in bf16, two cores with AMX: 0.6 ms in place of 1.5, rounded alike but for 2 in
     100,000 elements.

@@ -26,7 +26,7 @@ from jsonargparse import ArgumentParser
 
 from rmadapter.commands import guarded
 from rmadapter.config.config_file import read_config_file
-from rmadapter.config.help import HelpLayout, docstring_of, help_text
+from rmadapter.config.help import HelpLayout, docstring_of, help_text, is_switch
 from rmadapter.config.paths import expand, expanded, path_fields
 from rmadapter.errors import InputError, nearest, printable
 
@@ -242,11 +242,6 @@ class _Rewritten:
 def _members(kind: Any) -> tuple[Any, ...]:
     """The types that a union stands for, or the one type."""
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
-def is_switch(kind: Any) -> bool:
-    """Whether an option of this type is switched on and off by its name alone; None is for neither."""
-    return {bool} <= set(_members(kind)) <= {bool, type(None)}
 
 
 def _is_text(kind: Any) -> bool:

@@ -75,8 +75,13 @@ def groups_of(config: type, prefix: str = "") -> dict[str, type]:
     return found
 
 
+def is_switch(kind: Any) -> bool:
+    """Whether an option of this type is switched on and off by its name alone; None is for neither."""
+    return kind in (bool, bool | None)
+
+
 def _values(kind: Any) -> str:
-    if kind in (bool, bool | None):
+    if is_switch(kind):
         return "bool"
     members = [member for member in typing.get_args(kind) or (kind,) if member is not type(None)]
     return "|".join(getattr(typing.get_origin(m) or m, "__name__", str(m)).upper() for m in members)

@@ -40,18 +40,27 @@ class CudaRecorder:
 
     def record(self, call: Callable[[], None]) -> Callable[[], None]:
         """What replays ``call``, which is recorded now and not run."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         # thread_local: the loader's thread goes on pinning memory meanwhile, which a global capture does not allow.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            call()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                call()
+        except RuntimeError:
+            torch.cuda.set_stream(current)  # where PyTorch leaves the side stream current
+            raise
         return graph.replay
 
 
 class GraphedStep:
-    """``DeviceStep`` from recordings: one for each layout of inputs, the short last batch of an epoch included."""
+    """``DeviceStep`` from recordings: one for each layout of inputs, the short last batch of an epoch included.
 
-    def __init__(self, step: DeviceStep, recorder: CudaRecorder):
-        self.step, self.recorder = step, recorder
+    Attributes:
+        needed: a step that cannot be recorded is an error; else it is said, and every step runs as it is.
+    """
+
+    def __init__(self, step: DeviceStep, recorder: CudaRecorder, needed: bool = True):
+        self.step, self.recorder, self.needed = step, recorder, needed
+        self._recordable = True
         self._seen: Counter[tuple] = Counter()
         self._recorded: dict[tuple, tuple[StepInputs, Callable[[], None]]] = {}
 
@@ -64,38 +73,49 @@ class GraphedStep:
         """``DeviceStep`` of the same arguments.
 
         Raises:
-            InputError: the step cannot be recorded; the message says what CUDA says.
+            InputError: the step cannot be recorded and is ``needed``; the message says what CUDA says.
         """
         key = (inputs.layout, norms)
+        if not self._recordable:
+            self.step(inputs, norms)
+            return
         if key not in self._recorded:
             self._seen[key] += 1
             if self._seen[key] <= WARM_UP:
                 self.recorder.run(lambda: self.step(inputs, norms))
                 return
-            self._record(key, inputs, norms)
+            if not self._record(key, inputs, norms):
+                self._recordable = False
+                self.step(inputs, norms)
+                return
         own, replay = self._recorded[key]
         own.copy_(inputs)
         replay()
 
-    def _record(self, key: tuple, inputs: StepInputs, norms: bool) -> None:
+    def _record(self, key: tuple, inputs: StepInputs, norms: bool) -> bool:
+        """Whether it could be recorded."""
         own = inputs.clone()
         try:
             replay = self.recorder.record(lambda: self.step(own, norms))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise InputError(
-                f"cuda_graphs is True, but the step cannot be recorded: {error}; valid: --no-cuda-graphs"
-            ) from error
+            if self.needed:
+                raise InputError(
+                    f"cuda_graphs is True, but the step cannot be recorded: {error}; valid: --no-cuda-graphs"
+                ) from error
+            print(f"the step cannot be recorded as a CUDA graph and runs as it is: {str(error).splitlines()[0]}")
+            return False
         self._recorded[key] = own, replay
+        return True
 
 
 def check_graphs(device: torch.device, processes: int) -> None:
     """Raise InputError where steps cannot be recorded: off CUDA, and in several processes."""
     if device.type != "cuda":
-        raise InputError(f"cuda_graphs is True, which needs a CUDA device, and device is {device}; valid: False")
+        raise InputError(f"cuda_graphs is True, which needs a CUDA device, and device is {device}; valid: without it")
     if processes > 1:
         raise InputError(
             f"cuda_graphs is True with {processes} processes, whose exchange of gradients is not recorded; "
-            "valid: False, or one process"
+            "valid: without it, or one process"
         )

@@ -67,7 +67,14 @@ def text_budget(config: TrainConfig, device: torch.device) -> tuple[int, str]:
 
 def _unrecorded(config: TrainConfig) -> str | None:
     """The option that recorded steps do not have, or None."""
-    others = {"optimizer": config.optimizer != "sgd", "loss.projected": config.loss.projected > 0}
+    others = {
+        "optimizer": config.optimizer != "sgd",
+        "loss.projected": config.loss.projected > 0,
+        # Which sentence is drawn then decides on the host what is encoded.
+        "loss.target sentences without step.frozen_targets": (
+            config.loss.target == "sentences" and not config.step.frozen_targets
+        ),
+    }
     return next((name for name, on in others.items() if on), None)
 
 

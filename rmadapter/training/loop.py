@@ -235,7 +235,9 @@ class TrainingLoop:
             if self.kept is not None and self.epochs:
                 self.kept.write(self.parameters)
         except torch.OutOfMemoryError as error:
-            raise memory_full(error, self.step_module, self.ranks.most(self.config.batch_size), self.device) from error
+            raise memory_full(
+                error, self.step_module, self.ranks.most(self.config.batch_size), self.device, self.graphed is not None
+            ) from error
         finally:
             bar.close()
             if log is not None:

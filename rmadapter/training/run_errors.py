@@ -38,11 +38,16 @@ def nothing_finite(epoch: int) -> DivergedError:
 
 
 def memory_full(
-    error: torch.OutOfMemoryError, step: RMAdapterCLIP | TrainStep, images: int, device: torch.device
+    error: torch.OutOfMemoryError,
+    step: RMAdapterCLIP | TrainStep,
+    images: int,
+    device: torch.device,
+    recorded: bool = False,
 ) -> InputError:
-    """For a device whose memory does not hold ``step`` with so many ``images``."""
+    """For a device whose memory does not hold ``step`` with so many ``images``; ``recorded``: as a CUDA graph."""
     plan = Plan.of(step, images)
     prompts = "a smaller --text-memory, " if isinstance(step, TrainStep) else ""
+    prompts = f"--no-cuda-graphs, {prompts}" if recorded else prompts
     return InputError(
         f"memory of {device} is full: {error}. A step keeps about {plan.cost.bytes / 1e9:.1f} GB of activations beside "
         f"the model; less with {prompts}--grad-checkpointing or a smaller --batch-size (all but the last also with "

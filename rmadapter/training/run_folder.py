@@ -61,6 +61,8 @@ _PLACES_AND_SPEED = {
     "text_memory",
     "grad_checkpointing",
     "step",
+    # In fp16 a recorded step that is not finite also halves the loss scale; else it is the same to rounding.
+    "cuda_graphs",
     "cache_dir",
     "image_cache",
     "explain",
@@ -70,8 +72,8 @@ _PLACES_AND_SPEED = {
 # What is written down or done beside training.
 _WITHOUT_WEIGHT = {"evaluate", "log_every", "grad_norm_every", "label"}
 # What may differ between a run and its resumption. Images that are left out change no sample that was drawn: it is
-# compared with the one that the run began with. A recorded step rounds otherwise, as one on another device does.
-FREE_ON_RESUME = _PLACES_AND_SPEED | _WITHOUT_WEIGHT | {"skip_bad_images", "cuda_graphs"}
+# compared with the one that the run began with.
+FREE_ON_RESUME = _PLACES_AND_SPEED | _WITHOUT_WEIGHT | {"skip_bad_images"}
 # No settings of a result: what results.json says beside them.
 _SAID_BESIDE = {
     "data",

@@ -177,7 +177,7 @@ class ForwardPlan:
     def __init__(self, shape: Shape, addresses: Addresses, index: int | None):
         self.shape, self.addresses = shape, addresses
         problem = shape.problem("forward")
-        config = config_for(problem, device_of(index))
+        config = config_for(problem, device_of(index), shape.norm)
         self.launch = TunedLaunch(config, self._launch, row_blocks, shape.tokens, is_forced("forward"))
 
     def _launch(self, config: Config) -> Launch:

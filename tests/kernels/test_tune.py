@@ -128,6 +128,17 @@ def test_a_lost_device_ends_the_sweep_and_the_next_goes_on_behind_it(tune):
     assert [config for _, config in bench.measured] == configs[2:]
 
 
+def test_the_forward_with_a_norm_which_was_not_measured_is_launched_as_the_model_has_it(monkeypatch):
+    here, measured = dataclasses.replace(DEVICE, name="Test GPU"), tuning.Config(128, 32, 8, 5)
+    for kernel in tuning.KERNELS:
+        problem = tuning.Problem(kernel, torch.bfloat16, "", 768, 32, 32, 65536)
+        table = {tuning.table_key(problem): measured}
+        monkeypatch.setattr(tuning, "table_of", lambda name, table=table: table)
+        assert config_for(problem, here) == measured != model(problem, here)
+        expected = model(problem, here) if kernel == "forward" else measured
+        assert config_for(problem, here, norm=True) == expected
+
+
 def test_a_device_is_launched_by_its_table(tune, monkeypatch, tmp_path):
     (group,) = tune.groups(["tf32"], [768], [64], ["rows"])
     best = tune.configurations(group, DEVICE, 6)[-1]

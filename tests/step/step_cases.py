@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 
 import torch
 from conftest import SMALL_CONFIG, small_clip
 from open_clip import CLIPVisionCfg
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig
 from rmadapter.config.shortcuts import StepConfig
@@ -81,11 +83,11 @@ def inputs_of(model) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
     return (images, labels), {"drawn": torch.tensor(1)} if model.draws else {}
 
 
-def run(step, model, device="cpu") -> dict[str, torch.Tensor]:
-    """Logits, losses and gradients of one step; tensors that are made without a device in it are made on ``device``."""
+def run(step, model, device=None) -> dict[str, torch.Tensor]:
+    """Logits, losses and gradients of one step; on ``device``, if given, lies what is made without one in it."""
     model.zero_grad()
     inputs, drawn = inputs_of(model)
-    with torch.device(device):
+    with contextlib.nullcontext() if device is None else torch.device(device):
         logits, losses = step(*inputs, **drawn)
         losses["total"].backward()
     found = {"logits": logits.detach(), **{name: value.detach() for name, value in losses.items()}}
@@ -119,3 +121,14 @@ def fast(tokenizer, towers=None, loss=None, shortcuts=None, *, chunks=None, reco
     step = TrainStep(model, shortcuts, text_bytes=chunks, recompute=recompute)
     run(step, model)  # what is kept is used by a second step
     return run(step, model)
+
+
+class NoHost(TorchDispatchMode):
+    """Raises where values come to the host or decide a shape: in a recording neither is allowed."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_dim", "repeat_interleave.Tensor")
+
+    def __torch_dispatch__(self, function, types, arguments=(), names=None):
+        if any(word in str(function) for word in self.FORBIDDEN):
+            raise AssertionError(f"{function} in a step that is to be recorded")
+        return function(*arguments, **(names or {}))

@@ -181,8 +181,9 @@ class OneDtype(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", [known(name, slow=name in WIDE) for name in KINDS])
-def test_16_bit_weights(name):
-    """Both steps run on weights stored in bf16, near those of fp32."""
+def test_16_bit_weights(name, monkeypatch):
+    """Both steps run on weights stored in bf16, near those of fp32, without what a CPU alone computes of two dtypes."""
+    monkeypatch.setattr("rmadapter.clip.parts._in_one_pass", lambda x, weight: False)
     exact = made(name, trim=False)
     expected = stepped(exact, exact)
     for fast in (False, True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import small_clip
-from torch.utils._python_dispatch import TorchDispatchMode
+from step_cases import NoHost
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
 from rmadapter.clip.storage import store_weights
@@ -152,17 +152,6 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_not_counted(
     assert device_step.take_sums().steps == 2
 
 
-class NoHost(TorchDispatchMode):
-    """Raises where values come to the host or decide a shape: in a recording neither is allowed."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_dim", "repeat_interleave.Tensor")
-
-    def __torch_dispatch__(self, function, types, arguments=(), names=None):
-        if any(word in str(function) for word in self.FORBIDDEN):
-            raise AssertionError(f"{function} in a step that is to be recorded")
-        return function(*arguments, **(names or {}))
-
-
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("shortcuts", [StepConfig(), StepConfig(text_prefix=False, frozen_targets=False)])
 def test_no_value_comes_to_the_host(tokenizer, scaled, shortcuts):
@@ -238,6 +227,24 @@ def test_what_cannot_be_recorded_says_so(tokenizer):
         graphed(batch(0))
     with pytest.raises(InputError, match="cannot be recorded: operation not permitted when stream is capturing"):
         graphed(batch(0))
+
+
+def test_what_need_not_be_recorded_runs_as_it_is_where_it_cannot(tokenizer, capsys):
+    class Failing(CallingRecorder):
+        def record(self, call):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+    sizes = (4, 4, 4, 4, 4, 4)
+    rates = [0.1 / (1 + number) for number in range(len(sizes))]
+    expected = ordinary(make_step(tokenizer), rates, sizes)[0]
+    step = make_step(tokenizer)
+    graphed = GraphedStep(DeviceStep(step, sgd(step, True), no_scaler()), Failing(), needed=False)
+    for number, lr in enumerate(rates):
+        graphed.step.set_lr(lr)
+        graphed(batch(number))
+        assert_close(weights(step), expected[number])
+    said = "the step cannot be recorded as a CUDA graph and runs as it is: operation not permitted when stream is"
+    assert capsys.readouterr().out.count(said) == 1
 
 
 def test_the_recorder_follows_pytorchs_recipe(monkeypatch):

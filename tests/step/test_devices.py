@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from step_cases import assert_same, run
+from step_cases import NoHost, assert_same, run
 from tuned_cases import CASES, make_tuned
 
 from rmadapter.config.shortcuts import StepConfig
@@ -22,10 +22,22 @@ BYTES = {"per image": 600_000}
 def test_nothing_is_made_on_the_default_device(tokenizer, case, kind):
     settings = {"text_bytes": BYTES.get(case, 200_000)} if kind == "in chunks" else KINDS[kind]
     found = []
-    for device in ("cpu", "meta"):
+    for device in (None, "meta"):
         model = make_tuned(tokenizer, case)
-        with torch.device(device):
+        with torch.device(device or "cpu"):
             step = TrainStep(model, StepConfig(), images=4, **settings)
             step.prepare()
         found.append(run(step, model, device))
     assert_same(*found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+def test_no_value_comes_to_the_host_in_a_step_that_may_be_recorded(tokenizer, case, kind):
+    settings = {"text_bytes": BYTES.get(case, 200_000)} if kind == "in chunks" else KINDS[kind]
+    model = make_tuned(tokenizer, case)
+    step = TrainStep(model, StepConfig(), images=4, **settings)
+    first = run(step, model)  # what is made once may
+    with NoHost():
+        again = run(step, model)
+    assert_same(again, first)

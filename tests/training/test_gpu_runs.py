@@ -10,7 +10,9 @@ import torch
 from method_runs import training_of
 from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
 
+from rmadapter import LossConfig, RMAdapterConfig
 from rmadapter.cli import main
+from rmadapter.config import LoraConfig
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import TUNED
 from rmadapter.training.adapter_run import train
@@ -68,12 +70,32 @@ def test_again_and_resumed_it_ends_with_the_same_bits(config, tmp_path, monkeypa
     assert_equal(adapter_of(tmp_path / "stopped"), adapter_of(tmp_path / "one"))
 
 
+@pytest.mark.parametrize("graphs", [False, True], ids=["", "graphs"])
+def test_dropout_is_drawn_again_as_it_was(config, tmp_path, monkeypatch, graphs):
+    """By a second run and by one that is resumed, from the device's own generator."""
+
+    def run(name, **changes):
+        values = {"lora": LoraConfig(2, dropout=0.5), "adapter": RMAdapterConfig(layers="none"), "evaluate": False}
+        train(config(device=DEVICE, cuda_graphs=graphs, out=str(tmp_path / name), loss=LossConfig(0, 0, 0, 0), **values,
+                     **changes))  # fmt: skip
+        return adapter_of(tmp_path / name)
+
+    whole = run("whole")
+    torch.rand(3, device=DEVICE)
+    assert_equal(run("again"), whole)
+    with stopped_before_step(5, monkeypatch):
+        run("stopped")
+    assert_equal(run("stopped", resume=True), whole)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("changes", [{}, {"cuda_graphs": True}, {"compile": True}], ids=["", "graphs", "compiled"])
-def test_in_16_bits_it_learns_what_fp32_learns(config, tmp_path, precision, changes):
+@pytest.mark.parametrize(("graphs", "compiled"), [(False, False), (True, False), (False, True), (True, True)])
+def test_in_16_bits_it_learns_what_fp32_learns(config, tmp_path, precision, graphs, compiled):
     """Losses of every step within a few roundings of the weights' dtype, though momentum adds them up."""
-    train(config(device=DEVICE, log_every=1, out=str(tmp_path / "fp32"), evaluate=False))
-    train(config(device=DEVICE, precision=precision, log_every=1, out=str(tmp_path / "own"), evaluate=False, **changes))
+    same = {"device": DEVICE, "log_every": 1, "evaluate": False}
+    train(config(**same, cuda_graphs=False, out=str(tmp_path / "fp32")))
+    own = {"precision": precision, "cuda_graphs": graphs, "compile": compiled}
+    train(config(**same, **own, out=str(tmp_path / "own")))
     assert losses_of(tmp_path / "own") == pytest.approx(losses_of(tmp_path / "fp32"), rel=2e-2)
 
 
@@ -82,6 +104,6 @@ def test_stored_views_come_from_the_disk_as_they_were(config, tmp_path, graphs):
     """Written by the first run, read into pinned memory by the second; batches of two layouts."""
     changes = {"device": DEVICE, "views": 1, "epochs": 4, "batch_size": 3, "cache_dir": str(tmp_path / "cache"),
                "log_every": 1, "evaluate": False}  # fmt: skip
-    train(config(**changes, out=str(tmp_path / "written")))
+    train(config(**changes, out=str(tmp_path / "written"), cuda_graphs=False))
     train(config(**changes, out=str(tmp_path / "read"), cuda_graphs=graphs))
     assert losses_of(tmp_path / "read") == pytest.approx(losses_of(tmp_path / "written"), rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from small_runs import adapter_of, assert_equal, metrics_of, stopped_before_step
 
 from rmadapter import InputError, LossConfig
 from rmadapter.config import LoraConfig
+from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.plan import with_graphs_settled
 from rmadapter.training import adapter_run, loop
@@ -119,6 +121,7 @@ ON_CUDA = Ranks(device=torch.device("cuda", 0))
         ({}, dataclasses.replace(ON_CUDA, world=2), False),
         ({"shortcuts": False}, ON_CUDA, False),
         ({"optimizer": "adamw"}, ON_CUDA, False),
+        ({"loss": LossConfig(target="sentences"), "step": StepConfig(frozen_targets=False)}, ON_CUDA, False),
         ({"loss": LossConfig(distillation=1, projected=1)}, ON_CUDA, False),
         ({"lora": LoraConfig(2, dropout=0.1)}, ON_CUDA, False),
         ({"lora": LoraConfig(2, dropout=0.0)}, ON_CUDA, True),
@@ -139,5 +142,6 @@ def test_a_run_takes_what_was_settled_and_keeps_what_was_asked(config, tmp_path,
     assert called_graphs.replays > 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["cuda_graphs"] is None
     monkeypatch.undo()
-    results = train(config(epochs=3, resume=True))
-    assert results["settings"]["cuda_graphs"] is False
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["cuda_graphs"] is True
+    train(config(epochs=3, resume=True))
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["cuda_graphs"] is False

@@ -17,6 +17,7 @@ from rmadapter import AdaptedCLIP, InputError, LossConfig, RMAdapterConfig
 from rmadapter.cli import main
 from rmadapter.clip.backbone import Backbone
 from rmadapter.config import LoraConfig
+from rmadapter.data.loading import seed_dropout
 from rmadapter.training import adapter_run as trainings
 from rmadapter.training import loop
 from rmadapter.training.adapter_run import train
@@ -66,6 +67,15 @@ def test_dropout_is_drawn_again_as_it_was(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "seed_dropout", lambda *of: None)
     with pytest.raises(AssertionError):
         assert_equal(run("undrawn"), whole)
+
+
+def test_every_process_draws_dropout_of_its_own():
+    numbers = []
+    for number in ((1, 0, 0, 0), (1, 0, 0, 1), (1, 0, 1, 0), (1, 1, 0, 0), (2, 0, 0, 0), (1, 0, 0, 0)):
+        seed_dropout(torch.device("cpu"), *number)
+        numbers.append(torch.rand(1).item())
+    assert numbers[0] == numbers[-1]
+    assert len(set(numbers)) == 5
 
 
 def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path, capsys):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rmadapter import RMAdapterConfig, inject
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.frozen_linear import inference_linear, packing_obstacle
+from rmadapter.clip.storage import store_weights
 from rmadapter.tuners.frozen_classifier import FrozenClassifier
 
 NAMES = ["cat", "dog", "a bird"]
@@ -79,15 +80,20 @@ def test_images_go_in_pieces(monkeypatch):
 
 
 @torch.no_grad()
-def test_compiled_it_is_one_graph_for_any_number_of_images(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_it_is_one_graph_for_any_number_of_images(monkeypatch, dtype):
     found, expected = classifiers("ViT-B-32")
+    if dtype != torch.float32:
+        store_weights(found.clip, dtype)
+        found = FrozenClassifier(found.clip, SmallTokenizer(found.clip), NAMES, "a {}.", stream=dtype).eval()
     monkeypatch.setattr("rmadapter.clip.pieces.PIECE_BYTES", 1)  # an image at a time where nothing is compiled
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(found.image_features, backend="eager", fullgraph=True, dynamic=True)
+    near = PLAIN if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.05}
     for count in (2, 3, 5):
-        images = images_for(found, count)
-        torch.testing.assert_close(compiled(images), expected.image_features(images), **PLAIN)
+        images = images_for(found, count).to(dtype)
+        torch.testing.assert_close(compiled(images), expected.image_features(images), **near)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
