@@ -15,10 +15,16 @@ from rmadapter.step.train_step import TrainStep
 
 KINDS = {"": {}, "in chunks": {}, "recomputed": {"recompute": True}}
 BYTES = {"per image": 600_000}
+# What differs most; the others in chunks and recomputed by make test-all.
+MAIN = ("class specific words", "per image", "adapters, another view and sentences", "adapters and tokens")
+EVERY = [
+    pytest.param(case, kind, id=f"{case}, {kind}", marks=[pytest.mark.slow] * (kind != "" and case not in MAIN))
+    for case in CASES
+    for kind in KINDS
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "kind"), EVERY)
 def test_nothing_is_made_on_the_default_device(tokenizer, case, kind):
     settings = {"text_bytes": BYTES.get(case, 200_000)} if kind == "in chunks" else KINDS[kind]
     found = []
@@ -31,8 +37,7 @@ def test_nothing_is_made_on_the_default_device(tokenizer, case, kind):
     assert_same(*found)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "kind"), EVERY)
 def test_no_value_comes_to_the_host_in_a_step_that_may_be_recorded(tokenizer, case, kind):
     settings = {"text_bytes": BYTES.get(case, 200_000)} if kind == "in chunks" else KINDS[kind]
     model = make_tuned(tokenizer, case)
