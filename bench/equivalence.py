@@ -7,7 +7,7 @@ A variant is BACKEND/PRECISION. It is compared with eager's in the same precisio
 the first. A run's seed draws its sample, order, augmentation and weights, so the runs of one seed differ by nothing but
 rounding. Printed for each variant and seed: the largest difference of the smoothed loss, the means over 50 steps, and
 those of its last value and of the accuracies, beside their spread over the seeds of what it is compared with. Ends with
-1 where one is larger than that spread. Finished runs in ``--out`` are read and not made again.
+1 where one is larger than that spread. The same command goes on with what is in ``--out``.
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ def run(config: TrainConfig, out: Path, case: tuple[str, int]) -> Run:
     backend, _, precision = variant.partition("/")
     folder = out / f"{backend}-{precision}-seed{seed}"
     changes: dict[str, Any] = {"backend": backend, "precision": precision, "seed": seed, "out": str(folder)}
-    if not (folder / "results.json").exists():
-        train(replace(config, **changes, log_every=1))
+    train(replace(config, **changes, log_every=1, resume=True))
     return Run.read(folder)
 
 

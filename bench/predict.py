@@ -195,7 +195,7 @@ def in_turn(calls: Mapping[str, Callable[[], float]], number: int) -> dict[str, 
 def rows_of(rounds: Sequence[Mapping[str, float]]) -> list[tuple[str, str, str, str]]:
     """Images a second of each and how many times the loop's of the same round, medians, with their least and most."""
     rows = []
-    for name in [LOOP, *(name for name in rounds[0] if name != LOOP)]:
+    for name in sorted(rounds[0], key=lambda name: name != LOOP):
         times = [found[name] / found[LOOP] for found in rounds]
         spread = "" if name == LOOP else f"{min(times):.2f} to {max(times):.2f}"
         rate = statistics.median(found[name] for found in rounds)
@@ -215,15 +215,16 @@ def run(options: Options) -> None:
         paths = [str(folder / "images" / item.path) for item in make_images(folder / "images", made)]
         common = (options, device, precision, workers)
         adapter = drawn_adapter(folder, options)
-        rounds = []
-        for number in range(options.rounds):
-            calls = {
+
+        def calls(number: int) -> dict[str, Callable[[], float]]:
+            # Each into a file of its own: predict goes on with one that is there.
+            return {
                 LOOP: lambda: plain(paths, *common),
-                # Each into a file of its own: predict goes on with one that is there.
-                "predict, without an adapter": lambda: predicted(folder, f"zeroshot-{len(rounds)}", *common, None),
-                "predict, with an adapter": lambda: predicted(folder, f"adapter-{len(rounds)}", *common, adapter),
+                "predict, without an adapter": lambda: predicted(folder, f"zeroshot-{number}", *common, None),
+                "predict, with an adapter": lambda: predicted(folder, f"adapter-{number}", *common, adapter),
             }
-            rounds.append(in_turn(calls, number))
+
+        rounds = [in_turn(calls(number), number) for number in range(options.rounds)]
         contenders = {"serve, without an adapter": None, "serve, with an adapter": adapter} if options.counts else {}
         asked = {name: served(paths, *common, folder_of) for name, folder_of in contenders.items()}
     rows = rows_of(rounds)

@@ -91,7 +91,7 @@ class Contenders:
 
     def applies(self, name: str) -> bool:
         """Whether the method has a step like contender ``name`` that is another one than ``all``."""
-        if name.endswith(RECORDED) and self.loss.projected:
+        if name in ON_CUDA and self.loss.projected:
             return False
         name = unrecorded(name)
         if name == BACKBONE:
@@ -132,8 +132,8 @@ class Contenders:
             return self._floor(step)
         if unrecorded(name) == BACKBONE:
             call = self._backbone(step)
-            return self._replayed(call) if name.endswith(RECORDED) else call
-        return self._graphed(step, name) if name.endswith(RECORDED) else self._training(step, name)
+            return self._replayed(call) if name in ON_CUDA else call
+        return self._graphed(step, name) if name in ON_CUDA else self._training(step, name)
 
     def _model(self, name: str) -> RMAdapterCLIP:
         """The shared adapters on prompts and kept features that are this contender's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from operator import ge, le
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,21 +259,19 @@ def _marks(*times: Time) -> str:
 
 def _recorded(times: Times, default: str) -> list[Target]:
     """What is asked of recorded steps on a GPU."""
-    pairs = (
-        ("times plain", "plain", GRAPHS, GPU_TIMES),
-        ("of the backbone's time at most", GRAPHS, BACKBONE + RECORDED, GPU_BACKBONE),
-        ("of the backbone's time at most", NO_RECONSTRUCTION + RECORDED, BACKBONE + RECORDED, GPU_ADAPTERS),
-    )
+    own, backbone = NO_RECONSTRUCTION + RECORDED, BACKBONE + RECORDED
     rows = []
-    for what, one, other, asked in pairs:
-        above, below = (times.measured(name, default, GPU_CLASSES) for name in (one, other))
-        if above is None or below is None:
+    for name, what, above, below, asked, met in (
+        (GRAPHS, "times plain", "plain", GRAPHS, GPU_TIMES, ge),
+        (GRAPHS, "of the backbone's time at most", GRAPHS, backbone, GPU_BACKBONE, le),
+        (own, "of the backbone's time at most", own, backbone, GPU_ADAPTERS, le),
+    ):
+        one, other = (times.measured(contender, default, GPU_CLASSES) for contender in (above, below))
+        if one is None or other is None:
             continue
-        found = above.seconds / below.seconds
-        name = other if one == "plain" else one
+        found = one.seconds / other.seconds
         what = f"{GPU_CLASSES} classes, {name}, {default}: {what}"
-        met = found >= asked if one == "plain" else found <= asked
-        rows.append(Target(what, f"{asked:.2f}", f"{found:.2f}{_marks(above, below)}", met))
+        rows.append(Target(what, f"{asked:.2f}", f"{found:.2f}{_marks(one, other)}", met(found, asked)))
     return rows
 
 

@@ -61,7 +61,12 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AVX512_BF16 or AMX); elsewhere fp32 is faster."""
     # Named as private in torch.cpu, and the same since torch 2.5.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_avx512_bf16_supported() or cpu_has_amx()
+
+
+def cpu_has_amx() -> bool:
+    """Whether the CPU multiplies tiles of bf16 matrices (AMX)."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def residual_dtype(residual: str, precision: str) -> torch.dtype:

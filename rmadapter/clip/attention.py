@@ -8,7 +8,6 @@ what is learned beside these matrices, or is None.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from rmadapter.clip.layout import Layout
 from rmadapter.clip.low_rank import LowRank, Update, added
 from rmadapter.clip.parts import Attention, Linear
+from rmadapter.runtime import cpu_has_amx
 
 # On a CPU in bf16 PyTorch's fused attention takes 24 ms forward and 56 backward (16 images of 197 tokens, 12 heads, 2
 # cores with AVX512_BF16), written out as two products 12 and 16; in fp32 it is the other way round. The weights of
@@ -32,24 +32,17 @@ def longer_mask(mask: Tensor | None, count: int) -> Tensor | None:
     return torch.full_like(mask[:1, :1], float("-inf")).expand(2 * (len(mask) + count,)).triu(1)
 
 
-@cache
-def _has_amx() -> bool:
-    return torch.cpu._is_amx_tile_supported()
-
-
-def _written_out(q: Tensor, tokens: int) -> bool:
-    return q.device.type == "cpu" and q.dtype.itemsize == 2 and tokens <= WRITTEN_OUT_TOKENS
-
-
-def _fused_is_faster(q: Tensor, mask: Tensor | None) -> bool:
-    """Of what would be written out; not in a graph that is compiled or exported, which is the same on every machine."""
-    without_backward = q.dtype == torch.bfloat16 and mask is None and not torch.is_grad_enabled()
-    return without_backward and not torch.compiler.is_compiling() and _has_amx()
+def _written_out(q: Tensor, tokens: int, mask: Tensor | None) -> bool:
+    if q.device.type != "cpu" or q.dtype.itemsize != 2 or tokens > WRITTEN_OUT_TOKENS:
+        return False
+    # A graph that is compiled or exported is the same on every machine.
+    fused = q.dtype == torch.bfloat16 and mask is None and not torch.is_grad_enabled()
+    return not fused or torch.compiler.is_compiling() or not cpu_has_amx()
 
 
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v for [n, heads, tokens, d]; ``causal`` says that ``mask`` is the causal one."""
-    if _written_out(q, k.shape[-2]) and not _fused_is_faster(q, mask):
+    if _written_out(q, k.shape[-2], mask):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return (scores if mask is None else scores + mask).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal)

@@ -158,7 +158,6 @@ def normed(norm: nn.Module | None, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype)
     if not isinstance(norm, nn.LayerNorm):
         return norm(x).to(dtype)
-    if norm.weight is None or (x.dtype == dtype and _in_one_pass(x, norm.weight)):
-        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
-    wide = x.to(norm.weight.dtype)
+    as_it_is = norm.weight is None or (x.dtype == dtype and _in_one_pass(x, norm.weight))
+    wide = x if as_it_is else x.to(norm.weight.dtype)
     return F.layer_norm(wide, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)

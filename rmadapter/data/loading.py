@@ -64,8 +64,8 @@ def drawn_number(seed: int, epoch: int, step: int, count: int) -> int:
 
 def seed_dropout(device: torch.device, seed: int, epoch: int, step: int, rank: int) -> None:
     """Seed the generator of ``device`` that dropout draws from, for a step of a process, by its number."""
-    at = device.index if device.type == "cuda" else None
-    generator = torch.default_generator if at is None else torch.cuda.default_generators[at]
+    on_cuda = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index] if on_cuda else torch.default_generator
     generator.manual_seed(_seed(seed, epoch, step, DROPOUT, rank))
 
 

@@ -53,14 +53,15 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor | None, *per_token: Tensor) -> Tensor:
         found = torch.stack(per_token)
-        ctx.save_for_backward(*([] if weights is None else [weights]))
+        ctx.save_for_backward(weights)
         ctx.shape, ctx.count = per_token[0].shape, len(per_token)
         return (found if weights is None else torch.where(weights != 0, found * weights, 0.0)).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        for weights in ctx.saved_tensors:
+        (weights,) = ctx.saved_tensors
+        if weights is not None:
             gradient = gradient * weights
         # Not strided by 0, so that the rows of a loss are addressed as those of x are.
         each = gradient.expand(ctx.shape).contiguous()

@@ -54,7 +54,7 @@ class CudaRecorder:
 class GraphedStep:
     """``DeviceStep`` from recordings: one for each layout of inputs, the short last batch of an epoch included.
 
-    Attributes:
+    Args:
         needed: a step that cannot be recorded is an error; else it is said, and every step runs as it is.
     """
 
@@ -76,18 +76,15 @@ class GraphedStep:
             InputError: the step cannot be recorded and is ``needed``; the message says what CUDA says.
         """
         key = (inputs.layout, norms)
-        if not self._recordable:
-            self.step(inputs, norms)
-            return
-        if key not in self._recorded:
+        if self._recordable and key not in self._recorded:
             self._seen[key] += 1
             if self._seen[key] <= WARM_UP:
                 self.recorder.run(lambda: self.step(inputs, norms))
                 return
-            if not self._record(key, inputs, norms):
-                self._recordable = False
-                self.step(inputs, norms)
-                return
+            self._recordable = self._record(key, inputs, norms)
+        if not self._recordable:
+            self.step(inputs, norms)
+            return
         own, replay = self._recorded[key]
         own.copy_(inputs)
         replay()

@@ -101,9 +101,12 @@ def make_step(
     """
     shortcuts = wanted_shortcuts(config)
     if not shortcuts.any:
-        switches = [("compile", config.compile, False), ("cuda_graphs", bool(config.cuda_graphs), False)]
-        wanted = [("views", config.views, 0), *switches]
-        for name, value, without in (*wanted, ("processes", (ranks or Ranks()).world, 1)):
+        for name, value, without in (
+            ("views", config.views, 0),
+            ("compile", config.compile, False),
+            ("cuda_graphs", bool(config.cuda_graphs), False),
+            ("processes", (ranks or Ranks()).world, 1),
+        ):
             if value != without:
                 raise InputError(
                     f"{name} is {value}, which the plain step (--no-shortcuts) does not have; valid: {without}"

@@ -272,8 +272,7 @@ class TrainStep(nn.Module):
         """Over all tokens that count, of images those of the model; ``weights`` are ``ClassChunk.weights``."""
         if not per_token:
             return self.model.prompts.tokens.new_zeros((), dtype=torch.float32)
-        counted = self.model.counted[tower]
-        if weights is None and counted is not None:
+        if weights is None and (counted := self.model.counted[tower]) is not None:
             weights = counted.to(per_token[0].dtype)
         return losses.reconstruction_sum(per_token, self.model.config.objective, self.model.width[tower], weights)
 

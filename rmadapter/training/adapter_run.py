@@ -116,10 +116,9 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         return {}
     chosen_by = validation_of(config, model, data, sample, backbone.preprocessing)
     run = TrainingLoop(
-        config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks, chosen_by
-    )
-    if run.graphed is not None:
-        run.graphed.needed = asked.cuda_graphs is not None
+        config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks, chosen_by,
+        graphs_needed=asked.cuda_graphs is not None,
+    )  # fmt: skip
     if state is not None:
         run.restore(state)
         print(f"resuming at epoch {run.epoch + 1}, step {run.step_in_epoch} of {run.steps_per_epoch}")
@@ -131,7 +130,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         folder.prepare(asked, data.content_hash)
         folder.check_room(run.bytes_written)
         said = {"backend": backend, "precision": precision, "text_memory": text_bytes}
-        said["cuda_graphs"] = bool(config.cuda_graphs)
+        said |= {"cuda_graphs": config.cuda_graphs}
         write_json(folder.environment_file, {**environment(device), **said})
         sample.save(folder.sample_file)
     if state is None:

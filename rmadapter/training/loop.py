@@ -53,6 +53,7 @@ class TrainingLoop:
         text_bytes: int,
         ranks: Ranks,
         validation: Validation | None = None,
+        graphs_needed: bool = True,
     ):
         self.config, self.model, self.items, self.data, self.backbone = config, model, items, data, backbone
         self.read = read
@@ -76,8 +77,8 @@ class TrainingLoop:
         self.metrics_length, self.seconds, self.bad_steps = 0, 0.0, 0
         self.since_line, self.since_epoch = Means(), Means()
         self.norms: dict[str, float] = {}
-        self.draws_dropout = any(model.adapted.sites(tower).random for tower in ("vision", "text"))
-        self.graphed = self._make_graphed() if config.cuda_graphs else None
+        self._draws_dropout = any(model.adapted.sites(tower).random for tower in ("vision", "text"))
+        self.graphed = self._make_graphed(graphs_needed) if config.cuda_graphs else None
         # Losses of the last step from a recording, its epoch and its number there; judged when the next is under way.
         self._unjudged: tuple[Arriving, int, int] | None = None
 
@@ -209,11 +210,11 @@ class TrainingLoop:
         # The mean over all processes, so that all keep the same epoch.
         return BestEpoch(lambda: float(self.ranks.mean(torch.tensor(validation.accuracy(), dtype=torch.float64))))
 
-    def _make_graphed(self) -> GraphedStep:
+    def _make_graphed(self, needed: bool) -> GraphedStep:
         assert isinstance(self.step_module, TrainStep)  # the plan has looked
         assert isinstance(self.optimizer, torch.optim.SGD)  # so has the plan
         step = DeviceStep(self.step_module, self.optimizer, self.scaler, self._measured)
-        return GraphedStep(step, CudaRecorder(self.device))
+        return GraphedStep(step, CudaRecorder(self.device), needed)
 
     @property
     def _measured(self) -> list[nn.Parameter]:
@@ -332,7 +333,7 @@ class TrainingLoop:
 
     def _step(self, batch: Batch, wants_norms: bool) -> dict[str, float]:
         """One step of the optimizer, skipped where loss or gradient is not finite; the gradient norms if wanted."""
-        if self.draws_dropout:
+        if self._draws_dropout:
             seed_dropout(self.device, self.config.seed, self.epoch, self.step_in_epoch, self.ranks.rank)
         if self.graphed is not None:
             self._graphed_step(batch, wants_norms)

@@ -46,10 +46,10 @@ def memory_full(
 ) -> InputError:
     """For a device whose memory does not hold ``step`` with so many ``images``; ``recorded``: as a CUDA graph."""
     plan = Plan.of(step, images)
-    prompts = "a smaller --text-memory, " if isinstance(step, TrainStep) else ""
-    prompts = f"--no-cuda-graphs, {prompts}" if recorded else prompts
+    others = "--no-cuda-graphs, " if recorded else ""
+    others += "a smaller --text-memory, " if isinstance(step, TrainStep) else ""
     return InputError(
         f"memory of {device} is full: {error}. A step keeps about {plan.cost.bytes / 1e9:.1f} GB of activations beside "
-        f"the model; less with {prompts}--grad-checkpointing or a smaller --batch-size (all but the last also with "
+        f"the model; less with {others}--grad-checkpointing or a smaller --batch-size (all but the last also with "
         "--resume)"
     )

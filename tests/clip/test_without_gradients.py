@@ -40,7 +40,7 @@ def test_attention_is_fused_on_a_processor_with_amx_where_no_gradient_is_wanted(
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 30, 16).to(torch.bfloat16).unbind()
     calls, real = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(attention, "_has_amx", lambda: amx)
+    monkeypatch.setattr(attention, "cpu_has_amx", lambda: amx)
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *of, **how: calls.append(1) or real(*of, **how))
     with torch.set_grad_enabled(gradient):
         found = scaled_attention(q, k, v, None, causal=False)

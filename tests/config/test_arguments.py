@@ -35,6 +35,23 @@ def test_switches():
     )
 
 
+def test_a_switch_that_may_say_neither(tmp_path, capsys):
+    """On the line, in a file, and printed to be read back; it takes no word that follows it."""
+    for words, on in (
+        ((), None),
+        (("--cuda-graphs",), True),
+        (("--no-cuda-graphs",), False),
+        (("--cuda-graphs=null",), None),
+    ):
+        assert parse(*words, "--seed", "3") == TrainConfig(data="animals", cuda_graphs=on, seed=3)
+        with pytest.raises(SystemExit):
+            parse(*words, "--print_config")
+        (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+        assert parse("--config", str(tmp_path / "config.yaml")).cuda_graphs is on
+    with pytest.raises(InputError, match="cuda_graphs"):
+        parse("--cuda-graphs=auto")
+
+
 def test_values_keep_their_dashes_and_may_look_like_anything():
     assert parse("--template", "--a {}-b_c").template == "--a {}-b_c"
     assert parse("--adapter.layers", "last:3").adapter.layers == "last:3"

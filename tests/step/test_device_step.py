@@ -294,6 +294,14 @@ def test_the_recorder_follows_pytorchs_recipe(monkeypatch):
     replay()
     assert events[-1] == "replay"
 
+    def failing():
+        raise RuntimeError("not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: events.append(f"back on {stream.name}"))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(failing)
+    assert events[-1] == "back on main"
+
 
 def test_off_cuda_and_in_several_processes_it_is_refused():
     with pytest.raises(InputError, match="cuda_graphs is True, which needs a CUDA device, and device is cpu"):

@@ -299,8 +299,9 @@ def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):
     with pytest.raises(
         InputError,
         match=r"keeps about \d.\d GB of activations.*--text-memory, --grad-checkpointing or a smaller --batch-size",
-    ):
+    ) as said:
         train(config())
+    assert "--no-cuda-graphs" not in str(said.value)
 
 
 def test_workers_live_as_long_as_the_run(config, monkeypatch):

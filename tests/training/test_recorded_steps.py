@@ -145,3 +145,25 @@ def test_a_run_takes_what_was_settled_and_keeps_what_was_asked(config, tmp_path,
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["cuda_graphs"] is True
     train(config(epochs=3, resume=True))
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["cuda_graphs"] is False
+
+
+def test_a_recording_that_nobody_asked_for_may_fail(config, monkeypatch, called_graphs, capsys):
+    """Neither the run's error nor the memory's advice says that it was asked for."""
+
+    def record(self, call):
+        raise RuntimeError("operation not permitted")
+
+    settled = dataclasses.replace(config(), cuda_graphs=True)
+    monkeypatch.setattr(adapter_run, "with_graphs_settled", lambda asked, ranks: settled)
+    monkeypatch.setattr(called_graphs, "record", record)
+    train(config())
+    assert capsys.readouterr().out.count("cannot be recorded as a CUDA graph and runs as it is: operation not") == 1
+    with pytest.raises(InputError, match="cuda_graphs is True, but the step cannot be recorded"):
+        train(config(cuda_graphs=True, overwrite=True))
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop.TrainingLoop, "_step", full)
+    with pytest.raises(InputError, match="less with --no-cuda-graphs, a smaller --text-memory"):
+        train(config(overwrite=True))
