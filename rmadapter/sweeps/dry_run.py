@@ -12,6 +12,7 @@ from rmadapter.methods.method import TUNED
 from rmadapter.sweeps.progress import holder_of, read_result, results_there, state
 from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep
+from rmadapter.sweeps.taken_over import is_there
 from rmadapter.training.adapter_run import own_parts
 from rmadapter.training.recipe import steps_of
 
@@ -31,14 +32,16 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         data = loaded[run.data]
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
-        trains = METHODS[run.method].kind == TUNED and config.tuned.trains
+        taken = states[run] == "open" and is_there(sweep, run)
+        trains = METHODS[run.method].kind == TUNED and config.tuned.trains and not taken
         steps = steps_of(config, steps_an_epoch(chosen, config.batch_size, config.drop_last)) if trains else 0
-        images = _tested(run, config, loaded)
+        images = _tested(run, config, loaded, at_home=not taken)
         estimate = seconds.get((run.method, run.shots, run.data), seconds.get((run.method, run.shots, None)))
         lines.append(
             f"{states[run]:>7}  {run.key}: {steps:,} steps, {images:,} test images"
             + (f", about {estimate:.0f} s" if estimate is not None and states[run] != "done" else "")
             + (f" ({holder_of(sweep, run) or 'just ended'})" if states[run] == "running" else "")
+            + (f", trained in {sweep.trained_in}" if taken else "")
         )
         if states[run] != "done":
             steps_left += steps
@@ -55,8 +58,11 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
     return "\n".join(lines)
 
 
-def _tested(run: PlannedRun, config: TrainConfig, loaded: Mapping[str, ImageData]) -> int:
-    """How many images ``run`` is tested on, those of the style that measures retention among them."""
+def _tested(run: PlannedRun, config: TrainConfig, loaded: Mapping[str, ImageData], *, at_home: bool) -> int:
+    """How many images ``run`` is tested on, those of the style that measures retention among them.
+
+    ``at_home``: those of the data set that it trains on too.
+    """
     home = loaded[run.data]
     parts: tuple[str, ...]
     if run.seed is None:
@@ -65,9 +71,9 @@ def _tested(run: PlannedRun, config: TrainConfig, loaded: Mapping[str, ImageData
         parts = own_parts(config, home)
     else:
         parts = (config.classes,)
-    at_home = sum(_images(home, part, retention=True) for part in parts)
+    images = sum(_images(home, part, retention=True) for part in parts) if at_home else 0
     # What is trained measures retention where it was trained, the frozen model everywhere.
-    return at_home + sum(_images(loaded[name], "all", retention=run.seed is None) for name in run.targets)
+    return images + sum(_images(loaded[name], "all", retention=run.seed is None) for name in run.targets)
 
 
 def _images(data: ImageData, part: str, *, retention: bool) -> int:

@@ -64,11 +64,13 @@ def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:
         before, settings = check_folder(sweep), sweep.settings()
         names = (*LISTS, SHOTS) if sweep.shots else LISTS
         lists = {name: list(getattr(sweep, name)) for name in names}
-        hashes = known_hashes(sweep) | {short_name(name): data.content_hash for name, data in loaded.items()}
+        hashes = known_hashes(sweep.out) | {short_name(name): data.content_hash for name, data in loaded.items()}
         if before is not None:
             check_data(sweep, loaded)
             settings["precision"] = before["settings"]["precision"]  # what its first worker has made of auto
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
+        elif sweep.trained_in is not None and settings["precision"] == "auto":
+            settings["precision"] = read_manifest(sweep.trained_in)["settings"]["precision"]
         clear_temporaries(sweep.out)
         values = {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists, HASHES: hashes}
         write_json(file, values)
@@ -93,9 +95,9 @@ def check_folder(sweep: Sweep) -> dict[str, Any] | None:
     return None
 
 
-def known_hashes(sweep: Sweep) -> dict[str, str]:
-    """Of every data set of the sweep in the folder the hash of what it listed, by its short name, as far as known."""
-    return read_manifest(sweep.out).get(HASHES, {}) if (sweep.out / MANIFEST).is_file() else {}
+def known_hashes(out: Path) -> dict[str, str]:
+    """Of every data set of the sweep in ``out`` the hash of what it listed, by its short name, as far as known."""
+    return read_manifest(out).get(HASHES, {}) if (out / MANIFEST).is_file() else {}
 
 
 def check_data(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
@@ -103,7 +105,7 @@ def check_data(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
 
     A folder in the place of another of its name would pass for it else: runs on the other one count as done.
     """
-    before = known_hashes(sweep)
+    before = known_hashes(sweep.out)
     for name, data in loaded.items():
         known = before.get(short_name(name), data.content_hash)
         if known != data.content_hash:
@@ -187,6 +189,14 @@ def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
             f"out is {str(sweep.out)!r}, where a sweep {before['protocol']} is; valid: that one, or another --out for "
             f"{sweep.protocol}"
         )
+    check_settings(before, sweep, sweep.out, "the same, or another --out")
+
+
+def check_settings(before: Mapping[str, Any], sweep: Sweep, where: Path, valid: str) -> None:
+    """Raise InputError where the manifest ``before``, of ``where``, has other settings than ``sweep``.
+
+    Precision auto is no other than what the manifest has; ``valid`` says what may be done.
+    """
     now = sweep.settings()
     # An option that the manifest's version did not have was as it is by default.
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
@@ -195,9 +205,7 @@ def _check_same(before: dict[str, Any], sweep: Sweep) -> None:
         if name == "precision" and new == "auto":
             continue
         if old != new and name not in FREE:
-            raise InputError(
-                f"{name} is {new!r}, but the sweep in {sweep.out} has {old!r}; valid: the same, or another --out"
-            )
+            raise InputError(f"{name} is {new!r}, but the sweep in {where} has {old!r}; valid: {valid}")
 
 
 def _joined(before: Sequence[Any], now: Sequence[Any]) -> list[Any]:

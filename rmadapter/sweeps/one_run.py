@@ -17,6 +17,7 @@ from rmadapter.sweeps.manifest import check_data, settle_precision
 from rmadapter.sweeps.progress import read_result, result_file, results_there
 from rmadapter.sweeps.protocols import PlannedRun, load_planned, placed, short_name
 from rmadapter.sweeps.settings import Sweep
+from rmadapter.sweeps.taken_over import take_over
 from rmadapter.training.by_method import train_method
 
 
@@ -41,7 +42,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         sweep.table.drop(run.key)
         there, left = [], list(run.targets)
     method = METHODS[run.method]
-    if None in there:
+    if None in there or take_over(sweep, run):
         results = read_result(sweep, run, None)
     else:
         data = load_planned(run.data, sweep.data_root)

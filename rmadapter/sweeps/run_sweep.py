@@ -31,6 +31,7 @@ from rmadapter.sweeps.one_run import make_run
 from rmadapter.sweeps.progress import FAILURE, hold, holder_of, is_done, keep_results_alone, state
 from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep, parse_sweep
+from rmadapter.sweeps.taken_over import check_source
 
 # How often new workers are started of which none gets a run done, after such as ended for faults of their devices.
 FRUITLESS = 3
@@ -42,6 +43,7 @@ def run_sweep(argv: list[str]) -> int:
     check_folder(sweep)
     loaded = load_all(sweep)  # before any work: is it there, is its split made, is it what it was?
     check_data(sweep, loaded)
+    check_source(sweep, loaded)
     if config.dry_run:
         print(describe_cost(sweep, loaded))
         return 0

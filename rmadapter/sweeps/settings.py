@@ -78,6 +78,8 @@ class SweepConfig:
         jobs: processes on this machine; GPUs are dealt out among them
         keep: of a finished run everything, or its results alone, lines of results.jsonl (10 KB a run) in place
             of its folder with adapter, metrics and log
+        trained_in: folder of a sweep that trains alike and has kept everything, such as one of cross for domain: runs
+            that it has are not trained again
         dry_run: list the runs and what they cost, run nothing
     """
 
@@ -91,6 +93,7 @@ class SweepConfig:
     out: PathText | None = None
     jobs: int = 1
     keep: str = KEEP[0]
+    trained_in: PathText | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -164,6 +167,7 @@ class Sweep:
         data_root: where the data sets are.
         out: its folder.
         keep: what is kept of a finished run, of ``KEEP``.
+        trained_in: the folder of another sweep, whose training is taken over; see ``taken_over``.
     """
 
     protocol: str
@@ -176,6 +180,7 @@ class Sweep:
     out: Path
     keep: str = KEEP[0]
     shots: tuple[int, ...] = ()
+    trained_in: Path | None = None
 
     def runs(self) -> list[PlannedRun]:
         """Every run, in order."""
@@ -226,7 +231,9 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
         shots = tuple(shots_list(config.shots)) if config.shots is not None else SHOTS
     elif config.shots is not None:
         options += ["--shots", config.shots]
-    sweep = Sweep(protocol, data, methods, seeds, sources, tuple(options), config.data_root, out, config.keep, shots)
+    trained_in = None if config.trained_in is None else Path(config.trained_in)
+    lists = (data, methods, seeds, sources)
+    sweep = Sweep(protocol, *lists, tuple(options), config.data_root, out, config.keep, shots, trained_in)
     for run in sweep.runs():
         _check_weights(sweep.config(run))
     return config, sweep
