@@ -31,7 +31,7 @@ from rmadapter.testbed.search import DATA, SEEDS, STYLE, Judged, judge, on_base_
 METHODS = {
     "coop": 5.0,
     "kgcoop": 5.0,
-    "cocoop": 1.0,
+    "cocoop": 10.0,
     "prograd": 5.0,
     "maple": 0.1,
     "promptsrc": 0.1,

@@ -58,7 +58,8 @@ def test_a_run_without_its_adapter_is_trained_and_one_begun_goes_on(cross, sweep
         assert _domain(sweep_words, tmp_path, "d", "animals,stones", *words, methods="single") == 1
     assert _domain(sweep_words, tmp_path, "d", "animals,stones", *words, methods="single") == 0
     assert len(trained) == 1
-    assert set(kept_of(tmp_path / "d")) == {f"runs/single/animals/seed1/{on}/results.json" for on in ("run", "on/stones")}
+    run = "runs/single/animals/seed1"
+    assert set(kept_of(tmp_path / "d")) == {f"{run}/run/results.json", f"{run}/on/stones/results.json"}
 
 
 def test_what_a_killed_copy_left_is_not_taken_for_a_run(cross, sweep_words, tmp_path):
@@ -94,7 +95,8 @@ def test_mistakes(change, message, cross, sweep_words, tmp_path, capsys):
 def test_another_protocol_precision_or_data_are_refused(cross, sweep_words, tmp_path, capsys):
     words = ("--trained-in", str(cross))
     assert sweep(*sweep_words("base2new", out="b"), *words) == 2
-    assert "a sweep cross, which trains otherwise than base2new; valid: one of base2new, ablation" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a sweep cross, which trains otherwise than base2new; valid: one of base2new, ablation" in said
     manifest = json.loads((cross / "sweep.json").read_text())
     assert _domain(sweep_words, tmp_path, "d", methods="zeroshot", precision="fp32") == 0
     ours = manifest["settings"]["precision"]
