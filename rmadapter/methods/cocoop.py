@@ -11,5 +11,5 @@ COCOOP = Method(
     (*NO_ADAPTERS, *NO_CONSISTENCY, "--prompt.per_image"),
     groups=("prompt",),
     recipe=(*FIELD_RECIPE, "--prompt.text_tokens=4", "--lr=0.002", "--epochs=10", "--batch_size=1"),
-    testbed=("--lr=0.02", "--epochs=5", "--batch_size=16"),
+    testbed=("--lr=100", "--epochs=5", "--batch_size=16"),
 )
