@@ -28,6 +28,7 @@ from rmadapter.commands import guarded
 from rmadapter.config.config_file import read_config_file
 from rmadapter.config.help import HelpLayout, docstring_of, help_text, is_switch
 from rmadapter.config.paths import expand, expanded, path_fields
+from rmadapter.config.typed import type_hints
 from rmadapter.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
@@ -72,15 +73,17 @@ def parse_arguments(
     if found.words and not positional:
         raise InputError(f"argument {found.words[0]!r} belongs to no option; options start with --")
     try:
-        values = parser.parse_args(found.options, env=False).as_dict()
+        # With its own defaults jsonargparse would look at every option again: 34 ms in place of 2.
+        given = parser.parse_args(found.options, env=False, defaults=False).as_dict()
     except argparse.ArgumentError as error:
         raise InputError(" ".join(str(error).replace("Parser key", "option").split())) from error
     # argparse takes bare words in one run only; here they may stand between the options.
     if positional:
-        values[positional] = found.words
+        given[positional] = found.words
     for name, value in found.texts.items():
         *groups, last = name.split(".")
-        functools.reduce(dict.__getitem__, groups, values)[last] = value
+        functools.reduce(lambda inner, group: inner.setdefault(group, {}), groups, given)[last] = value
+    values = _completed(config, given, None)
     if found.print_config:
         _print_config(config, values)
         raise SystemExit(0)
@@ -150,15 +153,34 @@ def split_options(
     return split
 
 
-def option_fields(config: type, prefix: str = "") -> dict[str, Any]:
+@functools.cache
+def option_fields(config: type, prefix: str = "") -> typing.Mapping[str, Any]:
     """Dotted option name -> type, for every field of ``config`` and of the dataclasses inside it."""
-    hints = typing.get_type_hints(config)
+    hints = type_hints(config)
     found: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         kind = hints[item.name]
         found[prefix + item.name] = kind
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             found |= option_fields(kind, f"{prefix}{item.name}.")
+    return found
+
+
+def _completed(config: type, given: dict[str, Any], default: Any) -> dict[str, Any]:
+    """Every option of ``config``: as ``given``, else as ``default`` has it, else by the field's own default."""
+    found = {}
+    hints = type_hints(config)
+    for item in dataclasses.fields(config):
+        if default is not None:
+            value = getattr(default, item.name)
+        elif item.default_factory is not dataclasses.MISSING:
+            value = item.default_factory()
+        else:
+            value = item.default
+        if dataclasses.is_dataclass(hints[item.name]):
+            found[item.name] = _completed(hints[item.name], given.get(item.name, {}), value)
+        else:
+            found[item.name] = given.get(item.name, value)
     return found
 
 
@@ -173,7 +195,7 @@ def _print_config(config: type, values: dict[str, Any]) -> None:
 
 
 def _build(config: type[Config], values: dict[str, Any]) -> Config:
-    hints, paths = typing.get_type_hints(config), path_fields(config)
+    hints, paths = type_hints(config), path_fields(config)
     arguments = {}
     for item in dataclasses.fields(config):
         value = values[item.name]

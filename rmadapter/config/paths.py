@@ -7,9 +7,10 @@ fields are paths.
 
 from __future__ import annotations
 
+import functools
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,7 +43,8 @@ PathList = Annotated[str, PathForm(_list_parts)]
 ModelText = Annotated[str, PathForm(_model_parts)]
 
 
-def path_fields(config: type) -> dict[str, PathForm]:
+@functools.cache
+def path_fields(config: type) -> Mapping[str, PathForm]:
     """Name -> form of every field of the dataclass ``config`` itself that is a path, or a list of paths."""
     hints = typing.get_type_hints(config, include_extras=True)
     found = {name: next(_forms(kind), None) for name, kind in hints.items()}

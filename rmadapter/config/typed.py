@@ -41,18 +41,19 @@ def from_plain(kind: type[T], values: object, where: str) -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise InputError(f"{where} lacks field {name!r}")
-    hints = _hints(kind)
+    hints = type_hints(kind)
     return kind(**{name: _conform(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
 def check_types(instance: DataclassInstance, where: str) -> None:
     """Raise InputError unless every field of ``instance`` has the type that its class declares."""
-    for name, kind in _hints(type(instance)).items():
+    for name, kind in type_hints(type(instance)).items():
         _conform(kind, getattr(instance, name), f"{where}.{name}")
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def type_hints(kind: type) -> Mapping[str, Any]:
+    """Field -> type of a dataclass; its names are looked up once a process."""
     return typing.get_type_hints(kind)
 
 
