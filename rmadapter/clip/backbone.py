@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import tempfile
@@ -26,6 +27,7 @@ from rmadapter.clip.names import HUB, LOCAL, MODEL, RANDOM, brings_weights
 from rmadapter.clip.own_config import read_config
 from rmadapter.clip.stand_in_tokenizer import StandInTokenizer
 from rmadapter.clip.types import ClipModel
+from rmadapter.clip.undrawn import built
 from rmadapter.clip.weights_file import PICKLED, readable_weights
 from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_choice, nearest
@@ -154,13 +156,14 @@ def _by_name(name: str, pretrained: str | None) -> tuple[nn.Module, Callable[...
         if pretrained not in (None, RANDOM) and not tag:
             _warn_of_activation(name, pretrained)
             pretrained = str(files.enter_context(readable_weights(Path(pretrained))))
-        clip = open_clip.create_model(
-            name,
-            pretrained=None if pretrained == RANDOM else pretrained,
-            # open_clip builds "ViT-B-16" with GELU for every tag and only warns where the tag's weights, as OpenAI's,
-            # were trained with the other one.
-            force_quick_gelu=bool(tag.get("quick_gelu")),
-        )
+        # open_clip builds "ViT-B-16" with GELU for every tag and only warns where the tag's weights, as OpenAI's, were
+        # trained with the other one.
+        options = {
+            "pretrained": None if pretrained == RANDOM else pretrained,
+            "force_quick_gelu": bool(tag.get("quick_gelu")),
+        }
+        make = functools.partial(open_clip.create_model, name, **options)
+        clip = make() if options["pretrained"] is None else built(make)
     text = (open_clip.get_model_config(name) or {})["text_cfg"]
     try:
         return clip, _tokenizer(name, text)
@@ -202,7 +205,9 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
         (Path(registered) / f"{name}.json").write_text(text)
         open_clip.add_model_config(registered)
     with readable_weights(folder / OPEN_CLIP_WEIGHTS) as weights:
-        clip = open_clip.create_model(name, pretrained=str(weights), force_preprocess_cfg=config.get("preprocess_cfg"))
+        preprocessing = config.get("preprocess_cfg")
+        make = functools.partial(open_clip.create_model, name, force_preprocess_cfg=preprocessing)
+        clip = built(functools.partial(make, pretrained=str(weights)))
     return clip, _tokenizer(name, architecture["text_cfg"])
 
 
@@ -210,7 +215,8 @@ def _from_hub(name: str) -> tuple[nn.Module, Callable[..., Tensor]]:
     """Model and tokenizer of a repository of the Hugging Face hub."""
     repository = name.removeprefix(HUB)
     config = read_config(Path(download_pretrained_from_hf(repository, filename=OPEN_CLIP_CONFIG)), repository)
-    return open_clip.create_model(name, require_pretrained=True), _tokenizer(name, config["model_cfg"]["text_cfg"])
+    clip = built(functools.partial(open_clip.create_model, name, require_pretrained=True))
+    return clip, _tokenizer(name, config["model_cfg"]["text_cfg"])
 
 
 def _tokenizer(name: str, text: dict[str, Any]) -> Callable[..., Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from rmadapter.clip.names import MODEL
+from rmadapter.clip.undrawn import built
 from rmadapter.data.emoji.atlas import SIDE, read_bundled
 
 WEIGHTS, CONFIG = f"{MODEL}.safetensors", f"{MODEL}.json"
@@ -84,9 +85,15 @@ def load_bundled() -> tuple[nn.Module, Callable[..., Tensor]]:
 
 def build(config: dict[str, Any], packed: dict[str, Tensor]) -> nn.Module:
     """The model of ``config``, in open_clip's own format, with the weights that ``pack`` made."""
-    with torch.random.fork_rng(devices=[]):
+    state = unpack(packed)
+
+    def loaded() -> nn.Module:
         model = open_clip.CLIP(**config["model_cfg"])
-    model.load_state_dict(unpack(packed))
+        model.load_state_dict(state)
+        return model
+
+    with torch.random.fork_rng(devices=[]):
+        model = built(loaded)
     open_clip.model.set_model_preprocess_cfg(model, {"size": SIDE, **config["preprocess_cfg"]})
     return model
 
