@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -31,6 +32,9 @@ from rmadapter_kernels import cpu
 # a step of the small CLIP took 160 to 600 ms with two threads beside another process.
 torch.set_num_threads(1)
 
+# What a test writes need not outlive the machine: a file waits 10 ms for its disk, in all a tenth of the suite's time.
+os.fsync = lambda file: None
+
 # A tokenizer takes 0.15 s to make, a quarter of a training run here, and is the same whoever uses it.
 open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)
 
@@ -47,9 +51,31 @@ SMALL_CONFIG = {
 
 def small_clip(seed: int = 0, **changes) -> torch.nn.Module:
     """A CLIP with three blocks a tower and random weights from ``seed``; ``changes`` are arguments of CLIP."""
+    return copied_once(_drawn, open_clip.CLIP, seed, {**SMALL_CONFIG, **changes})
+
+
+def _drawn(kind: type[torch.nn.Module], seed: int, config: dict) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return open_clip.CLIP(**{**SMALL_CONFIG, **changes}).eval()
+        return kind(**config).eval()
+
+
+_MADE: dict[str, torch.nn.Module] = {}
+MOST_MADE = 8  # up to 7 MB each
+
+
+def copied_once(make: Callable[..., torch.nn.Module], *arguments: object) -> torch.nn.Module:
+    """A copy of ``make(*arguments)``, which is kept for the next test that asks for it.
+
+    Most of making one goes into random numbers, and tests of the step alone ask for a thousand. ``arguments`` are told
+    apart by what they look like.
+    """
+    key = repr((make, arguments))
+    if key not in _MADE:
+        if len(_MADE) == MOST_MADE:
+            del _MADE[next(iter(_MADE))]
+        _MADE[key] = make(*copy.deepcopy(arguments))
+    return copy.deepcopy(_MADE[key])
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from conftest import copied_once
 from open_clip import hf_model, timm_model
 from torch import nn
 
@@ -92,6 +93,11 @@ def small_model(name: str, seed: int = 0, **vision: Any) -> nn.Module:
     """
     config = shrunk(name)
     config["vision_cfg"].update(vision)
+    return copied_once(_drawn, seed, config, TIMM)
+
+
+def _drawn(seed: int, config: dict[str, Any], timm_sizes: dict[str, Any]) -> nn.Module:
+    """``timm_sizes`` are ``TIMM``, which a test may have changed."""
     with torch.random.fork_rng(), _small_parts(config["vision_cfg"]):
         torch.manual_seed(seed)
         text = config["text_cfg"]

@@ -237,6 +237,7 @@ def test_the_towers_temperature_is_in_the_scale_and_the_bias(tokenizer):
     assert text(text.tokens(NAMES))["logit_bias"] == pytest.approx(-3 / 2.5)
 
 
+@pytest.mark.slow
 def test_the_towers_files_have_the_names_of_their_outputs(tokenizer, tmp_path):
     # Coupled tokens in both towers, and adapters behind them.
     classifier = classifier_of(tokenizer, "coprompt", "--prompt.text_depth=1", "--prompt.vision_depth=1", blocks=1)

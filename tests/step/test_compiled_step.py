@@ -33,6 +33,7 @@ def test_compiled_it_is_one_graph_a_tower_and_stays_so(tokenizer, recompute):
     assert_same(found, plain(tokenizer), 1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_with_gradient_checkpointing_recomputation_is_around_each_block(tokenizer, monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -58,6 +59,7 @@ def test_compiled_with_gradient_checkpointing_recomputation_is_around_each_block
     assert_same(found, plain(tokenizer), 1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_gradient_norms_at_any_step(tokenizer):
     """A backward pass that was compiled for a step without them must leave the graph to a step with them."""
     torch._dynamo.reset()
@@ -75,7 +77,8 @@ def test_compiled_gradient_norms_at_any_step(tokenizer):
 
 
 # Each shape is a compilation, 3 s; dynamo's own limit is 8.
-@pytest.mark.parametrize(("shapes", "limit"), [(4, 2), pytest.param(12, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("shapes", "limit"), [(4, 2), (12, 8)])
 def test_compiled_with_more_shapes_of_chunks_than_dynamo_s_own_limit(tokenizer, monkeypatch, shapes, limit):
     torch._dynamo.reset()
     monkeypatch.setattr("rmadapter.step.class_plan.CHUNK_TOKENS", {"cpu": 0})

@@ -272,6 +272,7 @@ def one_of_several(rank: int, world: int, folder: Path, train: list[str]) -> Non
     sys.exit(main([*train, "--no-evaluate"]))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_one_or_more_go_on(words, tmp_path, lock, capsys):
     whole = trained(words(6), tmp_path / "whole")
     run, more = tmp_path / "run", tmp_path / "more"

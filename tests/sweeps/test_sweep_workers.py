@@ -28,6 +28,7 @@ from rmadapter.sweeps.run_sweep import work
 from rmadapter.sweeps.settings import parse_sweep
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_one_that_was_not(sweep_words, tmp_path):
     options = {"data": "animals", "methods": "single,rmadapter", "epochs": 3, "batch_size": 2, "checkpoint_every": 1}
     command = [sys.executable, "-m", "rmadapter", "sweep", *sweep_words(out="killed", **options)]

@@ -102,6 +102,7 @@ def test_with_a_corpus_half_of_a_large_batch_is_its_names_and_held_out_sets_are_
     assert zero_shot.held_out(tmp_path, corpus) == {"held": (1, 1, 100.0)}
 
 
+@pytest.mark.slow
 def test_it_learns(monkeypatch):
     """Eight emoji shown plainly again and again: told apart after a few dozen steps."""
     monkeypatch.setattr(Pool, "choose", lambda self, count, generator, share: np.arange(0, 8 * 150, 150))

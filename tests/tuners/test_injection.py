@@ -261,6 +261,7 @@ def test_summary(clip):
     assert f"trained: {vision + text_tower:,} of " in text
 
 
+@pytest.mark.slow
 def test_the_published_parameter_counts_on_a_whole_vit_b_16():
     """666,112 for the single branch, 354,816 more for reconstruction, 674,560 for MMA."""
     clip = open_clip.create_model("ViT-B-16")
