@@ -9,16 +9,13 @@ such as those of a reconstruction that is not there, make none.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from rmadapter.config import LossConfig, TrainConfig, TunerConfig
 from rmadapter.config.adapter import TOWERS
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.files import plain_name
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import TUNED
@@ -124,47 +121,18 @@ def _differing(own: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     return [name for name, value in own.items() if value != other.get(name, _defaults()[name])]
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _defaults() -> dict[str, str]:
     return _traits(TunerConfig(), LossConfig())
 
 
-@dataclass
-class _Made(TunerConfig):
-    """Of a training command's options those that make a method."""
-
-    loss: LossConfig = field(default_factory=LossConfig)
-
-
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _registered() -> dict[str, tuple[TunerConfig, LossConfig]]:
-    """The options of every registered method that is options of training.
-
-    The methods' own words are plain; reading those of 31 methods by the command line's parser took 2.3 s of a start.
-    """
-    found: dict[str, tuple[TunerConfig, LossConfig]] = {}
+    """The options of every registered method that is options of training."""
+    found = {}
     for method in METHODS.values():
         if method.kind == TUNED:
-            made = _with(_Made(), (*method.recipe, *method.options))
-            found[method.name] = (made, made.loss)
+            words = ["--data", "any", *method.recipe, *method.options]
+            config = parse_arguments(TrainConfig, words, prog="rmadapter train")
+            found[method.name] = (config.tuned, config.loss)
     return found
-
-
-def _with(values: Any, words: Iterable[str]) -> Any:
-    """The dataclass ``values`` with the options that ``words`` give, such as ``--loss.lambda4=8``.
-
-    An option that it does not have is left out.
-    """
-    changes: dict[str, Any] = {}
-    inner: dict[str, list[str]] = {}
-    for word in words:
-        name, equals, text = word.removeprefix("--").partition("=")
-        group, dot, rest = name.removeprefix("no-").partition(".")
-        group = group.replace("-", "_")
-        if not hasattr(values, group):
-            continue
-        if dot:
-            inner.setdefault(group, []).append(("--no-" if name.startswith("no-") else "--") + rest + equals + text)
-        else:
-            changes[group] = yaml.safe_load(text) if equals else not name.startswith("no-")
-    return dataclasses.replace(values, **changes, **{name: _with(getattr(values, name), inner[name]) for name in inner})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,9 +10,8 @@ import pytest
 from conftest import run_config
 
 from rmadapter.cli import main
-from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig, TunerConfig
-from rmadapter.config.arguments import parse_arguments
-from rmadapter.methods import METHODS, get_method, naming
+from rmadapter.config import LossConfig, RMAdapterConfig, TowerOverrides, TrainConfig
+from rmadapter.methods import METHODS
 from rmadapter.methods.method import TUNED
 from rmadapter.methods.naming import derived_name, folder_of, is_made_by, method_name
 from rmadapter.methods.options import configure, parse_command
@@ -115,13 +113,3 @@ def test_a_given_name_is_kept_and_a_custom_one_is_written(images, clip_folder, t
     assert json.loads((tmp_path / "run" / "results.json").read_text())["method"] == name
     adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert adapter["training"]["method"] == name
-
-
-@pytest.mark.parametrize("name", ["maple", "promptsrc", "clip-lora", "taskres", "rmadapter-cosine", "mmrl"])
-def test_a_method_s_own_words_mean_what_they_mean_to_the_command_line(name):
-    method = get_method(name)
-    config = parse_arguments(TrainConfig, ["--data", "any", *method.recipe, *method.options], prog="rmadapter train")
-    tuned, loss = naming._registered()[name]
-    assert loss == config.loss
-    own = {field.name for field in dataclasses.fields(TunerConfig)}
-    assert {group: getattr(tuned, group) for group in own} == {group: getattr(config.tuned, group) for group in own}
