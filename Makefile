@@ -27,7 +27,8 @@ demo: $(INSTALLED)
 
 # A worker a core, of one thread each: with two threads each on two cores a step of the small models takes up to four
 # times as long. A worker without tests takes some of another's. pytest-benchmark does not run beside pytest-xdist.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-disable -n $(WORKERS) --dist worksteal
+# Bytecode is kept whatever the environment says: else every process that a test starts compiles the packages anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-disable -n $(WORKERS) --dist worksteal
 
 test: $(INSTALLED)
 	$(PYTEST)

@@ -21,6 +21,7 @@ from hypothesis import settings
 from method_runs import training_of
 from PIL import Image
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
 from rmadapter.cli import main
@@ -74,7 +75,8 @@ def copied_once(make: Callable[..., torch.nn.Module], *arguments: object) -> tor
     if key not in _MADE:
         if len(_MADE) == MOST_MADE:
             del _MADE[next(iter(_MADE))]
-        _MADE[key] = make(*copy.deepcopy(arguments))
+        with _disable_current_modes():  # whatever is loaded inside rmadapter.clip.undrawn.built
+            _MADE[key] = make(*copy.deepcopy(arguments))
     return copy.deepcopy(_MADE[key])
 
 

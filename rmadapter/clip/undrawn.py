@@ -15,40 +15,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_aten = torch.ops.aten
-_DRAWS = {_aten.normal_.default, _aten.uniform_.default}
-# What trunc_normal_ makes of the uniform numbers.
-_FOLLOWS = {_aten.erfinv_.default}
+_DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 
 
 class _Undrawn(TorchDispatchMode):
-    """Inside it a tensor that would be drawn in place stays as it was allocated, with a NaN as its first element."""
+    """Inside it what would be drawn in place is NaN.
+
+    Not what the memory happened to hold: torch's ``trunc_normal_`` draws again for as long as a value is out of range.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _DRAWS and _is_skipped(args[0]):
-            args[0].view(-1)[0] = math.nan
-            return args[0]
-        if func in _FOLLOWS and _is_skipped(args[0]) and _is_marked(args[0]):
-            return args[0]
+        if func in _DRAWS and args[0].is_floating_point():
+            return args[0].fill_(math.nan)
         return func(*args, **(kwargs or {}))
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
     """What ``build`` returns, which makes a model and loads weights into it.
 
-    Weights that it does not load are drawn after all: the model is then built a second time.
+    Where weights are left that it does not load, it is built a second time, as it would have been at once.
     """
+    state = torch.get_rng_state()
     with _Undrawn():
         model = build()
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return build() if any(_is_skipped(tensor) and _is_marked(tensor) for tensor in tensors) else model
+    if not any(_has_nan(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())):
+        return model
+    del model
+    torch.set_rng_state(state)
+    return build()
 
 
-def _is_skipped(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_floating_point() and tensor.is_contiguous() and tensor.numel() > 0
-
-
-def _is_marked(tensor: Tensor) -> bool:
-    return math.isnan(float(tensor.detach().view(-1)[0]))
+def _has_nan(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        return False
+    return bool(torch.aminmax(tensor).min.isnan())  # which is NaN where any value is, in one pass without a copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from rmadapter.methods.method import TUNED
 from rmadapter.sweeps.progress import holder_of, read_result, results_there, state
 from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep
-from rmadapter.sweeps.taken_over import is_there
+from rmadapter.sweeps.taken_over import is_taken, precision_of
 from rmadapter.training.adapter_run import own_parts
 from rmadapter.training.recipe import steps_of
 
@@ -32,7 +33,7 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         data = loaded[run.data]
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
         chosen = len(base_new_split(train, config.classes, len(data.class_names)))
-        taken = states[run] == "open" and is_there(sweep, run)
+        taken = is_taken(sweep, run, dataclasses.replace(config, precision=precision_of(sweep)), data)
         trains = METHODS[run.method].kind == TUNED and config.tuned.trains and not taken
         steps = steps_of(config, steps_an_epoch(chosen, config.batch_size, config.drop_last)) if trains else 0
         images = _tested(run, config, loaded, at_home=not taken)

@@ -69,7 +69,7 @@ def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:
             check_data(sweep, loaded)
             settings["precision"] = before["settings"]["precision"]  # what its first worker has made of auto
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
-        elif sweep.trained_in is not None and settings["precision"] == "auto":
+        if sweep.trained_in is not None and settings["precision"] == "auto":
             settings["precision"] = read_manifest(sweep.trained_in)["settings"]["precision"]
         clear_temporaries(sweep.out)
         values = {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists, HASHES: hashes}

@@ -42,12 +42,13 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         sweep.table.drop(run.key)
         there, left = [], list(run.targets)
     method = METHODS[run.method]
-    if None in there or take_over(sweep, run):
+    if None in there:
         results = read_result(sweep, run, None)
     else:
         data = load_planned(run.data, sweep.data_root)
         check_data(sweep, {run.data: data})
-        results = train_method(method, config, data=data)
+        taken = take_over(sweep, run, config, data)
+        results = read_result(sweep, run, None) if taken else train_method(method, config, data=data)
     loaded = None
     for target in left:
         file = result_file(folder, short_name(target))

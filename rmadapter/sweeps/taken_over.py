@@ -1,8 +1,9 @@
 """Training that another sweep has done: ``rmadapter sweep domain --trained-in CROSS``.
 
 A run of ``domain`` trains as the run of ``cross`` with the same method, source and seed does, and ``base2new`` trains
-and tests as ``ablation``. With one source, ImageNet, that training is nearly all of what either costs. What the other
-sweep has kept of a run, adapter, results and log, is copied, and tested on this sweep's own targets.
+and tests as ``ablation``. With one source, ImageNet, that training is nearly all of what either costs. The run's folder
+in the other sweep is copied, and what it trained is tested on this sweep's own targets. Each run is looked at by
+itself: one that is not there whole, or was made with other options, is trained here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 
+from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError
+from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
+from rmadapter.methods import METHODS
 from rmadapter.sweeps.manifest import MANIFEST, check_folder, check_settings, known_hashes, read_manifest
-from rmadapter.sweeps.progress import result_file
 from rmadapter.sweeps.protocols import PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
-from rmadapter.training.run_folder import changed_data
+from rmadapter.training.run_folder import RunFolder, changed_data
 
 # Protocols whose runs of one key train alike.
 ALIKE = (("cross", "domain"), ("base2new", "ablation"))
@@ -59,25 +62,54 @@ def check_source(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
             raise InputError(f"{changed_data(data, known, f'the sweep in {other} took it up')}; valid: no --trained-in")
 
 
-def is_there(sweep: Sweep, run: PlannedRun) -> bool:
-    """Whether the other sweep holds the training of ``run`` with what is to be tested further."""
-    if sweep.trained_in is None:
+def precision_of(sweep: Sweep) -> str:
+    """The precision of the runs of ``sweep`` as far as it is settled, here or in the other sweep, else auto."""
+    before = check_folder(sweep)
+    settings = sweep.settings() if before is None else before["settings"]
+    if settings["precision"] == "auto" and sweep.trained_in is not None:
+        settings = read_manifest(sweep.trained_in)["settings"]
+    return str(settings["precision"])
+
+
+def is_taken(sweep: Sweep, run: PlannedRun, config: TrainConfig, data: ImageData) -> bool:
+    """Whether the other sweep has trained ``run``, of this ``config`` on ``data``, which has not begun here."""
+    if sweep.trained_in is None or run.seed is None or (sweep.folder(run) / "run").exists():
         return False
-    folder = sweep.trained_in / "runs" / run.key
-    return result_file(folder, None).is_file() and (run.seed is None or (folder / "run" / "adapter").is_dir())
+    # Of a run in its table the folder is on its way out.
+    return not ResultsTable(sweep.trained_in / RESULTS_TABLE).of(run.key) and _is_same(
+        _source(sweep, run), config, data
+    )
 
 
-def take_over(sweep: Sweep, run: PlannedRun) -> bool:
-    """Copy the training of ``run`` from the other sweep, where it is there; whether it was.
-
-    What this sweep has begun to train stays, and is gone on with.
-    """
-    to = sweep.folder(run) / "run"
-    if sweep.trained_in is None or to.exists() or not is_there(sweep, run):
+def take_over(sweep: Sweep, run: PlannedRun, config: TrainConfig, data: ImageData) -> bool:
+    """Copy the training of ``run`` from the other sweep where it ``is_taken``; whether it was."""
+    if not is_taken(sweep, run, config, data):
         return False
-    copy = to.with_name(".taken-over")  # this process has the run for itself; a killed one may have left a part
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(sweep.trained_in / "runs" / run.key / "run", copy)
-    copy.rename(to)
-    print(f"trained in {sweep.trained_in}, and taken over from there")
+    source, folder = _source(sweep, run), sweep.folder(run)
+    # Here the run is this process's, and a killed one may have left a part; there it may be deleted meanwhile.
+    copy = RunFolder(folder / ".taken-over", source.kind)
+    shutil.rmtree(copy.path, ignore_errors=True)
+    try:
+        shutil.copytree(source.path, copy.path)
+    except (OSError, shutil.Error) as error:
+        print(f"{source.path} cannot be taken over: {error}")
+    if not _is_same(copy, config, data):
+        shutil.rmtree(copy.path, ignore_errors=True)
+        return False
+    copy.path.rename(folder / "run")
+    print(f"taken over from {source.path}, where it was trained")
     return True
+
+
+def _source(sweep: Sweep, run: PlannedRun) -> RunFolder:
+    assert sweep.trained_in is not None  # the caller has looked
+    return RunFolder(sweep.trained_in / "runs" / run.key / "run", METHODS[run.method].kind)
+
+
+def _is_same(folder: RunFolder, config: TrainConfig, data: ImageData) -> bool:
+    if not folder.is_whole:
+        return False
+    difference = folder.difference(config, data)
+    if difference is not None:
+        print(f"not taken over: {difference}")
+    return difference is None

@@ -25,9 +25,10 @@ from rmadapter.reports.document import Document
 from rmadapter.testbed.runs import HINT, TestbedRun
 from rmadapter.testbed.search import DATA, SEEDS, STYLE, Judged, judge, on_base_classes, plan_zeroshot, table, the_mark
 
-# Where each search begins: fixed, so that it stays the same when defaults follow it. Tokens of the small CLIP have a
-# standard deviation of 1, of CLIP 0.02, so that CoOp and its like need rates far above the published ones.
-# What is bound to its classes (TaskRes, Tip-Adapter) has no accuracy on new ones to be judged by.
+# Where each search begins: fixed, so that it stays the same when defaults follow it. (CoCoOp's was moved once, from 1,
+# whose search ended at its limit.) Tokens of the small CLIP have a standard deviation of 1, of CLIP 0.02, so that CoOp
+# and its like need rates far above the published ones. What is bound to its classes (TaskRes, Tip-Adapter) has no
+# accuracy on new ones to be judged by.
 METHODS = {
     "coop": 5.0,
     "kgcoop": 5.0,

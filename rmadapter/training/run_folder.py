@@ -131,6 +131,13 @@ class RunFolder:
         return False
 
     @property
+    def is_whole(self) -> bool:
+        """Whether a finished run is here, with what it has trained."""
+        stored = ((ADAPTER_CONFIG, ADAPTER_WEIGHTS), (PROBE_CONFIG, PROBE_WEIGHTS))
+        kept = any(all((self.adapter / name).is_file() for name in names) for names in stored)
+        return kept and self.is_run and self.results_file.is_file()
+
+    @property
     def _own_files(self) -> list[Path]:
         """All that a run may write, its marker last: while that is there, the folder is a run's."""
         stored = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS, CALIBRATION)
@@ -173,7 +180,7 @@ class RunFolder:
                     "what is a run's alone; valid: another --out, or that file elsewhere"
                 )
             return
-        difference = self._difference(config, data)
+        difference = self.difference(config, data)
         if config.resume:
             if difference is not None:
                 raise InputError(f"{difference}; valid with --resume: the same, or another --out")
@@ -185,7 +192,7 @@ class RunFolder:
             f"{resume}{overwrite}another --out"
         )
 
-    def _difference(self, config: TrainConfig, data: ImageData | None) -> str | None:
+    def difference(self, config: TrainConfig, data: ImageData | None) -> str | None:
         """In what the run that is here is not the one that ``config`` and ``data`` describe; None where it is."""
         marker = read_json(self.marker_file, "run file")
         if not isinstance(marker, dict) or marker.get("format") != FORMAT:
