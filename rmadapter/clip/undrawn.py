@@ -1,7 +1,7 @@
 """Models built for weights from a file: the random ones, whose place those take, are not drawn.
 
-Drawing them is most of the time of building a model: on one thread of a busy Xeon ViT-B/16 took 1.3 s and ViT-L/14 3.0 s
-(``open_clip.create_model`` without weights), and so 0.3 and 0.7, which is memory that is written to for the first time.
+Drawing them is most of the time of building a model: on one thread of a busy Xeon ViT-B/16 took 1.3 s and ViT-L/14
+3.0 s (``open_clip.create_model`` without weights), and so 0.3 and 0.7, in which memory is written to first.
 """
 
 from __future__ import annotations
