@@ -249,12 +249,13 @@ WITHOUT_VIEWS = {"maple", "clip-lora"}
     "name",
     [
         "cocoop",
-        "coprompt",
-        "clip-adapter",
         "mmrl",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("coop", "prograd", "maple", "promptsrc", "taskres", "clip-lora", "tip-adapter-f", "mma")
+            for name in (
+                *("clip-adapter", "clip-lora", "coop", "coprompt", "maple", "mma", "prograd", "promptsrc", "taskres"),
+                "tip-adapter-f",
+            )
         ),
     ],
 )

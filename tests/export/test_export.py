@@ -200,6 +200,7 @@ def graph_of(path):
     return onnx.load(path).graph
 
 
+@pytest.mark.slow
 def test_strength_and_temperature_are_in_the_file(adapter, animals, tmp_path, capsys):
     folder, out = shutil.copytree(adapter, tmp_path / "adapter"), tmp_path / "out"
     words = ["--adapter", str(folder), "--trust-base", "--strength", "0.5"]

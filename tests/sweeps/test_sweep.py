@@ -24,6 +24,10 @@ from rmadapter.training import zeroshot_run
 FOOD = ["emoji_food", "emoji_food@noto"]
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def test_base_to_new_writes_every_run_once(sweep_words, tmp_path, capsys):
     assert sweep(*sweep_words(seeds="1,2")) == 0
     out = capsys.readouterr().out
@@ -235,13 +239,13 @@ def test_where_a_run_is_computed_is_not_what_it_computes(sweep_words, tmp_path, 
 @pytest.mark.parametrize(
     ("protocol", "data", "line", "runs"),
     [
-        ("base2new", "testbed", "open  rmadapter/emoji_food@fluent/seed1: ", 18),
+        slow("base2new", "testbed", "open  rmadapter/emoji_food@fluent/seed1: ", 18),
         ("base2new", "testbed,testbed@emojione", "open  rmadapter/emoji_food@emojione/seed1: ", 36),
         ("cross", "testbed@openmoji", "open  rmadapter/emoji_animals@openmoji/seed1: ", 3),
-        ("domain", "testbed", "open  rmadapter/emoji_animals@fluent/seed1: ", 18),
+        slow("domain", "testbed", "open  rmadapter/emoji_animals@fluent/seed1: ", 18),
         ("domain", "testbed@noto", "open  rmadapter/emoji_travel@noto/seed1: ", 18),
-        ("ablation", "testbed-drawings@noto-v1", "open  rmadapter/drawings_food@noto-v1/seed1: ", 18),
-        ("domain", "testbed-drawings", "open  rmadapter/drawings_animals@fluent/seed1: ", 18),
+        slow("ablation", "testbed-drawings@noto-v1", "open  rmadapter/drawings_food@noto-v1/seed1: ", 18),
+        slow("domain", "testbed-drawings", "open  rmadapter/drawings_animals@fluent/seed1: ", 18),
     ],
 )
 def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):

@@ -80,7 +80,7 @@ def test_images_go_in_pieces(monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_compiled_it_is_one_graph_for_any_number_of_images(monkeypatch, dtype):
     found, expected = classifiers("ViT-B-32")
     if dtype != torch.float32:
