@@ -52,13 +52,13 @@ SMALL_CONFIG = {
 
 def small_clip(seed: int = 0, **changes) -> torch.nn.Module:
     """A CLIP with three blocks a tower and random weights from ``seed``; ``changes`` are arguments of CLIP."""
-    return copied_once(_drawn, open_clip.CLIP, seed, {**SMALL_CONFIG, **changes})
+    return copied_once(_drawn, seed, {**SMALL_CONFIG, **changes})
 
 
-def _drawn(kind: type[torch.nn.Module], seed: int, config: dict) -> torch.nn.Module:
+def _drawn(seed: int, config: dict) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind(**config).eval()
+        return open_clip.CLIP(**config).eval()
 
 
 _MADE: dict[str, torch.nn.Module] = {}

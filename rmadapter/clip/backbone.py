@@ -205,9 +205,8 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
         (Path(registered) / f"{name}.json").write_text(text)
         open_clip.add_model_config(registered)
     with readable_weights(folder / OPEN_CLIP_WEIGHTS) as weights:
-        preprocessing = config.get("preprocess_cfg")
-        make = functools.partial(open_clip.create_model, name, force_preprocess_cfg=preprocessing)
-        clip = built(functools.partial(make, pretrained=str(weights)))
+        options = {"pretrained": str(weights), "force_preprocess_cfg": config.get("preprocess_cfg")}
+        clip = built(functools.partial(open_clip.create_model, name, **options))
     return clip, _tokenizer(name, architecture["text_cfg"])
 
 

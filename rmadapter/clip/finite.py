@@ -12,10 +12,19 @@ from rmadapter.errors import InputError
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value of ``tensor`` is NaN or infinite, in one pass and without a copy; true on the meta device."""
+    return all(bool(torch.isfinite(end)) for end in _ends(tensor))
+
+
+def has_nan(tensor: Tensor) -> bool:
+    """Whether a value of ``tensor`` is NaN, in one pass and without a copy; false on the meta device."""
+    return any(bool(torch.isnan(end)) for end in _ends(tensor))
+
+
+def _ends(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The least and the greatest value, both NaN where any value is; none where there are no numbers to look at."""
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
-        return True
-    low, high = torch.aminmax(tensor)  # both are NaN where any value is
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+        return ()
+    return tuple(torch.aminmax(tensor))
 
 
 def check_base_weights(clip: ClipModel) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from rmadapter.clip.finite import has_nan
 
 _DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 
@@ -40,14 +42,8 @@ def built(build: Callable[[], nn.Module]) -> nn.Module:
     state = torch.get_rng_state()
     with _Undrawn():
         model = build()
-    if not any(_has_nan(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())):
+    if not any(has_nan(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())):
         return model
     del model
     torch.set_rng_state(state)
     return build()
-
-
-def _has_nan(tensor: Tensor) -> bool:
-    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
-        return False
-    return bool(torch.aminmax(tensor).min.isnan())  # which is NaN where any value is, in one pass without a copy

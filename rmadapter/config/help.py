@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rmadapter.config.typed import type_hints
+
 NAME_WIDTH = 30  # longer names stand on a line of their own
 MAX_WIDTH = 110
 
@@ -54,7 +56,7 @@ def docstring_of(config: type) -> tuple[str, dict[str, str]]:
 
 def options_of(config: type, prefix: str = "") -> dict[str, Option]:
     """Dotted name -> option, of the fields of ``config`` that are no dataclasses themselves."""
-    hints = typing.get_type_hints(config)
+    hints = type_hints(config)
     says = docstring_of(config)[1]
     return {
         prefix + field.name: Option(prefix + field.name, _values(hints[field.name]), says[field.name], _default(field))
@@ -65,7 +67,7 @@ def options_of(config: type, prefix: str = "") -> dict[str, Option]:
 
 def groups_of(config: type, prefix: str = "") -> dict[str, type]:
     """Dotted name -> class of every dataclass inside ``config``."""
-    hints = typing.get_type_hints(config)
+    hints = type_hints(config)
     found: dict[str, type] = {}
     for field in dataclasses.fields(config):
         kind = hints[field.name]

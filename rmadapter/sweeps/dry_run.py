@@ -10,10 +10,11 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_split, few_shot_sample, steps_an_epoch
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import TUNED
+from rmadapter.sweeps.manifest import precision_of
 from rmadapter.sweeps.progress import holder_of, read_result, results_there, state
 from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep
-from rmadapter.sweeps.taken_over import is_taken, precision_of
+from rmadapter.sweeps.taken_over import is_taken
 from rmadapter.training.adapter_run import own_parts
 from rmadapter.training.recipe import steps_of
 

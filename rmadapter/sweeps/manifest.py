@@ -67,10 +67,8 @@ def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:
         hashes = known_hashes(sweep.out) | {short_name(name): data.content_hash for name, data in loaded.items()}
         if before is not None:
             check_data(sweep, loaded)
-            settings["precision"] = before["settings"]["precision"]  # what its first worker has made of auto
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
-        if sweep.trained_in is not None and settings["precision"] == "auto":
-            settings["precision"] = read_manifest(sweep.trained_in)["settings"]["precision"]
+        settings["precision"] = precision_of(sweep)
         clear_temporaries(sweep.out)
         values = {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists, HASHES: hashes}
         write_json(file, values)
@@ -160,6 +158,18 @@ def settle_precision(sweep: Sweep) -> str:
         if settings["precision"] != precision:
             write_json(sweep.out / MANIFEST, {**manifest, "settings": {**settings, "precision": precision}})
     return precision
+
+
+def precision_of(sweep: Sweep) -> str:
+    """The precision of the runs of ``sweep`` as far as it is settled, else auto.
+
+    That is by its first worker, by an option, or in the sweep whose training it takes over.
+    """
+    before = check_folder(sweep)
+    settings = sweep.settings() if before is None else before["settings"]
+    if settings["precision"] == "auto" and sweep.trained_in is not None:
+        settings = read_manifest(sweep.trained_in)["settings"]
+    return str(settings["precision"])
 
 
 def _device(sweep: Sweep) -> torch.device:

@@ -16,7 +16,7 @@ from rmadapter.data import ImageData
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_table import RESULTS_TABLE, ResultsTable
 from rmadapter.methods import METHODS
-from rmadapter.sweeps.manifest import MANIFEST, check_folder, check_settings, known_hashes, read_manifest
+from rmadapter.sweeps.manifest import MANIFEST, check_settings, known_hashes, precision_of, read_manifest
 from rmadapter.sweeps.protocols import PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.training.run_folder import RunFolder, changed_data
@@ -49,11 +49,11 @@ def check_source(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
             f"{sweep.protocol}; valid: one of {', '.join(alike)}"
         )
     check_settings(manifest, sweep, other, "the same, or no --trained-in")
-    precision, before = manifest["settings"]["precision"], check_folder(sweep)
-    if before is not None and before["settings"]["precision"] not in (precision, "auto"):
+    ours, theirs = precision_of(sweep), manifest["settings"]["precision"]
+    if ours != theirs:
         raise InputError(
-            f"precision is {before['settings']['precision']!r} in {sweep.out}, but the sweep in {other} has "
-            f"{precision!r}; valid: no --trained-in, or another --out"
+            f"precision is {ours!r} in {sweep.out}, but the sweep in {other} has {theirs!r}; valid: no --trained-in, "
+            "or another --out"
         )
     hashes = known_hashes(other)
     for name, data in loaded.items():
@@ -62,23 +62,13 @@ def check_source(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
             raise InputError(f"{changed_data(data, known, f'the sweep in {other} took it up')}; valid: no --trained-in")
 
 
-def precision_of(sweep: Sweep) -> str:
-    """The precision of the runs of ``sweep`` as far as it is settled, here or in the other sweep, else auto."""
-    before = check_folder(sweep)
-    settings = sweep.settings() if before is None else before["settings"]
-    if settings["precision"] == "auto" and sweep.trained_in is not None:
-        settings = read_manifest(sweep.trained_in)["settings"]
-    return str(settings["precision"])
-
-
 def is_taken(sweep: Sweep, run: PlannedRun, config: TrainConfig, data: ImageData) -> bool:
     """Whether the other sweep has trained ``run``, of this ``config`` on ``data``, which has not begun here."""
     if sweep.trained_in is None or run.seed is None or (sweep.folder(run) / "run").exists():
         return False
     # Of a run in its table the folder is on its way out.
-    return not ResultsTable(sweep.trained_in / RESULTS_TABLE).of(run.key) and _is_same(
-        _source(sweep, run), config, data
-    )
+    source, table = _source(sweep, run), ResultsTable(sweep.trained_in / RESULTS_TABLE)
+    return source.is_whole and not table.of(run.key) and _is_same(source, config, data)
 
 
 def take_over(sweep: Sweep, run: PlannedRun, config: TrainConfig, data: ImageData) -> bool:
@@ -93,7 +83,7 @@ def take_over(sweep: Sweep, run: PlannedRun, config: TrainConfig, data: ImageDat
         shutil.copytree(source.path, copy.path)
     except (OSError, shutil.Error) as error:
         print(f"{source.path} cannot be taken over: {error}")
-    if not _is_same(copy, config, data):
+    if not (copy.is_whole and _is_same(copy, config, data)):
         shutil.rmtree(copy.path, ignore_errors=True)
         return False
     copy.path.rename(folder / "run")
@@ -107,8 +97,6 @@ def _source(sweep: Sweep, run: PlannedRun) -> RunFolder:
 
 
 def _is_same(folder: RunFolder, config: TrainConfig, data: ImageData) -> bool:
-    if not folder.is_whole:
-        return False
     difference = folder.difference(config, data)
     if difference is not None:
         print(f"not taken over: {difference}")
