@@ -23,7 +23,7 @@ VPT = Method(
     (*NO_ADAPTERS, *NO_CONSISTENCY),
     groups=("prompt",),
     recipe=(*_BATCHES, "--prompt.vision_tokens=8", "--prompt.vision_depth=12", "--lr=0.0025", "--epochs=5"),
-    testbed=(*_TESTBED[:3], "--prompt.vision_depth=3"),
+    testbed=("--lr=0.3", *_TESTBED[1:3], "--prompt.vision_depth=3"),
 )
 
 IVLP = Method(
@@ -39,7 +39,7 @@ IVLP = Method(
         "--lr=0.0035",
         "--epochs=5",
     ),
-    testbed=_TESTBED,
+    testbed=(*_TESTBED, "--lr=0.001"),
 )
 
 MAPLE = Method(

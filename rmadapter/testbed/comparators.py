@@ -34,6 +34,8 @@ METHODS = {
     "kgcoop": 5.0,
     "cocoop": 10.0,
     "prograd": 5.0,
+    "vpt": 0.03,
+    "ivlp": 0.01,
     "maple": 0.1,
     "promptsrc": 0.1,
     "coprompt": 0.01,
