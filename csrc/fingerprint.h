@@ -1,6 +1,6 @@
 // A fingerprint of what a call's weights hold, by which packed weights are kept from call to call, at a fifth of what packing
-// takes. Whatever changes a weight, through whichever view of its memory, changes it; torch's version counters miss what is
-// written through `.data` or NumPy, and cost as much to ask.
+// takes. A change of one word, through whichever view of its memory, changes it, other changes but for one in 2^32; torch's
+// version counters miss what is written through `.data` or NumPy, and cost as much to ask.
 
 #if defined(__GNUC__)
 struct Fingerprint {

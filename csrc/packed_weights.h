@@ -48,7 +48,8 @@ class PackedCache {
   // Null where there are none. `again`: the last calls asked for them before, so that they are worth keeping; the weights
   // of a training step never are.
   std::shared_ptr<const PackedWeights> find(const Key& key, bool* again) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Lock lock(mutex_, std::try_to_lock);
+    if (!lock) return nullptr;
     for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
       if (entry->first == key) {
         entries_.splice(entries_.begin(), entries_, entry);
@@ -63,7 +64,8 @@ class PackedCache {
   }
 
   void keep(const Key& key, std::shared_ptr<const PackedWeights> packed) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Lock lock(mutex_, std::try_to_lock);
+    if (!lock) return;
     bytes_ += packed->bytes();
     entries_.emplace_front(key, std::move(packed));
     while (entries_.size() > 1 && (bytes_ > MOST_BYTES || entries_.size() > MOST_ENTRIES)) {
@@ -73,6 +75,9 @@ class PackedCache {
   }
 
  private:
+  // Nobody waits for it: a thread that finds it taken packs for itself, and so does a process that was forked while another
+  // thread had it, for which it stays taken.
+  using Lock = std::unique_lock<std::mutex>;
   static constexpr size_t MOST_BYTES = 16 << 20, MOST_ENTRIES = 64;
   std::mutex mutex_;
   std::list<Key> asked_;

@@ -164,7 +164,9 @@ inline Packed packed_weights(const Kernels& kernels, const Problem& problem, con
   for_items(kernels, problem, PACK_PARTS, threads, [&] {
     return [&](int64_t part) { kernels.pack_forward(problem, packed, static_cast<int>(part), PACK_PARTS); };
   });
-  if (kept) cache.keep(key, kept);
+  // Another thread may have written to the weights in between.
+  PackedCache::Key after(kernels, problem);
+  if (kept && kernels.fingerprint(problem, after.fingerprint) && after == key) cache.keep(key, kept);
   return {packed, kept};
 }
 

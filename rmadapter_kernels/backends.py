@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rmadapter_kernels import cpu
@@ -101,6 +102,16 @@ def choose(call: Call, backend: str) -> Explanation:
     return _auto(call) if backend == AUTO else _named(call, backend)
 
 
+def dtype_of(x: Tensor) -> torch.dtype:
+    """The dtype that the operator takes ``x`` in: autocast's, where it is on; raises where ``x`` is no input of it."""
+    check_x(x)
+    kind = x.device.type
+    # Of a meta tensor there are no values to cast, and torch knows no autocast for it.
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
 def explain(x: Tensor, *, bottleneck: int = 32, rec_hidden: int | None = None, backend: str = AUTO) -> Explanation:
     """Which backend ``rm_adapter(x, ..., backend=backend)`` takes, and why; raises as it does.
 
@@ -110,5 +121,5 @@ def explain(x: Tensor, *, bottleneck: int = 32, rec_hidden: int | None = None, b
         rec_hidden: h of the weights, 0 without a reconstruction branch; default: the bottleneck.
         backend: auto or a backend's name.
     """
-    check_x(x)
+    x = x.to(dtype_of(x))
     return choose(Call(x, bottleneck, bottleneck if rec_hidden is None else rec_hidden), backend)

@@ -96,6 +96,8 @@ def _all_fit(x: Tensor, weights: tuple[Tensor | None, ...], residual: Tensor | N
         if not isinstance(w_rec1, Tensor) or w_rec1.is_nested or w_rec1.dim() != 2:
             return False
         h = w_rec1.shape[1]
+        if not h:  # which the backends would take for no branch
+            return False
         shapes += [(r, h), (h,), (h, d), (d,)]
     elif any(weight is not None for weight in weights[5:]):
         return False
@@ -130,6 +132,8 @@ def _find_fault(x: Tensor, weights: tuple[Tensor | None, ...], residual: Tensor 
         if tuple(weight.shape) != tuple(sizes.get(d) for d in dimensions):
             expected = ", ".join(f"{d}={sizes[d]}" if d in sizes else d for d in dimensions)
             raise ValueError(f"{name} has shape {list(weight.shape)}; valid: [{expected}]")
+        if name == "w_rec1" and not sizes["h"]:
+            raise ValueError(f"w_rec1 has shape {list(weight.shape)}; valid: [r={sizes['r']}, h] with h >= 1, or None")
     if weights[4] is None and any(weight is not None for weight in weights[5:]):
         raise TypeError("w_rec1 is None; the reconstruction branch takes all of its four weights or none")
     if residual is not None:

@@ -27,12 +27,13 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _without_autocast(implementation):
-    """Autocast would cast the fp32 products inside; the caller has cast x already."""
+def _plain(implementation):
+    """Without autocast, which would cast the fp32 products inside (the caller has cast x already), and without
+    autograd, which an exported program that is run outside of ``no_grad`` would send through ``out=``."""
 
     @functools.wraps(implementation)
     def wrapped(x: Tensor, *arguments):
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             return implementation(x, *arguments)
 
     return wrapped
@@ -42,7 +43,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias.to(x.dtype), x, weight.to(x.dtype))
 
 
-@_without_autocast
+@_plain
 def forward(
     x: Tensor,
     residual: Tensor | None,
@@ -75,7 +76,7 @@ def forward(
     if w_rec1 is None or b_rec1 is None or w_rec2 is None or b_rec2 is None:  # all of them, or none
         return out, x.new_empty(0, dtype=wide_dtype(x.dtype))
     rec = _linear(activation(activation_name, _linear(z, w_rec1, b_rec1)), w_rec2, b_rec2)
-    return out, _token_losses(u, rec, objective).view(x.shape[:-1])
+    return out, _token_losses(u.view(x.shape), rec.view(x.shape), objective)
 
 
 def _token_losses(u: Tensor, rec: Tensor, objective: str) -> Tensor:
@@ -131,7 +132,7 @@ def _norm_backward(du: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> 
     return rstd * (d_hat - d_hat.mean(-1, keepdim=True) - x_hat * (d_hat * x_hat).mean(-1, keepdim=True))
 
 
-@_without_autocast
+@_plain
 def backward(
     x: Tensor,
     d_out: Tensor | None,
@@ -168,7 +169,9 @@ def backward(
     if d_out is not None:
         d_out = d_out.reshape(-1, x.shape[-1])
         if need_z:
-            dz_base = scale * (d_out.to(x.dtype) @ w_up.to(x.dtype).t()).to(wide)
+            # The gradient of a mean is out of the range of fp16, that of a residual in fp32 need not come in it.
+            factor = wide if x.dtype == torch.float16 else x.dtype
+            dz_base = scale * (d_out.to(factor) @ w_up.to(x.dtype).to(factor).t()).to(wide)
         if need_up:
             gradients[3] = branch_grad_scale * scale * (z.to(wide).t() @ d_out.to(wide))
         if need_b_up:
@@ -213,16 +216,20 @@ def backward(
         du = du if t is None else du + t
         if norm is not None:
             du = _norm_backward(du, x.reshape(u.shape).to(wide), norm[0], norm[2])
-        du = du.view(x.shape)
-        fits = du.dtype == x.dtype and du.stride() == x.stride()
-        gradients[0] = du if fits else torch.empty_like(x).copy_(du)
+        gradients[0] = _like(x, du.view(x.shape))
 
     weights = (w_down, b_down, w_up, b_up, w_rec1, b_rec1, w_rec2, b_rec2)
     for index, weight in enumerate(weights, start=1):
         if needs[index] and weight is not None:
             found = gradients[index]
-            gradients[index] = torch.zeros_like(weight) if found is None else found.to(weight.dtype)
+            gradients[index] = torch.zeros_like(weight) if found is None else _like(weight, found)
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _like(tensor: Tensor, found: Tensor) -> Tensor:
+    """``found`` in the dtype and strides of ``tensor``."""
+    fits = found.dtype == tensor.dtype and found.stride() == tensor.stride()
+    return found if fits else torch.empty_like(tensor).copy_(found)
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -7,14 +7,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
-from rmadapter_kernels.backends import AUTO, Call, choose
-from rmadapter_kernels.checks import check_settings, check_tensors, check_x
+from rmadapter_kernels.backends import AUTO, Call, choose, dtype_of
+from rmadapter_kernels.checks import check_settings, check_tensors
 from rmadapter_kernels.ops import IN_PLACE, OPERATORS, PREPARE
 from rmadapter_kernels.overlap import refuse_overlap
 from rmadapter_kernels.reference import Norm
 from rmadapter_kernels.triton.availability import prepare_for
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward operator where a graph of it is asked for (``create_graph=True``): an error where that is followed.
+
+    torch's ``once_differentiable`` marks its results only where what comes in requires grad. With x and the weights as
+    inputs, no way to a second derivative is lost in silence.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(backend: str, *arguments: Any) -> tuple[Tensor, ...]:
+        return OPERATORS[backend][1](*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("rm_adapter is differentiable once; valid: reference() for second derivatives")
 
 
 class _RMAdapter(torch.autograd.Function):
@@ -38,17 +60,20 @@ class _RMAdapter(torch.autograd.Function):
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_loss: Tensor | None) -> tuple[Tensor | None, ...]:
         x, norm_weight, norm_bias, *weights, prepared = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[1:3]
         needs = [need_x, *ctx.needs_input_grad[6:14]]
         gradients: list[Tensor | None] = [None] * 9
         if any(needs) and (d_out is not None or d_loss is not None):
-            found = OPERATORS[ctx.backend][1](
+            arguments = (
                 x, d_out, d_loss, norm_weight, norm_bias, ctx.norm_eps, *weights, *ctx.settings, needs,
                 *(() if prepared is None else (prepared,)),
             )  # fmt: skip
+            if torch.is_grad_enabled():
+                found = _Gradients.apply(ctx.backend, *arguments)
+            else:
+                found = OPERATORS[ctx.backend][1](*arguments)
             gradients = [g if needed else None for g, needed in zip(found, needs, strict=True)]
         d_residual = d_out if need_residual else None
         return (None, gradients[0], d_residual, None, None, None, *gradients[1:], None, None, None, None, None, None)
@@ -78,12 +103,17 @@ _RMAdapter.forward.__signature__ = inspect.signature(_RMAdapter.forward)  # type
 
 def _autocast(x: Tensor) -> Tensor:
     """``x`` in the dtype that autocast asks for; raises where it is no input of the operator."""
-    check_x(x)
-    kind = x.device.type
-    # Of a meta tensor there are no values to cast, and torch knows no autocast for it.
-    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+    dtype = dtype_of(x)
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """``tensors``, with a view for what comes again (a residual that is x): Dynamo takes no input of a Function twice."""
+    found: list[Tensor | None] = []
+    for tensor in tensors:
+        again = tensor is not None and any(tensor is other for other in found)
+        found.append(tensor.view_as(tensor) if again and tensor is not None else tensor)
+    return tuple(found)
 
 
 def rm_adapter(
@@ -154,10 +184,16 @@ def rm_adapter(
     call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
     chosen = choose(call, backend).backend
     arguments = (x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
-    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+    transformed = torch._C._are_functorch_transforms_active()
+    # Within a dual level the Function says that it has no forward-mode derivative; an operator drops tangents.
+    if not torch.is_grad_enabled() and not transformed and forward_ad._current_level < 0:
         return OPERATORS[chosen][0](*arguments)
+    if torch.compiler.is_compiling():
+        x, residual, *others = _distinct((x, residual, *weights))
+        arguments = (x, residual, norm_weight, norm_bias, norm_eps, *others, *settings)
     prepared = None
-    if chosen in PREPARE and torch.is_grad_enabled() and prepare_for(x):
+    # Under vmap the batch of x would be one of its weights too.
+    if chosen in PREPARE and not transformed and torch.is_grad_enabled() and prepare_for(x):
         with torch.no_grad():
             prepared = PREPARE[chosen](x, norm_weight, norm_bias, norm_eps, w_down, b_down, w_up, w_rec1, w_rec2)
     return _RMAdapter.apply(chosen, *arguments, prepared)

@@ -151,6 +151,8 @@ def _run_forward(
     out: Tensor, loss: Tensor | None, x: Tensor, residual: Tensor | None, norm: tuple[Tensor | None, Tensor | None],
     norm_eps: float | None, weights: Weights, scale: float, activation: str, objective: str, prepared: Tensor | None,
 ) -> None:  # fmt: skip
+    if not x.numel():
+        return
     w_rec1 = weights[4]
     if w_rec1 is None:
         objective = "l2"
@@ -167,8 +169,6 @@ def _run_forward(
         _remember(_forward_plans, key, plan)
     if plan is None:
         _run_forward_copied(out, loss, x, residual, norm, norm_eps, weights, scale, activation, objective, prepared)
-        return
-    if plan.shape.tokens == 0:
         return
     if prepared is None and plan.shape.prepared:
         prepared = _prepare_all(x, norm, norm_eps, weights)
@@ -237,6 +237,8 @@ def backward(
         d_loss = None
     tensors: tuple[Any, ...] = (x, *weights)  # an absent one is never needed
     gradients = [torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip(tensors, needs, strict=True)]
+    if not x.numel():
+        return tuple(gradient.zero_() for gradient in gradients)
     precision = precision_of(x.dtype)
     key = (
         x.shape, x.stride(), x.dtype, x.device, None if d_out is None else (d_out.stride(), d_out.dtype),
@@ -253,25 +255,24 @@ def backward(
         return _backward_copied(x, d_out, d_loss, gradients, norm_weight, norm_bias, norm_eps, *weights, scale,
                                 activation, objective, local_reconstruction, branch_grad_scale, needs,
                                 prepared)  # fmt: skip
-    for index in plan.zeros:
+    if prepared is None and plan.shape.prepared:
+        prepared = _prepare_all(x, (norm_weight, norm_bias), norm_eps, weights)
+    dense = tuple(map(_dense, weights))
+    found = gradients if all(map(is_, dense, weights)) else _dense_gradients(gradients, weights)
+    values: dict[str, Any] = dict(zip(WEIGHTS, dense, strict=True))
+    values |= dict(zip(GRADIENTS, found, strict=True))
+    values |= {
+        "x": x, "d_out": d_out, "d_loss": d_loss, "norm_weight": _dense(norm_weight),
+        "norm_bias": _dense(norm_bias), "eps": 0.0 if norm_eps is None else norm_eps, "scale": scale,
+        "branch_grad_scale": branch_grad_scale, "up_factor": branch_grad_scale * scale, "prepared": prepared,
+    }  # fmt: skip
+    on_device(x.device, _run_backward, plan, x.device, values)
+    if found is not gradients:
+        for gradient, own in zip(gradients, found, strict=True):
+            if own is not gradient:
+                gradient.copy_(own)
+    for index in plan.zeros:  # which no kernel has written, nor the dense copy of one
         gradients[index].zero_()
-    if plan.shape.tokens:
-        if prepared is None and plan.shape.prepared:
-            prepared = _prepare_all(x, (norm_weight, norm_bias), norm_eps, weights)
-        dense = tuple(map(_dense, weights))
-        found = gradients if all(map(is_, dense, weights)) else _dense_gradients(gradients, weights)
-        values: dict[str, Any] = dict(zip(WEIGHTS, dense, strict=True))
-        values |= dict(zip(GRADIENTS, found, strict=True))
-        values |= {
-            "x": x, "d_out": d_out, "d_loss": d_loss, "norm_weight": _dense(norm_weight),
-            "norm_bias": _dense(norm_bias), "eps": 0.0 if norm_eps is None else norm_eps, "scale": scale,
-            "branch_grad_scale": branch_grad_scale, "up_factor": branch_grad_scale * scale, "prepared": prepared,
-        }  # fmt: skip
-        on_device(x.device, _run_backward, plan, x.device, values)
-        if found is not gradients:
-            for gradient, own in zip(gradients, found, strict=True):
-                if own is not gradient:
-                    gradient.copy_(own)
     return tuple(gradients)
 
 

@@ -209,7 +209,7 @@ class BackwardPlan:
     def __init__(self, shape: Shape, addresses: Addresses, asked: Sequence[bool], has_out: bool, has_loss: bool,
                  local: bool, index: int | None):  # fmt: skip
         needs = Needs.of(asked, has_out, has_loss, local)
-        self.zeros = tuple(place for place in range(9) if asked[place] and (shape.tokens == 0 or not needs[place]))
+        self.zeros = tuple(place for place in range(9) if asked[place] and not needs[place])
         self.shape, self.addresses, self.needs, self.local = shape, addresses, needs, local
         device = device_of(index)
         tokens, d, r, h = shape.tokens, shape.d, shape.r, shape.h

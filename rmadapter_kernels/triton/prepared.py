@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rmadapter_kernels.triton.launch import current_stream
 from rmadapter_kernels.triton.options import options
 
 _kept: dict[tuple, tuple[tuple, Tensor]] = {}
@@ -29,7 +30,7 @@ def _recording(tensor: Tensor) -> bool:
 
 
 def kept(kind: tuple, weights: Sequence[Tensor | None], make: Callable[[], Tensor]) -> Tensor:
-    """What ``make`` gives, or gave for the same ``weights`` at the same versions.
+    """What ``make`` gives, or gave on this stream for the same ``weights`` at the same versions.
 
     Args:
         kind: what else the result depends on.
@@ -39,7 +40,9 @@ def kept(kind: tuple, weights: Sequence[Tensor | None], make: Callable[[], Tenso
     # Tensors made under inference mode count nothing; those made in a compiled graph are new at each call.
     if not options().keep_prepared or any(w.is_inference() for w in present) or _recording(present[0]):
         return make()
-    key = (kind, *(w.data_ptr() for w in present))
+    # On another stream it may be asked for before the kernel that makes it on this one has run.
+    stream = current_stream(present[0].device) if present[0].is_cuda else None
+    key = (kind, stream, *((w.data_ptr(), w.stride()) for w in present))
     versions = tuple(w._version for w in present)
     found = _kept.get(key)
     if found is not None and found[0] == versions:
@@ -47,6 +50,6 @@ def kept(kind: tuple, weights: Sequence[Tensor | None], make: Callable[[], Tenso
     result = make()
     _kept[key] = (versions, result)
     # Another tensor may come to lie where one of these did, and count from zero again.
-    for weight in present:
+    for weight in present if found is None else ():
         weakref.finalize(weight.untyped_storage(), _kept.pop, key, None)
     return result

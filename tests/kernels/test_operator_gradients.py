@@ -132,15 +132,6 @@ def test_a_reconstruction_of_zero_has_a_finite_cosine():
     assert torch.equal(found["rec_loss"], torch.ones_like(found["rec_loss"]))
 
 
-def test_differentiable_once():
-    case = make_case()
-    x = case.x.requires_grad_()
-    out, _ = rm_adapter(x, *case.weights)
-    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 def test_x_and_the_weights_are_all_that_is_kept():
     case = make_case(norm=True)
     given_tensors = {t.data_ptr() for t in (case.x, *case.weights, *case.norm[:2])}

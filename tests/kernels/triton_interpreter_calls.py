@@ -9,7 +9,7 @@ import pytest
 import torch
 from grids import diagonal, slow
 from interpreter_cases import columns, fused, name_of, permuted, poisoned, sliced  # noqa: F401
-from operator_cases import make_case, run
+from operator_cases import WEIGHTS, make_case, run
 from triton.runtime import interpreter
 
 from rmadapter_kernels import FusedRMAdapter, available_backends, explain, functional, ops, rm_adapter, rm_adapter_
@@ -39,6 +39,29 @@ def test_three_dimensions_that_do_not_collapse_and_weights_that_are_views():
     found = run(case, implementation=fused)
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use", ["out", "loss"])
+def test_gradients_that_are_zero_lie_in_views_too(use):
+    """Where one result is used, no kernel writes the other's gradients; those of views go through a dense copy."""
+    case = make_case((5,), 64, 4, 4).to(torch.float32)
+    plain = run(case, implementation=fused, use=use)
+    case.weights = [w.t().contiguous().t() if w.dim() == 2 else w for w in case.weights]
+    for name, value in run(case, implementation=fused, use=use).items():
+        assert torch.equal(value, plain[name]), name
+
+
+@pytest.mark.parametrize("lead", [(0,), (2, 0), (4, 0, 3, 2)])
+def test_no_tokens(lead):
+    case = make_case(lead, 64, 4, 4).to(torch.float32)
+    case.x = case.x.transpose(0, -2)
+    case.residual, case.d_out, case.d_loss = (t.transpose(0, case.x.dim() - 2) for t in (
+        case.residual, case.d_out, case.d_loss
+    ))  # fmt: skip
+    found = run(case, implementation=fused)
+    assert found["rec_loss"].shape == case.x.shape[:-1]
+    assert not any(found[f"grad {name}"].any() for name in WEIGHTS)
+    assert rm_adapter_(case.x, *case.weights[:4], residual=case.x, backend="triton") is case.x
 
 
 def test_expanded_gradients():
@@ -141,6 +164,16 @@ def test_forward_prepares_for_its_backward(monkeypatch):
         assert len(calls) == count + 1
 
 
+def test_kept_weights_are_those_of_the_same_strides(monkeypatch):
+    monkeypatch.setattr(tuning, "LAUNCH", 0.0)
+    case = make_case((9,), 64, 64, 4, reconstruct=False).to(torch.float32)
+    w_down, *others = case.weights[:4]
+    with configure(keep_prepared=True), torch.no_grad():
+        for weight in (w_down, w_down.t(), w_down):
+            found, _ = fused(case.x, weight, *others)
+            torch.testing.assert_close(found, reference(case.x, weight, *others)[0], rtol=1e-4, atol=1e-4)
+
+
 def test_compiled_equals_eager():
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -159,7 +192,10 @@ def test_compiled_equals_eager():
             torch.testing.assert_close(one, other)
 
 
-def test_vmap_over_x():
+@pytest.mark.parametrize("prepared", [False, True])
+def test_vmap_over_x(prepared, monkeypatch):
+    if prepared:
+        monkeypatch.setattr(tuning, "LAUNCH", 0.0)
     case = make_case((3, 5), 64, 4, 4).to(torch.float32)
     out, loss = torch.func.vmap(lambda x: fused(x, *case.weights))(case.x)
     expected = fused(case.x, *case.weights)
