@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -73,6 +73,11 @@ class CLIPClassifier(nn.Module):
         self.class_names = list(class_names)
         self.template = template
         self.prompts = self.prompts_of(template)
+
+    @contextlib.contextmanager
+    def answering_elsewhere(self) -> Iterator[None]:
+        """Inside, the images are of another data set, or another style of one, than those that it was trained on."""
+        yield
 
     def knows(self, class_names: Sequence[str]) -> bool:
         """Whether it can classify among these names; one that has something of each class knows its own alone."""

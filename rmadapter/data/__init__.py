@@ -14,6 +14,7 @@ from rmadapter.data.loading import (
     TrainImages,
     check_images,
     collate_readable,
+    readable_sample,
     steps_an_epoch,
 )
 from rmadapter.data.reading import read_image
@@ -41,6 +42,7 @@ __all__ = [
     "load_data",
     "part_names",
     "read_image",
+    "readable_sample",
     "steps_an_epoch",
     "train_transform",
 ]

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from rmadapter.data.items import Item
+from rmadapter.data.items import ImageData, Item
+from rmadapter.data.sampling import few_shot_sample
 from rmadapter.data.transforms import Transform
 from rmadapter.errors import InputError
 
@@ -151,3 +152,24 @@ def check_images(
             f"{len(bad)} of {len(items)} images cannot be read: {names}; --skip-bad-images leaves such images out"
         )
     return [item for item, why in zip(items, reasons, strict=True) if why is None], bad
+
+
+def readable_sample(
+    read: Read, data: ImageData, shots: int, seed: int, skip_bad: bool = False
+) -> tuple[list[Item], list[Item], set[str]]:
+    """The few-shot sample of images that can be read: training and validation items, and the paths that were left out.
+
+    With ``skip_bad`` it is drawn again without the unreadable ones, so that every class gets its shots where it has
+    them. Validation images are not read.
+
+    Raises:
+        InputError: as ``few_shot_sample`` and, without ``skip_bad``, ``check_images``.
+    """
+    left_out: set[str] = set()
+    while True:
+        candidates = [item for item in data.train if item.path not in left_out]
+        train, val = few_shot_sample(candidates, data.val, shots, seed)
+        _, bad = check_images(read, train, skip_bad)
+        if not bad:
+            return train, val, left_out
+        left_out |= {path for path, _ in bad}

@@ -36,7 +36,7 @@ _NOT_AMONG_THE_60 = (
     "art of the {}.",
     "a drawing of the {}.",
     "a black and white photo of a {}.",
-    "a dark photo of the {}.",
+    "a dark photo of a {}.",
     "itap of a {}.",
     "itap of my {}.",
     "graffiti of the {}.",

@@ -78,7 +78,9 @@ def evaluate_parts(
     found: dict[str, Any] = {"accuracy": {}, "images": {}, "skipped": 0, "metrics": {}}
     encoded: dict[str, tuple[Encoded, bool]] = {}
 
-    def note(part: str, answers: PartAnswers) -> None:
+    def note(part: str, by: CLIPClassifier, answers: PartAnswers) -> None:
+        if by.inference is not None:
+            found.setdefault("inference", {})[part] = by.inference
         found["accuracy"][part] = answers.top1
         found["metrics"][part] = quality(answers.logits, answers.labels, answers.class_names)
         if keep is not None:
@@ -87,21 +89,20 @@ def evaluate_parts(
     for part in parts:
         names = part_names(data.class_names, part)
         with answering(model, zeroshot, names) as (asked, known):
-            if asked.inference is not None:
-                found.setdefault("inference", {})[part] = asked.inference
             with torch.no_grad():
                 text = asked.eval().text_features()
             chosen = base_new_split(items, part, len(data.class_names))
             images = encode(asked, data.read, chosen, loading, name=part)
             encoded[part] = images, known
-            note(part, answers_of(asked, images, text))
+            note(part, asked, answers_of(asked, images, text))
             found["images"][part] = len(images.items)
             found["skipped"] += images.skipped
             if data.retention is not None:
                 unseen = data.retention
                 kept = base_new_split(getattr(unseen, split), part)
                 images = encode(asked, unseen.read, kept, loading, name=f"{part}, {unseen.style}")
-                note(f"retained_{part}", answers_of(asked, images, text))
+                with asked.answering_elsewhere():
+                    note(f"retained_{part}", asked, answers_of(asked, images, text))
                 found["retention_style"] = unseen.style
         if zeroshot is not None:
             found.setdefault("answered_by", {})[part] = answered_by(known)

@@ -9,7 +9,7 @@ import torch
 
 from rmadapter.config import PRECISIONS
 from rmadapter.config.paths import ModelText, PathText
-from rmadapter.data import FewShotSample, few_shot_sample, part_names
+from rmadapter.data import FewShotSample, part_names, readable_sample
 from rmadapter.data.catalog import PHOTO
 from rmadapter.data.sampling import validation_items
 from rmadapter.errors import InputError, check_choice, check_range
@@ -91,8 +91,9 @@ def run_calibrate(config: CalibrateConfig) -> Calibration:
     classes = config.classes or training.get("classes") or "all"
     names = part_names(data.class_names, classes)
     template = stored.info.template or PHOTO
-    shots, seed = training.get("shots") or 1, training.get("seed") or 1
-    train, val = few_shot_sample(data.train, data.val, shots, seed)
+    shots, seed = (1 if training.get(name) is None else training[name] for name in ("shots", "seed"))
+    # As training drew it, which has left unreadable images out, or it would not have begun.
+    train, val, _ = readable_sample(data.read, data, shots, seed, skip_bad=True)
     sample = FewShotSample(train, data.val if config.whole else val, shots, seed, data.name)
     items, whence = validation_items(data, sample, classes)
     if not items:

@@ -109,13 +109,13 @@ def describe(found: dict[str, Any]) -> str:
         part = name
         count = found["images"].get(part)
         what = f"({count} images)" if count else "harmonic mean"
-        if inference := found.get("inference", {}).get(part):
-            what += f", by {inference}"
         if part.startswith("retained_"):
             part, what = (
                 part.removeprefix("retained_"),
                 f"retention: the same classes drawn by {found['retention_style']}",
             )
+        if inference := found.get("inference", {}).get(name):
+            what += f", by {inference}"
         lines.append(f"{part:>5}  {percent:6.2f} %  {what}")
         if name in metrics:
             lines.append(f"{'':>16}{_further(metrics[name])}")

@@ -1,8 +1,9 @@
 """ProGrad (Zhu et al., ICCV 2023): CoOp without the part of the gradient that leads away from zero-shot CLIP."""
 
-from rmadapter.methods.method import FIELD_RECIPE, NO_ADAPTERS, NO_CONSISTENCY, FewShotOptions, Method
+from rmadapter.methods.coop import EPOCHS_BY_SHOTS
+from rmadapter.methods.method import FIELD_RECIPE, IMAGENET, NO_ADAPTERS, NO_CONSISTENCY, FewShotOptions, Method
 
-# Of zero-shot CLIP, as its code has them; for other data sets they are CLIP's own.
+# Of zero-shot CLIP and of the words that it begins as; for other data sets they are CLIP's own.
 _PROMPTS = {
     "oxford_pets": "a type of pet, a photo of a {}.",
     "oxford_flowers": "a type of flower, a photo of a {}.",
@@ -18,6 +19,7 @@ PROGRAD = Method(
     groups=("prompt",),
     recipe=(
         *FIELD_RECIPE,
+        "--template=published",
         "--prompt.text_tokens=16",
         "--prompt.init=padded",
         "--lr=0.002",
@@ -25,7 +27,13 @@ PROGRAD = Method(
         "--batch_size=32",
         "--loss.projected=1",
     ),
-    overrides={data: (f"--loss.published={prompt}",) for data, prompt in _PROMPTS.items()},
-    few_shot=(FewShotOptions(("--loss.projected=0.8",), shots=8, data=("oxford_flowers", "dtd", "eurosat")),),
+    overrides={
+        **{data: (f"--template={prompt}", f"--loss.published={prompt}") for data, prompt in _PROMPTS.items()},
+        IMAGENET: ("--epochs=50",),
+    },
+    few_shot=(
+        *EPOCHS_BY_SHOTS,  # its command's, which is CoOp's
+        FewShotOptions(("--loss.projected=0.8",), shots=8, data=("oxford_flowers", "dtd", "eurosat")),
+    ),
     testbed=("--lr=50", "--epochs=20"),
 )

@@ -121,7 +121,7 @@ def inferences(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         for run in row.runs:
             found.setdefault(row.group.method, {}).update(
-                dict.fromkeys(f"{part} classes by {taken}" for part, taken in run.inference.items())
+                dict.fromkeys(f"{part.replace('_', ' ')} classes by {taken}" for part, taken in run.inference.items())
             )
     return [f"Inference two: {method} answers {', '.join(taken)}." for method, taken in found.items() if taken]
 

@@ -96,6 +96,11 @@ def plan_classes(
     ends = text.tower.place(prompts.tokens)
     if shared and isinstance(ends, Tensor):  # each row keeps the token that it is pooled at
         shared = min(shared, int(ends.min()))
+    if shared and prompts.slots is not None:  # among them only the learned ones behind the first token
+        ordered = torch.arange(1, 1 + prompts.slots.shape[1], device=valid.device)
+        apart = (prompts.slots != ordered).any(0)
+        if bool(apart.any()):
+            shared = min(shared, int(prompts.slots[:, apart].min()))
     if any(edit.per == CLASS for edit in text.sites.edits):
         shared = min(shared, 1)
     chunks = [Chunk(0, count, length, shared)]

@@ -82,6 +82,8 @@ class RMAdapterCLIP(AdaptedClassifier):
                 "loss.second_view is True, but prompt.per_image reads the frozen features of the first view; valid: "
                 "False"
             )
+        if self.per_image:
+            self._refuse_terms_of_each_image()
         if self.loss.classification == "sigmoid" and getattr(self.clip, "logit_bias", None) is None:
             raise InputError(
                 "loss.classification is 'sigmoid', but this model has no logit bias, which every class needs; valid: "
@@ -90,6 +92,20 @@ class RMAdapterCLIP(AdaptedClassifier):
         self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
         adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
         adapted.set_reconstruction("text", self.loss.lambda2 > 0)
+
+    def _refuse_terms_of_each_image(self) -> None:
+        """Raise InputError for a text term where every image has text features of its own."""
+        adapted = any(True for _ in self.adapted.adapters("text"))
+        given = {
+            "loss.lambda4": self.loss.lambda4,
+            "loss.lambda2": self.loss.lambda2 if adapted and self.config.reconstruct else 0,
+        }
+        for field, weight in given.items():
+            if weight:
+                raise InputError(
+                    f"{field} is {weight:g}, but prompt.per_image makes text features for each image, which no term of "
+                    "the text tower is defined for; valid: 0"
+                )
 
     @property
     def config(self) -> RMAdapterConfig:
@@ -159,7 +175,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         tokens = self.prompts.tokens
         found = find_towers(self.clip)[tower]
         size = found.kind.size(found.root)
-        length = size + self.adapted.sites("vision").added if valid is None else valid.shape[1]
+        added = 0 if self.config.rec_stream == "frozen" else self.adapted.sites("vision").added
+        length = size + added if valid is None else valid.shape[1]
         places = torch.arange(length, device=tokens.device)[None]
         grid = found.kind.grid(found.root)
         if valid is None and which == "patches" and grid is not None:
@@ -277,7 +294,8 @@ class RMAdapterCLIP(AdaptedClassifier):
     def rebuilds_frozen(self, tower: str) -> bool:
         """Whether in training the reconstruction of ``tower`` is that of a frozen pass."""
         weight = self.loss.lambda1 if tower == "vision" else self.loss.lambda2
-        return self.training and self.config.reconstruct and self.config.rec_stream == "frozen" and weight > 0
+        wanted = self.training and self.config.reconstruct and self.config.rec_stream == "frozen" and weight > 0
+        return wanted and any(True for _ in self.adapted.adapters(tower))
 
     def _record(self, tower: str, encode: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The frozen pass with the reconstruction of its own tokens: features, per-token losses.

@@ -117,8 +117,10 @@ class TrainStep(nn.Module):
         """Whether ``views`` have the images' frozen features: where they are wanted and nothing else gives them."""
         if self.model.loss.reads_two_views:
             return True
-        wanted = self.model.loss.needs_image or self.model.per_image
-        return wanted and self.image.first is not None and not self.model.rebuilds_frozen("vision")
+        if self.image.first is None:
+            return False
+        # The classes' features are made of them before the image tower's own pass.
+        return self.model.per_image or (self.model.loss.needs_image and not self.model.rebuilds_frozen("vision"))
 
     def forward(
         self,
@@ -233,7 +235,9 @@ class TrainStep(nn.Module):
                 target = self.image.finish(x)
         if reconstruct:
             counted = self.model.counted["vision"]
-            tokens = self.image.tokens if counted is None else counted.sum()
+            # The frozen pass has no learned tokens.
+            every = self.image.tokens - (self.image.sites.added if self.frozen_stream else 0)
+            tokens = every if counted is None else counted.sum()
             terms["reconstruction_vision"] = rec / (len(features) * tokens)
         return self._compared(features, target, terms)
 

@@ -13,10 +13,9 @@ from rmadapter.data import (
     Read,
     SampleFindings,
     base_new_split,
-    check_images,
     examine,
-    few_shot_sample,
     part_names,
+    readable_sample,
 )
 from rmadapter.errors import check_range
 
@@ -40,15 +39,9 @@ def few_shot(config: TrainConfig, data: ImageData, read: Read) -> FewShot:
     names = part_names(data.class_names, config.classes)
     if data.max_shots is not None:
         check_range("shots", config.shots, 1, data.max_shots)
-    left_out: set[str] = set()
-    while True:
-        # Drawn again without the unreadable images, so that every class gets its shots where it has them.
-        candidates = [item for item in data.train if item.path not in left_out]
-        train_items, val_items = few_shot_sample(candidates, data.val, config.shots, config.seed)
-        _, bad = check_images(read, train_items, skip_bad=config.skip_bad_images)
-        if not bad:
-            break
-        left_out |= {path for path, _ in bad}
+    train_items, val_items, left_out = readable_sample(
+        read, data, config.shots, config.seed, skip_bad=config.skip_bad_images
+    )
     if left_out:
         print(f"{len(left_out)} unreadable training images left out, such as {min(left_out)}")
     if isinstance(read, DecodedImages) and read.keeps:

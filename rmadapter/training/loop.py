@@ -113,6 +113,7 @@ class TrainingLoop:
             "metrics_length": self.metrics_length,
             "seconds": self.seconds,
             "bad_steps": self.bad_steps,
+            "norms": self.norms,
             "text_bytes": self.text_bytes,
             "since_line": self.since_line.plain(self.ranks),
             "since_epoch": self.since_epoch.plain(self.ranks),
@@ -170,7 +171,7 @@ class TrainingLoop:
             self.scaler.load_state_dict(values["scaler"])
         self.epoch, self.step_in_epoch = values["epoch"], values["step_in_epoch"]
         self.metrics_length, self.seconds = values["metrics_length"], values["seconds"]
-        self.bad_steps = values["bad_steps"]
+        self.bad_steps, self.norms = values["bad_steps"], values["norms"]
         self.since_line, self.since_epoch = (
             Means.restored(values[name], self.ranks) for name in ("since_line", "since_epoch")
         )

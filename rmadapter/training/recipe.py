@@ -86,7 +86,10 @@ class EpochMean:
         found = gaussian(average)
         assert found is not None  # the configuration has been checked
         mean, deviation = found
-        heights = [math.exp(-0.5 * ((epoch - mean) / deviation) ** 2) for epoch in range(1, epochs + 1)]
+        exponents = [-0.5 * ((epoch - mean) / deviation) ** 2 for epoch in range(1, epochs + 1)]
+        # Far from all epochs every height would be 0.
+        largest = max(exponents, default=0.0)
+        heights = [math.exp(exponent - largest) for exponent in exponents]
         self.weights = [height / sum(heights) for height in heights]
         self.tensors: dict[str, Tensor] = {}
         self.values: dict[str, Any] = {}

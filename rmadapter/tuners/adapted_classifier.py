@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -103,14 +104,28 @@ class AdaptedClassifier(CLIPClassifier):
             rows = rows_of(list(class_names), bound, "the adapter, which has something of each class,")
             for tuner in self.adapted.tuners:
                 tuner.set_rows(rows)
-        known = self.adapted.class_names
-        for tuner in self.adapted.tuners:
-            tuner.set_familiar(not self.elsewhere and known is not None and set(class_names) <= set(known))
         super().set_classes(class_names, template)
+        self._set_familiar()
         learned = self.adapted.tuned.prompt
         if learned.text_tokens:
             self.prompts = self.prompts_of(template, learned)
             self.adapted.installed.places = self.prompts.slots
+
+    def _set_familiar(self) -> None:
+        known = self.adapted.class_names
+        for tuner in self.adapted.tuners:
+            tuner.set_familiar(not self.elsewhere and known is not None and set(self.class_names) <= set(known))
+
+    @contextlib.contextmanager
+    def answering_elsewhere(self) -> Iterator[None]:
+        """Inside, no class counts as one that was trained on."""
+        before, self.elsewhere = self.elsewhere, True
+        self._set_familiar()
+        try:
+            yield
+        finally:
+            self.elsewhere = before
+            self._set_familiar()
 
     def text_features(self, image_features: Tensor | None = None) -> Tensor:
         """Features [classes, embed] of the prompts, not normalised.

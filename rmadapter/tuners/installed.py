@@ -44,7 +44,7 @@ class Installed(nn.Module):
         self.image_features: Tensor | None = None
         self._values: dict[str, Values] = {}
         self._read: Tensor | None = None
-        self._attending: dict[tuple[str, int], Tensor] = {}
+        self._attending: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
 
     def sites(self, tower: str) -> Sites:
         """Those of all tuners."""
@@ -91,7 +91,7 @@ class Installed(nn.Module):
                 tower.blocks[-1].register_forward_hook(hook)
             for block in sites.updates:
                 attention = tower.blocks[block].attn
-                attention.register_forward_pre_hook(partial(before_attention, self, (name, block)))
+                attention.register_forward_pre_hook(partial(before_attention, self, (name, block)), with_kwargs=True)
                 attention.register_forward_hook(partial(after_attention, self, (name, block)), with_kwargs=True)
 
     def uninstall(self, clip: ClipModel) -> None:
@@ -200,12 +200,17 @@ def edited(edit: TokenEdit, x: Tensor, values: Tensor) -> Tensor:
     return torch.cat([x[:, :1], values, x[:, 1 + edit.count :]], 1)
 
 
-def before_attention(installed: Installed, place: tuple[str, int], attn: Any, args: tuple[Tensor, ...]) -> Any:
+def before_attention(
+    installed: Installed, place: tuple[str, int], attn: Any, args: tuple[Tensor, ...], names: dict[str, Any]
+) -> Any:
     """Forward pre-hook of a block's attention: none of its rows, where ``after_attention`` computes them."""
     if not installed.running or installed.update(*place) is None:
-        return args
-    installed._attending[place] = args[0]
-    return tuple(arg[:0] for arg in args)
+        return args, names
+    mask = names.get("attn_mask")
+    if mask is not None and mask.dim() == 3:  # [rows * heads, tokens, tokens]: CoCa has one for each prompt
+        mask = mask.unflatten(0, (-1, attn.num_heads))
+    installed._attending[place] = args[0], mask
+    return tuple(arg[:0] for arg in args), {**names, "attn_mask": None}
 
 
 def after_attention(
@@ -217,10 +222,9 @@ def after_attention(
     output: tuple[Tensor, Any],
 ) -> tuple[Tensor, Any]:
     """Forward hook of a block's attention: what it gives with low-rank updates of its matrices."""
-    x = installed._attending.pop(place, None)
-    if x is None:
+    if place not in installed._attending:
         return output
-    update, mask = installed.update(*place), names.get("attn_mask")
+    (x, mask), update = installed._attending.pop(place), installed.update(*place)
     parts = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
     q, k, v = (
         added(low, x, part).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)

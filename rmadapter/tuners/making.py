@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TunerConfig
+from rmadapter.config.adapter import TOWERS
 from rmadapter.errors import InputError
 from rmadapter.tuners.feature_heads import ClassFeatures, ClassOffsets, FeatureAdapters, ImageCache
 from rmadapter.tuners.low_rank_updates import LowRankUpdates
@@ -48,7 +49,8 @@ def make_tuners(
         found.append(PromptTokens(clip, prompt, words=words, class_names=names))
     if config.space.any:
         others = {"prompt.text_tokens": prompt.text_tokens, "prompt.vision_tokens": prompt.vision_tokens}
-        others["adapter.reconstruct"] = config.adapter.layers != "none" and config.adapter.reconstruct
+        adapted = any(config.adapter.tower(name).layers not in ("none", []) for name in TOWERS)
+        others["adapter.reconstruct"] = adapted and config.adapter.reconstruct
         if given := next((field for field, on in others.items() if on), None):
             raise InputError(
                 f"space.tokens is {config.space.tokens} and {given} is {others[given]}: inserted tokens move those "

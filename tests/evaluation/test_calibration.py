@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import run_config
+from conftest import run_config, write_images
 
 from rmadapter.cli import main
 from rmadapter.data import load_data
@@ -55,6 +55,34 @@ def test_it_reads_validation_images_alone(adapter, animals, monkeypatch, capsys)
     assert found.data_hash == data.content_hash
     assert {score: len(values) for score, values in found.scores.items()} == {"aps": 4, "lac": 4}
     assert "temperature" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_without_validation_images_none_that_was_trained_on(clip_folder, tmp_path, monkeypatch, seed, damaged):
+    """Seed 0 is one like any other, and training has drawn again where an image could not be read."""
+    names = ["ant", "bee", "cat", "dog"]
+    write_images(tmp_path / "images" / "train", names, 12)
+    write_images(tmp_path / "images" / "test", names, 2, seed=1)
+    if damaged:
+        for name in ("ant", "bee"):
+            for file in sorted((tmp_path / "images" / "train" / name).iterdir())[3:6]:
+                file.write_bytes(b"no image")
+    words = ["--data", str(tmp_path / "images"), "--workers", "0", "--skip-bad-images"]
+    argv = ["train", *words, "--model", f"local-dir:{clip_folder}", "--shots", "6", "--epochs", "1", "--no-evaluate"]
+    argv += ["--adapter.layers", "2-3", "--classes", "all", "--seed", str(seed), "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    seen, real = set(), calibrate_command.encode
+
+    def encode(model, read, items, *arguments, **names):
+        seen.update(item.path for item in items)
+        return real(model, read, items, *arguments, **names)
+
+    monkeypatch.setattr(calibrate_command, "encode", encode)
+    assert main(["calibrate", "--adapter", str(tmp_path / "run" / "adapter"), *words]) == 0
+    sample = json.loads((tmp_path / "run" / "few_shot.json").read_text())
+    assert seen
+    assert not seen & {path for path, *_ in sample["train"]}
 
 
 def test_predict_divides_by_the_temperature_and_gives_sets(adapter, animals, capsys):

@@ -107,6 +107,21 @@ def test_zero_shot_of_an_adapter_s_model_has_the_data_set_s_prompt_too(tmp_path,
         assert json.loads((tmp_path / "eval" / "results.json").read_text())["settings"]["template"] == template
 
 
+def test_in_another_style_the_class_features_answer(tmp_path):
+    """What is retained of the classes that were trained on is what an evaluation in that style finds."""
+    common = ["--workers", "0", "--precision", "fp32"]
+    argv = ["train", "--method", "mmrl", "--data", "emoji_travel", "--classes", "base", "--shots", "1", *common]
+    assert main([*argv, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())
+    both, alone = "class and representation features", "class features alone"
+    assert trained["inference"] == {"base": both, "retained_base": alone, "new": alone, "retained_new": alone}
+    argv = ["eval", "--adapter", str(tmp_path / "run" / "adapter"), "--style", "emojione", "--classes", "base", *common]
+    assert main([*argv, "--out", str(tmp_path / "eval")]) == 0
+    found = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert found["inference"]["base"] == alone
+    assert found["metrics"]["base"]["nll"] == pytest.approx(trained["metrics"]["retained_base"]["nll"], abs=1e-6)
+
+
 def test_two_inferences_are_marked_in_results_and_reports(trained, animals, clip_folder, tmp_path, capsys):
     out = trained("mmrl")
     both, alone = "class and representation features", "class features alone"

@@ -212,17 +212,22 @@ def test_the_mean_of_epochs_is_weighted_by_a_gaussian():
     assert weight.tolist() == pytest.approx([15, 15], abs=1e-3)
 
 
+def test_a_gaussian_far_from_all_epochs_weighs_the_nearest():
+    assert EpochMean("60,1", 5).weights == pytest.approx([0, 0, 0, 0, 1])
+
+
 COOP_EPOCHS = {1: 50, 2: 100, 4: 100, 7: 100, 8: 200, 16: 200}
 
 
-@pytest.mark.parametrize("name", ["coop", "clip-adapter"])
+@pytest.mark.parametrize("name", ["coop", "clip-adapter", "prograd"])
 @pytest.mark.parametrize("shots", COOP_EPOCHS)
 def test_coop_s_epochs_by_shots(name, shots):
-    """CLIP-Adapter is trained by CoOp's command."""
+    """CLIP-Adapter is trained by CoOp's command, ProGrad by one like it."""
     config = configure(name, ["--data", "x"], data="dtd", few_shot=shots)
     assert (config.epochs, config.lr, config.batch_size, config.warmup_epochs) == (COOP_EPOCHS[shots], 0.002, 32, 1)
     assert configure(name, ["--data", "x"], data="imagenet", few_shot=shots).epochs == 50
-    assert configure(name, ["--data", "x"], data="dtd").epochs == 200
+    assert configure(name, ["--data", "x"], data="dtd").epochs == (100 if name == "prograd" else 200)
+    assert configure(name, ["--data", "x"], data="imagenet").epochs == 50
     if name == "coop":
         assert (config.prompt.text_tokens, config.prompt.init) == (16, "random")
         b2n = configure(name, ["--data", "x"], data="dtd").prompt
@@ -300,6 +305,17 @@ def test_whose_features_a_method_stays_near(name, data, prompt):
     config = configure(name, ["--data", "x"], data=data)
     assert target_templates(config.loss, data) == (prompt,)
     assert method_name(config) == name
+
+
+@pytest.mark.parametrize(
+    ("data", "template"),
+    [("oxford_pets", "a type of pet, a photo of a {}."), ("dtd", "a texture of {}."), ("eurosat", "published")],
+)
+def test_prograd_begins_as_the_words_that_it_stays_near(data, template):
+    """Its code reads both from one table, CUSTOM_TEMPLATES."""
+    config = configure("prograd", ["--data", "x"], data=data)
+    assert config.template == template
+    assert method_name(config) == "prograd"
 
 
 def test_a_prompt_to_stay_near():

@@ -23,6 +23,7 @@ from rmadapter.clip.model_table import model_rows
 from rmadapter.clip.prompts import Prompts
 from rmadapter.clip.storage import store_weights
 from rmadapter.clip.towers import find_towers
+from rmadapter.config import LoraConfig, TunerConfig
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.train_step import TrainStep
 from rmadapter.tuners.encoders import Encoders
@@ -226,6 +227,23 @@ def test_kept_encoders_follow_the_weights_and_copies_have_their_own(name):
     assert encoders.image.fits
     model.clip.load_state_dict(other, strict=False, assign=True)
     assert not encoders.image.fits  # they are of tensors that the model no longer has
+
+
+def test_low_rank_updates_of_prompts_with_masks_of_their_own():
+    """CoCa hands its attention a mask for each prompt and head."""
+    config = TunerConfig(RMAdapterConfig(layers="none"), lora=LoraConfig(2))
+    adapted = inject(small_model("coca_ViT-B-32"), config, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in adapted.adapter_tensors().items():
+            if name.endswith(".b"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        model = RMAdapterCLIP(adapted, SmallTokenizer(adapted.clip), NAMES, loss=LossConfig(0, 0, 0, 0)).eval()
+        hooked = model.text_features()
+        with adapted.adapters_disabled():
+            assert not torch.allclose(model.text_features(), hooked, atol=1e-3)
+        model.encoders = Encoders.of(adapted, packed=False)
+        torch.testing.assert_close(model.text_features(), hooked, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

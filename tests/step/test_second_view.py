@@ -127,7 +127,7 @@ def test_what_does_not_go_together(tokenizer):
         InputError, match=r"second_view is True, but prompt.per_image reads .* the first view; valid: False"
     ):
         make(PromptConfig(4, per_image=True), LossConfig(0, 0, 1, 0, second_view=True))
-    make(PromptConfig(4, per_image=True), LossConfig(0, 0, 0, 1, second_view=True))  # nothing reads it
+    make(PromptConfig(4, per_image=True), LossConfig(0, 0, 0, 0, second_view=True))  # nothing reads it
     with pytest.raises(InputError, match=r"loss.sentences has none for class 'dog'"):
         make(PromptConfig(4), WEIGHTS, sentences={"cat": ["a"], NAMES[1]: ["b"]})
     with pytest.raises(InputError, match=r"prompt 'it purrs and it purrs .* is longer than the model's context of 77"):

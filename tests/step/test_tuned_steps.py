@@ -8,8 +8,8 @@ from conftest import small_clip
 from step_cases import NAMES, SHORTCUTS, TOWERS, assert_as_exact, assert_same, inputs_of, run, some
 from tuned_cases import CASES, make_tuned
 
-from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig
-from rmadapter.config import LoraConfig, TunerConfig
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
+from rmadapter.config import LoraConfig, PromptConfig, TowerOverrides, TunerConfig
 from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.costs import tower_shape
 from rmadapter.step.train_step import TrainStep
@@ -63,6 +63,29 @@ def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
 def test_other_towers(tokenizer, case, towers):
     changed = {"towers": TOWERS[towers]}
     assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["middle", "front", "padded words"])
+@pytest.mark.parametrize("names", [["dog"], ["guinea pig", "guinea pig"]], ids=" and ".join)
+def test_prompts_that_are_all_the_same(tokenizer, case, names):
+    """They share the class name too, behind which learned words may stand. Gradients of such classes cancel."""
+    found, expected = (make(tokenizer, case, names=names)["logits"] for make in (fast, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "loss", "field"),
+    [
+        ("none", LossConfig(0, 0, 0, 25), "loss.lambda4 is 25"),
+        ("2-3", LossConfig(0, 3, 0, 0), "loss.lambda2 is 3"),
+    ],
+)
+def test_text_terms_do_not_go_with_text_features_of_each_image(tokenizer, text, loss, field):
+    adapter = RMAdapterConfig(layers="none", text=TowerOverrides(layers=text))
+    config = TunerConfig(adapter, PromptConfig(4, per_image=True))
+    adapted = inject(small_clip(), config, tokenizer=tokenizer, template="a photo of a {}.", class_names=NAMES)
+    with pytest.raises(InputError, match=f"{field}, but prompt.per_image makes text features for each image"):
+        RMAdapterCLIP(adapted, tokenizer, NAMES, loss=loss)
 
 
 @pytest.mark.parametrize("towers", some("bidirectional", "last token", "quick gelu, projection with bias"))

@@ -9,7 +9,7 @@ from conftest import small_clip
 from step_cases import NAMES
 
 from rmadapter import LossConfig, RMAdapterCLIP, RMAdapterConfig
-from rmadapter.config import HeadConfig, LoraConfig, PromptConfig, SpaceConfig, TunerConfig
+from rmadapter.config import HeadConfig, LoraConfig, PromptConfig, SpaceConfig, TowerOverrides, TunerConfig
 from rmadapter.tuners.injection import inject
 
 CROSS_ENTROPY = LossConfig(0, 0, 0, 0)
@@ -97,6 +97,31 @@ CASES: dict[str, tuple[dict, LossConfig]] = {
         {"adapter": ADAPTERS, "prompt": PromptConfig(4, text_depth=2, vision_tokens=2)},
         LossConfig(2, 3, 4, 5),
     ),
+    "adapters in the frozen stream, and tokens": (
+        {"adapter": replace(ADAPTERS, rec_stream="frozen"), "prompt": PromptConfig(4, text_depth=2, vision_tokens=2)},
+        LossConfig(2, 3, 4, 5),
+    ),
+    "adapters in the frozen stream on patches, and tokens": (
+        {
+            "adapter": replace(ADAPTERS, rec_stream="frozen", rec_tokens="patches"),
+            "prompt": PromptConfig(vision_tokens=2, vision_depth=2),
+        },
+        LossConfig(2, 3, 0, 0),
+    ),
+    "text adapters alone in the frozen stream": (
+        {
+            "adapter": replace(ADAPTERS, rec_stream="frozen", vision=TowerOverrides(layers="none")),
+            "lora": LoraConfig(2),
+        },
+        LossConfig(2, 3, 4, 5),
+    ),
+    "per image, beside image adapters in the frozen stream": (
+        {
+            "adapter": replace(ADAPTERS, rec_stream="frozen", text=TowerOverrides(layers="none")),
+            "prompt": PromptConfig(4, per_image=True, reduction=4),
+        },
+        LossConfig(2, 0, 4, 0),
+    ),
     "adapters and low rank": ({"adapter": ADAPTERS, "lora": LoraConfig(2)}, LossConfig(2, 3, 4, 5)),
     "adapters and an image adapter": (
         {"adapter": ADAPTERS, "head": HeadConfig(image_ratio=0.5)},
@@ -105,16 +130,24 @@ CASES: dict[str, tuple[dict, LossConfig]] = {
 }
 
 
-def make_tuned(tokenizer, case: str, *, trim: bool = True, towers: dict | None = None, **changes) -> RMAdapterCLIP:
+def make_tuned(
+    tokenizer,
+    case: str,
+    *,
+    trim: bool = True,
+    towers: dict | None = None,
+    names: list[str] = NAMES,
+    **changes,
+) -> RMAdapterCLIP:
     """The model of a case in training mode, its weights moved away from where they vanish."""
     parts, loss = CASES[case]
     config = TunerConfig(**{"adapter": RMAdapterConfig(layers="none"), **parts})
-    settings = {"tokenizer": tokenizer, "template": "a photo of a {}.", "class_names": NAMES}
+    settings = {"tokenizer": tokenizer, "template": "a photo of a {}.", "class_names": names}
     adapted = inject(small_clip(**(towers or {})), config, seed=1, cached_images=7, **settings)
     move(adapted)
     if loss.target == "sentences":
         changes["sentences"] = SENTENCES
-    model = RMAdapterCLIP(adapted, tokenizer, NAMES, loss=loss, trim=trim, keep_targets=trim, **changes)
+    model = RMAdapterCLIP(adapted, tokenizer, names, loss=loss, trim=trim, keep_targets=trim, **changes)
     return model.train()
 
 

@@ -50,6 +50,22 @@ def test_resumed_after_any_step_it_ends_with_the_same_bits(config, base_run, tmp
     assert not (tmp_path / "run" / "state.safetensors").exists()
 
 
+def test_norms_that_no_line_has_yet_are_kept(config, tmp_path, monkeypatch):
+    """Those of step 6, saved behind it and written at the end of the epoch."""
+    seldom = {"grad_norm_every": 5, "log_every": 100, "checkpoint_every": 6, "evaluate": False}
+
+    def norms(name, **changes):
+        train(config(out=str(tmp_path / name), **seldom, **changes))
+        lines = metrics_of(tmp_path / name)
+        return [{k: v for k, v in line.items() if k.startswith("grad_norm")} for line in lines]
+
+    whole = norms("whole")
+    assert [bool(line) for line in whole if line] == [True, True]
+    with stopped_before_step(7, monkeypatch):
+        norms("stopped")
+    assert norms("stopped", resume=True) == whole
+
+
 def test_dropout_is_drawn_again_as_it_was(config, tmp_path, monkeypatch):
     """By a second run, whatever was drawn before it, and by one that is resumed."""
 

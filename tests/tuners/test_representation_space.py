@@ -10,7 +10,7 @@ from conftest import small_clip
 from torch.nn import functional as F
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
-from rmadapter.config import PromptConfig, SpaceConfig, TunerConfig
+from rmadapter.config import PromptConfig, SpaceConfig, TowerOverrides, TunerConfig
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import inject, load
@@ -146,6 +146,10 @@ def test_it_begins_as_published():
         ({"prompt": PromptConfig(2, "random")}, "space.tokens is 2 and prompt.text_tokens is 2"),
         ({"prompt": PromptConfig(vision_tokens=3)}, "space.tokens is 2 and prompt.vision_tokens is 3"),
         ({"adapter": RMAdapterConfig(layers="2-3")}, "space.tokens is 2 and adapter.reconstruct is True"),
+        (
+            {"adapter": RMAdapterConfig(layers="none", vision=TowerOverrides(layers="2-3"))},
+            "space.tokens is 2 and adapter.reconstruct is True",
+        ),
         ({"tokens": -1}, "space.tokens is -1"),
         ({"class_share": 1.5}, "space.class_share is 1.5"),
     ],
