@@ -18,7 +18,14 @@ from rmadapter.data.loading import (
     steps_an_epoch,
 )
 from rmadapter.data.reading import read_image
-from rmadapter.data.sampling import FewShotSample, base_new_names, base_new_split, few_shot_sample, part_names
+from rmadapter.data.sampling import (
+    FewShotSample,
+    base_new_labels,
+    base_new_names,
+    base_new_split,
+    few_shot_sample,
+    part_names,
+)
 from rmadapter.data.transforms import Preprocessing, eval_transform, train_transform
 
 __all__ = [
@@ -32,6 +39,7 @@ __all__ = [
     "Read",
     "SampleFindings",
     "TrainImages",
+    "base_new_labels",
     "base_new_names",
     "base_new_split",
     "check_images",

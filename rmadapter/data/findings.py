@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,16 +18,18 @@ class SampleFindings:
     """Counts over the training images of a few-shot sample; images are the same where their files' bytes are.
 
     Attributes:
-        small_classes: classes with fewer training images than shots.
+        small_classes: classes with fewer training images than shots, or none.
         repeated_images: images that are in the sample again.
         images_of_two_classes: different images that stand for more than one class, in the sample or the test images.
         test_images_seen: test images that are in the sample.
+        unreadable_images: training images that were drawn and could not be read, for which others were drawn.
     """
 
     small_classes: int = 0
     repeated_images: int = 0
     images_of_two_classes: int = 0
     test_images_seen: int = 0
+    unreadable_images: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """Plain values for results.json."""
@@ -35,9 +37,18 @@ class SampleFindings:
 
 
 def examine(
-    data: ImageData, train: Sequence[Item], shots: int, *, allow_test_overlap: bool = False
+    data: ImageData,
+    train: Sequence[Item],
+    shots: int,
+    *,
+    class_names: Mapping[int, str] | None = None,
+    unreadable: Collection[str] = (),
+    allow_test_overlap: bool = False,
 ) -> tuple[SampleFindings, list[str]]:
     """What is odd about ``train``, sampled from ``data`` for ``shots`` images a class, and sentences that say it.
+
+    ``class_names`` are those that are trained on by their labels, those of ``train`` by default; ``unreadable`` the
+    paths of images that were drawn first.
 
     The files of ``train`` are compared with each other and with those test images that have as many bytes, so that few
     of the test images are read. Images that are no files are not compared.
@@ -45,16 +56,23 @@ def examine(
     Raises:
         InputError: without ``allow_test_overlap``, a training image is among the test images.
     """
-    counts = Counter((item.label, item.name) for item in train)
-    small = {name: count for (_, name), count in counts.items() if count < shots}
+    if class_names is None:
+        class_names = {item.label: item.name for item in train}
+    counts = Counter(item.label for item in train)
+    small = {name: counts[label] for label, name in class_names.items() if counts[label] < shots}
     sentences = []
+    if unreadable:
+        sentences.append(
+            f"{len(unreadable)} training images cannot be read, such as {min(unreadable)}: others were drawn in their "
+            "place, so that the sample is not the one of this seed"
+        )
     if small:
         name = min(small, key=small.__getitem__)
         sentences.append(
             f"{len(small)} classes have fewer than {shots} training images, such as {name!r} with {small[name]}"
         )
     if data.reader is not None:
-        return SampleFindings(len(small)), sentences
+        return SampleFindings(len(small), unreadable_images=len(unreadable)), sentences
     trained = _by_content(data.root, train)
     tested = _same_as(data, train, trained)
     repeated = [group for group in trained.values() if len(group) > 1]
@@ -81,7 +99,8 @@ def examine(
                 f"{sentences[-1]}; valid: parts that share no image, or --allow-test-overlap, which counts them in "
                 "results.json"
             )
-    return SampleFindings(len(small), sum(map(len, repeated)) - len(repeated), len(mixed), len(seen)), sentences
+    repetitions = sum(map(len, repeated)) - len(repeated)
+    return SampleFindings(len(small), repetitions, len(mixed), len(seen), len(unreadable)), sentences
 
 
 def _two_classes(items: Sequence[Item]) -> tuple[Item, Item] | None:

@@ -17,6 +17,21 @@ from rmadapter.errors import InputError, nearest
 
 
 def load_data(data: str, data_root: str | None = None, style: str | None = None) -> ImageData:
+    """``find_data`` without the validation images that are test images too: nothing may be chosen by those.
+
+    Raises:
+        InputError: what ``find_data`` raises.
+    """
+    found = find_data(data, data_root, style)
+    tested = {item.path for item in found.test}
+    val = [item for item in found.val if item.path not in tested]
+    if len(val) == len(found.val):
+        return found
+    note = f"{len(found.val) - len(val)} validation images are test images too, and nothing is chosen or calibrated by them"
+    return replace(found, val=val, notes=(*found.notes, note))
+
+
+def find_data(data: str, data_root: str | None, style: str | None) -> ImageData:
     """The data set in folder ``data``, or in the folder ``data`` of ``data_root``, or a bundled one in ``style``.
 
     One of the field's data sets, by its name or by its folder, is read in the layout that the field keeps it in

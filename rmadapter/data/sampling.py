@@ -21,7 +21,7 @@ def few_shot_sample(train: Sequence[Item], val: Sequence[Item], shots: int, seed
     """``shots`` training and up to four validation items a class, over all classes.
 
     One generator goes over the training classes in the order of first appearance, then over those of validation. A
-    class with no more images than shots gives all of them in order and draws nothing. This reproduces the public
+    class with fewer images than shots gives all of them in order and draws nothing. This reproduces the public
     few-shot indices of CoOp's seeds.
     """
     if shots < 1:
@@ -59,6 +59,11 @@ def base_new_split(items: Sequence[Item], part: str, classes: int | None = None)
         return list(items)
     new_label = {label: index for index, label in enumerate(chosen)}
     return [item._replace(label=new_label[item.label]) for item in items if item.label in new_label]
+
+
+def base_new_labels(classes: int, part: str) -> list[int]:
+    """The labels of "base", "new" or "all" of so many classes, as ``base_new_split`` divides them."""
+    return _part(range(classes), part)
 
 
 def base_new_names(class_names: Sequence[str], part: str) -> list[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -102,17 +103,33 @@ def read_split(root: Path, path: Path) -> ImageData:
         raise InputError(f"split file {path} has not the lists train, val and test")
     parts = {part: [_item(path, entry) for entry in values[part]] for part in PARTS}
     items = [item for part in PARTS for item in parts[part]]
-    names = checked_names(f"split file {path}", parts["train"], items)
-    data = ImageData(root.name, root, parts["train"], parts["val"], parts["test"], path, repeated_names(names))
+    notes = (*repeated_names(checked_names(f"split file {path}", parts["train"], items)), *repeated_entries(parts))
+    data = ImageData(root.name, root, parts["train"], parts["val"], parts["test"], path, notes)
     there = _files(root, _parents(items))
     missing = [item.path for item in items if item.path not in there]
     if missing:
-        own = "; delete it to have a new split made" if path.name == OWN_FILE else ""
+        own = "; delete it to have a new split made" if path.name == OWN_FILE else _where(root, missing[0])
         raise MissingImagesError(
             f"split file {path} names {len(missing)} images that are not in {root}: {', '.join(missing[:10])}{own}",
             data,
         )
     return data
+
+
+def _where(root: Path, image: str) -> str:
+    """For people: the folder in ``root`` below which ``image`` lies, as CoOp's data sets have it."""
+    folders = sorted(folder.name for folder in root.iterdir() if (folder / image).is_file())
+    return f"; {image} is in {root / folders[0]}: move the split file there and name that folder" if folders else ""
+
+
+def repeated_entries(items: Mapping[str, Sequence[Item]]) -> tuple[str, ...]:
+    """A note for each part in which images stand more than once, where they count as often."""
+    found = []
+    for part, of_part in items.items():
+        twice = [path for path, count in Counter(item.path for item in of_part).items() if count > 1]
+        if twice:
+            found.append(f"{len(twice)} images stand in {part} more than once and count as often, such as {twice[0]}")
+    return tuple(found)
 
 
 def checked_names(where: str, train: Sequence[Item], items: Sequence[Item], *, trains: bool = True) -> dict[int, str]:

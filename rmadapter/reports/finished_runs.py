@@ -67,6 +67,9 @@ class FinishedRun:
         inference: by part which of its ways to answer the method took, as recorded; empty for a method with one
         made: what the recorded options make, see ``methods.naming``; None where they are not recorded
         per_class: percent by part and class name, ``all``, ``base``, ``new`` and ``RETAINED``; what is known
+        skipped: test images that could not be read
+        findings: what is odd about the training images, see ``SampleFindings``; empty where nothing was sampled
+        commit, device: as recorded
     """
 
     place: str
@@ -90,6 +93,10 @@ class FinishedRun:
     inference: dict[str, str]
     made: str | None
     per_class: dict[str, dict[str, float]]
+    skipped: int
+    findings: dict[str, int]
+    commit: str | None
+    device: str | None
 
     @property
     def tested(self) -> tuple[str, ...]:
@@ -150,7 +157,9 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
         accuracy["hm"] = harmonic_mean(accuracy["base"], accuracy["new"])
     counts = _numbers(field("images", dict, {}), what, "images", math.inf)
     recorded = field("settings", dict, {})
-    settings = dict(_dotted(recorded))
+    # Recorded where they are others; without a value such rows would be taken for those as trained.
+    settings = {"strength": 1, "unknown": "refuse"} | dict(_dotted(recorded))
+    findings = _numbers(field("data_findings", dict, {}), what, "data_findings", math.inf)
     if (precision := field("precision", _STR)) is not None:
         settings["precision"] = precision
     if (base_hash := field("base_hash", _STR)) is not None:
@@ -178,6 +187,10 @@ def read_run(source: Path | KeptResult) -> FinishedRun:
         inference={part: str(taken) for part, taken in field("inference", dict, {}).items()},
         made=_made(recorded),
         per_class=_per_class(field("metrics", dict, {}), what),
+        skipped=field("skipped", int, 0),
+        findings={name: int(count) for name, count in findings.items()},
+        commit=field("commit", _STR),
+        device=field("device", _STR),
     )
 
 

@@ -14,6 +14,7 @@ from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.finished_runs import PARTS, RETAINED, find_runs
 from rmadapter.reports.groups import Group, grouped, misnamed, one_a_seed, several_contents
+from rmadapter.reports.remarks import remarks
 from rmadapter.reports.rows import (
     DEVIATION,
     DEVIATION_NOTE,
@@ -93,7 +94,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     means = means_over_data(rows)
     notes = [f"Left out, a newer run has its seed: {place}" for place in repeated]
     notes += [f"Unreadable, left out: {reason}" for _, reason in unreadable]
-    notes += several_contents(runs) + misnamed(members)
+    notes += several_contents(runs) + misnamed(members) + remarks([member.run for member in members])
     plots: list[Path] = []
     if out is not None:
         try:

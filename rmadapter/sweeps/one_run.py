@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
     config = dataclasses.replace(sweep.config(run), precision=settle_precision(sweep))
     adapter = folder / "run" / "adapter"
     there = results_there(sweep, run)
+    _remove_damaged(folder, [on for on in (None, *map(short_name, run.targets)) if on not in there])
     left = [target for target in run.targets if short_name(target) not in there]
     # Beside a line in the table an adapter is one whose deletion was stopped.
     kept = adapter.is_dir() and not sweep.table.of(run.key)
@@ -65,6 +67,15 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
             found = run_eval(test, loaded)
         write_results(file, found)
     return results
+
+
+def _remove_damaged(folder: Path, missing: Sequence[str | None]) -> None:
+    """Delete the files of results that do not count as there though they are."""
+    for on in missing:
+        file = result_file(folder, on)
+        if file.is_file():
+            print(f"results file {file} cannot be read and is made again")
+            file.unlink()
 
 
 def _test_on(where: dict[str, str | None], config: TrainConfig, adapter: Path) -> EvalConfig:

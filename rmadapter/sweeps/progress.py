@@ -36,11 +36,20 @@ def results_there(sweep: Sweep, run: PlannedRun) -> list[str | None]:
 
 
 def find_result(sweep: Sweep, run: PlannedRun, on: str | None) -> KeptResult | Path | None:
-    """The result of ``run`` on ``on`` (see ``results_there``): its line in the table, its file, or None for neither."""
+    """The result of ``run`` on ``on`` (see ``results_there``): its line in the table, its file, or None for neither.
+
+    A file that cannot be read, as after a full disk, is none: the run is open.
+    """
     if (kept := sweep.table.of(run.key).get(on)) is not None:
         return kept
     file = result_file(sweep.folder(run), on)
-    return file if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        read_json(file, "results file")
+    except InputError:
+        return None
+    return file
 
 
 def read_result(sweep: Sweep, run: PlannedRun, on: str | None) -> dict[str, Any]:
@@ -79,7 +88,7 @@ def holder_of(sweep: Sweep, run: PlannedRun) -> Holder | None:
 def keep_results_alone(sweep: Sweep, run: PlannedRun) -> None:
     """Of a finished run put the results into the table and delete its folder, where no other worker is at it.
 
-    One with a results.json that cannot be read stays as it is: the report names it.
+    One with a results.json of another target that cannot be read stays as it is.
     """
     folder = sweep.folder(run)
     if not folder.is_dir() or not is_done(sweep, run):

@@ -221,7 +221,7 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     protocol = config.words[0]
     asked = [name for part in split_list(config.data or "") for name in _expanded(part, protocol)]
     data = tuple(asked or default_data(protocol))
-    methods = tuple(split_list(config.methods or "") or default_methods(protocol))
+    methods = default_methods(protocol) if config.methods is None else tuple(split_list(config.methods))
     # The default depends on the data sets, which a later command may add to: what it means now stands in the manifest.
     sources = data if config.source == "each" else sources_of(protocol, data, split_list(config.source or ""))
     out = Path(config.out or f"sweeps/{protocol}")

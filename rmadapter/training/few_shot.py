@@ -12,6 +12,7 @@ from rmadapter.data import (
     Item,
     Read,
     SampleFindings,
+    base_new_labels,
     base_new_split,
     examine,
     part_names,
@@ -42,19 +43,19 @@ def few_shot(config: TrainConfig, data: ImageData, read: Read) -> FewShot:
     train_items, val_items, left_out = readable_sample(
         read, data, config.shots, config.seed, skip_bad=config.skip_bad_images
     )
-    if left_out:
-        print(f"{len(left_out)} unreadable training images left out, such as {min(left_out)}")
     if isinstance(read, DecodedImages) and read.keeps:
         print(
             f"image cache: {read.kept} of {len(train_items)} images in {read.folder}, {read.bytes / 1e9:.2f} GB"
             + (f"; --cache-limit {config.cache_limit} has no room for the others" if read.full else "")
         )
     items = base_new_split(train_items, config.classes, len(data.class_names))
-    chosen = {item.path for item in items}
+    class_names = {label: data.class_names[label] for label in base_new_labels(len(data.class_names), config.classes)}
     findings, sentences = examine(
         data,
-        [item for item in train_items if item.path in chosen],
+        [item for item in train_items if item.label in class_names],
         config.shots,
+        class_names=class_names,
+        unreadable=left_out,
         allow_test_overlap=config.allow_test_overlap,
     )
     for sentence in sentences:

@@ -324,8 +324,9 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
 def changed_data(data: ImageData, before: str, when: str) -> str:
     """That ``data`` is not what it was ``when`` something else was made of it, for people; both by their hashes."""
     return (
-        f"data {data.name} does not list the images, classes and labels that it did when {when}: its content hash is "
-        f"{data.content_hash[:12]}, and was {before[:12]}"
+        f"data {data.name} does not list the images, classes and labels that it did when {when}, or has files of other "
+        f"sizes (a damaged image that was replaced is one): its content hash is {data.content_hash[:12]}, and was "
+        f"{before[:12]}"
     )
 
 

@@ -74,6 +74,17 @@ def test_classes_with_fewer_images_than_shots(data):
     assert examine(emoji, emoji.train, 32) == (SampleFindings(), [])  # drawings are no files
 
 
+def test_a_class_without_an_image_has_fewer_too(data):
+    names = {0: "a", 1: "b", 2: "c", 3: "d"}
+    found, sentences = examine(data, data.train, 2, class_names=names, unreadable=["train/d/1.png", "train/d/0.png"])
+    assert found == SampleFindings(small_classes=1, unreadable_images=2)
+    assert sentences == [
+        "2 training images cannot be read, such as train/d/0.png: others were drawn in their place, so that the sample "
+        "is not the one of this seed",
+        "1 classes have fewer than 2 training images, such as 'd' with 0",
+    ]
+
+
 def test_only_test_images_of_a_size_that_was_trained_on_are_read(data, monkeypatch):
     for item in data.test:
         (data.root / item.path).write_text("x" * (500 + item.label))
@@ -100,7 +111,14 @@ def test_a_run_says_and_counts_what_it_finds(config, images, capsys):
         "repeated_images": 0,
         "images_of_two_classes": 0,
         "test_images_seen": 1,
+        "unreadable_images": 0,
     }
+    for file in (images / "ant").iterdir():
+        file.write_bytes(b"no image")
+    results = train(config(skip_bad_images=True, allow_test_overlap=True, epochs=1, evaluate=False, overwrite=True))
+    assert results["data_findings"]["small_classes"] == 1
+    assert results["data_findings"]["unreadable_images"] == 5
     said = capsys.readouterr().out
+    assert "such as 'ant' with 0" in said
     assert "2 classes have fewer than 6 training images, such as 'ant' with 5" in said
     assert "1 test images of animals are among the training images" in said

@@ -41,6 +41,31 @@ def test_a_public_split_file_is_taken_as_it_is(folder):
     assert data.notes == ()
 
 
+def test_validation_images_that_are_tested_are_none(folder):
+    """Nothing may be chosen by them: CoOp has val for test where a data set has but one of them."""
+    write(folder, {**GOOD, "val": [*GOOD["test"][:1], GOOD["train"][0]]})
+    data = load_data(str(folder))
+    assert data.val == [Item("bee/1.png", 1, "bee")]
+    assert data.notes == ("1 validation images are test images too, and nothing is chosen or calibrated by them",)
+
+
+def test_images_that_stand_twice_are_said(folder):
+    write(folder, {**GOOD, "test": [*GOOD["test"], GOOD["test"][0]]})
+    data = load_data(str(folder))
+    assert len(data.test) == 3
+    assert data.notes == ("1 images stand in test more than once and count as often, such as ant/1.png",)
+
+
+def test_images_below_a_folder_are_found_for_the_message(folder):
+    """As CoOp has its data sets: the split file beside the folder of images."""
+    (folder / "images").mkdir()
+    for name in ("ant", "bee"):
+        shutil.move(folder / name, folder / "images" / name)
+    write(folder, GOOD)
+    with pytest.raises(InputError, match=r"names 4 images that are not in .*; bee/1.png is in .*images: move the split"):
+        load_data(str(folder))
+
+
 def changed(part="train", index=0, **values):
     copy = json.loads(json.dumps(GOOD))
     for position, value in zip((0, 1, 2), (values.get(k) for k in ("path", "label", "name")), strict=True):

@@ -228,16 +228,19 @@ def test_the_folder_of_a_run_that_another_has_stays(sweep_words, tmp_path):
     assert files_of(tmp_path / "s") == LEFT
 
 
-def test_a_damaged_result_stays_where_it_is_and_is_named(sweep_words, tmp_path, capsys):
+def test_a_damaged_result_is_made_again(sweep_words, tmp_path, capsys):
+    """As a full disk or a stop may leave one; it does not count as done."""
     words = sweep_words(data="animals")
     assert sweep(*words) == 0
     damaged = tmp_path / "s" / "runs" / "single" / "animals" / "seed1" / "run" / "results.json"
+    before = json.loads(damaged.read_text())["accuracy"]
     damaged.write_text("{")
-    assert sweep(*words, *KEEP) == 0
-    assert damaged.read_text() == "{"
-    assert set(kept_of(tmp_path / "s")) == {"runs/zeroshot/animals/run/results.json"}
     assert main(["report", str(tmp_path / "s"), "--out", str(tmp_path / "report")]) == 0
-    assert f"Unreadable, left out: results file {damaged}" in capsys.readouterr().out
+    assert "1 of 2 runs are not done" in capsys.readouterr().out
+    assert sweep(*words, "--dry-run") == 0
+    assert sweep(*words) == 0
+    assert json.loads(damaged.read_text())["accuracy"] == before
+    assert f"results file {damaged} cannot be read and is made again" in (damaged.parents[1] / "log.txt").read_text()
 
 
 def test_a_damaged_table_stops_what_would_go_on_without_it(sweep_words, tmp_path, capsys):

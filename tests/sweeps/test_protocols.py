@@ -107,6 +107,7 @@ def test_a_bundled_data_set_with_its_style_and_the_test_bed_s_defaults():
         (("base2knew", ["a"], ["mma"], [1]), "did you mean 'base2new'"),
         (("base2new", ["a"], ["mmaa"], [1]), "methods is 'mmaa'; valid: .*did you mean 'mma'"),
         (("base2new", [], ["mma"], [1]), "data is empty"),
+        (("base2new", ["a"], [], [1]), "methods is empty"),
         (("base2new", ["a", "x/a"], ["mma"], [1]), "data has 'a' twice"),
         (("base2new", ["a"], ["mma", "mma"], [1]), "methods has 'mma' twice"),
         (("base2new", ["a"], ["mma"], [1, 1]), "seeds has 1 twice"),

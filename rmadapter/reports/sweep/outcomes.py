@@ -13,6 +13,7 @@ from rmadapter.files import read_json
 from rmadapter.reports import published
 from rmadapter.reports.finished_runs import FinishedRun, read_run
 from rmadapter.reports.groups import differing_settings, grouped, method_order, misnamed, several_contents
+from rmadapter.reports.remarks import remarks
 from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
 from rmadapter.sweeps.manifest import LISTS, SHOTS, read_manifest
 from rmadapter.sweeps.progress import find_result, results_there, state
@@ -127,6 +128,7 @@ def read_sweep(out: Path) -> SweepResults:
     notes += _several_splits(by_data)
     notes += several_contents(run for _, run in by_data)
     notes += differing_settings(members) + misnamed(members)
+    notes += remarks([result for _, result in by_data])
     incomparable = {
         name: why for name, run in by_data if (why := published.obstacle(name, run.split_file, run.images)) is not None
     }
