@@ -108,7 +108,7 @@ def _autocast(x: Tensor) -> Tensor:
 
 
 def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """``tensors``, with a view for what comes again (a residual that is x): Dynamo takes no input of a Function twice."""
+    """``tensors``, with a view for what comes again (a residual that is x): Dynamo takes no tensor twice."""
     found: list[Tensor | None] = []
     for tensor in tensors:
         again = tensor is not None and any(tensor is other for other in found)
@@ -183,14 +183,14 @@ def rm_adapter(
     settings = (scale, activation, objective, local_reconstruction, branch_grad_scale)
     call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
     chosen = choose(call, backend).backend
-    arguments = (x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
+    arguments: tuple[Any, ...] = (x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
     transformed = torch._C._are_functorch_transforms_active()
     # Within a dual level the Function says that it has no forward-mode derivative; an operator drops tangents.
     if not torch.is_grad_enabled() and not transformed and forward_ad._current_level < 0:
         return OPERATORS[chosen][0](*arguments)
     if torch.compiler.is_compiling():
-        x, residual, *others = _distinct((x, residual, *weights))
-        arguments = (x, residual, norm_weight, norm_bias, norm_eps, *others, *settings)
+        own = _distinct((x, residual, *weights))
+        arguments = (*own[:2], norm_weight, norm_bias, norm_eps, *own[2:], *settings)
     prepared = None
     # Under vmap the batch of x would be one of its weights too.
     if chosen in PREPARE and not transformed and torch.is_grad_enabled() and prepare_for(x):

@@ -27,7 +27,8 @@ def load_data(data: str, data_root: str | None = None, style: str | None = None)
     val = [item for item in found.val if item.path not in tested]
     if len(val) == len(found.val):
         return found
-    note = f"{len(found.val) - len(val)} validation images are test images too, and nothing is chosen or calibrated by them"
+    left_out = len(found.val) - len(val)
+    note = f"{left_out} validation images are test images too, and nothing is chosen or calibrated by them"
     return replace(found, val=val, notes=(*found.notes, note))
 
 

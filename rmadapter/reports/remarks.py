@@ -25,7 +25,11 @@ def remarks(runs: Sequence[FinishedRun]) -> list[str]:
     found = []
     for name, of_data in by_data.items():
         found += [*_left_out(name, of_data), *_other_images(name, of_data), *_odd_samples(name, of_data)]
-    return [*found, *_several("commit", (run.commit for run in runs)), *_several("device", (run.device for run in runs))]
+    return [
+        *found,
+        *_several("commit", (run.commit for run in runs)),
+        *_several("device", (run.device for run in runs)),
+    ]
 
 
 def _left_out(name: str, runs: Sequence[FinishedRun]) -> list[str]:
@@ -42,8 +46,8 @@ def _other_images(name: str, runs: Sequence[FinishedRun]) -> list[str]:
         for part, count in run.images.items():
             numbers.setdefault((run.data, run.split, run.split_file, part), set()).add(count)
     return [
-        f"The runs on {name} were tested on {' and '.join(map(str, sorted(found)))} images ({key[-1]} classes): what they "
-        "differ by is not of the same images."
+        f"The runs on {name} were tested on {' and '.join(map(str, sorted(found)))} images ({key[-1]} classes): what "
+        "they differ by is not of the same images."
         for key, found in numbers.items()
         if len(found) > 1
     ]

@@ -62,7 +62,9 @@ def test_images_below_a_folder_are_found_for_the_message(folder):
     for name in ("ant", "bee"):
         shutil.move(folder / name, folder / "images" / name)
     write(folder, GOOD)
-    with pytest.raises(InputError, match=r"names 4 images that are not in .*; bee/1.png is in .*images: move the split"):
+    with pytest.raises(
+        InputError, match=r"names 4 images that are not in .*; bee/1.png is in .*images: move the split"
+    ):
         load_data(str(folder))
 
 

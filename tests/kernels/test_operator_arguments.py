@@ -32,7 +32,11 @@ NESTED = torch.nested.as_nested_tensor([torch.zeros(2, 12)], layout=torch.jagged
         ({"w_rec2": torch.zeros(6, 12).double()}, ValueError, r"w_rec2 has shape \[6, 12\]; valid: \[h=7, D=12\]"),
         ({"b_up": torch.zeros(1, 12).double()}, ValueError, r"b_up has shape \[1, 12\]"),
         ({"b_rec1": None}, TypeError, "b_rec1 is None.*all of its four weights or none"),
-        ({"w_rec1": torch.zeros(5, 0).double()}, ValueError, r"w_rec1 has shape \[5, 0\]; valid: \[r=5, h\] with h >= 1"),
+        (
+            {"w_rec1": torch.zeros(5, 0).double()},
+            ValueError,
+            r"w_rec1 has shape \[5, 0\]; valid: \[r=5, h\] with h >= 1",
+        ),
         ({"w_rec1": None}, TypeError, "w_rec1 is None.*all of its four weights or none"),
         ({"w_up": None}, TypeError, "w_up is None"),
         ({"w_up": "no"}, TypeError, "w_up is str; valid: a tensor"),

@@ -26,8 +26,8 @@ def test_nothing_is_said_of_runs_that_are_alike(tmp_path):
         ([{}, {"skipped": 3}], "Of digits up to 3 test images could not be read, in 1 of 2 runs."),
         (
             [{}, {"images": {"base": 450, "new": 446}}],
-            "The runs on digits were tested on 446 and 449 images (new classes): what they differ by is not of the same "
-            "images.",
+            "The runs on digits were tested on 446 and 449 images (new classes): what they differ by is not of the "
+            "same images.",
         ),
         (
             [{"data_findings": {"test_images_seen": 6}}, {"data_findings": {"test_images_seen": 2}}, {}],

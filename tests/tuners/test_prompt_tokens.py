@@ -226,7 +226,13 @@ def test_the_sixty_prompts():
     for left_out in ("itap of a {}.", "art of the {}.", "a toy {}.", "a good photo of a {}.", "the plushie {}."):
         assert left_out not in texts
     assert "a dark photo of a {}." not in texts
-    for kept in ("a dark photo of the {}.", "a bad photo of a {}.", "a sculpture of a {}.", "a {} in a video game.", "a origami {}."):
+    for kept in (
+        "a dark photo of the {}.",
+        "a bad photo of a {}.",
+        "a sculpture of a {}.",
+        "a {} in a video game.",
+        "a origami {}.",
+    ):
         assert kept in texts
 
 
