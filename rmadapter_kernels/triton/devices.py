@@ -1,4 +1,4 @@
-"""What a choice of a launch configuration depends on of a GPU, and the GPUs that are compiled for without one."""
+"""What a launch and its configuration depend on of a GPU, and the GPUs that are compiled for without one."""
 
 from __future__ import annotations
 
@@ -81,6 +81,11 @@ def nearest(capability: tuple[int, int]) -> Device:
     """The known device of a capability, or the newest that is not newer."""
     older = [device for device in KNOWN_DEVICES.values() if device.capability <= capability]
     return max(older, key=lambda device: device.capability, default=KNOWN_DEVICES["sm_80"])
+
+
+def current_stream(device: torch.device) -> int:
+    """The handle of torch's current stream on ``device``."""
+    return torch._C._cuda_getCurrentRawStream(device.index)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ import triton.language as tl
 from triton.runtime.errors import OutOfResources
 
 from rmadapter_kernels.triton.buffers import Part
+from rmadapter_kernels.triton.devices import current_stream
 from rmadapter_kernels.triton.tuning import Config, smaller
 
 # Versions whose launcher has been read: (grid x 3, stream, function, metadata, launch metadata, two hooks, *arguments),
@@ -30,11 +31,6 @@ Grid = tuple[int, int, int]
 
 # Pinned: its default changes in Triton 3.10, and results with it.
 PINNED = {"enable_fp_fusion": True}
-
-
-def current_stream(device: torch.device) -> int:
-    """The handle of torch's current stream on ``device``."""
-    return torch._C._cuda_getCurrentRawStream(device.index)
 
 
 _RUNTIME = triton.knobs.runtime

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rmadapter_kernels.triton.launch import current_stream
+from rmadapter_kernels.triton.devices import current_stream
 from rmadapter_kernels.triton.options import options
 
 _kept: dict[tuple, tuple[tuple, Tensor]] = {}

@@ -186,7 +186,7 @@ def test_unreadable_images(config, images, tmp_path, capsys):
         train(config())
     assert not (tmp_path / "run").exists()
     results = train(config(skip_bad_images=True))
-    assert "unreadable training images left out" in capsys.readouterr().out
+    assert "training images cannot be read, such as" in capsys.readouterr().out
     assert results["skipped"] > 0
     assert results["images"]["base"] + results["skipped"] == 6
 
