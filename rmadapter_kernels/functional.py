@@ -184,16 +184,17 @@ def rm_adapter(
     call = Call(x, w_down.shape[1], 0 if w_rec1 is None else w_rec1.shape[1])
     chosen = choose(call, backend).backend
     arguments: tuple[Any, ...] = (x, residual, norm_weight, norm_bias, norm_eps, *weights, *settings)
-    transformed = torch._C._are_functorch_transforms_active()
+    recording = torch.is_grad_enabled()
     # Within a dual level the Function says that it has no forward-mode derivative; an operator drops tangents.
-    if not torch.is_grad_enabled() and not transformed and forward_ad._current_level < 0:
+    if not recording and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
         return OPERATORS[chosen][0](*arguments)
-    if torch.compiler.is_compiling():
+    if compiling := torch.compiler.is_compiling():
         own = _distinct((x, residual, *weights))
         arguments = (*own[:2], norm_weight, norm_bias, norm_eps, *own[2:], *settings)
     prepared = None
     # Under vmap the batch of x would be one of its weights too.
-    if chosen in PREPARE and not transformed and torch.is_grad_enabled() and prepare_for(x):
+    alone = compiling or not torch._C._are_functorch_transforms_active()
+    if chosen in PREPARE and alone and recording and prepare_for(x):
         with torch.no_grad():
             prepared = PREPARE[chosen](x, norm_weight, norm_bias, norm_eps, w_down, b_down, w_up, w_rec1, w_rec2)
     return _RMAdapter.apply(chosen, *arguments, prepared)
