@@ -1,5 +1,6 @@
 // Activations and their derivatives on vectors, within 5e-7 of their value; in the tails the rounding of the exponential's
-// argument adds x^2 / 2 (gelu) or x (the others) half steps.
+// argument adds x^2 / 2 (gelu) or x (the others) half steps. For |x| above 1e30 the derivative of gelu is no number to rely on: the
+// exponential ends at the smallest normal number, and is multiplied by x.
 
 // exp(x); x is cut to the range of normal numbers.
 INLINE Vec exponential(Vec x) {

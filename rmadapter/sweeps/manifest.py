@@ -13,6 +13,7 @@ import torch
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData
 from rmadapter.errors import InputError, check_range
+from rmadapter.evaluation.results_table import RESULTS_TABLE
 from rmadapter.files import clear_temporaries, read_json, read_object, shown_names, write_json
 from rmadapter.locks import ProcessLock
 from rmadapter.runtime import environment, resolve_device, resolve_precision
@@ -101,16 +102,24 @@ def known_hashes(out: Path) -> dict[str, str]:
 def check_data(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
     """Raise InputError where one of ``loaded``, by what the sweep calls them, is not what it was to its first worker.
 
-    A folder in the place of another of its name would pass for it else: runs on the other one count as done.
+    A folder in the place of another of its name would pass for it else: runs on the other one count as done. One that
+    no run has been made on may be another: with images in it that could not be read every run fails, and they are
+    put right.
     """
     before = known_hashes(sweep.out)
     for name, data in loaded.items():
         known = before.get(short_name(name), data.content_hash)
-        if known != data.content_hash:
+        if known != data.content_hash and _recorded(sweep.out, known):
             raise InputError(
                 f"{changed_data(data, known, f'the sweep in {sweep.out} took it up')}; valid: the data as they were, "
-                "or another --out"
+                f"another --out, or the runs on it deleted from {sweep.out / 'runs'}"
             )
+
+
+def _recorded(out: Path, data_hash: str) -> bool:
+    """Whether some run of the sweep in ``out`` has begun on data of this hash, or was done on them."""
+    files = [out / RESULTS_TABLE, *out.glob("runs/**/run.json"), *out.glob("runs/**/results.json")]
+    return any(data_hash in file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
 
 
 def begin(sweep: Sweep) -> None:

@@ -38,7 +38,7 @@ def test_a_data_set_in_the_place_of_another_is_refused_and_a_copy_is_not(sweep_w
     for more in ([], ["--dry-run"]):
         assert sweep(*in_another_folder(words, tmp_path), *more) == 2
         error = capsys.readouterr().err
-        assert f"its content hash is {after[:12]}, and was {before[:12]}; valid: the data as they were, or" in error
+        assert f"its content hash is {after[:12]}, and was {before[:12]}; valid: the data as they were, another" in error
     _, planned = parse_sweep(in_another_folder(words, tmp_path))
     (run,) = planned.runs()
     with pytest.raises(InputError, match=f"content hash is {after[:12]}"):
@@ -51,6 +51,21 @@ def test_a_data_set_in_the_place_of_another_is_refused_and_a_copy_is_not(sweep_w
     results.write_text(kept)
     shutil.copytree(tmp_path / "animals", tmp_path / "copy" / "animals")
     assert sweep(*in_another_folder(words, tmp_path, "copy")) == 0
+
+
+def test_images_that_kept_every_run_from_beginning_may_be_put_right(sweep_words, tmp_path, capsys):
+    words = sweep_words(data="animals", methods="zeroshot,single")
+    contents = {file: file.read_bytes() for file in (tmp_path / "animals").rglob("*.png")}
+    for file in contents:
+        file.write_bytes(b"no image")
+    assert sweep(*words) == 1
+    for file, content in contents.items():
+        file.write_bytes(content)
+    assert sweep(*words) == 0
+    next(iter(contents)).write_bytes(b"no image")  # now there are results
+    capsys.readouterr()
+    assert sweep(*words) == 2
+    assert f"or the runs on it deleted from {tmp_path / 's' / 'runs'}" in capsys.readouterr().err
 
 
 def test_a_manifest_of_an_earlier_version_says_nothing_of_them(sweep_words, tmp_path):
