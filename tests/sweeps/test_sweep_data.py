@@ -38,7 +38,7 @@ def test_a_data_set_in_the_place_of_another_is_refused_and_a_copy_is_not(sweep_w
     for more in ([], ["--dry-run"]):
         assert sweep(*in_another_folder(words, tmp_path), *more) == 2
         error = capsys.readouterr().err
-        assert f"its content hash is {after[:12]}, and was {before[:12]}; valid: the data as they were, another" in error
+        assert f"its content hash is {after[:12]}, and was {before[:12]}; valid: the data as they were" in error
     _, planned = parse_sweep(in_another_folder(words, tmp_path))
     (run,) = planned.runs()
     with pytest.raises(InputError, match=f"content hash is {after[:12]}"):
