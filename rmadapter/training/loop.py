@@ -130,11 +130,16 @@ class TrainingLoop:
     def restore(self, state: State) -> None:
         """Go on from ``state``; InputError where it does not fit this run."""
         values = state.values
+        if missing := self.state().values.keys() - values.keys():
+            raise InputError(
+                f"this run was stopped under another version, whose state lacks {', '.join(sorted(missing))}; valid: "
+                "that version, --overwrite, or another --out"
+            )
         if values["base_hash"] != self.base_hash:
             raise InputError("the base model's weights are not those that this run began with")
         if values["items"] != [list(item) for item in self.items]:
             raise InputError("the few-shot sample is not the one that this run began with; has the data changed?")
-        if values.get("sentences") != self.sentences_hash:
+        if values["sentences"] != self.sentences_hash:
             raise InputError(
                 f"the sentences in {self.config.loss.sentences} are not those that this run began with; valid with "
                 "--resume: the same file as then, or another --out"

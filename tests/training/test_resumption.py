@@ -66,6 +66,16 @@ def test_norms_that_no_line_has_yet_are_kept(config, tmp_path, monkeypatch):
     assert norms("stopped", resume=True) == whole
 
 
+def test_a_state_of_another_version_is_refused_by_what_it_lacks(config, monkeypatch):
+    with stopped_before_step(6, monkeypatch):
+        train(config(checkpoint_every=2))
+    real = loop.TrainingLoop.state
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainingLoop, "state", lambda run: (s := real(run)).values.update(more=1) or s)
+        with pytest.raises(InputError, match="whose state lacks more; valid: that version, --overwrite, or"):
+            train(config(resume=True))
+
+
 def test_dropout_is_drawn_again_as_it_was(config, tmp_path, monkeypatch):
     """By a second run, whatever was drawn before it, and by one that is resumed."""
 
