@@ -57,8 +57,7 @@ def test_it_reads_validation_images_alone(adapter, animals, monkeypatch, capsys)
     assert "temperature" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize(("seed", "damaged"), [(0, False), (3, True)])
 def test_without_validation_images_none_that_was_trained_on(clip_folder, tmp_path, monkeypatch, seed, damaged):
     """Seed 0 is one like any other, and training has drawn again where an image could not be read."""
     names = ["ant", "bee", "cat", "dog"]
