@@ -17,22 +17,6 @@ from rmadapter.errors import InputError, nearest
 
 
 def load_data(data: str, data_root: str | None = None, style: str | None = None) -> ImageData:
-    """``find_data`` without the validation images that are test images too: nothing may be chosen by those.
-
-    Raises:
-        InputError: what ``find_data`` raises.
-    """
-    found = find_data(data, data_root, style)
-    tested = {item.path for item in found.test}
-    val = [item for item in found.val if item.path not in tested]
-    if len(val) == len(found.val):
-        return found
-    left_out = len(found.val) - len(val)
-    note = f"{left_out} validation images are test images too, and nothing is chosen or calibrated by them"
-    return replace(found, val=val, notes=(*found.notes, note))
-
-
-def find_data(data: str, data_root: str | None, style: str | None) -> ImageData:
     """The data set in folder ``data``, or in the folder ``data`` of ``data_root``, or a bundled one in ``style``.
 
     One of the field's data sets, by its name or by its folder, is read in the layout that the field keeps it in
@@ -43,11 +27,24 @@ def find_data(data: str, data_root: str | None, style: str | None) -> ImageData:
     made and written there. Class names come from ``classnames.txt`` (``class_names``), else from the class folders with
     spaces for underscores; labels are in the order of the class folders, sorted as text.
 
+    Validation images that are test images too are left out, and a note says so: nothing may be chosen by those.
+
     Raises:
         InputError: no such folder; what ``find_classes``, ``find_parts`` and ``class_names`` raise; a split file that
             is damaged, ambiguous, leaves the folder or names images that are not there, or that was made before images
             were added or class names changed; an unknown style of the bundled data sets, or a style for others.
     """
+    found = _find_data(data, data_root, style)
+    tested = {item.path for item in found.test}
+    val = [item for item in found.val if item.path not in tested]
+    if len(val) == len(found.val):
+        return found
+    left_out = len(found.val) - len(val)
+    note = f"{left_out} validation images are test images too, and nothing is chosen or calibrated by them"
+    return replace(found, val=val, notes=(*found.notes, note))
+
+
+def _find_data(data: str, data_root: str | None, style: str | None) -> ImageData:
     if data_root is None and is_testbed(data):
         from rmadapter.data.emoji.drawings_data import load_drawings
         from rmadapter.data.emoji.emoji_data import load_emoji

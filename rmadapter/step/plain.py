@@ -95,11 +95,8 @@ class RMAdapterCLIP(AdaptedClassifier):
 
     def _refuse_terms_of_each_image(self) -> None:
         """Raise InputError for a text term where every image has text features of its own."""
-        adapted = any(True for _ in self.adapted.adapters("text"))
-        given = {
-            "loss.lambda4": self.loss.lambda4,
-            "loss.lambda2": self.loss.lambda2 if adapted and self.config.reconstruct else 0,
-        }
+        reconstructs = self.config.reconstruct and self.adapted.has_adapters("text")
+        given = {"loss.lambda4": self.loss.lambda4, "loss.lambda2": self.loss.lambda2 if reconstructs else 0}
         for field, weight in given.items():
             if weight:
                 raise InputError(
@@ -295,7 +292,7 @@ class RMAdapterCLIP(AdaptedClassifier):
         """Whether in training the reconstruction of ``tower`` is that of a frozen pass."""
         weight = self.loss.lambda1 if tower == "vision" else self.loss.lambda2
         wanted = self.training and self.config.reconstruct and self.config.rec_stream == "frozen" and weight > 0
-        return wanted and any(True for _ in self.adapted.adapters(tower))
+        return wanted and self.adapted.has_adapters(tower)
 
     def _record(self, tower: str, encode: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The frozen pass with the reconstruction of its own tokens: features, per-token losses.

@@ -10,6 +10,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,17 @@ def find_result(sweep: Sweep, run: PlannedRun, on: str | None) -> KeptResult | P
     if (kept := sweep.table.of(run.key).get(on)) is not None:
         return kept
     file = result_file(sweep.folder(run), on)
-    if not file.is_file():
-        return None
+    return file if file.is_file() and _is_readable(file, file.stat().st_mtime_ns) else None
+
+
+@cache  # a worker looks at every run before each of its own
+def _is_readable(file: Path, written: int) -> bool:
+    """Whether ``file``, of that time, holds JSON."""
     try:
         read_json(file, "results file")
     except InputError:
-        return None
-    return file
+        return False
+    return True
 
 
 def read_result(sweep: Sweep, run: PlannedRun, on: str | None) -> dict[str, Any]:

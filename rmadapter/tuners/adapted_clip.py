@@ -102,7 +102,11 @@ class AdaptedCLIP(nn.Module):
 
     def touches(self, tower: str) -> bool:
         """Whether anything is trained in ``tower``, whose features then are not the frozen model's."""
-        return self.sites(tower).first is not None or next(self.adapters(tower), None) is not None
+        return self.sites(tower).first is not None or self.has_adapters(tower)
+
+    def has_adapters(self, tower: str) -> bool:
+        """Whether ``tower`` has adapters beside blocks."""
+        return next(self.adapters(tower), None) is not None
 
     @property
     def classes(self) -> list[str] | None:
