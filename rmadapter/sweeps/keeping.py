@@ -4,13 +4,14 @@
 keeps. A setting keeps when its accuracy on new classes, in a search pseudo-new ones, is at least zero-shot's less
 ``MARGINS["new"]``, and its retention at least zero-shot's less ``MARGINS["retained"]``, where retention is measured. Of
 settings that keep the best has the highest harmonic mean; one that does not comes after all that do, by how much it
-falls short.
+falls short. What is bound to the classes of training has no accuracy on new ones: there retention alone is asked for,
+and the best has the highest base accuracy.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 # How far below zero-shot each may be, percentage points.
 MARGINS = {"new": 0.5, "retained": 2.0}
@@ -20,17 +21,16 @@ RETAINED = ("retained_base", "retained_new")
 def gained(accuracy: Mapping[str, float], zeroshot: Mapping[str, float]) -> dict[str, float]:
     """By how many percentage points ``accuracy`` is above that of ``zeroshot``, on the same images, both in percent.
 
-    Of ``base``, ``new`` and, where ``zeroshot`` has both retained parts, ``retained``, the mean of the two.
+    Of those of ``base``, ``new`` and ``retained``, the mean of the retained parts, that ``zeroshot`` has.
     """
-    ours, theirs = _parts(accuracy), _parts(zeroshot)
+    ours, theirs = _parts(accuracy, zeroshot), _parts(zeroshot, zeroshot)
     return {part: ours[part] - theirs[part] for part in theirs}
 
 
-def _parts(accuracy: Mapping[str, float]) -> dict[str, float]:
-    found = {part: accuracy[part] for part in ("base", "new")}
-    if all(part in accuracy for part in RETAINED):
-        found["retained"] = statistics.fmean(accuracy[part] for part in RETAINED)
-    return found
+def _parts(accuracy: Mapping[str, float], among: Container[str]) -> dict[str, float]:
+    found = {part: accuracy[part] for part in ("base", "new") if part in among}
+    retained = [accuracy[part] for part in RETAINED if part in among]
+    return found | ({"retained": statistics.fmean(retained)} if retained else {})
 
 
 def lacks(gain: Mapping[str, float]) -> dict[str, float]:
@@ -43,6 +43,6 @@ def shortfall(gain: Mapping[str, float]) -> float:
     return sum(max(0.0, lack) for lack in lacks(gain).values())
 
 
-def place(gain: Mapping[str, float], hm: float) -> tuple[float, float]:
-    """What settings are sorted by, the best first."""
-    return shortfall(gain), -hm
+def place(gain: Mapping[str, float], worth: float) -> tuple[float, float]:
+    """What settings are sorted by, the best first; ``worth`` is the harmonic mean, or base accuracy alone."""
+    return shortfall(gain), -worth

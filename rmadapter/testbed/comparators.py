@@ -20,15 +20,26 @@ from rmadapter.config.paths import PathText
 from rmadapter.config.run import gaussian
 from rmadapter.errors import check_choice
 from rmadapter.files import write_text
+from rmadapter.methods import get_method
 from rmadapter.methods.options import configure
 from rmadapter.reports.document import Document
 from rmadapter.testbed.runs import HINT, TestbedRun
-from rmadapter.testbed.search import DATA, SEEDS, STYLE, Judged, judge, on_base_classes, plan_zeroshot, table, the_mark
+from rmadapter.testbed.search import (
+    DATA,
+    PARTS,
+    SEEDS,
+    STYLE,
+    Judged,
+    judge,
+    on_base_classes,
+    plan_zeroshot,
+    table,
+    the_mark,
+)
 
 # Where each search begins: fixed, so that it stays the same when defaults follow it. (CoCoOp's was moved once, from 1,
 # whose search ended at its limit.) Tokens of the small CLIP have a standard deviation of 1, of CLIP 0.02, so that CoOp
-# and its like need rates far above the published ones. What is bound to its classes (TaskRes, Tip-Adapter) has no
-# accuracy on new ones to be judged by.
+# and its like need rates far above the published ones.
 METHODS = {
     "coop": 5.0,
     "kgcoop": 5.0,
@@ -42,7 +53,11 @@ METHODS = {
     "mmrl": 0.003,
     "clip-lora": 0.01,
     "clip-adapter": 0.5,
+    "taskres": 0.002,
+    "tip-adapter-f": 0.001,
 }
+# What is bound to the classes of training has no accuracy on new ones to be judged by.
+BOUND_PARTS = ("base", "retained_base")
 HALF_DECADES = 4  # at most so many away from where a search begins
 SEED = SEEDS[0]
 # With half of the classes an epoch has half of the steps.
@@ -52,6 +67,11 @@ EPOCHS_FACTOR = 2
 def rate(method: str, half_decades: int) -> float:
     """The learning rate that is tried so many half decades above where the search for ``method`` begins."""
     return float(f"{METHODS[method] * 10 ** (half_decades / 2):.1g}")
+
+
+def parts_of(method: str) -> tuple[str, ...]:
+    """The accuracies that ``method`` has and is judged by."""
+    return PARTS if get_method(method).open_vocabulary else BOUND_PARTS
 
 
 def plan(method: str, lr: float) -> list[TestbedRun]:
@@ -77,7 +97,7 @@ def search_rate(method: str, made: Callable[[list[TestbedRun]], list[dict[str, A
     """
     tried = {half_decades: made(plan(method, rate(method, half_decades))) for half_decades in (-1, 0, 1)}
     while True:
-        found = judge([result for results in tried.values() for result in results], mark)
+        found = judge([result for results in tried.values() for result in results], mark, parts_of(method))
         best = found[0].settings["lr"] if found else None  # None where all have diverged
         low, high = min(tried), max(tried)
         following = {rate(method, high): high + 1, rate(method, low): low - 1, None: low - 1}.get(best)
@@ -96,7 +116,8 @@ def search(out: Path, methods: Sequence[str], budget: float | None = None) -> st
     mark = made(plan_zeroshot())
     lead = (
         "Learning rates of the other methods, judged as in the search of the test bed's training configuration: first "
-        f"what is kept of zero-shot's accuracies, then the harmonic mean; seed {SEED}. {the_mark(mark)}"
+        "what is kept of zero-shot's accuracies, then the harmonic mean, or base accuracy where a method is bound to "
+        f"its classes; seed {SEED}. {the_mark(mark)}"
     )
     blocks = [table(method, search_rate(method, made, mark), ("lr",)) for method in methods]
     text = Document("Search of the other methods' learning rates", lead, blocks).markdown()

@@ -121,26 +121,29 @@ class Judged:
         return shortfall(self.gain)
 
 
-def judge(results: Sequence[dict[str, Any]], zeroshot: Sequence[dict[str, Any]]) -> list[Judged]:
-    """The settings of ``results``, the best first.
+def judge(
+    results: Sequence[dict[str, Any]], zeroshot: Sequence[dict[str, Any]], parts: Sequence[str] = PARTS
+) -> list[Judged]:
+    """The settings of ``results``, the best first, by their accuracies ``parts``.
 
     Those of which a run diverged or, compared with the others, is not done are left out.
     """
-    mark = _means([result["accuracy"] for result in zeroshot])
+    mark = _means([result["accuracy"] for result in zeroshot], parts)
     by_settings: dict[tuple, list[dict[str, Any]]] = {}
     for result in results:
         by_settings.setdefault(tuple(sorted(result["settings"].items())), []).append(result)
     found = []
     for settings, members in by_settings.items():
         if not any("diverged" in member for member in members):
-            means = _means([member["accuracy"] for member in members])
+            means = _means([member["accuracy"] for member in members], parts)
             found.append(Judged(dict(settings), means, gained(means, mark), len(members)))
     most = max((one.runs for one in found), default=0)
-    return sorted((one for one in found if one.runs == most), key=lambda one: place(one.gain, one.accuracy["hm"]))
+    worth = "hm" if "hm" in parts else "base"
+    return sorted((one for one in found if one.runs == most), key=lambda one: place(one.gain, one.accuracy[worth]))
 
 
-def _means(accuracies: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {part: statistics.fmean(accuracy[part] for accuracy in accuracies) for part in PARTS}
+def _means(accuracies: Sequence[Mapping[str, float]], parts: Sequence[str] = PARTS) -> dict[str, float]:
+    return {part: statistics.fmean(accuracy[part] for accuracy in accuracies) for part in parts}
 
 
 def the_mark(zeroshot: Sequence[dict[str, Any]]) -> str:
@@ -150,19 +153,24 @@ def the_mark(zeroshot: Sequence[dict[str, Any]]) -> str:
 
 
 def table(title: str, rows: Sequence[Judged], names: Sequence[str]) -> Table:
-    """The settings ``names``, the accuracies in percent, and what they gain on zero-shot."""
+    """The settings ``names``, the accuracies in percent, and what they gain on zero-shot.
+
+    All rows have the parts of the first one, of none ``PARTS``.
+    """
+    parts = tuple(rows[0].accuracy) if rows else PARTS
+    gained_parts = tuple(rows[0].gain) if rows else ("base", "new", "retained")
     cells = [
         (
             *(f"{row.settings[name]:g}" for name in names),
-            *(f"{row.accuracy[part]:.2f}" for part in PARTS),
+            *(f"{row.accuracy[part]:.2f}" for part in parts),
             *(f"{value:+.2f}" for value in row.gain.values()),
             f"{row.shortfall:.2f}",
             str(row.runs),
         )
         for row in rows
     ]
-    gains = (f"{part} - zero-shot" for part in ("base", "new", "retained"))
-    return Table(title, (*names, *PARTS, *gains, "shortfall", "runs"), cells, words=(), aligned=False)
+    gains = (f"{part} - zero-shot" for part in gained_parts)
+    return Table(title, (*names, *parts, *gains, "shortfall", "runs"), cells, words=(), aligned=False)
 
 
 def on_base_classes(

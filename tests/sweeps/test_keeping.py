@@ -16,6 +16,13 @@ def test_what_is_gained_on_zero_shot():
     assert gained(accuracy, without) == {"base": 20, "new": -1}
 
 
+def test_what_is_bound_to_its_classes_is_held_against_base_and_retained_base():
+    mark = {"base": 60.0, "retained_base": 40.0}
+    assert gained({"base": 80.0, "retained_base": 37.0}, mark) == {"base": 20, "retained": -3}
+    with pytest.raises(KeyError):  # a missing part is no part that is kept
+        gained({"base": 80.0, "retained_base": 37.0}, ZEROSHOT)
+
+
 @pytest.mark.parametrize(
     ("gain", "expected", "total"),
     [

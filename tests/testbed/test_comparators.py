@@ -15,7 +15,10 @@ from rmadapter.testbed import comparators, runs
 
 
 def test_every_trained_method_of_a_table_has_its_rate_searched():
-    assert all(METHODS[name].kind == TUNED and METHODS[name].open_vocabulary for name in comparators.METHODS)
+    assert {name for name, method in METHODS.items() if method.kind == TUNED and not method.open_vocabulary} - {
+        "tip-adapter"  # which has no rate
+    } <= set(comparators.METHODS)
+    assert all(METHODS[name].kind == TUNED for name in comparators.METHODS)
     tables = {name for protocol in ("base2new", "cross", "domain", "fewshot") for name in default_methods(protocol)}
     trained = {name for name in tables if METHODS[name].kind == TUNED}
     assert trained - {"single", "mma", "rmadapter"} <= set(comparators.METHODS)  # those have a search of their own
@@ -81,6 +84,22 @@ def test_the_search_goes_on_to_where_the_best_is_not_at_an_end(tmp_path, made):
     before = len(made)
     assert comparators.search(tmp_path, ["coop"]) == text  # nothing is made twice
     assert len(made) == before
+
+
+def test_what_is_bound_to_its_classes_is_judged_by_base_and_retained_base(tmp_path, monkeypatch):
+    def fake(run, data):
+        lr = run.changes.get("lr", 0.0)
+        # The larger rate gains more, and keeps up to 0.006.
+        accuracy = {"base": 60.0 + 1e4 * lr, "retained_base": 40.0 - 2 * (lr > 0.002) - 2 * (lr > 0.006)}
+        if run.method is None:
+            accuracy |= {"new": 50.0, "hm": 55.0, "retained_new": 40.0}
+        return {"accuracy": accuracy, "settings": {"lr": lr}}
+
+    monkeypatch.setattr(runs, "_run", fake)
+    text = comparators.search(tmp_path, ["taskres"])
+    row = [cell.strip() for cell in first_row(text, "taskres").strip("|").split("|")]
+    assert row == ["0.006", "120.00", "38.00", "+60.00", "-2.00", "0.00", "2"]
+    assert "| lr | base | retained_base | base - zero-shot | retained - zero-shot | shortfall | runs |" in text
 
 
 @pytest.mark.parametrize(("start", "best"), [(5e4, "500"), (1e9, None), (1e-7, "1e-05")])
