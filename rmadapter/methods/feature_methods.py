@@ -42,6 +42,6 @@ TASKRES = Method(
     ),
     overrides={IMAGENET: ("--lr=0.0002", "--head.class_prompts=eight"), "oxford_flowers": ("--head.offset=1",)},
     few_shot=(FewShotOptions(("--epochs=100",)), FewShotOptions(("--epochs=200",), shots=8)),
-    testbed=("--lr=0.002", "--epochs=20", "--batch_size=32"),
+    testbed=("--lr=0.02", "--epochs=20", "--batch_size=32"),
     open_vocabulary=False,
 )

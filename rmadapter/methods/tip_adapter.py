@@ -57,6 +57,6 @@ TIP_ADAPTER_F = Method(
         "--select=validation",
     ),
     overrides={**_OVERRIDES, "eurosat": (*_OVERRIDES["eurosat"], "--epochs=100")},
-    testbed=("--head.cache_views=1", "--lr=0.001", "--epochs=20", "--batch_size=32"),
+    testbed=("--head.cache_views=1", "--lr=0.003", "--epochs=20", "--batch_size=32"),
     open_vocabulary=False,
 )
