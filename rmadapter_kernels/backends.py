@@ -72,7 +72,9 @@ def available_backends() -> dict[str, BackendStatus]:
 
 def _auto(call: Call) -> Explanation:
     for name, backend in BACKENDS.items():
-        if backend.status().available and backend.refusal(call) is None:
+        # In this order: whether there is a CUDA device is not asked for a tensor on the CPU. Asking makes a context,
+        # and fails in a forked process.
+        if backend.refusal(call) is None and backend.status().available:
             reason = backend.advantage(call)
             if reason is not None:
                 return Explanation(name, reason)

@@ -72,7 +72,9 @@ def forward(
     if residual is None:
         out = torch.mul(base, scale, out=torch.empty_like(x))
     else:
-        out = torch.add(residual, base, alpha=scale, out=torch.empty_like(residual))
+        # ``alpha`` must be a number of the dtype.
+        term = base if abs(scale) <= torch.finfo(base.dtype).max else base.to(wide_dtype(base.dtype))
+        out = torch.add(residual, term, alpha=scale, out=torch.empty_like(residual))
     if w_rec1 is None or b_rec1 is None or w_rec2 is None or b_rec2 is None:  # all of them, or none
         return out, x.new_empty(0, dtype=wide_dtype(x.dtype))
     rec = _linear(activation(activation_name, _linear(z, w_rec1, b_rec1)), w_rec2, b_rec2)
@@ -104,10 +106,10 @@ def activation_backward(name: str, gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def _loss_gradients(u: Tensor, rec: Tensor, objective: str, need_target: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of each token's loss to ``rec`` and to its target ``u``, [M, D], not yet times dl."""
+    """Gradients of each token's loss to ``rec`` and to its target ``u``, [M, D], not yet times dl; half of l2's."""
     if objective in ("l2", "l1"):
         e = rec - u
-        e = e.mul_(2) if objective == "l2" else e.sign_()
+        e = e if objective == "l2" else e.sign_()
         return e, -e if need_target else None
     u_norm, rec_norm = (t.norm(dim=-1, keepdim=True) for t in (u, rec))
     u_clamped, rec_clamped = (norm.clamp_min(COSINE_EPS) for norm in (u_norm, rec_norm))
@@ -179,6 +181,8 @@ def backward(
     # All of the four weights are there, or none.
     if not (d_loss is None or w_rec1 is None or b_rec1 is None or w_rec2 is None or b_rec2 is None):
         d_loss = d_loss.reshape(-1, 1).to(wide)
+        if objective == "l2":  # the factor 2 of its gradient, which takes e out of the range of fp16
+            d_loss = 2 * d_loss
         pre_h = _linear(z, w_rec1, b_rec1)
         h = activation(activation_name, pre_h)
         rec = _linear(h, w_rec2, b_rec2)

@@ -107,15 +107,6 @@ def _autocast(x: Tensor) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """``tensors``, with a view for what comes again (a residual that is x): Dynamo takes no tensor twice."""
-    found: list[Tensor | None] = []
-    for tensor in tensors:
-        again = tensor is not None and any(tensor is other for other in found)
-        found.append(tensor.view_as(tensor) if again and tensor is not None else tensor)
-    return tuple(found)
-
-
 def rm_adapter(
     x: Tensor,
     w_down: Tensor,
@@ -189,8 +180,12 @@ def rm_adapter(
     if not recording and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
         return OPERATORS[chosen][0](*arguments)
     if compiling := torch.compiler.is_compiling():
-        own = _distinct((x, residual, *weights))
-        arguments = (*own[:2], norm_weight, norm_bias, norm_eps, *own[2:], *settings)
+        # Dynamo takes no tensor twice (a residual that is x), and believes that what torch.func.grad wraps requires no
+        # gradient, which it knows of a view. Where nothing requires one it fails at a Function of ``*inputs``.
+        own = [t if t is None else t.view_as(t) for t in (x, residual, norm_weight, norm_bias, *weights)]
+        arguments = (*own[:4], norm_eps, *own[4:], *settings)
+        if not any(t is not None and t.requires_grad for t in own):
+            return OPERATORS[chosen][0](*arguments)
     prepared = None
     # Under vmap the batch of x would be one of its weights too.
     alone = compiling or not torch._C._are_functorch_transforms_active()
@@ -238,7 +233,7 @@ def rm_adapter_(
     refuse_overlap(x, residual)
     norm_weight, norm_bias, norm_eps = norm or (None, None, None)
     chosen = choose(Call(x, w_down.shape[1], 0), backend).backend
-    if chosen in IN_PLACE:
+    if chosen in IN_PLACE and not residual.is_neg():  # whose memory holds other numbers
         IN_PLACE[chosen](x, residual, norm_weight, norm_bias, norm_eps, *weights, scale, activation)
         return residual
     settings = (scale, activation, "l2", True, 1.0)

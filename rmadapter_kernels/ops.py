@@ -6,6 +6,7 @@ them as they are; absent gradients are empty tensors.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -91,17 +92,23 @@ _LIBRARY.impl("eager_backward", eager.backward, "CompositeExplicitAutograd")
 
 
 def _triton(name: str) -> Callable:
-    """An implementation of the Triton backend, which is imported at the first call."""
+    """An implementation of the Triton backend, which is imported at the first call.
 
-    implementation = None
+    Where Dynamo has given up a frame that calls it, it would compile these Python functions in the call. It is told not
+    to once it is there: telling imports it.
+    """
+
+    implementation = not_compiled = None
 
     def call(*arguments):
-        nonlocal implementation
+        nonlocal implementation, not_compiled
         if implementation is None:
             from rmadapter_kernels.triton import operators
 
             implementation = getattr(operators, name)
-        return implementation(*arguments)
+        if not_compiled is None and "torch._dynamo" in sys.modules:
+            not_compiled = torch.compiler.disable(implementation)
+        return (not_compiled or implementation)(*arguments)
 
     return call
 
@@ -116,5 +123,14 @@ PREPARE = {"triton": torch.ops.rmadapter.triton_prepare.default}
 _LIBRARY.define("triton_forward_" + IN_PLACE_SCHEMA)
 torch.library.register_fake("rmadapter::triton_forward_", _in_place_shapes, lib=_LIBRARY)
 _LIBRARY.impl("triton_forward_", _triton("forward_"), "CompositeExplicitAutograd")
+
+
+def _counted(keyset: torch._C.DispatchKeySet, x: Tensor, residual: Tensor, *rest) -> None:
+    """Count the write to ``residual``, so that autograd refuses a backward pass that needs what was there."""
+    torch.autograd.graph.increment_version(residual)
+    IN_PLACE["triton"].redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, x, residual, *rest)
+
+
+_LIBRARY.impl("triton_forward_", _counted, "ADInplaceOrView", with_keyset=True)
 # Backend name -> operator that adds to the residual in place; others compute and copy.
 IN_PLACE = {"triton": torch.ops.rmadapter.triton_forward_.default}

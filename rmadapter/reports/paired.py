@@ -90,7 +90,8 @@ class Estimate:
         if error is not None:
             half = error * float(t.ppf((1 + LEVEL) / 2, count - 1))
             interval = Interval(mean - half, mean + half)
-        return cls(mean, error, interval, count, sum(value > 0 for value in values))
+        # The mean of rounded differences that cancel may be 1e-10.
+        return cls(mean, error, interval, count, sum(round(value, 6) > 0 for value in values))
 
     def __str__(self) -> str:
         return f"{self.mean:+.2f}" + ("" if self.interval is None else f" {self.interval}")

@@ -16,12 +16,20 @@ from torch import Tensor
 from rmadapter_kernels.triton.devices import current_stream
 from rmadapter_kernels.triton.options import options
 
-_kept: dict[tuple, tuple[tuple, Tensor]] = {}
+# What was kept: the versions of the weights, the result, and what waits for an end of the weights' memory.
+_kept: dict[tuple, tuple[tuple, Tensor, list[weakref.finalize]]] = {}
 
 
 def forget() -> None:
     """Keep nothing of what was made until now."""
-    _kept.clear()
+    for key in [*_kept]:
+        _drop(key)
+
+
+def _drop(key: tuple) -> None:
+    found = _kept.pop(key, None)
+    for end in [] if found is None else found[2]:  # those of the other weights, which may live on
+        end.detach()
 
 
 def _recording(tensor: Tensor) -> bool:
@@ -48,8 +56,7 @@ def kept(kind: tuple, weights: Sequence[Tensor | None], make: Callable[[], Tenso
     if found is not None and found[0] == versions:
         return found[1]
     result = make()
-    _kept[key] = (versions, result)
     # Another tensor may come to lie where one of these did, and count from zero again.
-    for weight in present if found is None else ():
-        weakref.finalize(weight.untyped_storage(), _kept.pop, key, None)
+    ends = [weakref.finalize(w.untyped_storage(), _drop, key) for w in present] if found is None else found[2]
+    _kept[key] = (versions, result, ends)
     return result

@@ -236,7 +236,7 @@ MEASURED_FAMILIES = ("sm_90",)
 STACK_AVOIDED = 1.85
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)  # as many as there are plans: the number of tokens may vary without end
 def model(problem: Problem, device: Device) -> Config:
     """The candidate with the least time by ``predicted_ns``; of an architecture that has not been measured, the one
     with the least stack (from ``STACK`` on) of those that take at most ``STACK_AVOIDED`` times as long."""

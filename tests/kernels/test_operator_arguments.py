@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from operator_cases import WEIGHTS, make_case
 
-from rmadapter_kernels import FusedRMAdapter, available_backends, explain, rm_adapter, rm_adapter_
+from rmadapter_kernels import FusedRMAdapter, available_backends, backends, explain, rm_adapter, rm_adapter_
 
 
 def call(**changes):
@@ -126,3 +128,14 @@ def test_backends_are_explained():
     assert explain(torch.zeros(2), backend="eager").reason == "asked for by name"
     with pytest.raises(ValueError, match="nonesuch"):
         explain(torch.zeros(2), backend="nonesuch")
+
+
+def test_a_call_on_the_cpu_asks_for_no_cuda_device(monkeypatch):
+    """Asking makes a context, and fails in a forked process."""
+
+    def refuse():
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    entry = backends.BACKENDS["triton"]
+    monkeypatch.setitem(backends.BACKENDS, "triton", replace(entry, status=refuse))
+    assert explain(torch.zeros(2, 64)).backend in ("cpu", "eager")

@@ -111,6 +111,50 @@ def test_compiled_where_a_tensor_comes_twice(backend, trained):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_where_the_tensors_of_the_norm_come_twice(backend):
+    torch._dynamo.reset()
+    case = case_of()
+    tensors = [case.x, *(w.requires_grad_() for w in case.weights)]
+    vector = torch.rand(64)
+
+    def call(x, vector, *weights):
+        return rm_adapter(x, *weights, norm=(vector, vector, 1e-5), backend=backend)
+
+    arguments = (tensors[0], vector, *tensors[1:])
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    for one, expected in zip(compiled(*arguments), call(*arguments), strict=True):
+        assert torch.equal(one, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_gradient_of_torch_func_is_compiled(backend, alone):
+    """Dynamo takes what ``func.grad`` wraps for a tensor without gradient."""
+    torch._dynamo.reset()
+    case = case_of()
+    for weights in (case.weights, [w.requires_grad_() for w in case.weights]):
+
+        def gradient(x, weights=weights):
+            return torch.func.grad(
+                lambda x: rm_adapter(x, *weights, residual=None if alone else x, backend=backend)[0].square().sum()
+            )(x)
+
+        assert torch.equal(torch.compile(gradient, backend="aot_eager")(case.x), gradient(case.x))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frozen_it_is_compiled_and_exported_while_autograd_records(backend):
+    torch._dynamo.reset()
+    adapter = FusedRMAdapter(64, bottleneck=8, backend=backend).requires_grad_(False)
+    x = torch.randn(3, 64)
+    compiled = torch.compile(adapter, backend="aot_eager", fullgraph=True)
+    exported = torch.export.export(adapter, (x, x), strict=True).module()
+    for form in (compiled, exported):
+        for one, expected in zip(form(x, x), adapter(x, x), strict=True):
+            assert torch.equal(one, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_exported_module_runs_while_autograd_records(backend):
     adapter = FusedRMAdapter(64, bottleneck=8, backend=backend)
     x = torch.randn(2, 64)

@@ -114,3 +114,31 @@ def test_autocast_casts_x_and_leaves_fp32_gradients(dtype):
     with torch.autocast("cpu", dtype):
         assert rm_adapter(x, *adapter.parameters())[0].dtype == dtype
         assert rm_adapter(x.double(), *(p.double() for p in adapter.parameters()))[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_scale_that_fp16_does_not_hold(residual):
+    case = make_case((2, 3), residual=residual).to(torch.float16)
+    arguments = {"scale": 1e6, "residual": case.residual}
+    weights = [w * 1e-3 for w in case.weights]  # so that the result is in range
+    found = rm_adapter(case.x, *weights, **arguments)[0]
+    exact = rm_adapter(case.x.double(), *(w.double() for w in weights), **arguments | (
+        {"residual": case.residual.double()} if residual else {}
+    ))[0]  # fmt: skip
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), exact, rtol=0.05, atol=5.0)
+
+
+def test_a_reconstruction_far_off_in_fp16():
+    """Twice the difference is out of its range, the gradients are not."""
+    case = make_case((2, 3), objective="l2").to(torch.float16)
+    case.weights[6] = 0.05 * case.weights[6]
+    case.weights[7] = torch.full_like(case.weights[7], 4e4)  # b_rec2
+    case.d_loss = torch.full_like(case.d_loss, 1e-5)
+    exact = run(case.to(torch.float64))
+    for name, value in run(case).items():
+        if name.startswith("grad w_rec"):
+            assert value.isfinite().all(), name
+            torch.testing.assert_close(
+                value.double(), exact[name], rtol=0.02, atol=0.02 * float(exact[name].abs().max())
+            )

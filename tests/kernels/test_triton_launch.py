@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -279,6 +281,11 @@ def test_prepared_weights_are_kept_while_their_versions_stand(always_prepared, m
             assert len(prepared._kept) == 2
             del other
             assert len(prepared._kept) == 1  # another tensor may lie there now
+            waiting = len(weakref.finalize._registry)
+            for _ in range(3):  # one weight that ends, beside those that live on
+                assert prepares(forward_arguments(replace(case, weights=[case.weights[0].clone(), *case.weights[1:]])))
+                record.clear()
+            assert len(weakref.finalize._registry) == waiting
             monkeypatch.setattr(prepared, "_recording", lambda tensor: True)
             assert [prepares(arguments) for _ in range(2)] == [True, True]
             monkeypatch.undo()

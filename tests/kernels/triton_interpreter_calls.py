@@ -85,6 +85,29 @@ def test_in_place(same, layout):
     assert rm_adapter_(x, *case.weights[:4], residual=residual, backend="triton", **arguments) is residual
     assert residual.data_ptr() == storage
     torch.testing.assert_close(residual, expected, rtol=1e-5, atol=1e-5)
+    assert residual._version > 0  # autograd refuses a backward pass that needs what was there
+    negated = torch._neg_view(case.residual.contiguous())
+    expected = rm_adapter(case.x, *case.weights, residual=negated.clone(), **arguments)[0]
+    rm_adapter_(case.x, *case.weights[:4], residual=negated, backend="triton", **arguments)
+    torch.testing.assert_close(negated, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dynamo_stays_out_of_the_operators():
+    """Where it has given up the frame that calls one, which this makes it do."""
+    case = make_case((3,), 64, 4, 4).to(torch.float32)
+    operator = ops.OPERATORS["triton"][0]
+
+    def call(x):
+        with torch.no_grad():
+            return rm_adapter(x + 1, *case.weights, backend="triton")[0] * 2
+
+    torch._dynamo.disallow_in_graph(operator)
+    try:
+        found = torch.compile(call, backend="eager")(case.x)
+    finally:
+        torch._dynamo.allow_in_graph(operator)
+        torch._dynamo.reset()
+    torch.testing.assert_close(found, call(case.x))
 
 
 def test_backends_and_refusals():

@@ -35,3 +35,11 @@ def test_the_interval_is_student_s_over_units():
     assert found.interval == pytest.approx((1 - 4.3027 * found.error, 1 + 4.3027 * found.error), abs=1e-3)
     assert str(found) == "+1.00 [-3.97, +5.97]"
     assert (Estimate.of([2.5]).interval, str(Estimate.of([2.5]))) == (None, "+2.50")
+
+
+def test_differences_that_cancel_are_not_above_zero():
+    one = {Key("a", None, seed): value for seed, value in enumerate((200 / 3, 0.0, 0.0))}
+    other = {Key("a", None, seed): value for seed, value in enumerate((0.0, 100 / 3, 100 / 3))}
+    means = unit_means(subtract(one, other))
+    assert means != [0.0]
+    assert Estimate.of(means).higher == 0

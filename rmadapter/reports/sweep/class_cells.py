@@ -90,14 +90,12 @@ def _several(row: TransferRow) -> Iterator[tuple[str, Key, ByClass]]:
     own, style = data_and_style(row.source)
     for seed, found in row.per_class.items():
         key = Key(own, style, seed)
-        # Of one data set in several styles the classes are the same ones.
-        lists = {name: {data_and_style(name)[0]: classes} for name, classes in found.items()}
         if row.source in found:
-            yield HOME, key, ByClass(row.source, lists[row.source])
+            yield HOME, key, ByClass(row.source, {row.source: found[row.source]})
         for target in row.targets:
             group, drawn = data_and_style(target)
             if group == own and drawn and target in found:
-                yield drawn, key, ByClass(row.source, lists[target])
+                yield drawn, key, ByClass(row.source, {target: found[target]})
         if found.keys() >= set(row.targets):
             yield OTHERS, key, ByClass(row.source, {name: found[name] for name in row.targets})
 
@@ -123,7 +121,8 @@ def cells(one: Mapping[Key, ByClass], other: Mapping[Key, ByClass], style: str |
                 matrices = [
                     np.array([[run.lists[name][label] for run in column] for label in names]) for column in columns
                 ]
-                tested.append(Compared((name, *names), *matrices))
+                # Of one data set in several styles the classes are the same ones.
+                tested.append(Compared((data_and_style(name)[0], *names), *matrices))
         if len(tested) == len(first.lists):
             draws = (first.trained_on, *(key.seed for key in keys))
             made.append(Cell(unit, draws, tuple(tested), first.harmonic))
