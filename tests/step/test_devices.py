@@ -14,7 +14,7 @@ from rmadapter.config.shortcuts import StepConfig
 from rmadapter.step.train_step import TrainStep
 
 KINDS = {"": {}, "in chunks": {}, "recomputed": {"recompute": True}}
-BYTES = {"per image": 600_000}
+BYTES = dict.fromkeys(("per image", "per image, beside image adapters in the frozen stream"), 600_000)
 # What differs most; the others in chunks and recomputed by make test-all.
 MAIN = ("class specific words", "per image", "adapters, another view and sentences", "adapters and tokens")
 EVERY = [

@@ -349,6 +349,7 @@ def test_mistakes(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn
 @pytest.mark.parametrize("protocol", CASES)
 def test_the_page_in_a_browser(tmp_path, protocol):
     """Every picture is drawn, nothing is fetched, and the page is no wider than the window, on desk and telephone."""
