@@ -173,6 +173,18 @@ def test_compile_needs_a_compiler_and_the_fast_step(config, monkeypatch):
         train(config(compile=True))
 
 
+def test_a_run_that_is_all_warm_up_is_refused_or_says_so(config, tmp_path, capsys):
+    with pytest.raises(InputError, match="warmup_epochs is 5, but epochs is 5; valid: less than epochs"):
+        config(epochs=5, warmup_epochs=5)
+    # 8 steps in batches of 2 of 8 images; how many images there are is known with the data alone.
+    with pytest.raises(InputError, match="warmup_epochs is 2, but epochs is 2 by steps_per_shot 2; valid: less"):
+        train(config(steps_per_shot=2, warmup_epochs=2))
+    assert not (tmp_path / "run").exists()
+    # Of --epochs 1 with a recipe that has one epoch of warm-up.
+    train(config(epochs=1, warmup_epochs=1, evaluate=False))
+    assert "warm-up: the whole run is at warmup_lr 1e-05; --warmup-epochs 0, or" in capsys.readouterr().out
+
+
 def test_a_half_of_one_class_is_refused(clip_folder, config, tmp_path):
     folder = write_images(tmp_path / "three", ["ant", "bee", "cat"], 6)
     with pytest.raises(InputError, match="classes is 'new', which leaves 1 of 3 classes"):
@@ -235,6 +247,8 @@ def test_with_and_without_shortcuts_it_is_the_same_run(config, base_run, tmp_pat
 
 
 def test_explain_says_what_is_on_and_trains_nothing(config, tmp_path, capsys):
+    train(config(explain=True, views=3))
+    assert "from epoch 4 on (this run has 2), " in capsys.readouterr().out
     train(config(explain=True, views=1))
     out = capsys.readouterr().out
     for words in ("text_prefix", "image_prefix", "last_token", "times fewer operations", "plain step", "views at hand"):
