@@ -121,8 +121,8 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
         config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks, chosen_by,
         graphs_needed=asked.cuda_graphs is not None,
     )  # fmt: skip
-    if run.epochs and (note := warmup_note(config, run.epochs)) is not None:
-        print(note)
+    if run.epochs and (warmup := warmup_note(config, run.epochs)) is not None:
+        print(warmup)
     if state is not None:
         run.restore(state)
         print(f"resuming at epoch {run.epoch + 1}, step {run.step_in_epoch} of {run.steps_per_epoch}")
