@@ -18,6 +18,7 @@ from rmadapter.config.paths import ModelText, PathText
 from rmadapter.config.prompt import PromptConfig
 from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.sizes import parse_bytes
 from rmadapter.config.space import SpaceConfig
 from rmadapter.config.template import PUBLISHED, check_template
 from rmadapter.config.tuned import TunerConfig
@@ -277,6 +278,9 @@ class TrainConfig:
         for name in ("final_lr", "warmup_epochs", "steps_per_shot"):
             check_range(name, getattr(self, name), 0)
         check_range("final_lr", self.final_lr, 0, self.lr)
+        parse_bytes("cache_limit", self.cache_limit)
+        if self.text_memory is not None:
+            parse_bytes("text_memory", self.text_memory)
         gaussian(self.average)
         check_choice("select", self.select, SELECTIONS)
         if self.average is not None and self.select != "last":

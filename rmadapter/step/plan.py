@@ -14,13 +14,14 @@ from rmadapter.clip.prompts import context_of
 from rmadapter.clip.towers import find_towers, text_is_trimmable
 from rmadapter.config import TrainConfig
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.sizes import parse_bytes
 from rmadapter.errors import InputError
 from rmadapter.runtime import compiler_obstacle, residual_dtype
 from rmadapter.step.chunks import Chunk
 from rmadapter.step.costs import Cost, Workload, step_cost, workload
 from rmadapter.step.cuda_graphs import check_graphs
 from rmadapter.step.distributed import Ranks
-from rmadapter.step.memory import free_bytes, parse_bytes, total_bytes
+from rmadapter.step.memory import free_bytes, total_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.train_step import TrainStep
 

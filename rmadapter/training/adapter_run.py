@@ -11,6 +11,7 @@ from typing import Any
 from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
+from rmadapter.config.sizes import parse_bytes
 from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data, steps_an_epoch
 from rmadapter.data.catalog import template_for
 from rmadapter.data.sentences import read_sentences
@@ -25,7 +26,6 @@ from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_preci
 from rmadapter.step import distributed
 from rmadapter.step.batches import WorkerLostError, lost_workers_said
 from rmadapter.step.distributed import PeerLostError, Ranks
-from rmadapter.step.memory import parse_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts, with_graphs_settled
 from rmadapter.training.before_training import check_test_images, check_test_prompts

@@ -149,7 +149,11 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(config, tmp_path, m
         ({"template": "word " * 80 + "{}"}, "longer than the model's context"),
         ({"backend": "nonesuch"}, "backend is 'nonesuch'"),
         ({"text_memory": "much"}, "text_memory is 'much'; valid: a size such as 800MB"),
-        ({"views": 1, "cache_limit": "10KB"}, r"cache_limit is '10KB', but one view of 8 images takes"),
+        (
+            {"views": 1, "cache_limit": "10KB"},
+            r"cache_limit is '10KB', but one view of 8 images takes \d+\.\d\d [KM]B; valid",
+        ),
+        ({"cache_limit": "abc"}, "cache_limit is 'abc'; valid: a size such as 800MB"),
         ({"text_memory": "1KB"}, r"text_memory is 1024 bytes, but a class takes \d+"),
     ],
 )
