@@ -42,11 +42,12 @@ from rmadapter.clip.backbone import Backbone, load_backbone
 from rmadapter.clip.names import RANDOM, brings_weights
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config.arguments import parse_arguments
+from rmadapter.config.sizes import parse_bytes
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.files import write_json, write_text
 from rmadapter.runtime import DTYPES, resolve_device, resolve_precision
 from rmadapter.step.costs import step_cost
-from rmadapter.step.memory import free_bytes, parse_bytes
+from rmadapter.step.memory import free_bytes
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.backend_choice import choose_backend
 

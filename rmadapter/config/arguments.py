@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import re
+import reprlib
 import sys
 import types
 import typing
@@ -28,7 +29,7 @@ from rmadapter.commands import guarded
 from rmadapter.config.config_file import read_config_file
 from rmadapter.config.help import HelpLayout, docstring_of, help_text, is_switch
 from rmadapter.config.paths import expand, expanded, path_fields
-from rmadapter.config.typed import type_hints
+from rmadapter.config.typed import type_hints, type_words
 from rmadapter.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 
 HELP_ALL = "--help-all"
+# Of a whole number: far beyond every range, whose own message then says what it is, and quick to read.
+MOST_DIGITS = 40
+# What stands in a file or on a line for values that Python calls otherwise.
+AS_WRITTEN = {"": "''", "None": "null", "True": "true", "False": "false"}
 EPILOG = (
     "Dashes and underscores are alike. Switches: --option, --no-option (--no-adapter.reconstruct). "
     "--config FILE reads YAML with the same names, options after it override it; --print_config writes one."
@@ -72,22 +77,33 @@ def parse_arguments(
         raise SystemExit(0)
     if found.words and not positional:
         raise InputError(f"argument {found.words[0]!r} belongs to no option; options start with --")
-    try:
-        # With its own defaults jsonargparse would look at every option again: 34 ms in place of 2.
-        given = parser.parse_args(found.options, env=False, defaults=False).as_dict()
-    except argparse.ArgumentError as error:
-        raise InputError(" ".join(str(error).replace("Parser key", "option").split())) from error
+    given = _given(config, parser, found)
     # argparse takes bare words in one run only; here they may stand between the options.
     if positional:
         given[positional] = found.words
-    for name, value in found.texts.items():
-        *groups, last = name.split(".")
-        functools.reduce(lambda inner, group: inner.setdefault(group, {}), groups, given)[last] = value
     values = _completed(config, given, None)
     if found.print_config:
         _print_config(config, values)
         raise SystemExit(0)
     return _build(config, values)
+
+
+def given_options(config: type, argv: list[str], *, prog: str) -> dict[str, Any]:
+    """Dotted name -> value of the options of ``config`` that ``argv`` names, in its config files too.
+
+    Raises:
+        InputError: as ``parse_arguments``, but for what ``config`` itself refuses.
+    """
+    found = _rewrite(argv, dict(option_fields(config)))
+    return dotted_values(_given(config, _parser(config, prog, None), found))
+
+
+def dotted_values(values: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested groups, such as ``dataclasses.asdict`` gives, by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= dotted_values(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def run_module(
@@ -151,6 +167,25 @@ def split_options(
                 raise InputError(f"option {word} needs a value")
             target.append(following)
     return split
+
+
+def _given(config: type, parser: ArgumentParser, found: _Rewritten) -> dict[str, Any]:
+    """The values that a command line gives, those of a group in a mapping; InputError for one of another type."""
+    try:
+        # With its own defaults jsonargparse would look at every option again: 34 ms in place of 2.
+        given: dict[str, Any] = parser.parse_args(found.options, env=False, defaults=False).as_dict()
+    except argparse.ArgumentError as error:
+        # Its words are of Python's types. It names the option, and last the value.
+        told = re.search(r'Parser key "([\w.]+)":.*(?:Got|Given) value: ?(.*)', str(error), re.DOTALL)
+        if told is None:
+            raise InputError(" ".join(str(error).split())) from error
+        name, value = told.groups()
+        valid = type_words(option_fields(config)[name])
+        raise InputError(f"{name} is {AS_WRITTEN.get(value, value)}; valid: {valid}") from error
+    for name, value in found.texts.items():
+        *groups, last = name.split(".")
+        functools.reduce(lambda inner, group: inner.setdefault(group, {}), groups, given)[last] = value
+    return given
 
 
 @functools.cache
@@ -237,8 +272,10 @@ class _Rewritten:
             self.texts[name] = self.repeated[name]
         elif int in _members(kind):
             # YAML reads 010 as 8 and 1:30 as 90.
-            if not re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
+            if not re.fullmatch(r"[+-]?[0-9]+", value.strip()):
                 raise InputError(f"{name} is {value!r}; valid: a whole number")
+            if len(value.strip()) > MOST_DIGITS:
+                raise InputError(f"{name} is {reprlib.repr(value)}; valid: a whole number of fewer digits")
             self.options.append(f"--{name}={int(value)}")
         else:
             self.options.append(f"--{name}={value}")

@@ -18,6 +18,7 @@ from rmadapter.config.paths import ModelText, PathText
 from rmadapter.config.prompt import PromptConfig
 from rmadapter.config.seeds import LARGEST_SEED
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.sizes import parse_bytes
 from rmadapter.config.space import SpaceConfig
 from rmadapter.config.template import PUBLISHED, check_template
 from rmadapter.config.tuned import TunerConfig
@@ -147,7 +148,7 @@ class TrainConfig:
         decay_power: power of the cosine's factor on the rate; 2 is what two schedules on one optimiser give (KgCoOp's
             first release)
         final_lr: learning rate that the cosine ends at
-        warmup_epochs: epochs before it at a constant learning rate
+        warmup_epochs: epochs before it at a constant learning rate, fewer than there are
         warmup_lr: that rate
         steps_per_shot: steps for each training image of a class, in place of epochs; 0: epochs count
         average: "mean,std": the result is the mean of all epochs' weights, weighted by a Gaussian over their number
@@ -277,12 +278,17 @@ class TrainConfig:
         for name in ("final_lr", "warmup_epochs", "steps_per_shot"):
             check_range(name, getattr(self, name), 0)
         check_range("final_lr", self.final_lr, 0, self.lr)
+        parse_bytes("cache_limit", self.cache_limit)
+        if self.text_memory is not None:
+            parse_bytes("text_memory", self.text_memory)
         gaussian(self.average)
         check_choice("select", self.select, SELECTIONS)
         if self.average is not None and self.select != "last":
             raise InputError(f"average is {self.average!r} and select {self.select!r}; valid: one of them")
         check_range("momentum", self.momentum, 0, 1)
         check_range("min_crop", self.min_crop, 0, 1, open_low=True)
+        if not self.steps_per_shot:
+            check_warmup(self.warmup_epochs, self.epochs)
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite are both set; valid: one of them")
         if self.views and not (self.shortcuts and self.step.image_prefix):
@@ -304,6 +310,15 @@ def gaussian(average: str | None) -> tuple[float, float] | None:
     if match is None or not float(match[2]):
         raise InputError(f"average is {average!r}; valid: mean,std of a Gaussian over the epochs, such as 15,1")
     return float(match[1]), float(match[2])
+
+
+def check_warmup(warmup_epochs: int, epochs: int, whence: str = "") -> None:
+    """Raise InputError where no epoch would be left for the peak rate; ``whence`` says what made so many ``epochs``.
+
+    One epoch of warm-up is in most recipes, and passes with --epochs 1, which does not take it back: a run says so.
+    """
+    if warmup_epochs > 1 and warmup_epochs >= epochs:
+        raise InputError(f"warmup_epochs is {warmup_epochs}, but epochs is {epochs}{whence}; valid: less than epochs")
 
 
 def check_label(label: str) -> None:

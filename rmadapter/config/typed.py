@@ -71,7 +71,7 @@ def _conform(kind: Any, value: object, where: str) -> Any:
         return from_plain(kind, value, where)
     origin, members = typing.get_origin(kind) or kind, typing.get_args(kind)
     if not _is(origin, value):
-        raise InputError(f"{where} is {reprlib.repr(value)}; valid: {_words(kind)}")
+        raise InputError(f"{where} is {reprlib.repr(value)}; valid: {type_words(kind)}")
     if origin is float:
         return float(typing.cast(float, value))
     if origin is list:
@@ -81,7 +81,7 @@ def _conform(kind: Any, value: object, where: str) -> Any:
     if origin is tuple:
         items = tuple(typing.cast(tuple, value))
         if len(items) != len(members):
-            raise InputError(f"{where} is {reprlib.repr(value)}; valid: {_words(kind)}")
+            raise InputError(f"{where} is {reprlib.repr(value)}; valid: {type_words(kind)}")
         return tuple(_conform(m, item, f"{where}[{n}]") for n, (m, item) in enumerate(zip(members, items, strict=True)))
     return value
 
@@ -104,17 +104,18 @@ def _member(kind: Any, value: object, where: str) -> Any:
                 return member
         elif _is(origin, value):
             return member
-    raise InputError(f"{where} is {reprlib.repr(value)}; valid: {_words(kind)}")
+    raise InputError(f"{where} is {reprlib.repr(value)}; valid: {type_words(kind)}")
 
 
-def _words(kind: Any) -> str:
+def type_words(kind: Any) -> str:
+    """What a value of this type is, for people: "a number or null"."""
     origin, members = typing.get_origin(kind) or kind, typing.get_args(kind)
     if isinstance(kind, types.UnionType) or origin is typing.Union:
-        return " or ".join(_words(member) for member in members)
+        return " or ".join(type_words(member) for member in members)
     if origin is list:
-        return f"a list, each of it {_words(members[0])}"
+        return f"a list, each of it {type_words(members[0])}"
     if origin is tuple:
-        return f"a list of {len(members)}, each of it {_words(members[0])}"
+        return f"a list of {len(members)}, each of it {type_words(members[0])}"
     return _WORDS.get(origin, "an object")
 
 

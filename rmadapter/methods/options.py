@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rmadapter.config import PUBLISHED, TRAIN_HELP, TrainConfig
-from rmadapter.config.arguments import parse_arguments
+from rmadapter.config.arguments import given_options, parse_arguments
 from rmadapter.config.loss import SENTENCES
 from rmadapter.data.catalog import record_of
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
@@ -54,7 +54,10 @@ def parse_train(
 def _method_help() -> dict[str, str]:
     """What ``--help`` says of ``--method``, which is taken out of the words before they are parsed."""
     listed = "; ".join(f"{method.name} ({method.summary})" for method in METHODS.values())
-    return {"method": f"in place of what the other options make, RMAdapter by default: {listed}"}
+    return {
+        "method": "in place of what the other options make, RMAdapter by default; what makes the method what it is "
+        f"may not be given otherwise: {listed}"
+    }
 
 
 def configure(
@@ -144,6 +147,9 @@ def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
     """The method and the configuration that the words of ``rmadapter train`` ask for.
 
     Without ``--method NAME`` the options are taken as they are, and what they make is one of RMAdapter's variants.
+
+    Raises:
+        InputError: beside what ``configure`` raises, an option with another value than makes the method what it is.
     """
     name, rest = _take_method(argv)
     if name is None:
@@ -152,22 +158,34 @@ def parse_command(argv: list[str]) -> tuple[Method, TrainConfig]:
         labelled = METHODS.get(config.label or "", RMADAPTER)
         return (RMADAPTER if labelled.kind == TUNED else labelled), config
     method = get_method(name)
-    for option in _overruled(method, rest):
-        warnings.warn(f"{option} is what makes method {name!r}; the other value given is not taken", stacklevel=2)
+    _check_overruled(method, rest)
     return method, configure(name, rest)
 
 
-def _overruled(method: Method, words: Sequence[str]) -> list[str]:
-    """The method's own options that the user's ``words`` give another value."""
-    own = {_option(word): word for word in method.options}
-    found = set()
-    for word, following in pairwise([*words, ""]):
-        if word.startswith("--") and _option(word) in own:
-            value = following if "=" not in word and following and not following.startswith("--") else None
-            given = word if value is None else f"{word}={value}"
-            if given.replace("-", "_") != own[_option(word)].replace("-", "_"):
-                found.add(own[_option(word)])
-    return sorted(found)
+def _check_overruled(method: Method, words: list[str]) -> None:
+    """Raise InputError where the command line gives what makes the method another value.
+
+    Of a config file, which may have every option, such values are said not to be taken.
+    """
+    prog = "rmadapter train"
+    own, given = (given_options(TrainConfig, argv, prog=prog) for argv in ([*method.options], words))
+    others = [
+        name
+        for name, value in own.items()
+        if given.get(name, value) != value and not _is_of_another(method, f"--{name}")
+    ]
+    named = {_option(word) for word in words if word.startswith("--")}
+    for option in others:
+        if option in named:
+            raise InputError(
+                f"{option} is {given[option]!r}, but method {method.name!r} has {own[option]!r}; valid: "
+                f"{own[option]!r}, or another --method"
+            )
+    if others:
+        values = ", ".join(f"{option} {own[option]!r}" for option in others)
+        warnings.warn(
+            f"{values} is what makes method {method.name!r}; the config's other values are not taken", stacklevel=3
+        )
 
 
 def _option(word: str) -> str:

@@ -7,34 +7,17 @@ limit in the process's memory control group and in every group above it (cgroups
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from rmadapter.errors import InputError
-
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 UNKNOWN = 4 * 2**30  # bytes, where the operating system says nothing
 # (limit, what is taken, what of that is a cache of files that gives way) by version of the control groups
 FILES = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-
-
-def parse_bytes(field: str, text: str) -> int:
-    """ "800MB", "4 GB", "2GiB" or a number of bytes, in units of 1024.
-
-    Raises:
-        InputError: anything else, or nothing at all.
-    """
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    found = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if found < 1:
-        raise InputError(f"{field} is {text!r}; valid: a size such as 800MB or 4GB")
-    return found
 
 
 def free_bytes(device: torch.device) -> int:

@@ -14,13 +14,14 @@ from rmadapter.clip.prompts import context_of
 from rmadapter.clip.towers import find_towers, text_is_trimmable
 from rmadapter.config import TrainConfig
 from rmadapter.config.shortcuts import StepConfig
+from rmadapter.config.sizes import parse_bytes
 from rmadapter.errors import InputError
 from rmadapter.runtime import compiler_obstacle, residual_dtype
 from rmadapter.step.chunks import Chunk
 from rmadapter.step.costs import Cost, Workload, step_cost, workload
 from rmadapter.step.cuda_graphs import check_graphs
 from rmadapter.step.distributed import Ranks
-from rmadapter.step.memory import free_bytes, parse_bytes, total_bytes
+from rmadapter.step.memory import free_bytes, total_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.train_step import TrainStep
 
@@ -165,10 +166,11 @@ class Plan:
     by_token: tuple[bool, bool]
     reasons: dict[str, str]
     views: int = 0
+    epochs: int | None = None
 
     @classmethod
-    def of(cls, step: RMAdapterCLIP | TrainStep, images: int, views: int = 0) -> Plan:
-        """The plan of ``step`` for batches of ``images`` of which ``views`` views are kept."""
+    def of(cls, step: RMAdapterCLIP | TrainStep, images: int, views: int = 0, epochs: int | None = None) -> Plan:
+        """The plan of ``step`` for batches of ``images`` of which ``views`` views are kept, in a run of ``epochs``."""
         model = step.model if isinstance(step, TrainStep) else step
         reasons = {}
         if not text_is_trimmable(model.clip):
@@ -211,7 +213,7 @@ class Plan:
             backwards=2 if loss.projected else 1,
             two_views=loss.reads_two_views,
         )
-        return cls(work, planned.shortcuts, (last["vision"] is None, last["text"] is None), reasons, views)
+        return cls(work, planned.shortcuts, (last["vision"] is None, last["text"] is None), reasons, views, epochs)
 
     @property
     def cost(self) -> Cost:
@@ -260,9 +262,10 @@ class Plan:
         if self.views:
             kept = step_cost(self.work, self.shortcuts, self.by_token, cached_views=True)
             ratio = plain.flop / kept.flop
+            few = f" (this run has {self.epochs})" if self.epochs is not None and self.epochs <= self.views else ""
             lines.append(
                 f"{'views at hand':<15} {'':<4} {kept.flop / 1e9:>11.1f} {kept.bytes / 1e6:>8.0f}  from epoch "
-                f"{self.views + 1} on, {ratio:.2f} times fewer operations than the plain step"
+                f"{self.views + 1} on{few}, {ratio:.2f} times fewer operations than the plain step"
             )
         lines.append(
             f"{len(self.work.chunks)} chunk(s) of {self.work.classes} prompts, up to "

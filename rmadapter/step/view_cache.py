@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from rmadapter.config import TrainConfig
+from rmadapter.config.sizes import parse_bytes, shown_bytes
 from rmadapter.data.reading import RULES
 from rmadapter.errors import InputError
 from rmadapter.files import cache_folder, clear_temporaries, reserve, write_json
 from rmadapter.locks import NO_LOCKS
 from rmadapter.step.distributed import Ranks
-from rmadapter.step.memory import parse_bytes
 from rmadapter.step.train_step import TrainStep, Views
 from rmadapter.tuners.encoder import Entry
 
@@ -135,7 +135,7 @@ class ViewCache:
                     "--cache-dir with a folder on a disk of this machine"
                 ) from error
             raise InputError(
-                f"cache_dir {folder} cannot hold {needed / 1e9:.2f} GB of views: {error.strerror or error}; valid: a "
+                f"cache_dir {folder} cannot hold {shown_bytes(needed)} of views: {error.strerror or error}; valid: a "
                 "folder on a disk with room (--cache-dir; this alone with --resume), fewer --views, or a smaller "
                 "--cache-limit"
             ) from error
@@ -240,8 +240,8 @@ def _make_room(own: Path, limit: int, needed: int, unused: list[Path], alone: bo
                 del sizes[path]
     if sum(sizes.values()) + needed > limit:
         raise InputError(
-            f"cache_limit is {limit / 1e9:.2f} GB, but other runs have {sum(sizes.values()) / 1e9:.2f} GB of views "
-            f"open in {cache} and this one needs {needed / 1e9:.2f} GB; valid: another --cache-dir, or after those "
+            f"cache_limit is {shown_bytes(limit)}, but other runs have {shown_bytes(sum(sizes.values()))} of views "
+            f"open in {cache} and this one needs {shown_bytes(needed)}; valid: another --cache-dir, or after those "
             "have ended (these two with --resume), a larger --cache-limit, or fewer --views"
         )
 
@@ -286,9 +286,9 @@ def open_cache(step: TrainStep, config: TrainConfig, images: int, key: dict, ran
     one = images * record.bytes
     if not cache.views:
         raise InputError(
-            f"cache_limit is {config.cache_limit!r}, but one view of {images} images takes {one / 1e9:.2f} GB; "
+            f"cache_limit is {config.cache_limit!r}, but one view of {images} images takes {shown_bytes(one)}; "
             "valid: that much or more, or --views 0"
         )
     fewer = f", all that --cache-limit {config.cache_limit} has room for" if cache.views < config.views else ""
-    print(f"views: {cache.views} an image{fewer}, {cache.views * one / 1e9:.2f} GB in {cache.folder}")
+    print(f"views: {cache.views} an image{fewer}, {shown_bytes(cache.views * one)} in {cache.folder}")
     return cache

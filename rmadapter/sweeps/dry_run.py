@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 
 from rmadapter.config import TrainConfig
@@ -33,14 +34,17 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         config = sweep.config(run)
         data = loaded[run.data]
         train, _ = few_shot_sample(data.train, data.val, config.shots, 1)
-        chosen = len(base_new_split(train, config.classes, len(data.class_names)))
+        sample = base_new_split(train, config.classes, len(data.class_names))
+        counts = Counter(item.label for item in sample)
+        fewer = sum(count < config.shots for count in counts.values())
         taken = is_taken(sweep, run, dataclasses.replace(config, precision=precision_of(sweep)), data)
         trains = METHODS[run.method].kind == TUNED and config.tuned.trains and not taken
-        steps = steps_of(config, steps_an_epoch(chosen, config.batch_size, config.drop_last)) if trains else 0
+        steps = steps_of(config, steps_an_epoch(len(sample), config.batch_size, config.drop_last)) if trains else 0
         images = _tested(run, config, loaded, at_home=not taken)
         estimate = seconds.get((run.method, run.shots, run.data), seconds.get((run.method, run.shots, None)))
         lines.append(
             f"{states[run]:>7}  {run.key}: {steps:,} steps, {images:,} test images"
+            + (f", fewer than {config.shots} images of {fewer} of {len(counts)} classes" if trains and fewer else "")
             + (f", about {estimate:.0f} s" if estimate is not None and states[run] != "done" else "")
             + (f" ({holder_of(sweep, run) or 'just ended'})" if states[run] == "running" else "")
             + (f", trained in {sweep.trained_in}" if taken else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from rmadapter.config import TrainConfig
-from rmadapter.data import ImageData
+from rmadapter.data import ImageData, base_new_labels
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE
 from rmadapter.files import clear_temporaries, read_json, read_object, shown_names, write_json
@@ -35,15 +36,37 @@ def load_all(sweep: Sweep) -> dict[str, ImageData]:
     """Every data set of ``sweep`` by what it calls them.
 
     Raises:
-        InputError: one that cannot be read, or that has not the images for the shots of a run.
+        InputError: one that cannot be read, or that has not the classes or the images for its runs.
     """
     names = dict.fromkeys(name for run in sweep.runs() for name in (run.data, *run.targets))
     loaded = {name: load_planned(name, sweep.data_root) for name in names}
     for run in sweep.runs():
-        most = loaded[run.data].max_shots
-        if most is not None and run.seed is not None:
-            check_range("shots", sweep.config(run).shots, 1, most)
+        data, config = loaded[run.data], sweep.config(run)
+        if data.max_shots is not None and run.seed is not None:
+            check_range("shots", config.shots, 1, data.max_shots)
+        classes = len(data.class_names)
+        if len(base_new_labels(classes, config.classes)) < 2:
+            raise InputError(
+                f"data has {run.data!r}, of whose {classes} classes half are trained on; valid with {sweep.protocol}: "
+                "data sets of 3 classes or more"
+            )
+    for name in dict.fromkeys(run.data for run in sweep.runs() if run.shots is not None):
+        _check_shots(sweep.shots, loaded[name])
     return loaded
+
+
+def _check_shots(shots: Sequence[int], data: ImageData) -> None:
+    """Raise InputError where no class of ``data`` has as many images as one of ``shots``: what such a run is called.
+
+    That some classes have fewer is usual in the field; they give all that they have.
+    """
+    most = max(Counter(item.label for item in data.train).values(), default=0)
+    for number in shots:
+        if number > most:
+            raise InputError(
+                f"shots has {number}, but no class of {data.name} has more than {most} training images; valid: numbers "
+                f"from 1 to {most}"
+            )
 
 
 def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from rmadapter.config import TrainConfig
-from rmadapter.config.arguments import parse_arguments, split_options
+from rmadapter.config.arguments import dotted_values, parse_arguments, split_options
 from rmadapter.config.paths import PathText
 from rmadapter.config.seeds import seed_list
 from rmadapter.data import ImageData
@@ -41,9 +41,9 @@ from rmadapter.sweeps.search_trials import (
     standard,
     table,
 )
-from rmadapter.sweeps.settings import RESERVED
+from rmadapter.sweeps.settings import FREE, RESERVED
 
-FORMAT = 2
+FORMAT = 3
 # With the number of trials added it stays one that optuna takes.
 LARGEST_SAMPLER_SEED = 2**31 - 1
 PARAMETERS = ("lr", "scale", "layers", "lambdas")
@@ -235,10 +235,22 @@ def _search(config: SearchConfig, images: ImageData, folder: SearchFolder) -> di
 
 
 def _settings(config: SearchConfig, data: ImageData) -> dict[str, Any]:
-    """What a search is of; one that goes on has to have the same."""
-    names = ("parameters", "objective", "seeds", "lr_range", "scale_range", "images_a_class", "sampler_seed", "options")
-    name = short_name(config.data) if config.bundled else data.name
-    return {"format": FORMAT, "data": name, **{name: getattr(config, name) for name in names}}
+    """What a search is of, as values however they were written; one that goes on has to have the same.
+
+    Of its trials' options those that may differ when a sweep is continued may differ here too.
+    """
+    options = dotted_values(dataclasses.asdict(trial_config(config, Path("any"), 1, {})))
+    return {
+        "format": FORMAT,
+        "data": short_name(config.data) if config.bundled else data.name,
+        "parameters": ",".join(name for name in PARAMETERS if name in config.wanted),
+        "objective": config.objective,
+        "seeds": ",".join(map(str, seed_list(config.seeds))),
+        **{name: ",".join(map(str, config.range(name))) for name in ("lr_range", "scale_range")},
+        "images_a_class": config.images_a_class,
+        "sampler_seed": config.sampler_seed,
+        **{name: value for name, value in options.items() if name.partition(".")[0] not in FREE},
+    }
 
 
 def _study(config: SearchConfig, folder: SearchFolder) -> Any:

@@ -48,6 +48,11 @@ class SearchFolder:
             return
         before = read_json(self.settings_file, "search file")
         before = before if isinstance(before, dict) else {}
+        if before.get("format") != settings["format"]:
+            raise InputError(
+                f"the search in {self.path} was made by another version (format {before.get('format')!r}, this one has "
+                f"{settings['format']}); valid: another --out, or the version that made it"
+            )
         for name, value in settings.items():
             if before.get(name) != value:
                 raise InputError(

@@ -11,7 +11,8 @@ from typing import Any
 from rmadapter.clip.backbone import Backbone, check_source, load_backbone
 from rmadapter.clip.storage import store_backbone
 from rmadapter.config import TrainConfig
-from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data
+from rmadapter.config.sizes import parse_bytes
+from rmadapter.data import DecodedImages, ImageData, Read, SampleFindings, load_data, steps_an_epoch
 from rmadapter.data.catalog import template_for
 from rmadapter.data.sentences import read_sentences
 from rmadapter.data.templates import target_templates
@@ -25,7 +26,6 @@ from rmadapter.runtime import DTYPES, environment, residual_dtype, resolve_preci
 from rmadapter.step import distributed
 from rmadapter.step.batches import WorkerLostError, lost_workers_said
 from rmadapter.step.distributed import PeerLostError, Ranks
-from rmadapter.step.memory import parse_bytes
 from rmadapter.step.plain import RMAdapterCLIP
 from rmadapter.step.plan import Plan, make_step, text_budget, wanted_shortcuts, with_graphs_settled
 from rmadapter.training.before_training import check_test_images, check_test_prompts
@@ -33,6 +33,7 @@ from rmadapter.training.choosing import choose
 from rmadapter.training.few_shot import few_shot
 from rmadapter.training.filling import fill
 from rmadapter.training.loop import TrainingLoop
+from rmadapter.training.recipe import epochs_of, warmup_note
 from rmadapter.training.run_folder import RunFolder, finished_run, not_tested, settings_of
 from rmadapter.training.validation import validation_of
 from rmadapter.tuners.adapter_file import read_info
@@ -112,13 +113,16 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     print(sentence)
     print(f"text memory {text_bytes / 1e9:.2f} GB, {whence}")
     if config.explain:
-        print(Plan.of(step, ranks.most(config.batch_size), config.views))
+        epochs = epochs_of(config, steps_an_epoch(len(items), config.batch_size, config.drop_last))
+        print(Plan.of(step, ranks.most(config.batch_size), config.views, epochs))
         return {}
     chosen_by = validation_of(config, model, data, sample, backbone.preprocessing)
     run = TrainingLoop(
         config, model, step, items, data, read, backbone, device, precision, text_bytes, ranks, chosen_by,
         graphs_needed=asked.cuda_graphs is not None,
     )  # fmt: skip
+    if run.epochs and (warmup := warmup_note(config, run.epochs)) is not None:
+        print(warmup)
     if state is not None:
         run.restore(state)
         print(f"resuming at epoch {run.epoch + 1}, step {run.step_in_epoch} of {run.steps_per_epoch}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rmadapter.config import TrainConfig
+from rmadapter.config.sizes import shown_bytes
 from rmadapter.data import (
     DecodedImages,
     FewShotSample,
@@ -45,7 +46,7 @@ def few_shot(config: TrainConfig, data: ImageData, read: Read) -> FewShot:
     )
     if isinstance(read, DecodedImages) and read.keeps:
         print(
-            f"image cache: {read.kept} of {len(train_items)} images in {read.folder}, {read.bytes / 1e9:.2f} GB"
+            f"image cache: {read.kept} of {len(train_items)} images in {read.folder}, {shown_bytes(read.bytes)}"
             + (f"; --cache-limit {config.cache_limit} has no room for the others" if read.full else "")
         )
     items = base_new_split(train_items, config.classes, len(data.class_names))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LRScheduler, SequentialLR
 
 from rmadapter.config import TrainConfig
-from rmadapter.config.run import gaussian
+from rmadapter.config.run import check_warmup, gaussian
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -55,6 +55,21 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_p
     warm = config.warmup_epochs * unit
     constant = ConstantLR(optimizer, factor=config.warmup_lr / config.lr, total_iters=warm)
     return SequentialLR(optimizer, [constant, cosine], milestones=[warm])
+
+
+def warmup_note(config: TrainConfig, epochs: int) -> str | None:
+    """That all ``epochs`` of a run are warm-up, for people, as with --epochs 1 and most recipes; else None.
+
+    Raises:
+        InputError: several epochs of warm-up and no more in the run, where the steps for each shot decide that.
+    """
+    check_warmup(config.warmup_epochs, epochs, f" by steps_per_shot {config.steps_per_shot}")
+    if config.warmup_epochs < epochs:
+        return None
+    return (
+        f"warm-up: the whole run is at warmup_lr {config.warmup_lr:g}; --warmup-epochs 0, or more epochs, for lr "
+        f"{config.lr:g}"
+    )
 
 
 def _cosine(config: TrainConfig, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:

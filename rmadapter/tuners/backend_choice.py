@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from rmadapter.clip.towers import find_towers
@@ -36,11 +38,12 @@ def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tupl
         branch = adapter.branch
         assert isinstance(branch, FusedRMAdapter)  # the variant is one that the operator covers
         x = torch.empty(1, branch.d_model, dtype=dtypes[tower], device=branch.w_down.device)
-        hidden = branch.rec_hidden if branch.reconstruct else 0
         try:
-            found[tower] = explain(x, bottleneck=branch.bottleneck, rec_hidden=hidden, backend=asked)
+            found[tower] = _explained(x, branch, asked)
         except ValueError as error:
-            raise InputError(f"adapters of the {tower} tower: {error}{nearest(asked, available_backends())}") from error
+            # Of an unknown name the error lists all there are.
+            valid = nearest(asked, available_backends()) if asked not in available_backends() else _able(x, branch)
+            raise InputError(f"adapters of the {tower} tower: {error}{valid}") from error
     model.set_backend(asked)
     if asked == EAGER:
         return EAGER, f"adapters: backend eager ({'--no-fused' if backend is None else 'as asked for'})"
@@ -50,3 +53,18 @@ def choose_backend(model: AdaptedCLIP, fused: bool, backend: str | None) -> tupl
         return chosen[0], f"adapters: backend {chosen[0]} ({reason})"
     towers = ", ".join(f"{tower} {explanation}" for tower, explanation in found.items())
     return "+".join(chosen), f"adapters: backends {towers}"
+
+
+def _explained(x: torch.Tensor, branch: FusedRMAdapter, backend: str) -> Explanation:
+    """``explain`` for what goes through ``branch``."""
+    hidden = branch.rec_hidden if branch.reconstruct else 0
+    return explain(x, bottleneck=branch.bottleneck, rec_hidden=hidden, backend=backend)
+
+
+def _able(x: torch.Tensor, branch: FusedRMAdapter) -> str:
+    """The end of a message: the names that may be asked for with ``branch`` here."""
+    names = [AUTO]
+    for name in available_backends():
+        with contextlib.suppress(ValueError):
+            names.append(_explained(x, branch, name).backend)
+    return f"; valid: {', '.join(names)}"

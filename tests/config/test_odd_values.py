@@ -76,7 +76,12 @@ def test_a_group_is_no_option(group):
     [
         (["--shots", "010x"], "shots is '010x'; valid: a whole number"),
         (["--epochs", "9" * 12], "epochs is 9+; valid: a number >= 1 and <= 2147483647"),
-        (["--lr", "inf"], r"option \"lr\".*inf"),
+        (["--lr", "inf"], "^lr is inf; valid: a number$"),
+        (["--lr", "nan", "--lr", "1"], "^lr is nan; valid: a number$"),
+        (["--lr="], "^lr is ''; valid: a number$"),
+        (["--cuda-graphs=auto", "--seed", "3"], "^cuda_graphs is auto; valid: true or false or null$"),
+        (["--seed", "9" * 23], "^seed is 9{23}; valid: a number >= 0 and <= 9223372036854775807$"),
+        (["--seed", "9" * 5000], r"^seed is '9+\.\.\.9+'; valid: a whole number of fewer digits$"),
         (["--loss.lambda1", "1e999"], r"loss\.lambda1 is inf; valid: a number >= 0"),
         (["--seed", str(2**63)], "seed is 9223372036854775808; valid: a number >= 0 and <= 9223372036854775807"),
         (["--label", "a/b"], "label is 'a/b'; valid: a text of one line without /"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -51,16 +52,40 @@ def test_a_sweep_hands_on_to_each_method_what_it_has():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("name", "words", "said"),
     [
-        (["--adapter.activation", "gelu"], ["--adapter.activation=relu"]),
-        (["--adapter.activation=relu", "--no_adapter.reconstruct"], []),
-        (["--adapter.reconstruct", "--lr", "0.1"], ["--no-adapter.reconstruct"]),
+        (
+            "single",
+            ["--loss.lambda3", "10"],
+            "loss.lambda3 is 10.0, but method 'single' has 0.0; valid: 0.0, or another",
+        ),
+        ("single", ["--adapter.reconstruct"], "adapter.reconstruct is True, but method 'single' has False"),
+        ("rmadapter-l1", ["--adapter.objective=cosine"], "adapter.objective is 'cosine', but method 'rmadapter-l1'"),
+        ("maple", ["--no-prompt.coupled"], "prompt.coupled is False, but method 'maple' has True; valid: True, or"),
     ],
 )
-def test_an_option_that_the_method_decides_is_said_not_to_be_taken(words, said, recwarn):
-    parse_command(["--method", "mma", "--data", "x", *words])
-    assert [str(warning.message).partition(" ")[0] for warning in recwarn] == said
+def test_an_option_of_what_makes_the_method_is_refused_with_another_value(name, words, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        parse_command(["--method", name, "--data", "x", *words])
+    configure(name, ["--data", "x", *words])  # in a sweep it is meant for other methods
+
+
+def test_what_makes_the_method_may_be_said_again(recwarn):
+    words = ["--loss.lambda3", "0.0", "--no_adapter.reconstruct", "--lr", "0.1"]
+    assert parse_command(["--method", "single", "--data", "x", *words])[1].lr == 0.1
+    assert not recwarn.list
+
+
+def test_what_a_config_file_has_otherwise_than_the_method_is_said_not_to_be_taken(tmp_path):
+    """It may be one that ``--print_config`` wrote, with every option."""
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 0.1\nloss: {lambda3: 10, lambda4: 0}\nadapter: {reconstruct: true}\n")
+    words = ["--method", "single", "--data", "x", "--config", str(file)]
+    with pytest.warns(
+        match=r"adapter\.reconstruct False, loss\.lambda3 0\.0 is what makes method 'single'; the config's"
+    ):
+        _, config = parse_command(words)
+    assert (config.lr, config.loss.lambda3, config.adapter.reconstruct) == (0.1, 0, False)
 
 
 def test_a_folder_of_the_user_s_own_may_have_the_name_of_a_bundled_set(tmp_path):

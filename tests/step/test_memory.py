@@ -6,25 +6,11 @@ import pytest
 import torch
 
 from rmadapter.config import TrainConfig
-from rmadapter.errors import InputError
 from rmadapter.step import plan
-from rmadapter.step.memory import UNKNOWN, free_bytes, host_free_bytes, host_total_bytes, parse_bytes, total_bytes
+from rmadapter.step.memory import UNKNOWN, free_bytes, host_free_bytes, host_total_bytes, total_bytes
 from rmadapter.step.plan import text_budget
 
 GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("text", "found"), [("100", 100), ("2KB", 2048), ("1.5 GB", 3 * 2**29), ("3gib", 3 * 2**30), ("4M", 2**22)]
-)
-def test_sizes(text, found):
-    assert parse_bytes("text_memory", text) == found
-
-
-@pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "2XB", "1e9"])
-def test_what_is_no_size(text):
-    with pytest.raises(InputError, match=f"cache_limit is '{text}'; valid: a size such as"):
-        parse_bytes("cache_limit", text)
 
 
 def test_free_memory_is_a_number_of_bytes():

@@ -168,7 +168,7 @@ def test_old_caches_that_nobody_uses_make_room(tmp_path):
 def test_what_other_runs_have_open_counts(tmp_path):
     size = 2 * IMAGES * (Record.of(views_of(0)).bytes + 8)
     used = cache_in(tmp_path, {"a": 1})
-    with pytest.raises(InputError, match=r"cache_limit is .* GB, but other runs have .* GB of views open"):
+    with pytest.raises(InputError, match=r"cache_limit is .* KB, but other runs have .* KB of views open"):
         cache_in(tmp_path, {"a": 2}, limit=2 * size - 1)
     assert sum(file.stat().st_size for file in tmp_path.rglob("view-*")) == size
     used._lock.close()
@@ -183,7 +183,7 @@ def test_views_that_a_run_with_a_larger_limit_has_left_count_too(tmp_path):
     """Of the same key: they go where nobody has them open, and stand in the way of the limit where a run has."""
     size = IMAGES * (Record.of(views_of(0)).bytes + 8)
     large = cache_in(tmp_path, views=4)
-    with pytest.raises(InputError, match=r"cache_limit is .* GB, but other runs have .* GB of views open"):
+    with pytest.raises(InputError, match=r"cache_limit is .* KB, but other runs have .* KB of views open"):
         cache_in(tmp_path, views=4, limit=3 * size)
     assert cache_in(tmp_path, views=2).views == 2
     assert files_in(tmp_path) == 4 * size
@@ -228,7 +228,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
 def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cache_dir .*file cannot hold .* GB of views.*--cache-dir"):
+    with pytest.raises(InputError, match=r"cache_dir .*file cannot hold .* KB of views.*--cache-dir"):
         cache_in(tmp_path / "file")
 
     def full(*arguments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,23 @@ def test_mistakes(changes, message, sweep_words, tmp_path, capsys):
     assert sweep(*sweep_words("fewshot", **changes)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_shots_that_no_class_has_are_refused_and_fewer_of_some_are_said(sweep_words, tmp_path, capsys):
+    def words(protocol, **options):
+        return [*sweep_words(protocol, data="animals", methods="zeroshot,single", **options), "--dry-run"]
+
+    for image in range(10, 14):  # 12 of one class, 8 of the others; half are for training
+        shutil.copy(tmp_path / "animals" / "ant" / "00.png", tmp_path / "animals" / "ant" / f"{image}.png")
+    assert sweep(*words("fewshot", shots="1,6,7")) == 2
+    said = "shots has 7, but no class of animals has more than 6 training images; valid: numbers from 1 to 6"
+    assert said in capsys.readouterr().err
+    assert sweep(*words("fewshot", shots="4,6")) == 0
+    out = capsys.readouterr().out
+    assert "single/animals/shots4/seed1: 1 steps, 10 test images\n" in out
+    assert "single/animals/shots6/seed1: 2 steps, 10 test images, fewer than 6 images of 3 of 4 classes\n" in out
+    assert sweep(*words("base2new", shots="16")) == 0  # an option of the runs, as in train
+    assert "fewer than 16 images of 2 of 2 classes\n" in capsys.readouterr().out
 
 
 def test_several_numbers_of_shots_are_the_few_shot_protocol_s(sweep_words, capsys):

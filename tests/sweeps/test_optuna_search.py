@@ -254,6 +254,28 @@ def test_one_that_goes_on_repeats_no_trial(words, monkeypatch, tmp_path, capsys)
     assert "best: trial 0, " in capsys.readouterr().out
 
 
+def test_one_goes_on_with_the_same_options_however_they_are_written(words, clip_folder, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    monkeypatch.setattr(search, "_train", Training())
+    options = {"parameters": "lr,lambdas", "seeds": "1,2", "lr_range": "0.001,0.01", "trials": 1}
+    assert main(words(**options)) == 0
+    again = words(**options | {"parameters": "lambdas, lr", "seeds": "1, 2", "lr_range": "1e-3,1e-2", "workers": 1})
+    first, rest = again[:1], again[1:]
+    pairs = [f"{name}={value}" for name, value in zip(rest[::2], rest[1::2], strict=True)]
+    assert main([*first, *reversed(pairs)]) == 0
+    for changes, said in (
+        ({"epochs": 2}, "epochs is 2, but the search in {} has 1; valid: that, or another --out"),
+        ({"adapter.bottleneck": 8}, "adapter.bottleneck is 8, but the search in {} has 4; valid: that"),
+        ({"seeds": "2"}, "seeds is '2', but the search in {} has '1,2'; valid: that"),
+    ):
+        assert main(words(**options | changes)) == 2
+        assert said.format(tmp_path / "s") in capsys.readouterr().err
+    file = tmp_path / "s" / "search.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+    assert main(words(**options)) == 2
+    assert "was made by another version (format 2, this one has 3); valid: another --out" in capsys.readouterr().err
+
+
 def test_the_trial_of_the_options_is_made_after_a_kill_in_it(words, monkeypatch, tmp_path, capsys):
     pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
     training = Training(killed_in=0)
@@ -343,10 +365,10 @@ def test_only_visible_files_are_in_the_way(zoo, tmp_path):
     folder = SearchFolder(tmp_path / "s")
     folder.path.mkdir()
     (folder.path / ".search.json.123.tmp").write_text("")  # as a kill leaves it
-    folder.enter({}, zoo)
+    folder.enter({"format": 3}, zoo)
     folder.settings_file.rename(folder.path / "thesis.json")
     with pytest.raises(InputError, match=r"a folder with other files in it \(thesis\.json\)"):
-        folder.enter({}, zoo)
+        folder.enter({"format": 3}, zoo)
 
 
 def test_what_a_configuration_file_says_of_what_the_search_decides_is_passed_over(words, tmp_path):

@@ -79,6 +79,19 @@ def test_a_manifest_of_an_earlier_version_says_nothing_of_them(sweep_words, tmp_
     assert json.loads(file.read_text())["data_hashes"] == hashes
 
 
+def test_half_of_two_classes_is_refused_before_the_first_run(sweep_words, tmp_path, capsys):
+    for name in ("ant", "bee"):
+        shutil.rmtree(tmp_path / "animals" / name)
+    for more in ([], ["--dry-run"]):
+        assert sweep(*sweep_words(data="plants,animals"), *more) == 2
+        error = capsys.readouterr().err
+        assert (
+            f"data has '{tmp_path / 'animals'}', of whose 2 classes half are trained on; valid with base2new" in error
+        )
+    assert not (tmp_path / "s").exists()
+    assert sweep(*sweep_words("cross", data="plants,animals"), "--dry-run") == 0
+
+
 def test_two_folders_of_one_name_are_told_apart_or_refused(tmp_path, capsys):
     folders = f"{tmp_path}/a/flowers,{tmp_path}/b/flowers"
     assert sweep("base2new", "--data", folders, "--pretrained", "openai") == 2

@@ -149,7 +149,11 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(config, tmp_path, m
         ({"template": "word " * 80 + "{}"}, "longer than the model's context"),
         ({"backend": "nonesuch"}, "backend is 'nonesuch'"),
         ({"text_memory": "much"}, "text_memory is 'much'; valid: a size such as 800MB"),
-        ({"views": 1, "cache_limit": "10KB"}, r"cache_limit is '10KB', but one view of 8 images takes"),
+        (
+            {"views": 1, "cache_limit": "10KB"},
+            r"cache_limit is '10KB', but one view of 8 images takes \d+\.\d\d [KM]B; valid",
+        ),
+        ({"cache_limit": "abc"}, "cache_limit is 'abc'; valid: a size such as 800MB"),
         ({"text_memory": "1KB"}, r"text_memory is 1024 bytes, but a class takes \d+"),
     ],
 )
@@ -171,6 +175,18 @@ def test_compile_needs_a_compiler_and_the_fast_step(config, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     with pytest.raises(InputError, match=r"compile is True, but there is no C\+\+ compiler \(no-such-compiler\)"):
         train(config(compile=True))
+
+
+def test_a_run_that_is_all_warm_up_is_refused_or_says_so(config, tmp_path, capsys):
+    with pytest.raises(InputError, match="warmup_epochs is 5, but epochs is 5; valid: less than epochs"):
+        config(epochs=5, warmup_epochs=5)
+    # 8 steps in batches of 2 of 8 images; how many images there are is known with the data alone.
+    with pytest.raises(InputError, match="warmup_epochs is 2, but epochs is 2 by steps_per_shot 2; valid: less"):
+        train(config(steps_per_shot=2, warmup_epochs=2))
+    assert not (tmp_path / "run").exists()
+    # Of --epochs 1 with a recipe that has one epoch of warm-up.
+    train(config(epochs=1, warmup_epochs=1, evaluate=False))
+    assert "warm-up: the whole run is at warmup_lr 1e-05; --warmup-epochs 0, or" in capsys.readouterr().out
 
 
 def test_a_half_of_one_class_is_refused(clip_folder, config, tmp_path):
@@ -235,6 +251,8 @@ def test_with_and_without_shortcuts_it_is_the_same_run(config, base_run, tmp_pat
 
 
 def test_explain_says_what_is_on_and_trains_nothing(config, tmp_path, capsys):
+    train(config(explain=True, views=3))
+    assert "from epoch 4 on (this run has 2), " in capsys.readouterr().out
     train(config(explain=True, views=1))
     out = capsys.readouterr().out
     for words in ("text_prefix", "image_prefix", "last_token", "times fewer operations", "plain step", "views at hand"):

@@ -39,6 +39,17 @@ def test_a_named_backend_says_which_tower_it_does_not_take():
         assert {a.adapter.branch.backend for a in model.adapters()} == {"auto"}
 
 
+def test_a_backend_that_is_not_here_is_answered_with_those_that_are():
+    model = inject(small_clip(), RMAdapterConfig(layers="3"))
+    for name in (name for name, status in available_backends().items() if not status.available):
+        with pytest.raises(InputError, match=f"backend is '{name}', which is not available") as refused:
+            choose_backend(model, True, name)
+        valid = str(refused.value).partition("; valid: ")[2].split(", ")
+        assert (valid[0], valid[-1]) == ("auto", "eager")
+        assert name not in valid
+        assert "did you mean" not in str(refused.value)
+
+
 def test_variants_say_that_they_run_in_plain_pytorch():
     model = inject(small_clip(), RMAdapterConfig(layers="3", rec_layers=3))
     assert choose_backend(model, True, None) == (
