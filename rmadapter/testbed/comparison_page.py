@@ -35,6 +35,9 @@ OWN = "rmadapter"
 NAMES = {
     **PUBLISHED_NAMES,
     "clip-lora": "CLIP-LoRA",
+    "taskres": "TaskRes",
+    "tip-adapter": "Tip-Adapter",
+    "tip-adapter-f": "Tip-Adapter-F",
     "zeroshot": "zero-shot",
     "single": "single branch",
     "single+consistency": "single branch with consistency",
