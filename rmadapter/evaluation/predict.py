@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +44,8 @@ class PredictConfig:
         images: image files, folders with all that is in them, and patterns such as 'photos/**/*.jpg' in quotes
         images_from: text file with one path a line, or - for standard input
         adapter: folder of an adapter; without one the base model alone classifies
-        classes: class names, separated by commas; default: those of descriptions, else those the adapter was trained on
+        classes: class names, separated by commas, one that stands twice counts once; default: those of descriptions,
+            else those the adapter was trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         unknown: of classes that the adapter is bound away from: refuse, or zeroshot, the frozen model's answer for all
         strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
@@ -290,15 +291,24 @@ class ClassChoice(Protocol):
 
 
 def wanted_class_names(config: ClassChoice, known: list[str] | None) -> list[str]:
-    """The class names that ``config`` asks for, else those ``known``; InputError for fewer than two."""
+    """The class names that ``config`` asks for, each once, else those ``known`` as they are.
+
+    Raises:
+        InputError: fewer than two names.
+    """
     if config.classes_file is not None:
-        names = [name for _, name in read_lines(Path(config.classes_file), "classes_file")]
+        names = _each_once(name for _, name in read_lines(Path(config.classes_file), "classes_file"))
     elif config.classes is not None:
-        names = [name.strip() for name in config.classes.split(",") if name.strip()]
+        names = _each_once(name.strip() for name in config.classes.split(",") if name.strip())
     elif known is not None:
         names = known
     else:
         raise InputError("classes is missing; valid: --classes 'cat,dog', --classes-file FILE, or an adapter's own")
     if len(names) < 2:
-        raise InputError(f"classes are {names!r}; valid: at least two names")
+        raise InputError(f"classes are {names!r}; valid: at least two different names")
     return names
+
+
+def _each_once(names: Iterable[str]) -> list[str]:
+    # Two classes of one name would share what is one's probability.
+    return list(dict.fromkeys(names))

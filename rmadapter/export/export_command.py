@@ -51,7 +51,8 @@ class ExportConfig:
         towers: the two towers apart, from images to image_emb, from tokens to text_emb and logit_scale
         preprocess: resize, crop and normalise inside, from 8-bit images of any size
         int8: ONNX also with the frozen matrices in 8 bits; what is trained stays in fp32
-        classes: class names, separated by commas; default: those the adapter was trained on
+        classes: class names, separated by commas, one that stands twice counts once; default: those the adapter was
+            trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
         strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
