@@ -45,6 +45,23 @@ def cache_folder(cache_dir: str | None, kind: str) -> Path:
     return caches / "rmadapter" / kind
 
 
+def check_folder_name(field: str, folder: str | Path) -> None:
+    """Raise InputError where ``folder`` cannot be made, since it or one above it is a file; ``field`` names it."""
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not os.path.isdir(there):
+        what = "which" if there == folder else f"but {str(there)!r}"
+        raise InputError(f"{field} is {str(folder)!r}, {what} is a file; valid: a folder")
+
+
+def check_file_name(field: str, file: str | Path) -> None:
+    """Raise InputError where ``file`` cannot be written, since it is a folder or one above it is a file."""
+    file = Path(file)
+    if os.path.isdir(file):
+        raise InputError(f"{field} is {str(file)!r}, which is a folder; valid: a file")
+    check_folder_name(f"the folder of {field}", file.parent)
+
+
 def shown_names(folder: Path) -> list[str]:
     """Sorted names of what is in ``folder``, without what is hidden, such as a temporary file that a kill has left."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))

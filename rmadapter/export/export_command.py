@@ -29,7 +29,7 @@ from rmadapter.export.on_data import Measured, compare_on, known_items
 from rmadapter.export.pixels import PixelPreprocessing
 from rmadapter.export.tracing import trace
 from rmadapter.export.written import Written, made_whole, measured, write_files
-from rmadapter.files import write_json
+from rmadapter.files import check_folder_name, write_json
 from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.probe import load_probe, read_probe
@@ -200,9 +200,11 @@ def run_export(config: ExportConfig) -> dict[Path, dict[str, Any]]:
     """``rmadapter export``: trace, write, compare, print; returns what ``export.json`` in each folder says.
 
     Raises:
-        InputError: a missing package, what ``load_classifier`` raises, a part that cannot be exported, answers that
-            differ from the model's, a data set that has none of the classes.
+        InputError: a file in a folder's place, a missing package, what ``load_classifier`` raises, a part that cannot
+            be exported, answers that differ from the model's, a data set that has none of the classes.
     """
+    for name, folder in config.folders.items():
+        check_folder_name(name, folder)
     forms = {name: FORMATS[name] for name in config.folders}
     for form in forms.values():
         form.check_installed()
