@@ -26,7 +26,7 @@ from rmadapter.evaluation.calibration import Calibration, calibration_for
 from rmadapter.evaluation.class_texts import ClassTexts, read_templates
 from rmadapter.evaluation.image_paths import IMAGE_FORMS, named_images
 from rmadapter.evaluation.loaded_model import load_chosen
-from rmadapter.evaluation.prediction_formats import Shape
+from rmadapter.evaluation.prediction_formats import Shape, check_set_names
 from rmadapter.evaluation.prediction_results import Destinations
 from rmadapter.evaluation.ranking import Ranker, progress, ranked
 from rmadapter.runtime import resolve_device
@@ -110,6 +110,8 @@ class PredictConfig:
         check_range("top", self.top, 1)
         if self.threshold is not None:
             check_range("threshold", self.threshold, 0, 1)
+        if self.sets is not None:
+            check_range("sets", self.sets, 0, 1)
         check_range("batch_size", self.batch_size, 1)
         if self.workers is not None:
             check_range("workers", self.workers, 0)
@@ -270,13 +272,16 @@ def wanted_texts(config: PredictConfig, trained: list[str] | None, template: str
     """The class names that ``config`` asks for and what stands for each of them, by default ``template``.
 
     Raises:
-        InputError: fewer than two names, a file that cannot be read, a class without descriptions; two kinds of texts.
+        InputError: fewer than two names, a file that cannot be read, a class without descriptions; two kinds of texts;
+            sets in a CSV file whose names cannot be told apart there.
     """
     given = [name for name in ("template", "templates", "descriptions") if getattr(config, name)]
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} are both given; valid: one of them")
     descriptions = None if config.descriptions is None else read_sentences(config.descriptions, "descriptions")
     names = wanted_class_names(config, trained if descriptions is None else list(descriptions))
+    if config.csv is not None and config.sets is not None:
+        check_set_names(names)
     if descriptions is not None:
         return ClassTexts(names, descriptions=descriptions)
     several = config.template if config.templates is None else read_templates(config.templates)
