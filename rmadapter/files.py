@@ -203,8 +203,8 @@ def read_text(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> Any:
-    """The JSON in ``path``; ``what`` names the file's role in messages.
+def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT, valid: str = "") -> Any:
+    """The JSON in ``path``; ``what`` names the file's role in messages, and ``valid`` ends that on what is no JSON.
 
     Raises:
         InputError: as ``read_text``; not JSON, which NaN and infinity are not, or lists in lists without end.
@@ -215,7 +215,7 @@ def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> Any:
     except RecursionError as error:
         raise InputError(f"{what} {path} cannot be read: it holds too many lists or objects in one another") from error
     except ValueError as error:  # a JSONDecodeError, or of a number with thousands of digits
-        raise InputError(f"{what} {path} cannot be read: {error}") from error
+        raise InputError(f"{what} {path} cannot be read: {error}{valid and f'; {valid}'}") from error
 
 
 def read_object(path: Path, what: str, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:

@@ -225,8 +225,13 @@ def test_damaged_results_are_named_and_do_not_stop_the_others(runs, tmp_path, co
 def test_no_runs_and_no_folder_are_input_errors(tmp_path):
     with pytest.raises(InputError, match=r"no results\.json or results\.jsonl in"):
         report([tmp_path])
-    with pytest.raises(InputError, match=r"run folder .*nowhere is missing"):
+    with pytest.raises(
+        InputError, match=r"run folder .*nowhere is missing; valid: a folder with runs or results\.jsonl"
+    ):
         report([tmp_path / "nowhere"])
+    (tmp_path / "afile").touch()
+    with pytest.raises(InputError, match=r"run folder .*afile is a file; valid: a folder with runs"):
+        report([tmp_path / "afile"])
 
 
 @pytest.mark.drawn
