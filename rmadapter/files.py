@@ -45,6 +45,23 @@ def cache_folder(cache_dir: str | None, kind: str) -> Path:
     return caches / "rmadapter" / kind
 
 
+def check_folder_name(field: str, folder: str | Path) -> None:
+    """Raise InputError where ``folder`` cannot be made, since it or one above it is a file; ``field`` names it."""
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not os.path.isdir(there):
+        what = "which" if there == folder else f"but {str(there)!r}"
+        raise InputError(f"{field} is {str(folder)!r}, {what} is a file; valid: a folder")
+
+
+def check_file_name(field: str, file: str | Path) -> None:
+    """Raise InputError where ``file`` cannot be written, since it is a folder or one above it is a file."""
+    file = Path(file)
+    if os.path.isdir(file):
+        raise InputError(f"{field} is {str(file)!r}, which is a folder; valid: a file")
+    check_folder_name(f"the folder of {field}", file.parent)
+
+
 def shown_names(folder: Path) -> list[str]:
     """Sorted names of what is in ``folder``, without what is hidden, such as a temporary file that a kill has left."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -186,8 +203,8 @@ def read_text(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> Any:
-    """The JSON in ``path``; ``what`` names the file's role in messages.
+def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT, valid: str = "") -> Any:
+    """The JSON in ``path``; ``what`` names the file's role in messages, and ``valid`` ends that on what is no JSON.
 
     Raises:
         InputError: as ``read_text``; not JSON, which NaN and infinity are not, or lists in lists without end.
@@ -198,7 +215,7 @@ def read_json(path: Path, what: str, *, limit: int = LARGEST_TEXT) -> Any:
     except RecursionError as error:
         raise InputError(f"{what} {path} cannot be read: it holds too many lists or objects in one another") from error
     except ValueError as error:  # a JSONDecodeError, or of a number with thousands of digits
-        raise InputError(f"{what} {path} cannot be read: {error}") from error
+        raise InputError(f"{what} {path} cannot be read: {error}{valid and f'; {valid}'}") from error
 
 
 def read_object(path: Path, what: str, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:

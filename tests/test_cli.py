@@ -106,7 +106,7 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(images, clip_folder, tmp_pa
         "a run folder; its adapter is": ["eval", "--adapter", str(run_folder), "--data", str(images)],
         "adapter folder": ["eval", "--adapter", str(tmp_path / "no"), "--data", str(images)],
         "no image is given": ["predict", "--adapter", str(tmp_path)],
-        "at least two names": ["predict", "--classes", "cat", str(images / "ant" / "00.png")],
+        "at least two different names": ["predict", "--classes", "cat", str(images / "ant" / "00.png")],
         "classes is missing": ["predict", str(images / "ant" / "00.png")],
         "no run folder is given": ["report"],
         "fp16": [*good, "--precision", "fp16", "--device", "cpu"],

@@ -12,6 +12,8 @@ import pytest
 from rmadapter.errors import InputError
 from rmadapter.files import (
     LEFT_AFTER_SECONDS,
+    check_file_name,
+    check_folder_name,
     clear_temporaries,
     is_temporary,
     read_bytes,
@@ -30,6 +32,25 @@ def test_writes_into_new_folders_and_leaves_no_other_file(tmp_path):
     write_json(path, {"name": "Märchen"})
     assert read_json(path, "file") == {"name": "Märchen"}
     assert [p.name for p in path.parent.iterdir()] == ["values.json"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
+    for folder, said in {
+        "afile": "onnx is 'afile', which is a file; valid: a folder",
+        "afile/x/y": "onnx is 'afile/x/y', but 'afile' is a file; valid: a folder",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            check_folder_name("onnx", folder)
+    with pytest.raises(InputError, match="the folder of logits is 'afile', which is a file; valid: a folder"):
+        check_file_name("logits", "afile/x.npz")
+    with pytest.raises(InputError, match=r"logits is '.*', which is a folder; valid: a file"):
+        check_file_name("logits", tmp_path)
+    for path in ("afile", "new/x.npz", "x.npz", str(tmp_path / "new" / "x.npz")):
+        check_file_name("logits", path)
+    for path in ("new/folder", ".", str(tmp_path)):
+        check_folder_name("out", path)
 
 
 def test_comma_separated_values_read_back_as_they_are(tmp_path):

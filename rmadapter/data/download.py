@@ -13,7 +13,7 @@ from rmadapter.data.catalog import CATALOG, DataSet
 from rmadapter.data.named import has_layout
 from rmadapter.data.published_counts import is_published
 from rmadapter.data.sources import SOURCES, RemoteFile, Source
-from rmadapter.data.splits import PARTS
+from rmadapter.data.splits import check_lists
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, read_text
 
@@ -146,8 +146,7 @@ def _check_fetched(file: Path, record: DataSet) -> None:
     name = file.name.removeprefix(".").removesuffix(".part")
     if name == record.split_file:
         split = read_json(file, "split file")
-        if not isinstance(split, dict) or any(not isinstance(split.get(part), list) for part in PARTS):
-            raise InputError("what came has not the lists train, val and test")
+        check_lists("what came", split)
         verified = is_published(file, record)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         if verified is False:

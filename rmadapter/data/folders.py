@@ -154,8 +154,10 @@ def _from_parts(root: Path, parts: Parts) -> ImageData:
     folders = list(found["train"].images)
     for part, classes in found.items():
         if odd := by_number(set(classes.images) ^ set(folders)):
+            here, there = parts.folders["train"], parts.folders[part]
+            here, there = (here, there) if odd[0] in folders else (there, here)
             raise InputError(
-                f"{root}: class folder {odd[0]!r} is in only one of {parts.folders['train']} and {parts.folders[part]}"
+                f"{root}: class folder {odd[0]!r} is in {here} and not in {there}"
                 f"{nearest(odd[0], set(classes.images) & set(folders))}; valid: the same in each"
             )
     names = class_names(root, folders)

@@ -208,7 +208,8 @@ def imagenet(folder: Path, record: DataSet) -> Split:
     parts = {part: _folders(folder / record.images / part) for part in ("train", "val")}
     odd = sorted(set(parts["train"]) ^ set(parts["val"]))
     if odd:
-        raise InputError(f"{folder / record.images}: class folder {odd[0]!r} is in only one of train and val")
+        here, there = ("train", "val") if odd[0] in parts["train"] else ("val", "train")
+        raise InputError(f"{folder / record.images}: class folder {odd[0]!r} is in {here} and not in {there}")
     items = {part: _by_wnid(folder / record.images / part, found, names, f"{part}/") for part, found in parts.items()}
     return Split(items["train"], [], items["val"], None, listed=True)
 

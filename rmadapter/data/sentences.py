@@ -20,7 +20,7 @@ def read_sentences(path: str | Path, what: str = "sentences file") -> dict[str, 
     Raises:
         InputError: no such file, no JSON, another form (the class is named), no class in it.
     """
-    values = read_json(Path(path), what)
+    values = read_json(Path(path), what, valid=_FORM)
     what = f"{what} {path}"
     if not isinstance(values, dict):
         raise InputError(f"{what} is {reprlib.repr(values)}; {_FORM}")

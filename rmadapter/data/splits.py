@@ -99,8 +99,7 @@ def read_split(root: Path, path: Path) -> ImageData:
             (MissingImagesError, the first ten named).
     """
     values = read_json(path, "split file")
-    if not isinstance(values, dict) or any(not isinstance(values.get(part), list) for part in PARTS):
-        raise InputError(f"split file {path} has not the lists train, val and test")
+    check_lists(f"split file {path}", values)
     parts = {part: [_item(path, entry) for entry in values[part]] for part in PARTS}
     items = [item for part in PARTS for item in parts[part]]
     notes = (*repeated_names(checked_names(f"split file {path}", parts["train"], items)), *repeated_entries(parts))
@@ -114,6 +113,17 @@ def read_split(root: Path, path: Path) -> ImageData:
             data,
         )
     return data
+
+
+def check_lists(where: str, values: Any) -> None:
+    """Raise InputError unless ``values`` are an object with the three lists; ``where`` begins the message."""
+    there = values if isinstance(values, dict) else {}
+    missing = [part for part in PARTS if not isinstance(there.get(part), list)]
+    if missing:
+        raise InputError(
+            f"{where} has no list {' and no list '.join(missing)}; valid: "
+            '{"train": [...], "val": [...], "test": [...]}, of which val may be empty'
+        )
 
 
 def _where(root: Path, image: str) -> str:
@@ -162,17 +172,19 @@ def checked_names(where: str, train: Sequence[Item], items: Sequence[Item], *, t
 
 
 def repeated_names(names: dict[int, str]) -> tuple[str, ...]:
-    """A note where several labels have one name; none otherwise."""
-    by_name: dict[str, list[int]] = {}
+    """A note where several labels have one name, or names that differ in capitals and blanks alone; none otherwise."""
+    alike: dict[str, list[int]] = {}
     for label, name in sorted(names.items()):
-        by_name.setdefault(name, []).append(label)
-    repeated = {name: labels for name, labels in by_name.items() if len(labels) > 1}
+        alike.setdefault(" ".join(name.lower().split()), []).append(label)  # as open_clip's tokenizers clean a text
+    repeated = [labels for labels in alike.values() if len(labels) > 1]
     if not repeated:
         return ()
-    name, labels = next(iter(repeated.items()))
+    labels = repeated[0]
+    spellings = list(dict.fromkeys(repr(names[label]) for label in labels))
+    said = ", which CLIP's tokenizers read alike" if len(spellings) > 1 else ""
     return (
-        f"{len(repeated)} class names stand for several classes, such as {name!r} (labels "
-        f"{', '.join(map(str, labels))}); they are kept apart by label, but no prompt can tell them apart",
+        f"{len(repeated)} class names stand for several classes, such as {' and '.join(spellings)} (labels "
+        f"{', '.join(map(str, labels))}){said}; they are kept apart by label, but no prompt can tell them apart",
     )
 
 
@@ -190,12 +202,15 @@ def _item(path: Path, entry: Any) -> Item:
     image = entry[0]
     windows, posix = PureWindowsPath(image), PurePosixPath(image)
     # A split that was made here may name files as archives from Windows leave them on other systems: cat/a\\b.png.
-    elsewhere = path.name != OWN_FILE and (windows.drive or windows.root or "\\" in image)
-    if elsewhere or posix.is_absolute() or ".." in posix.parts:
+    foreign = path.name != OWN_FILE
+    outside = posix.is_absolute() or ".." in posix.parts
+    if outside or (foreign and (windows.drive or windows.root or ".." in windows.parts)):
         raise InputError(
             f"split file {path}: path {image!r} leaves the image folder; valid: a relative path without '..'"
         )
-    name = entry[2] if path.name == OWN_FILE else entry[2].replace("_", " ")
+    if foreign and "\\" in image:
+        raise InputError(f"split file {path}: path {image!r} has a backslash; valid: '/' between folders and files")
+    name = entry[2].replace("_", " ") if foreign else entry[2]
     return Item(PurePosixPath(image).as_posix(), entry[1], name)
 
 

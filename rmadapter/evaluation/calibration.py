@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rmadapter.config.typed import from_plain
+from rmadapter.data.class_names import some
 from rmadapter.errors import InputError, check_choice, check_range
 from rmadapter.evaluation.conformal import SCORES, conformal_sets
 from rmadapter.files import read_json, write_json
@@ -23,6 +24,18 @@ from rmadapter.files import read_json, write_json
 CALIBRATION = "calibration.json"
 FORMAT = 1
 COLDEST, HOTTEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Why a calibration does not hold: what is ``asked``, what it is ``of`` instead, and a ``remedy``."""
+
+    asked: str
+    of: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.asked}, and it is of {self.of}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +98,25 @@ class Calibration:
         except InputError as error:
             raise InputError(f"{file} is damaged: {error}") from error
 
-    def difference(self, weights_sha256: str, class_names: Sequence[str], template: str, strength: float) -> str | None:
+    def difference(
+        self, weights_sha256: str, class_names: Sequence[str], template: str, strength: float
+    ) -> Mismatch | None:
         """Why it does not hold for these; None where it does. The order of the classes does not count."""
         if weights_sha256 != self.weights_sha256:
-            return "the adapter had other weights"
+            return Mismatch("the adapter was trained again", "its earlier weights", "rmadapter calibrate again")
         if sorted(class_names) != sorted(self.class_names):
-            return "it is of other classes"
+            return Mismatch(
+                f"classes are {some(class_names)}", f"the classes {some(self.class_names)}", "those classes"
+            )
         if template != self.template:
-            return f"its template is {self.template!r}"
-        return f"its strength is {self.strength:g}" if strength != self.strength else None
+            return Mismatch(
+                f"the prompt is {template!r}", f"the prompt {self.template!r}", f"--template {self.template!r}"
+            )
+        if strength != self.strength:
+            asked, own = f"{strength:g}", f"{self.strength:g}"
+            remedy = f"--strength {own}, or rmadapter calibrate --strength {asked}"
+            return Mismatch(f"strength is {asked}", f"strength {own}", remedy)
+        return None
 
     @property
     def identity(self) -> str:
@@ -141,16 +164,17 @@ def calibration_for(
     Raises:
         InputError: sets are wanted and there is no calibration that holds.
     """
-    if sets is not None:
-        check_range("sets", sets, 0, 1)
     found = None if folder is None else Calibration.load(Path(folder))
-    reason: str | None = "there is no calibration"
-    if found is not None and weights_sha256 is not None:
-        reason = found.difference(weights_sha256, class_names, template, strength)
-        if reason is None:
-            return found
-        if sets is None:
-            warnings.warn(f"the calibration in {folder} is not used: {reason}", stacklevel=2)
+    if found is None or weights_sha256 is None:
+        if sets is not None:
+            raise InputError(f"sets is {sets:g}, but there is no calibration; valid: after rmadapter calibrate")
+        return None
+    other = found.difference(weights_sha256, class_names, template, strength)
+    if other is None:
+        return found
     if sets is not None:
-        raise InputError(f"sets is {sets:g}, but {reason}; valid: after rmadapter calibrate, as it was calibrated")
+        raise InputError(
+            f"{other.asked}, but the calibration in {folder} is of {other.of}; valid with --sets: {other.remedy}"
+        )
+    warnings.warn(f"the calibration in {folder} is not used: {other}", stacklevel=2)
     return None

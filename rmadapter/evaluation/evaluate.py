@@ -21,6 +21,7 @@ from rmadapter.evaluation.answers import PartAnswers, check_logits_file, write_l
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
+from rmadapter.files import check_file_name, check_folder_name
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info
 
@@ -146,13 +147,15 @@ def load_tested(config: EvalConfig, training: dict[str, Any], *, adapted: bool) 
 def check_out(config: EvalConfig) -> None:
     """Raise InputError where nothing can be written as ``config`` says it.
 
-    ``out`` is a file or the folder of a training run, ``details`` a file, ``logits`` is not called as a file of logits.
+    ``out`` is a file or the folder of a training run, ``details`` a file, ``logits`` a folder, below a file or not
+    called as a file of logits.
     """
     if config.logits is not None:
         check_logits_file(config.logits)
+        check_file_name("logits", config.logits)
     for field, folder in (("out", config.out), ("details", config.details)):
-        if folder and Path(folder).is_file():
-            raise InputError(f"{field} is {folder!r}, which is a file; valid: a folder")
+        if folder:
+            check_folder_name(field, folder)
     if config.out and (Path(config.out) / RUN_CONFIG_FILE).is_file():
         raise InputError(
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"

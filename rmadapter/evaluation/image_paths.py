@@ -19,7 +19,8 @@ IMAGE_FORMS = "valid: an image, a folder, a pattern such as 'photos/**/*.jpg' in
 
 
 def named_images(words: Sequence[str], images_from: str | None = None) -> list[str]:
-    """Paths of all images that ``words`` and the list ``images_from`` name, in their order, each one once.
+    """Paths of all images that ``words`` and the list ``images_from`` name, in their order, each one once as it is
+    spelt first.
 
     A word is a file, taken whatever it is called; a folder, of which all images are taken, those of its folders too,
     sorted; or a pattern with ``*``, ``?``, ``[...]`` or ``**``. ``images_from`` is a text file with one path a line, or
@@ -34,7 +35,17 @@ def named_images(words: Sequence[str], images_from: str | None = None) -> list[s
         found += _listed(images_from)
     if not found:
         raise InputError(f"images_from {images_from} names no image; valid: one path a line")
-    return list(dict.fromkeys(found))
+    first: dict[str, str] = {}
+    for path in found:
+        first.setdefault(_place(path), path)
+    return list(first.values())
+
+
+def _place(path: str) -> str:
+    """One text for all ways to spell ``path``."""
+    if f"{os.sep}.." in path:  # behind a link it leads elsewhere than the text says
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return os.path.abspath(path)
 
 
 def _of_word(word: str) -> Iterable[str]:
@@ -45,7 +56,8 @@ def _of_word(word: str) -> Iterable[str]:
         return _in_folder(word)
     if glob.has_magic(word):
         return _matching(word)
-    raise InputError(f"image {word} cannot be read: there is no such file; {IMAGE_FORMS}")
+    wrong = "it is no regular file" if path.exists() else "there is no such file"
+    raise InputError(f"image {word} cannot be read: {wrong}; {IMAGE_FORMS}")
 
 
 def _in_folder(folder: str) -> list[str]:

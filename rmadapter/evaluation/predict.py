@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from rmadapter.evaluation.calibration import Calibration, calibration_for
 from rmadapter.evaluation.class_texts import ClassTexts, read_templates
 from rmadapter.evaluation.image_paths import IMAGE_FORMS, named_images
 from rmadapter.evaluation.loaded_model import load_chosen
-from rmadapter.evaluation.prediction_formats import Shape
+from rmadapter.evaluation.prediction_formats import Shape, check_set_names
 from rmadapter.evaluation.prediction_results import Destinations
 from rmadapter.evaluation.ranking import Ranker, progress, ranked
 from rmadapter.runtime import resolve_device
@@ -44,7 +44,8 @@ class PredictConfig:
         images: image files, folders with all that is in them, and patterns such as 'photos/**/*.jpg' in quotes
         images_from: text file with one path a line, or - for standard input
         adapter: folder of an adapter; without one the base model alone classifies
-        classes: class names, separated by commas; default: those of descriptions, else those the adapter was trained on
+        classes: class names, separated by commas, one that stands twice counts once; default: those of descriptions,
+            else those the adapter was trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         unknown: of classes that the adapter is bound away from: refuse, or zeroshot, the frozen model's answer for all
         strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
@@ -109,6 +110,8 @@ class PredictConfig:
         check_range("top", self.top, 1)
         if self.threshold is not None:
             check_range("threshold", self.threshold, 0, 1)
+        if self.sets is not None:
+            check_range("sets", self.sets, 0, 1)
         check_range("batch_size", self.batch_size, 1)
         if self.workers is not None:
             check_range("workers", self.workers, 0)
@@ -269,13 +272,16 @@ def wanted_texts(config: PredictConfig, trained: list[str] | None, template: str
     """The class names that ``config`` asks for and what stands for each of them, by default ``template``.
 
     Raises:
-        InputError: fewer than two names, a file that cannot be read, a class without descriptions; two kinds of texts.
+        InputError: fewer than two names, a file that cannot be read, a class without descriptions; two kinds of texts;
+            sets in a CSV file whose names cannot be told apart there.
     """
     given = [name for name in ("template", "templates", "descriptions") if getattr(config, name)]
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} are both given; valid: one of them")
     descriptions = None if config.descriptions is None else read_sentences(config.descriptions, "descriptions")
     names = wanted_class_names(config, trained if descriptions is None else list(descriptions))
+    if config.csv is not None and config.sets is not None:
+        check_set_names(names)
     if descriptions is not None:
         return ClassTexts(names, descriptions=descriptions)
     several = config.template if config.templates is None else read_templates(config.templates)
@@ -290,15 +296,24 @@ class ClassChoice(Protocol):
 
 
 def wanted_class_names(config: ClassChoice, known: list[str] | None) -> list[str]:
-    """The class names that ``config`` asks for, else those ``known``; InputError for fewer than two."""
+    """The class names that ``config`` asks for, each once, else those ``known`` as they are.
+
+    Raises:
+        InputError: fewer than two names.
+    """
     if config.classes_file is not None:
-        names = [name for _, name in read_lines(Path(config.classes_file), "classes_file")]
+        names = _each_once(name for _, name in read_lines(Path(config.classes_file), "classes_file"))
     elif config.classes is not None:
-        names = [name.strip() for name in config.classes.split(",") if name.strip()]
+        names = _each_once(name.strip() for name in config.classes.split(",") if name.strip())
     elif known is not None:
         names = known
     else:
         raise InputError("classes is missing; valid: --classes 'cat,dog', --classes-file FILE, or an adapter's own")
     if len(names) < 2:
-        raise InputError(f"classes are {names!r}; valid: at least two names")
+        raise InputError(f"classes are {names!r}; valid: at least two different names")
     return names
+
+
+def _each_once(names: Iterable[str]) -> list[str]:
+    # Two classes of one name would share what is one's probability.
+    return list(dict.fromkeys(names))

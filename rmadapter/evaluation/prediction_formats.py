@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-from rmadapter.errors import printable_line
+from rmadapter.errors import InputError, printable_line
 
 NONE_OF_THESE = "none of these"
+BETWEEN = "|"  # the classes of a set, in CSV
 Record = Mapping[str, Any]
 
 
@@ -41,6 +42,16 @@ class Shape:
     sets: bool = False
 
 
+def check_set_names(names: Iterable[str]) -> None:
+    """Raise InputError where sets of these classes could not be taken apart in CSV."""
+    odd = next((name for name in names if BETWEEN in name), None)
+    if odd is not None:
+        raise InputError(
+            f"class {odd!r} has a {BETWEEN!r}, which stands between the classes of a set in a CSV file; valid with "
+            "--sets: --jsonl in place of --csv"
+        )
+
+
 class CsvRows:
     """Comma-separated values with a heading; a row for each image, also for those that cannot be read."""
 
@@ -53,7 +64,7 @@ class CsvRows:
     def write(self, record: Record) -> None:
         """A row."""
         who = [record.get("answered_by", "")] if self._shape.answered_by else []
-        who += ["|".join(record.get("set", ()))] if self._shape.sets else []
+        who += [BETWEEN.join(record.get("set", ()))] if self._shape.sets else []
         if "error" in record:
             self._rows.writerow([record["image"], "", *[""] * (2 * self._shape.top), *who, record["error"]])
             return

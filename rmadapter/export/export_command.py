@@ -29,7 +29,7 @@ from rmadapter.export.on_data import Measured, compare_on, known_items
 from rmadapter.export.pixels import PixelPreprocessing
 from rmadapter.export.tracing import trace
 from rmadapter.export.written import Written, made_whole, measured, write_files
-from rmadapter.files import write_json
+from rmadapter.files import check_folder_name, write_json
 from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.backend_choice import choose_backend
 from rmadapter.tuners.probe import load_probe, read_probe
@@ -51,7 +51,8 @@ class ExportConfig:
         towers: the two towers apart, from images to image_emb, from tokens to text_emb and logit_scale
         preprocess: resize, crop and normalise inside, from 8-bit images of any size
         int8: ONNX also with the frozen matrices in 8 bits; what is trained stays in fp32
-        classes: class names, separated by commas; default: those the adapter was trained on
+        classes: class names, separated by commas, one that stands twice counts once; default: those the adapter was
+            trained on
         classes_file: text file with one class name a line, in place of classes; a line that begins with "# " is none
         template: prompt with {}; default: the adapter's, else 'a photo of a {}.'
         strength: how strongly the adapter counts: 0 is zero-shot CLIP, 1 as trained, above 1 beyond
@@ -199,9 +200,11 @@ def run_export(config: ExportConfig) -> dict[Path, dict[str, Any]]:
     """``rmadapter export``: trace, write, compare, print; returns what ``export.json`` in each folder says.
 
     Raises:
-        InputError: a missing package, what ``load_classifier`` raises, a part that cannot be exported, answers that
-            differ from the model's, a data set that has none of the classes.
+        InputError: a file in a folder's place, a missing package, what ``load_classifier`` raises, a part that cannot
+            be exported, answers that differ from the model's, a data set that has none of the classes.
     """
+    for name, folder in config.folders.items():
+        check_folder_name(name, folder)
     forms = {name: FORMATS[name] for name in config.folders}
     for form in forms.values():
         form.check_installed()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rmadapter.reports.paired import LEVEL, Interval
+from rmadapter.reports.paired import LEVEL, Interval, signed
 
 RESAMPLES = 2000
 SEED = 0  # a report of the same results has the same intervals
@@ -71,7 +71,7 @@ class Crossed:
     draws: int
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f}" + ("" if self.interval is None else f" {self.interval}")
+        return signed(self.mean) + ("" if self.interval is None else f" {self.interval}")
 
 
 def crossed(cells: Sequence[Cell], resamples: int = RESAMPLES) -> Crossed:

@@ -113,7 +113,8 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[tuple[Pa
     files: dict[Path, None] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise InputError(f"run folder {folder} is missing")
+            wrong = "is a file" if folder.exists() else "is missing"
+            raise InputError(f"run folder {folder} {wrong}; valid: a folder with runs or {RESULTS_TABLE} in it")
         found = sorted(path for name in ("results.json", RESULTS_TABLE) for path in folder.rglob(name))
         files |= dict.fromkeys(path.resolve() for path in found)
     sources: list[Path | KeptResult] = []

@@ -32,7 +32,12 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"[{self.low:+.2f}, {self.high:+.2f}]"
+        return f"[{signed(self.low)}, {signed(self.high)}]"
+
+
+def signed(value: float) -> str:
+    """Points with their sign; what rounding has left of a zero has that of zero."""
+    return f"{round(value, 6) + 0.0:+.2f}"
 
 
 def unit_means(values: Mapping[Key, float]) -> list[float]:
@@ -94,4 +99,4 @@ class Estimate:
         return cls(mean, error, interval, count, sum(round(value, 6) > 0 for value in values))
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f}" + ("" if self.interval is None else f" {self.interval}")
+        return signed(self.mean) + ("" if self.interval is None else f" {self.interval}")

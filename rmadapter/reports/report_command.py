@@ -15,7 +15,8 @@ class ReportConfig:
 
     Args:
         runs: run folders, or folders that hold them, or one sweep
-        out: folder for report.md, report.csv and the plots; default: report, of a sweep the folder report in it
+        out: folder for report.md, report.csv and the plots, in place of an earlier report's; default: report, of a
+            sweep the folder report in it
         compare: of a sweep, the method whose paired differences to the others are shown; default: rmadapter, else the
             last
     """
@@ -33,7 +34,8 @@ def print_report(config: ReportConfig) -> None:
     """Write the report and print its text.
 
     Raises:
-        InputError: a sweep beside other folders, ``compare`` without a sweep, no results, damaged ones.
+        InputError: a sweep beside other folders, ``compare`` without a sweep, no results, damaged ones, ``out`` is a
+            file or has another program's.
     """
     # A mistyped option is told before matplotlib is there.
     from rmadapter.reports.run_report import report

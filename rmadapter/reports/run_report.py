@@ -15,6 +15,7 @@ from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.finished_runs import PARTS, RETAINED, find_runs
 from rmadapter.reports.groups import Group, grouped, misnamed, one_a_seed, several_contents
 from rmadapter.reports.remarks import remarks
+from rmadapter.reports.report_folder import MEASURE, RUN_FILES, earlier_report, remove_left
 from rmadapter.reports.rows import (
     DEVIATION,
     DEVIATION_NOTE,
@@ -30,7 +31,7 @@ from rmadapter.reports.tables import Table, number
 __all__ = ["Report", "harmonic_mean", "report"]
 
 LEGEND = (
-    f"Accuracy is top-1 in percent, mean ± {DEVIATION}; HM is the mean over seeds of each seed's harmonic mean of base "
+    f"{MEASURE}, mean ± {DEVIATION}; HM is the mean over seeds of each seed's harmonic mean of base "
     f"and new. {DEVIATION_NOTE}"
 )
 RETENTION_LEGEND = (
@@ -83,11 +84,13 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
 
     base_new.png is made where a run has an accuracy, curves.png where one has a metrics.jsonl. Without matplotlib
     there are tables and a sentence that says how to install it. A damaged results.json is listed and left out,
-    and so is a table's line whose values are none.
+    and so is a table's line whose values are none. Files of an earlier report in ``out`` that this one has not are
+    deleted.
 
     Raises:
-        InputError: what ``find_runs`` raises, or ``out`` cannot be written.
+        InputError: what ``find_runs`` and ``earlier_report`` raise, or ``out`` cannot be written.
     """
+    earlier = [] if out is None else earlier_report(out, RUN_FILES)
     runs, unreadable = find_runs(folders)
     members, repeated = one_a_seed(grouped(runs, by_settings=True))
     rows = make_rows(members)
@@ -109,10 +112,11 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Report:
     text = document.markdown()
     files = list(plots)
     if out is not None:
+        files = [*(out / name for name in RUN_FILES), *plots]
+        remove_left(earlier, files)
         whole = replace(document, pictures=[Picture(path) for path in plots])
         write_text(out / "report.md", whole.markdown())
         write_csv(out / "report.csv", CSV_HEADINGS, csv_lines(map(_line, rows)))
-        files = [out / "report.md", out / "report.csv", *plots]
         text += "\n" + "".join(f"written: {path}\n" for path in files)
     return Report(tuple(rows), tuple(means), tuple(unreadable), text, tuple(files))
 

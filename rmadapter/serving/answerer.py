@@ -132,7 +132,7 @@ class Answerer:
         if calibration is None or weights is None:
             return None, None
         why_not = calibration.difference(weights, question.names, question.template, question.strength)
-        return (calibration.temperature, None) if why_not is None else (None, why_not)
+        return (calibration.temperature, None) if why_not is None else (None, str(why_not))
 
     def _tuned_texts(self, question: ClassQuestion) -> Tensor:
         """Features of the classes, at the strength that is set; the model classifies among them from now on."""

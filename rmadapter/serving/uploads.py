@@ -98,7 +98,8 @@ def _fields(form: FormData, limits: RequestLimits) -> UploadedForm:
         if name in values or (name == "image" and image is not None):
             raise InputError(f"{name} is there twice; valid: once")
         if (name == "image") != isinstance(value, UploadFile):
-            raise InputError(f"{name} is {'a text' if name == 'image' else 'a file'}; valid: the other")
+            found, valid = ("a text", "a file") if name == "image" else ("a file", "a text")
+            raise InputError(f"{name} is {found}; valid: {valid}")
         if isinstance(value, UploadFile):
             image = value
         else:

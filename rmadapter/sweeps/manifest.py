@@ -15,7 +15,7 @@ from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_labels
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE
-from rmadapter.files import clear_temporaries, read_json, read_object, shown_names, write_json
+from rmadapter.files import check_folder_name, clear_temporaries, read_json, read_object, shown_names, write_json
 from rmadapter.locks import ProcessLock
 from rmadapter.runtime import environment, resolve_device, resolve_precision
 from rmadapter.sweeps.protocols import FEW_SHOT, load_planned, short_name
@@ -110,8 +110,7 @@ def check_folder(sweep: Sweep) -> dict[str, Any] | None:
         before = read_manifest(sweep.out)
         _check_same(before, sweep)
         return before
-    if sweep.out.is_file():
-        raise InputError(f"out is {str(sweep.out)!r}, which is a file")
+    check_folder_name("out", sweep.out)
     if sweep.out.is_dir() and (others := shown_names(sweep.out)):
         raise InputError(f"out is {str(sweep.out)!r}, a folder with other files in it ({others[0]}); valid: a new one")
     return None

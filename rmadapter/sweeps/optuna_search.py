@@ -24,7 +24,7 @@ from rmadapter.config.seeds import seed_list
 from rmadapter.data import ImageData
 from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.errors import InputError, check_choice, check_range
-from rmadapter.files import write_csv, write_text
+from rmadapter.files import check_folder_name, write_csv, write_text
 from rmadapter.methods.naming import folder_of
 from rmadapter.sweeps.keeping import gained, shortfall
 from rmadapter.sweeps.protocols import FIXED_OPTIONS, is_bundled, load_planned, short_name
@@ -170,6 +170,7 @@ def run_search(argv: list[str]) -> dict[str, Any]:
         raise InputError("a search needs optuna, which is missing; pip install 'rmadapter[search]'") from None
     from rmadapter.sweeps.search_images import searchable, searchable_unseen, write_search_data
 
+    check_folder_name("out", config.out)
     data = load_planned(config.data, config.data_root)
     for note in data.notes:
         print(note)

@@ -30,6 +30,7 @@ from rmadapter.errors import InputError, StoppedError
 from rmadapter.evaluation.calibration import CALIBRATION
 from rmadapter.evaluation.results_file import describe
 from rmadapter.files import (
+    check_folder_name,
     clear_temporaries,
     read_json,
     read_object,
@@ -161,10 +162,9 @@ class RunFolder:
             InputError: a run is there and neither resume nor overwrite is set, or the run there has another
                 configuration, is of another method or on other data, or the folder holds something that is no run's.
         """
+        check_folder_name("out", self.path)
         if not self.path.exists():
             return
-        if not self.path.is_dir():
-            raise InputError(f"out is {str(self.path)!r}, which is a file")
         if not self.is_run:
             if others := shown_names(self.path):
                 raise InputError(

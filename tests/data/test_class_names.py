@@ -136,6 +136,17 @@ def test_a_name_that_no_prompt_can_hold(tmp_path, name, message):
         load_data(str(tmp_path))
 
 
+def test_of_the_names_that_are_asked_for_each_counts_once(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("kiwi\napple\nkiwi\n")
+    for given in ({"classes": "kiwi,apple, kiwi"}, {"classes_file": str(file)}):
+        assert wanted_class_names(PredictConfig(images=["x.png"], **given), None) == ["kiwi", "apple"]
+    with pytest.raises(InputError, match=r"classes are \['a'\]; valid: at least two different names"):
+        wanted_class_names(PredictConfig(images=["x.png"], classes="a,a"), None)
+    # An adapter's classes are told apart by their labels.
+    assert wanted_class_names(PredictConfig(images=["x.png"]), ["crane", "crane"]) == ["crane", "crane"]
+
+
 def test_predict_takes_its_list_of_classes_as_editors_write_it(tmp_path):
     file = tmp_path / "names.txt"
     file.write_bytes("# one name a line\r\nant\r\n\r\ngr\u00fcner K\u00e4fer\r\n".encode("utf-16"))

@@ -187,7 +187,7 @@ def test_split_files_come_from_google_drive_where_gdown_is_installed(tmp_path, m
     ("content", "message"),
     [
         ("<!DOCTYPE html><title>Quota exceeded</title>", "split file .* cannot be read"),
-        ('{"error": "quota"}', "what came has not the lists train, val and test"),
+        ('{"error": "quota"}', "what came has no list train and no list val and no list test; valid: "),
         ('{"train": [], "val": [], "test": []}', "what came has SHA-256 [0-9a-f]{64}, and the published file 00"),
     ],
 )

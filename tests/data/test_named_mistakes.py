@@ -76,7 +76,11 @@ def shifted(values):
         ("sun397", lambda f: (f / "ClassName.txt").unlink(), r"ClassName\.txt is missing"),
         ("sun397", lambda f: write(f / "ClassName.txt", ["/a/abbey"]), r"is of no class in ClassName\.txt"),
         ("ucf101", lambda f: replace(f / "ucfTrainTestlist" / "classInd.txt", "JumpRope", "Hop"), r"'JumpRope' is not"),
-        ("imagenet", lambda f: shutil.rmtree(f / "images" / "val" / "n15075141"), r"'n15075141' is in only one"),
+        (
+            "imagenet",
+            lambda f: shutil.rmtree(f / "images" / "val" / "n15075141"),
+            r"'n15075141' is in train and not in val",
+        ),
         ("imagenet", wrong_order, r"not in the order of the wnids: 'n15075141' stands where 'n01440764'"),
         ("imagenet", lambda f: write(f / "classnames.txt", ["n01440764 tench"] * 2), r"line 2: 'n01440764' is there"),
         ("imagenet", lambda f: write(f / "classnames.txt", ["n01440764 tench"]), r"has no line in classnames\.txt"),

@@ -36,8 +36,8 @@ def test_the_hash_is_that_of_the_sentences_in_their_order():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"sentences file .*s\.json cannot be read"),
-        ("{", r"sentences file .*s\.json cannot be read"),
+        ("", r"sentences file .*s\.json cannot be read: Expecting value.*; valid: \{\"class name\": "),
+        ("{", r"sentences file .*s\.json cannot be read: .*; valid: \{\"class name\": "),
         ('["a"]', r"s\.json is \['a'\]; valid: \{\"class name\": \[\"a sentence\", \.\.\.\], \.\.\.\}"),
         ("{}", r"s\.json names no class; valid: \{\"class name\""),
         ('{"cat": "a cat"}', r"has 'a cat' for class 'cat'; valid: \{\"class name\""),

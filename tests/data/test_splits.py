@@ -80,8 +80,8 @@ def changed(part="train", index=0, **values):
     ("values", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "has not the lists train, val and test"),
-        ({"train": [], "val": []}, "has not the lists"),
+        ("[]", "has no list train and no list val and no list test; valid: "),
+        ({"train": [], "val": []}, r"has no list test; valid: \{\"train\": .*\}, of which val may be empty"),
         ({**GOOD, "val": [["ant/1.png", 0]]}, r"entry \['ant/1.png', 0\]; valid: \[relative path, label, class name\]"),
         (changed(label="0"), "entry"),
         (changed(path="../bee/1.png"), r"path '\.\./bee/1\.png' leaves the image folder"),
@@ -89,6 +89,7 @@ def changed(part="train", index=0, **values):
         (changed(path="/etc/passwd"), "leaves the image folder"),
         (changed(path="C:/x.png"), "leaves the image folder"),
         (changed(path="..\\x.png"), "leaves the image folder"),
+        (changed(path="ant\\1.png"), r"path 'ant.*1\.png' has a backslash; valid: '/' between folders and files"),
         (changed(name="wasp"), "label 1 is 'wasp' and 'bee'"),
         (changed(label=5), "has labels"),
         (changed(path="bee/9.png"), r"names 1 images that are not in .*: bee/9\.png"),
@@ -106,6 +107,20 @@ def test_the_first_ten_missing_images_are_named(folder):
     write(folder, {**GOOD, "val": missing})
     with pytest.raises(InputError, match=r"names 15 images .*x09\.png$"):
         load_data(str(folder))
+
+
+def test_names_that_tokenizers_read_alike_are_named(folder, tmp_path):
+    capitals = [[path, label, "Bee" if label else "bee"] for path, label, _ in GOOD["train"]]
+    write(folder, {"train": capitals, "val": [], "test": []})
+    said = (
+        "1 class names stand for several classes, such as 'bee' and 'Bee' (labels 0, 1), which CLIP's tokenizers read"
+    )
+    assert any(note.startswith(f"{said} alike; they are kept") for note in load_data(str(folder)).notes)
+    for name in ("honey_Bee", "Honey  bee", "wasp"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "other" / name / "1.png")
+    notes = load_data(str(tmp_path / "other")).notes
+    assert any("such as 'Honey  bee' and 'honey Bee' (labels 0, 1)" in note for note in notes)
 
 
 def test_two_split_files(folder):

@@ -113,17 +113,29 @@ def test_it_holds_for_what_it_was_made_with_alone(adapter, animals, capsys):
     calibrate(adapter, animals)
     own = predicted(capsys_after(capsys), adapter, picture, "--classes", "bee,ant", "--sets", "0.9")
     assert len(own[0]["set"]) == 2
-    for words, reason in (
-        (["--classes", "ant,cat"], "it is of other classes"),
-        (["--template", "{}"], "its template is "),
-        (["--strength", "0.5"], "its strength is 1"),
+    for words, asked, own, remedy in (
+        (["--classes", "ant,cat"], "classes are 'ant', 'cat'", "the classes 'ant', 'bee'", "those classes"),
+        (["--template", "{}"], "the prompt is '{}'", "the prompt 'a photo of a {}.'", "--template 'a photo of a {}.'"),
+        (["--strength", "0.5"], "strength is 0.5", "strength 1", "--strength 1, or rmadapter calibrate --strength 0.5"),
     ):
-        assert reason in predicted(capsys, adapter, picture, *words, "--sets", "0.9", status=2)
+        message = predicted(capsys, adapter, picture, *words, "--sets", "0.9", status=2)
+        assert f"{asked}, but the calibration in {adapter} is of {own}; valid with --sets: {remedy}\n" in message
         assert main(["predict", "--adapter", str(adapter), *words, str(picture)]) == 0
-        assert f"is not used: {reason}" in capsys.readouterr().err
+        assert f"is not used: {asked}, and it is of {own}\n" in capsys.readouterr().err
     file = adapter / CALIBRATION
     file.write_text(json.dumps({**json.loads(file.read_text()), "weights_sha256": "0" * 64}))
-    assert "other weights" in predicted(capsys, adapter, picture, "--sets", "0.9", status=2)
+    message = predicted(capsys, adapter, picture, "--sets", "0.9", status=2)
+    assert "the adapter was trained again, but the calibration in " in message
+
+
+def test_what_sets_cannot_be_is_said_before_a_model_is_loaded(tmp_path, capsys):
+    words = ["predict", "--model", "local-dir:gone", "--classes", "ant,a|b", "--csv", str(tmp_path / "x.csv"), "x.png"]
+    assert main([*words, "--sets", "1.5"]) == 2
+    assert "sets is 1.5; valid: a number >= 0 and <= 1" in capsys.readouterr().err
+    assert main([*words, "--sets", "0.5"]) == 2
+    assert "class 'a|b' has a '|', which stands between the classes of a set in a CSV" in capsys.readouterr().err
+    assert main(words) == 2  # only sets are joined
+    assert "x.png cannot be read" in capsys.readouterr().err
 
 
 def test_a_stopped_run_does_not_go_on_after_another_calibration(adapter, animals, tmp_path, monkeypatch, capsys):

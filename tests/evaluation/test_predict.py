@@ -75,6 +75,17 @@ class TestImages:
         with pytest.warns(UserWarning, match="left out what is no image by its name: 1 .txt"):
             assert len(named_images([str(images / "bee")])) == 10
 
+    def test_one_image_in_several_spellings_is_one(self, images, monkeypatch):
+        monkeypatch.chdir(images)
+        (images / "link").symlink_to(images / "bee")
+        first = ["ant/00.png", "./bee/00.png"]
+        again = ["ant//00.png", f"{images}/ant/00.png", "../animals/bee/00.png", "link/../ant/00.png"]
+        assert named_images([*first, *again]) == first
+        (images / "ant" / "link").symlink_to(images / "bee")
+        (images / "00.png").touch()
+        two = ["ant/link/../00.png", "ant/00.png"]  # alike by their texts, but ".." leads out of what is linked
+        assert named_images(two) == two
+
     def test_a_file_called_like_a_pattern_is_that_file(self, tmp_path):
         for name in ("[a].png", "a.png"):
             (tmp_path / name).touch()
@@ -103,6 +114,7 @@ class TestImages:
             (f"{tmp_path}/*.jpg",): "finds nothing; valid",
             (f"{tmp_path}/*.txt",): "finds 2 files and folders, but no images; valid",
             (str(tmp_path / "gone.png"),): "gone.png cannot be read: there is no such file; valid",
+            (os.devnull,): "null cannot be read: it is no regular file; valid",
             ("--images-from", str(tmp_path / "list.txt")): "list.txt names no image; valid: one path a line",
             ("--images-from", str(tmp_path / "gone.txt")): "gone.txt is missing",
         }.items():

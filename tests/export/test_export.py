@@ -22,7 +22,7 @@ from rmadapter.data import Preprocessing, eval_transform, load_data
 from rmadapter.errors import InputError
 from rmadapter.evaluation.calibration import Calibration
 from rmadapter.export import formats
-from rmadapter.export.export_command import EXPORT_FILE, ExportConfig
+from rmadapter.export.export_command import EXPORT_FILE, ExportConfig, run_export
 from rmadapter.export.graphs import PROBABILITIES, ClassifierGraph, make_graphs, probabilities_of
 from rmadapter.export.on_data import known_items
 from rmadapter.export.pixels import PixelPreprocessing
@@ -358,6 +358,13 @@ def test_two_kinds_of_image_features_are_no_tower(tokenizer):
 def test_options(options, message):
     with pytest.raises(InputError, match=message):
         ExportConfig(**{"adapter": "a", **options})
+
+
+def test_a_file_in_a_folder_s_place_is_named_before_anything_is_loaded(tmp_path):
+    file = tmp_path / "afile"
+    file.touch()
+    with pytest.raises(InputError, match=r"pt2 is '.*afile', which is a file; valid: a folder"):
+        run_export(ExportConfig(adapter=str(tmp_path / "gone"), onnx=str(tmp_path / "new"), pt2=str(file)))
 
 
 def test_a_missing_package_is_named(monkeypatch):

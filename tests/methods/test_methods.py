@@ -205,6 +205,10 @@ def test_an_evaluation_writes_over_no_training_run(name, options, copied, capsys
     before = (out / "results.json").read_bytes()
     assert main(["eval", *options, *what, "--classes", "base", "--out", str(out / "results.json")]) == 2
     assert "results.json', which is a file" in capsys.readouterr().err
+    assert main(["eval", *options, *what, "--classes", "base", "--logits", str(out / "results.json" / "x.npz")]) == 2
+    out_and_err = capsys.readouterr()
+    assert "the folder of logits is " in out_and_err.err
+    assert out_and_err.out == ""  # before anything was evaluated
     assert main(["eval", *options, *what, "--classes", "base", "--out", str(out)]) == 2
     assert "where a training run is" in capsys.readouterr().err
     assert (out / "results.json").read_bytes() == before

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rmadapter.reports.paired import Estimate, Key, subtract, unit_means
+from rmadapter.reports.paired import Estimate, Interval, Key, subtract, unit_means
 
 
 def test_the_mean_of_a_unit_counts_styles_alike():
@@ -35,6 +35,13 @@ def test_the_interval_is_student_s_over_units():
     assert found.interval == pytest.approx((1 - 4.3027 * found.error, 1 + 4.3027 * found.error), abs=1e-3)
     assert str(found) == "+1.00 [-3.97, +5.97]"
     assert (Estimate.of([2.5]).interval, str(Estimate.of([2.5]))) == (None, "+2.50")
+
+
+def test_what_rounding_leaves_of_a_zero_has_no_sign_of_its_own():
+    assert str(Interval(-1.8e-16, 3.39)) == "[+0.00, +3.39]"
+    assert str(Interval(-3.42, -0.0)) == "[-3.42, +0.00]"
+    assert str(Interval(-0.004, 1)) == "[-0.00, +1.00]"  # below zero
+    assert str(Estimate(-1e-16, None, None, 1, 0)) == "+0.00"
 
 
 def test_differences_that_cancel_are_not_above_zero():

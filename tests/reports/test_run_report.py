@@ -225,8 +225,13 @@ def test_damaged_results_are_named_and_do_not_stop_the_others(runs, tmp_path, co
 def test_no_runs_and_no_folder_are_input_errors(tmp_path):
     with pytest.raises(InputError, match=r"no results\.json or results\.jsonl in"):
         report([tmp_path])
-    with pytest.raises(InputError, match=r"run folder .*nowhere is missing"):
+    with pytest.raises(
+        InputError, match=r"run folder .*nowhere is missing; valid: a folder with runs or results\.jsonl"
+    ):
         report([tmp_path / "nowhere"])
+    (tmp_path / "afile").touch()
+    with pytest.raises(InputError, match=r"run folder .*afile is a file; valid: a folder with runs"):
+        report([tmp_path / "afile"])
 
 
 @pytest.mark.drawn
@@ -247,6 +252,35 @@ def test_files_are_written_whole_and_listed(runs, tmp_path):
         image = Image.open(out / name)
         image.load()
         assert image.width > 1000
+
+
+@pytest.mark.parametrize(("name", "words"), [("report.md", b"# My thesis\n\xff"), ("report.csv", b"a,b\n")])
+def test_a_file_of_another_program_is_not_written_over(runs, tmp_path, name, words):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(words)
+    with pytest.raises(InputError, match=f"where there is a {name} that rmadapter report has not written; valid: ano"):
+        report([tmp_path / "gone"], out)  # before the runs are looked for
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [(name, words)]
+    with pytest.raises(InputError, match=f"out is '.*{name}', which is a file; valid: a folder"):
+        report([tmp_path / "gone"], out / name)
+
+
+def test_an_earlier_report_s_files_are_deleted_and_no_others(runs, tmp_path):
+    out = tmp_path / "out"
+    report([runs], out)
+    # As a report of a sweep in its place, with more plots.
+    text = (out / "report.md").read_text()
+    (out / "report.md").write_text(f"# Ablation\n\n{text}\n![base_new](base_new.png)\n\n![cost](cost.png)\n")
+    for name in ("base_new.png", "cost.png", "report.html", "differences.csv", "mine.png", "notes.md"):
+        (out / name).touch()
+    found = report([runs], out)
+    assert {path.name for path in out.iterdir()} == {*(path.name for path in found.files), "mine.png", "notes.md"}
+    (out / "report.html").touch()  # of pandoc: a report of run folders has none
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "results.json").write_text((runs / "b" / "results.json").read_text())
+    report([tmp_path / "one"], out)
+    assert (out / "report.html").exists()
 
 
 def test_without_matplotlib_there_are_tables_and_a_sentence(runs, tmp_path, monkeypatch):

@@ -125,7 +125,8 @@ def test_a_calibration_is_used_where_it_holds(base_run, animals, tmp_path):
     assert after.zeroshot == pytest.approx(before.zeroshot, abs=1e-6)
     (other,) = Answerer(served)([replace(asked, question=ClassQuestion(NAMES, served.template))])
     assert other.temperature is None
-    assert other.notes == ("the calibration beside the adapter is not used: it is of other classes",)
+    asked_and_own = f"classes are {', '.join(map(repr, NAMES))}, and it is of the classes 'ant', 'bee'"
+    assert other.notes == (f"the calibration beside the adapter is not used: {asked_and_own}",)
 
 
 def test_the_base_model_alone(clip_folder):

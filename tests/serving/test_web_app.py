@@ -115,8 +115,8 @@ def test_what_is_refused(served, image, fields, status, said):
         ({"json": {"image": "a"}}, 415, "content-type is 'application/json'; valid: multipart/form-data"),
         ({"data": {"classes": "a"}}, 415, "content-type is 'application/x-www-form-urlencoded'; valid"),
         ({"files": {"classes": (None, "a\nb")}}, 422, "image is missing; valid: one file"),
-        ({"files": {"image": (None, "a")}}, 422, "image is a text; valid: the other"),
-        ({"files": {"strength": ("a.png", b"1")}}, 422, "strength is a file; valid: the other"),
+        ({"files": {"image": (None, "a")}}, 422, "image is a text; valid: a file"),
+        ({"files": {"strength": ("a.png", b"1")}}, 422, "strength is a file; valid: a text"),
         (
             {"content": b"--x\r\n", "headers": {"content-type": "multipart/form-data"}},
             400,

@@ -99,6 +99,9 @@ def words(zoo, clip_folder, tmp_path):
 
 def test_one_that_is_refused_leaves_nothing_behind(words, tmp_path, capsys):
     pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    (tmp_path / "afile").touch()
+    assert main(words(out="afile", data="gone")) == 2  # before the data are looked for
+    assert "afile', which is a file; valid: a folder" in capsys.readouterr().err
     few = write_images(tmp_path / "few", CLASSES[:6], 10)
     assert main(words(data=few)) == 2
     assert "has 3 base classes; valid for a search" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import Document, Picture
 from rmadapter.reports.escape import csv_lines
 from rmadapter.reports.groups import model_label
+from rmadapter.reports.report_folder import MEASURE, SWEEP_FILES, earlier_report, remove_left
 from rmadapter.reports.rows import DEVIATION, DEVIATION_NOTE, inferences
 from rmadapter.reports.run_report import LEGEND
 from rmadapter.reports.sweep.differences import DIFFERENCE_HEADINGS, difference_lines, differences
@@ -42,10 +43,13 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
     """The tables of the sweep in ``folder`` as Markdown; with ``out`` also the files there.
 
     ``compare`` is the method whose paired differences to the others are shown; default: RMAdapter, else the last.
+    Files of an earlier report in ``out`` that this one has not are deleted.
 
     Raises:
-        InputError: no sweep, none of its runs is done, none of ``compare``, or ``out`` cannot be written.
+        InputError: no sweep, none of its runs is done, none of ``compare``, what ``earlier_report`` raises, or ``out``
+            cannot be written.
     """
+    earlier = [] if out is None else earlier_report(out, SWEEP_FILES)
     found = read_sweep(folder)
     listed = differences(found, compare)
     made, notes = tables(found, listed), list(found.notes)
@@ -63,13 +67,13 @@ def sweep_report(folder: Path, out: Path | None = None, compare: str | None = No
     text = document.markdown()
     if out is None:
         return text
+    files = [*(out / name for name in SWEEP_FILES), *plots]
+    remove_left(earlier, files)
     whole = replace(document, pictures=[Picture(path, CAPTIONS[path.stem.partition("-")[0]]) for path in plots])
     write_text(out / "report.md", whole.markdown())
     write_csv(out / "report.csv", RESULT_HEADINGS, csv_lines(result_lines(found)))
     write_csv(out / "differences.csv", DIFFERENCE_HEADINGS, csv_lines(difference_lines(listed)))
     write_text(out / "report.html", whole.page())
-    names = ("report.md", "report.csv", "differences.csv", "report.html")
-    files = [out / name for name in names] + plots
     return text + "\n" + "".join(f"written: {path}\n" for path in files)
 
 
@@ -81,5 +85,5 @@ def _lead(found: SweepResults) -> str:
 
 def _legend(found: SweepResults) -> str:
     halves = found.rows and found.protocol != FEW_SHOT
-    first = LEGEND if halves else f"Accuracy is top-1 in percent, mean ± {DEVIATION}. {DEVIATION_NOTE}"
+    first = LEGEND if halves else f"{MEASURE}, mean ± {DEVIATION}. {DEVIATION_NOTE}"
     return " ".join([first, *inferences(found.rows)])
