@@ -46,13 +46,13 @@ def oxford_pets(root: Path) -> None:
 
 
 def stanford_cars(root: Path) -> None:
-    names = ["AM General Hummer SUV 2000", "Audi A5 Coupe 2012"]
+    names = ["AM General Hummer SUV 2000", "Audi A5 Coupe 2012", "BMW M6 Convertible 2010"]
 
     def annotations(file: Path, images: str, count: int) -> None:
-        rows = np.zeros((1, 2 * count), dtype=[("class", object), ("fname", object)])
-        for number in range(2 * count):
+        rows = np.zeros((1, 3 * count), dtype=[("class", object), ("fname", object)])
+        for number in range(3 * count):
             image(root / images / f"{number + 1:05}.jpg")
-            rows[0, number] = (np.array([[number % 2 + 1]]), f"{number + 1:05}.jpg")
+            rows[0, number] = (np.array([[number % 3 + 1]]), f"{number + 1:05}.jpg")
         file.parent.mkdir(parents=True, exist_ok=True)
         savemat(file, {"annotations": rows})
 

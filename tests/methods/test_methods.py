@@ -244,7 +244,7 @@ def test_a_method_is_one_entry(options, animals, tmp_path, monkeypatch, capsys):
     """Even where its options do not tell its name: train, eval, sweep and report call it by its own."""
     monkeypatch.setitem(METHODS, "wide", Method("wide", "a bottleneck of 12", ("--adapter.bottleneck=12",)))
     out = tmp_path / "run"
-    assert main(["train", "--method", "wide", *options, *TRAINING, "--adapter.bottleneck", "3", "--out", str(out)]) == 0
+    assert main(["train", "--method", "wide", *options, *TRAINING, "--out", str(out)]) == 0
     assert json.loads((out / "results.json").read_text())["method"] == "wide"
     evaluation = ["--adapter", str(out / "adapter"), "--data", str(animals), "--workers", "0"]
     assert main(["eval", *evaluation, "--out", str(tmp_path / "eval")]) == 0
