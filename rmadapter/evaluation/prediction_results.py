@@ -15,7 +15,7 @@ from rmadapter.evaluation.embeddings_file import check_embeddings_name, write_em
 from rmadapter.evaluation.image_paths import STANDARD_INPUT
 from rmadapter.evaluation.journal import Journal
 from rmadapter.evaluation.prediction_formats import CsvRows, JsonLines, JsonList, Record, Shape, TableRows, Writer
-from rmadapter.files import write_atomic
+from rmadapter.files import check_file_name, write_atomic
 
 STANDARD_OUTPUT = STANDARD_INPUT  # "-" by the same convention
 
@@ -66,7 +66,14 @@ class Destinations:
         return TableRows if self.csv is None and self.jsonl is None else None
 
     def check(self, overwrite: bool) -> None:
-        """Raise InputError where a file is there already, unless it may be written over or a run is unfinished."""
+        """Before any work: may the files be written?
+
+        Raises:
+            InputError: a folder in a file's place, a file in a folder's; a file that is there already, unless it may be
+                written over or a run is unfinished.
+        """
+        for name, path in self.files.items():
+            check_file_name(name, path)
         journal = self.journal
         if overwrite or (journal is not None and journal.exists):
             return

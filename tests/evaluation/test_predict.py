@@ -192,11 +192,12 @@ class TestFormats:
         assert predict(images / "bee" / "00.png", images / "ant" / "00.png", "--top", "1") == 0
         assert capsys.readouterr().out.splitlines()[1] == f"{images}/bee/00.png  cannot be read"
 
-    def test_two_into_one_place_are_refused(self, predict, animals, tmp_path, capsys):
+    def test_what_cannot_be_written_is_refused(self, predict, animals, tmp_path, capsys):
         for words, message in {
             ("--csv", "-", "--json"): "csv and json both go to standard output; valid: one of them",
             ("--csv", "x", "--jsonl", "x"): "csv and jsonl both go to x; valid: one of them",
             ("--embeddings", "x.txt"): "embeddings is 'x.txt'; valid: a name that ends in .npz or .safetensors",
+            ("--csv", tmp_path, "--overwrite"): f"csv is {str(tmp_path)!r}, which is a folder; valid: a file",
         }.items():
             assert predict(animals, *words) == 2
             assert message in capsys.readouterr().err
