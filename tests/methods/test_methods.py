@@ -110,7 +110,7 @@ def test_zero_shot_of_an_adapter_s_model_has_the_data_set_s_prompt_too(tmp_path,
 def test_in_another_style_the_class_features_answer(tmp_path):
     """What is retained of the classes that were trained on is what an evaluation in that style finds."""
     common = ["--workers", "0", "--precision", "fp32"]
-    argv = ["train", "--method", "mmrl", "--data", "emoji_travel", "--classes", "base", "--shots", "1", *common]
+    argv = ["train", "--method", "mmrl", "--data", "emoji_food", "--classes", "base", "--shots", "1", *common]
     assert main([*argv, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     trained = json.loads((tmp_path / "run" / "results.json").read_text())
     both, alone = "class and representation features", "class features alone"
