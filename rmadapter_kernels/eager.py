@@ -109,7 +109,8 @@ def _loss_gradients(u: Tensor, rec: Tensor, objective: str, need_target: bool) -
     """Gradients of each token's loss to ``rec`` and to its target ``u``, [M, D], not yet times dl; half of l2's."""
     if objective in ("l2", "l1"):
         e = rec - u
-        e = e if objective == "l2" else e.sign_()
+        if objective == "l1":
+            e.sign_()
         return e, -e if need_target else None
     u_norm, rec_norm = (t.norm(dim=-1, keepdim=True) for t in (u, rec))
     u_clamped, rec_clamped = (norm.clamp_min(COSINE_EPS) for norm in (u_norm, rec_norm))

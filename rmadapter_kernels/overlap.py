@@ -68,15 +68,16 @@ def refuse_overlap(x: Tensor, residual: Tensor) -> None:
 
     In a compiled graph, and of meta and fake tensors, only what its strides tell is seen: nothing has an address there.
     """
-    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, (x, residual))):
+    compiling = torch.compiler.is_compiling()
+    if not compiling and any(map(torch._C._functorch.is_functorch_wrapped_tensor, (x, residual))):
         raise ValueError("residual is under a transform of torch.func, which sees no writing; valid: rm_adapter")
     expanded = any(stride == 0 and size > 1 for stride, size in zip(residual.stride(), residual.shape, strict=True))
-    if expanded or (not torch.compiler.is_compiling() and residual.numel() > 1 and overlaps_itself(residual)):
+    if expanded or (not compiling and residual.numel() > 1 and overlaps_itself(residual)):
         raise ValueError(
             f"residual overlaps itself: shape {list(residual.shape)}, strides {list(residual.stride())}; valid: a "
             "tensor whose elements lie apart, as residual.contiguous() gives"
         )
-    if x is residual or torch.compiler.is_compiling() or x.untyped_storage().device.type == "meta":
+    if x is residual or compiling or x.untyped_storage().device.type == "meta":
         return
     same = (x.data_ptr(), x.stride(), x.shape, x.dtype) == (
         residual.data_ptr(), residual.stride(), residual.shape, residual.dtype,
