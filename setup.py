@@ -96,11 +96,14 @@ DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20", "onnxscript>=0.5"]
 # The page and the JSON endpoints: rmadapter serve.
 SERVE = ["python-multipart>=0.0.18", "starlette>=0.45", "uvicorn>=0.30"]
+# What draws the sources of the bundled pictures, to the last bit in this version: rmadapter.testbed.build and .corpus.
+TESTBED = ["resvg-py==0.5.0"]
 # Text towers and tokenizers of the Hugging Face hub.
 TRANSFORMERS = ["transformers>=4.51", "sentencepiece>=0.2"]
 EXTRAS = {
     "onnx": ONNX,
     "serve": SERVE,
+    "testbed": TESTBED,
     "transformers": TRANSFORMERS,
     "plot": ["matplotlib>=3.8"],
     "test": [
@@ -117,6 +120,7 @@ EXTRAS = {
         *DOCS,
         *ONNX,
         *SERVE,
+        *TESTBED,
         *TRANSFORMERS,
     ],
     "search": ["optuna>=5.0"],  # Trial.set_constraint

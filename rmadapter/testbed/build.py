@@ -4,7 +4,7 @@
     python -m rmadapter.testbed.build --sources DIR --check    # compare files/ with what the sources give
 
 The packages' archives are taken from DIR and fetched into it with npm where they are missing. SVG is drawn by
-resvg-py, which nothing else here needs: ``pip install resvg-py==0.5.0``.
+resvg-py, which nothing else here needs: ``pip install 'rmadapter[testbed]'``.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def build(sources: Path) -> dict[str, bytes]:
     try:
         import resvg_py  # noqa: F401
     except ImportError:
-        raise InputError("resvg-py is missing, which draws the SVG sources; pip install resvg-py==0.5.0") from None
+        raise InputError("resvg-py is missing, which draws the SVG sources; pip install 'rmadapter[testbed]'") from None
     names = read_names(fetch(NAMES, sources))
     styles = {style: open_style(style, fetch(PACKAGES[style], sources)) for style in STYLES}
     catalogue = make_catalogue(names, styles)

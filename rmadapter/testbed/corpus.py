@@ -199,7 +199,7 @@ def run_corpus(config: CorpusConfig) -> None:
     try:
         import resvg_py  # noqa: F401
     except ImportError:
-        raise InputError("resvg-py is missing, which draws the SVG sources; pip install resvg-py==0.5.0") from None
+        raise InputError("resvg-py is missing, which draws the SVG sources; pip install 'rmadapter[testbed]'") from None
     found = build(fetch(SOURCE, Path(config.sources)), Path(config.out))
     print(", ".join(f"{count:,} {what}" for what, count in found.items()) + f": {config.out}")
 

@@ -114,7 +114,6 @@ def archive(tmp_path, monkeypatch):
 
 
 def test_the_corpus_is_made_from_an_archive_and_says_from_what(archive, tmp_path):
-    pytest.importorskip("resvg_py")
     out = tmp_path / "out"
     counts = corpus.build(archive, out)
     assert counts == {"drawings": 3, "names": 2, "coloured": 1, "sets": 2, "held out": 1}
@@ -138,7 +137,6 @@ def test_the_corpus_is_made_from_an_archive_and_says_from_what(archive, tmp_path
 
 
 def test_a_corpus_that_is_missing_or_damaged_is_refused(archive, tmp_path):
-    pytest.importorskip("resvg_py")
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"corpus has '.*out', where no manifest\.json is"):
         read_corpus(out)
