@@ -243,7 +243,7 @@ def imagenet_variant(folder: Path, record: DataSet) -> Split:
 def read_class_names(folder: Path) -> dict[str, str]:
     """wnid -> name, from ``classnames.txt`` of the folder or of ``imagenet/`` beside it ("wnid name" a line).
 
-    Names may repeat ("crane" is two classes); wnids may not, and they are in sorted order, which is the order of
+    Names may repeat ("missile" is two classes); wnids may not, and they are in sorted order, which is the order of
     ImageNet's labels and of ImageNetV2's folder numbers.
     """
     candidates = [folder / CLASS_NAMES_FILE, folder.parent / "imagenet" / CLASS_NAMES_FILE]
