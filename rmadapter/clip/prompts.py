@@ -85,7 +85,8 @@ def make_prompts(
             of the template.
 
     Raises:
-        InputError: a prompt longer than the model's context (open_clip would cut it off silently).
+        InputError: a prompt longer than the model's context (open_clip would cut it off silently), fewer words in front
+            of the name than learned tokens that stand in their place.
     """
     count = learned.text_tokens if learned is not None else 0
     if learned is not None and count and learned.init == "random":
@@ -94,6 +95,8 @@ def make_prompts(
     if learned is not None and count and learned.init == "padded":
         padding = count - len(words_of(clip, tokenizer, template, count))
         template = " ".join([*[PLACEHOLDER] * padding, template])
+    if learned is not None and count and learned.init == "words":
+        _check_room(clip, tokenizer, template, count)
     texts = [template.format(name) for name in class_names]
     tower = find_towers(clip)["text"]
     context = context_of(clip, tokenizer)
@@ -188,15 +191,30 @@ def words_of(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str, c
     Raises:
         InputError: there are more.
     """
-    words = template.partition("{}")[0].split()
-    tokens = tokenizer([" ".join(words)], context_length=context_of(clip, tokenizer))
-    found = tokens[0, 1 : int(end_of_text(clip, tokens))]
+    found = _in_front(clip, tokenizer, template)
     if len(found) > count:
         raise InputError(
             f"prompt.text_tokens is {count}, but the words in front of the class name in template {template!r} are "
             f"{len(found)} tokens; valid with prompt.init padded: {len(found)} or more"
         )
     return found
+
+
+def _in_front(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str) -> Tensor:
+    """The tokens of all words in front of the class name of ``template``: int64 [tokens]."""
+    words = template.partition("{}")[0].split()
+    tokens = tokenizer([" ".join(words)], context_length=context_of(clip, tokenizer))
+    return tokens[0, 1 : int(end_of_text(clip, tokens))]
+
+
+def _check_room(clip: ClipModel, tokenizer: Callable[..., Tensor], template: str, count: int) -> None:
+    """Raise InputError where ``count`` learned tokens would take the place of the class name too, and so hide it."""
+    found = len(_in_front(clip, tokenizer, template))
+    if found < count:
+        raise InputError(
+            f"template is {template!r}, whose words in front of the class name are {found} tokens, but "
+            f"prompt.text_tokens {count} stand in their place; valid: {count} tokens or more there"
+        )
 
 
 def end_of_text(clip: ClipModel, tokens: Tensor) -> Tensor:

@@ -257,9 +257,14 @@ def run_eval(
 
 
 def _template(info: AdapterInfo, data: ImageData, elsewhere: bool) -> str | None:
-    """The adapter's prompt; on another data set than its own, where that was the published one, that data set's."""
+    """The adapter's prompt; on another data set than its own, where that was the published one, that data set's.
+
+    Padded learned tokens stand in the place of all words in front of the name: of another data set's prompt the words
+    behind it alone would be left, which ProGrad has nowhere.
+    """
     settings = (info.training or {}).get("settings") or {}
-    return zeroshot_template(data.name) if elsewhere and settings.get("template") == PUBLISHED else info.template
+    published = settings.get("template") == PUBLISHED and info.config.prompt.init != "padded"
+    return zeroshot_template(data.name) if elsewhere and published else info.template
 
 
 def other_answers(

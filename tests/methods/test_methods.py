@@ -107,6 +107,16 @@ def test_zero_shot_of_an_adapter_s_model_has_the_data_set_s_prompt_too(tmp_path,
         assert json.loads((tmp_path / "eval" / "results.json").read_text())["settings"]["template"] == template
 
 
+@pytest.mark.parametrize(("name", "template"), [("prograd", "a photo of a {}."), ("clip-adapter", "{} texture.")])
+def test_the_prompt_on_another_data_set_after_training_with_the_published_one(name, template, trained, tmp_path):
+    """That data set's; ProGrad's learned words are the whole of its own, as in its code."""
+    build(tmp_path, "dtd")
+    argv = ["eval", "--adapter", str(trained(name) / "adapter"), "--workers", "0", "--out", str(tmp_path / "on")]
+    assert json.loads((trained(name) / "results.json").read_text())["settings"]["template"] == "published"
+    assert main([*argv, "--data", "dtd", "--data-root", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "on" / "results.json").read_text())["settings"]["template"] == template
+
+
 def test_in_another_style_the_class_features_answer(tmp_path):
     """What is retained of the classes that were trained on is what an evaluation in that style finds."""
     common = ["--workers", "0", "--precision", "fp32"]

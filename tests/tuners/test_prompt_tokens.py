@@ -272,3 +272,13 @@ def test_numbers_of_tokens_that_are_not_what_they_look_like(tokenizer, prompt, t
     config = TunerConfig(RMAdapterConfig(layers="none"), prompt=prompt)
     with pytest.raises(InputError, match=message):
         RMAdapterCLIP(small_clip(), tokenizer, NAMES, template, config, loss=CROSS_ENTROPY)
+
+
+@pytest.mark.parametrize(("template", "found"), [("{} texture.", 0), ("a photo of {}, a type of food.", 3)])
+def test_a_prompt_whose_words_do_not_make_room_for_the_learned_ones_is_refused(tokenizer, template, found):
+    """They would stand in the place of the name, and classes of short names would be one."""
+    model = make(tokenizer, PromptConfig(4))
+    with pytest.raises(InputError, match=f"are {found} tokens, but prompt.text_tokens 4 .* valid: 4 tokens or more"):
+        model.set_classes(NAMES, template)
+    model.set_classes(NAMES, "a centered satellite photo of {}.")
+    make(tokenizer, PromptConfig(4, "random")).set_classes(NAMES, template)  # which stand in front of the name alone
