@@ -51,7 +51,7 @@ def test_beside_the_published_means(tmp_path):
     with pytest.raises(ValueError, match="not enough values"):
         cells(text, "Mean - published mean", "rmadapter")
     assert dict(cells(text, "Published: mean over the eleven data sets", "PromptSRC"))["8 shots"] == "80.69"
-    assert "MaPLe, PromptSRC and CoPrompt keep what they train in fp16; here it is fp32." in text
+    assert "those of IVLP, MaPLe, PromptSRC and CoPrompt a part of it; here it is fp32." in text
     assert "differences between them are not of the method alone" not in text
     others = sweep_report(fake_few_shot(tmp_path / "t", ["birds", "trees"], METHODS, model="local-dir:/x/tiny"))
     assert "Mean - published mean" not in others
