@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 2 without a CUDA device."""
+    """The command; 2 without a CUDA device or without ncu."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of counters.csv")
     parser.add_argument("--tokens", default="6304,65536", help="(%(default)s)")
@@ -111,6 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(f"no CUDA device is here (torch {torch.__version__}): nothing was counted")
+        return 2
+    if shutil.which("ncu") is None and not given.work:
+        print("ncu is not here (Nsight Compute, with the CUDA toolkit): nothing was counted")
         return 2
     norms = {"no": [False], "yes": [True], "both": [False, True]}[given.norm]
     problems = [(int(tokens), norm) for tokens in given.tokens.split(",") for norm in norms]

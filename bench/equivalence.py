@@ -1,6 +1,6 @@
 """Train the same run on every backend of the operator, or in several precisions, and compare how it goes and ends.
 
-    python -m bench.equivalence --out folder                                     # the test bed, eager and cpu
+    python -m bench.equivalence --out folder             # the test bed, every backend that the device takes
     python -m bench.equivalence --out folder --variants eager/bf16,triton/bf16,triton/fp16,triton/fp32 --epochs 46
 
 A variant is BACKEND/PRECISION. It is compared with eager's in the same precision where that is among them, else with
@@ -26,6 +26,7 @@ from typing import Any
 
 from rmadapter import TrainConfig
 from rmadapter.clip.names import MODEL
+from rmadapter.runtime import resolve_device
 from rmadapter.testbed.runs import train_config
 from rmadapter.training.adapter_run import train
 from rmadapter_kernels import available_backends
@@ -114,6 +115,12 @@ def compare(runs: dict[tuple[str, int], Run]) -> list[Difference]:
     return found
 
 
+def backends_here() -> list[str]:
+    """Those that training runs on here: on a GPU where there is one, whose tensors the cpu backend does not take."""
+    refused = {"cpu"} if resolve_device("auto").type == "cuda" else set()
+    return [name for name, status in available_backends().items() if status.available and name not in refused]
+
+
 def run(config: TrainConfig, out: Path, case: tuple[str, int]) -> Run:
     """The run of ``config`` as a variant with a seed, every step logged."""
     variant, seed = case
@@ -126,7 +133,7 @@ def run(config: TrainConfig, out: Path, case: tuple[str, int]) -> Run:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
-    here = [name for name, status in available_backends().items() if status.available]
+    here = backends_here()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--data", default="emoji_food", help="as of rmadapter train (%(default)s)")

@@ -6,6 +6,7 @@ Environment; the tests marked gpu in parallel processes, the most telling first,
 case that runs every kernel; benchmarks, compiled ahead in parallel, the most telling first, with triton and
 torch.compile before the others; profiles of training steps and the host's time of a call; the beginning of a sweep of
 launch configurations; a short table last. What needs no GPU is not here: bench.machine_code, bench.plot.
+Benchmarks and sweep go on where an earlier call with the same --out has left them, on the same card with the same code.
 Needs torch, Triton, numpy and pytest; what needs more is left out with a line that says so.
 
 Ends with 1 where a test, a sanitizer or a correctness check fails or runs out of time, with 2 where there is no CUDA
@@ -33,14 +34,13 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 # Seconds of nine minutes that each step may have; more or less time is shared out alike. A test that compiles on 12 of
-# 16 cores takes some 10 s for a few kernels; torch.compile's contenders take the most of the benchmarks.
-BUDGETS = {"tests": 150, "compilation": 60, "benchmarks": 220, "profile": 20, "sweep": 60}
+# 16 cores takes some 10 s for a few kernels: 169 tests took 141 s in 11 processes, and now there are 204.
+# torch.compile's contenders take the most of the benchmarks, which go on in a second call.
+BUDGETS = {"tests": 190, "compilation": 60, "benchmarks": 190, "profile": 20, "sweep": 50}
 # A process of tests ends by itself so many seconds before it would be ended, and so tells what it has found.
 REPORT_SECONDS = 12
 # What a benchmark of one case and direction takes at most; where it was not compiled ahead, with its compilation.
 BENCHMARK_SECONDS = 12.0
-# Images of 197 tokens in the steps that are profiled.
-PROFILED = (32, 333)
 # test_every_kernel_once has the prepare kernel, the forward and the backward kernels in it; its fp16 goes through the
 # rarely used products of K2. It has no other matrix product on the device: initcheck does not see what cuBLAS writes
 # through the copy engine, and took it for memory that nobody has written.
@@ -77,30 +77,38 @@ class Machine:
     def run(self, commands: Sequence[Sequence[str]], logs: Sequence[Path], seconds: float) -> list[int | None]:
         """Exit statuses of commands that run at the same time; None: it ran out of time and was ended."""
         path = os.pathsep.join([str(ROOT), str(KERNEL_TESTS), os.environ.get("PYTHONPATH", "")])
+        # Each of several would else begin as many threads as there are cores.
+        threads = {"OMP_NUM_THREADS": "1"} if len(commands) > 1 else {}
+        environment = threads | os.environ | {"PYTHONPATH": path}
         end = self.now() + max(1.0, seconds)
-        running = []
-        for command, log in zip(commands, logs, strict=True):
-            with log.open("w", encoding="utf-8") as file:
-                running.append(
-                    subprocess.Popen(
-                        list(command), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
-                        env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
-                    )
-                )  # fmt: skip
+        running: list[subprocess.Popen] = []
         found: list[int | None] = []
-        for process in running:
-            try:
-                found.append(process.wait(max(0.0, end - self.now())))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # what a sanitizer has started too
-                process.wait()
-                found.append(None)
+        try:
+            for command, log in zip(commands, logs, strict=True):
+                with log.open("w", encoding="utf-8") as file:
+                    running.append(
+                        subprocess.Popen(
+                            list(command), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
+                            start_new_session=True,
+                        )
+                    )  # fmt: skip
+            for process in running:
+                try:
+                    found.append(process.wait(max(0.0, end - self.now())))
+                except subprocess.TimeoutExpired:
+                    found.append(None)
+        finally:  # where this process is to end, too: nothing else would end them
+            for process in running:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # what a sanitizer has started too
+                    process.wait()
         return found
 
     def contest(self, names: Sequence[str], case: Any, direction: str, copy_rate: float) -> dict[str, dict[str, float]]:
         """Check the contenders and measure them in turns."""
         from bench import cases, measure
 
+        torch._dynamo.reset()  # once: what the check compiles is what is measured
         for name in names:
             cases.check(cases.Step(name, case, torch.device("cuda")), case, direction)
         return measure.contest(names, case, direction, copy_rate)
@@ -119,7 +127,9 @@ class Machine:
 
     def profile(self, out: Path) -> None:
         """Training steps under torch's profiler."""
-        _profile(out)
+        from bench import profiled
+
+        profiled.profile(out)
 
 
 class Check:
@@ -130,10 +140,12 @@ class Check:
         minutes: time for everything.
         jobs: processes at a time.
         steps: of ``BUDGETS``, in their order.
+        environment: the machine's.
     """
 
-    def __init__(self, out: Path, minutes: float, jobs: int, steps: Sequence[str], machine: Machine):
-        self.out, self.machine, self.jobs, self.steps = out, machine, jobs, steps
+    def __init__(self, out: Path, minutes: float, jobs: int, steps: Sequence[str], machine: Machine,
+                 environment: dict[str, Any]):  # fmt: skip
+        self.out, self.machine, self.jobs, self.steps, self.environment = out, machine, jobs, steps, environment
         self.scale = minutes * 60 / sum(BUDGETS[step] for step in steps)
         self.end = machine.now() + 60 * minutes
         self.failed = False
@@ -202,18 +214,34 @@ class Check:
         return f"{sum(status == 0 for status in statuses)} of {self.jobs} parts"
 
     def benchmarks(self) -> str:
-        """Every case and direction: triton and torch.compile in all of them, then the other contenders."""
+        """Every case and direction: triton and torch.compile in all of them, then the other contenders.
+
+        What an earlier run has measured on the same card, with the same code, is kept and not measured again.
+        """
         from bench import results
         from bench.cases import DIRECTIONS, cases, contenders
 
         end = self.machine.now() + self.budget("benchmarks")
         rate = self.machine.copy_rate()
+        path = self.out / "benchmark.json"
+        self.rows = results.rows_to_keep(path, self.environment)
+        if path.exists():
+            say(f"benchmarks: {len(self.rows)} rows of {path} are of this card and code, and are kept")
+        done = {(row["case"], row["direction"], row["contender"]) for row in self.rows}
         failures: list[str] = []
         skipped = 0
+
+        def save() -> None:
+            state = {"copy_gb_s": rate / 1e9, "rows": self.rows, "failures": failures, "not_reached": skipped}
+            results.write_json(path, {"environment": self.environment} | state)
+            results.write_csv(self.out / "benchmark.csv", self.rows)
+
         names = contenders("cuda")
         for group in (names[:2], names[2:-1], names[-1:]):
             for case in cases("cuda"):
                 for direction in DIRECTIONS:
+                    if all((str(case), direction, name) in done for name in group):
+                        continue
                     if self.machine.now() + BENCHMARK_SECONDS > end:
                         skipped += len(group)
                         continue
@@ -227,9 +255,8 @@ class Check:
                     fields = vars(case) | {"dtype": str(case.dtype).removeprefix("torch."), "case": str(case)}
                     fields["direction"] = direction
                     self.rows += [fields | {"contender": name} | row for name, row in found.items()]
-                    state = {"copy_gb_s": rate / 1e9, "rows": self.rows, "failures": failures, "not_reached": skipped}
-                    results.write_json(self.out / "benchmark.json", {"environment": self.machine.environment()} | state)
-                    results.write_csv(self.out / "benchmark.csv", self.rows)
+                    save()
+        save()
         self.failed |= bool(failures)
         text = f"{len(self.rows)} rows, {len(failures)} failed, {skipped} not reached"
         return f"{text}; a copy moves {rate / 1e9:.0f} GB/s"
@@ -275,71 +302,6 @@ class Check:
             say(f"{name}: {found}")
 
 
-def _profile(out: Path) -> None:
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    from rmadapter_kernels import FusedRMAdapter
-
-    adapter = FusedRMAdapter(768, scale=0.001, device="cuda", backend="triton")
-    optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-3, momentum=0.9)
-    tables = []
-    for images in PROFILED:
-        for norm in (None, (None, None, 1e-5)):
-            x = torch.randn(images, 197, 768, device="cuda", dtype=torch.bfloat16)
-
-            def step(x: torch.Tensor = x, norm: Any = norm) -> None:
-                optimizer.zero_grad()
-                leaf = x.detach().requires_grad_()
-                out, loss = adapter(leaf, x, norm)
-                (out.float().square().mean() + loss.mean()).backward()
-                optimizer.step()
-
-            for _ in range(5):
-                step()
-            torch.cuda.synchronize()
-            with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-                for _ in range(5):
-                    step()
-                torch.cuda.synchronize()
-            name = f"{images}-images{'' if norm is None else '-norm'}"
-            found.export_chrome_trace(str(out / f"trace-{name}.json"))
-            table = found.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=60)
-            tables.append(f"{name}, five steps\n{table}")
-    tables.append(_host_times(adapter))
-    (out / "profile.txt").write_text("\n".join(tables), encoding="utf-8")
-
-
-def _host_times(adapter: torch.nn.Module) -> str:
-    """Microseconds of the host by call, on so few tokens that the device waits for it: what a launch costs here."""
-    x = torch.randn(16, 768, device="cuda", dtype=torch.bfloat16)
-    leaf = x.clone().requires_grad_()
-
-    def forward() -> None:
-        with torch.no_grad():
-            adapter(x, x)
-
-    def both() -> None:
-        out, loss = adapter(leaf, x)
-        torch.autograd.backward((out, loss), (out, loss))
-
-    calls: dict[str, Callable[[], Any]] = {
-        "empty_like": lambda: torch.empty_like(x), "add_": lambda: x.add_(1), "forward": forward, "both": both,
-    }  # fmt: skip
-    found = []
-    for name, call in calls.items():
-        for _ in range(50):
-            call()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(500):
-            call()
-        queued = time.perf_counter() - began
-        torch.cuda.synchronize()
-        found.append(f"{name}: {2e3 * queued:.1f} us queued, {2e3 * (time.perf_counter() - began):.1f} us done")
-    return "\n".join(found)
-
-
 def main(arguments: list[str] | None = None, machine: Machine | None = None) -> int:
     """The command; returns the exit status."""
     machine = machine or Machine()
@@ -361,9 +323,10 @@ def main(arguments: list[str] | None = None, machine: Machine | None = None) -> 
         return 2
     from bench import results
 
-    check = Check(given.out, given.minutes, given.jobs, [name for name in BUDGETS if name in asked], machine)
     given.out.mkdir(parents=True, exist_ok=True)
     facts = machine.environment()
+    steps = [name for name in BUDGETS if name in asked]
+    check = Check(given.out, given.minutes, given.jobs, steps, machine, facts)
     results.write_json(given.out / "environment.json", facts)
     say(f"{facts['device']}, torch {facts['torch']}, Triton {facts['triton']}, commit {facts['commit']}")
     check.run()
@@ -372,4 +335,6 @@ def main(arguments: list[str] | None = None, machine: Machine | None = None) -> 
 
 
 if __name__ == "__main__":
+    # As an error, so that what was started is ended too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

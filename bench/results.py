@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -16,6 +17,19 @@ from rmadapter import files
 COLUMNS = ("tokens", "d", "r", "dtype", "residual", "norm", "direction", "contender", "wall_us", "cold_us", "gb_s",
            "share_of_copy", "peak_bytes", "saved_bytes")  # fmt: skip
 
+ROOT = Path(__file__).resolve().parents[1]
+# What rows of one file have to have in common, of their environment.
+SAME = ("device", "uuid", "torch", "triton", "code")
+
+
+def code() -> str:
+    """A hash of the operator and of how it is measured: tells what a commit does not, or where there is none."""
+    sources = [*(ROOT / "rmadapter_kernels").rglob("*.py"), *(ROOT / "rmadapter_kernels" / "triton").rglob("*.json")]
+    digest = hashlib.sha256()
+    for path in sorted([*sources, *(ROOT / "bench" / f"{name}.py" for name in ("cases", "measure"))]):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
 
 def environment() -> dict[str, Any]:
     """What the numbers were measured with."""
@@ -28,6 +42,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _output("git", "rev-parse", "HEAD"),
         "changed_files": len((_output("git", "status", "--porcelain") or "").splitlines()),
+        "code": code(),
         "device": None,
     }
     if torch.cuda.is_available():
@@ -35,6 +50,7 @@ def environment() -> dict[str, Any]:
         fields = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,mig.mode.current"
         found |= {
             "device": properties.name,
+            "uuid": str(properties.uuid),
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
@@ -70,6 +86,16 @@ def _output(*command: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def rows_to_keep(path: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of ``path``; none where it is of another card or of other code than environment ``here``."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    there = state["environment"]
+    return state["rows"] if all(there.get(name) == here.get(name) for name in SAME) else []
 
 
 def write_json(path: Path, values: Any) -> None:

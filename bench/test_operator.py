@@ -35,6 +35,7 @@ def test_operator(benchmark, kind: str, case: Case, direction: str, contender: s
     benchmark.group = f"{kind} {case} {direction}"
     if kind == "cpu" and contender == "triton":
         pytest.skip("the interpreter is not measured")
+    torch._dynamo.reset()
     step = Step(contender, case, torch.device(kind))
     check(step, case, direction)
 

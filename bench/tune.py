@@ -3,7 +3,8 @@
 python -m bench.tune --out results [--minutes 60] [--dtype bf16,tf32,ieee] [--d 768] [--r 32] [--kernel forward]
 python -m bench.tune --out results --print        # the table of what has been measured, no device needed
 
-Each configuration is checked against the definition before it is timed: the operator's GPU time from a CUDA graph over
+Each configuration is checked against the definition before it is timed, with weights that were prepared and with
+others: the operator's GPU time from a CUDA graph over
 inputs that L2 does not hold, at one number of tokens for each bucket of the table. tune.json holds every row (tune.csv
 the same); a run with the same --out goes on from it. The most telling problems come first, and of each the candidates
 in the order of the model's times.
@@ -30,7 +31,7 @@ from typing import Any, Protocol
 import torch
 
 from bench import results
-from bench.tune_device import KINDS, TOKENS, DeviceLostError, Group, OnCuda
+from bench.tune_device import KINDS, TOKENS, DeviceLostError, Group, OnCuda, OutOfTimeError
 from rmadapter_kernels.triton import devices, tuning
 from rmadapter_kernels.triton.devices import Device
 from rmadapter_kernels.triton.tuning import (
@@ -89,7 +90,12 @@ class Bench(Protocol):
         """Configurations of ``group`` are measured next."""
 
     def measure(self, group: Group, config: Config) -> dict[int, float]:
-        """Seconds by bucket; raises where the configuration fails or gives other results than the definition."""
+        """Seconds by bucket; raises where the configuration fails or gives other results than the definition.
+
+        Raises:
+            OutOfTimeError: there was no time to find out.
+            DeviceLostError: nothing more can be measured in this process.
+        """
 
 
 def rows_of(group: Group, config: Config, seconds: dict[int, float], outcome: str) -> list[dict[str, Any]]:
@@ -128,12 +134,14 @@ def sweep(chosen: list[Group], device: Device, bench: Bench, rows: list[dict[str
         if missing and time_left() > 0:
             bench.prepare(group)
         for place, config in enumerate(missing, 1):
-            if time_left() <= 0:
-                say(f"out of time at {group}, {place - 1} of {len(missing)} configurations; run again to go on")
-                return False
             seconds, outcome, lost = {}, MEASURED, None
             try:
+                if time_left() <= 0:
+                    raise OutOfTimeError
                 seconds = bench.measure(group, config)
+            except OutOfTimeError:
+                say(f"out of time at {group}, {place - 1} of {len(missing)} configurations; run again to go on")
+                return False
             except Exception as error:  # what fails is a finding, and no entry
                 outcome = f"{type(error).__name__}: {error}"[:300]
                 lost = error if isinstance(error, DeviceLostError) else None
@@ -258,18 +266,21 @@ def main(arguments: list[str] | None = None) -> int:
         results.write_json(path, state)
         results.write_csv(given.out / "tune.csv", state["rows"], COLUMNS)
 
-    bench = OnCuda(given.jobs)
+    def time_left() -> float:
+        return end - time.monotonic()
+
+    bench = OnCuda(given.jobs, time_left)
     try:
-        sweep(chosen, device, bench, state["rows"], most=given.most, time_left=lambda: end - time.monotonic(),
-              save=save, say=lambda text: print(text, flush=True))  # fmt: skip
+        sweep(chosen, device, bench, state["rows"], most=given.most, time_left=time_left, save=save,
+              say=lambda text: print(text, flush=True))  # fmt: skip
     except DeviceLostError as error:
         raise SystemExit(f"the device's context is lost: {error}; run again to go on behind it") from error
     finally:
         bench.close()
-    found = _table(state, given.least_gain)
-    path = given.out / table_name(device.name)
-    results.write_json(path, found)
-    print(f"{path}: {len(found['entries'])} entries")
+        found = _table(state, given.least_gain)
+        path = given.out / table_name(device.name)
+        results.write_json(path, found)
+        print(f"{path}: {len(found['entries'])} entries")
     return 0
 
 

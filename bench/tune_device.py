@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ KINDS = {"bf16": (torch.bfloat16, ""), "fp16": (torch.float16, ""), "tf32": (tor
          "ieee": (torch.float32, "ieee")}  # fmt: skip
 # Seconds of a configuration's calls before one counts: the one before it has left the device busy.
 BUSY = 0.05
-# The least tokens of the buckets for which weights are prepared.
-FEW_PREPARED = 6304
+# The least tokens of the buckets for which weights are prepared, and as many for a check with a block that is not full.
+FEW_PREPARED, CHECKED_PREPARED = 3152, 3150
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,20 @@ class DeviceLostError(RuntimeError):
     """A kernel has left the device's context unusable: whatever came after it in this process would fail too."""
 
 
-class Inputs:
-    """Tensors of the operator for one group and number of tokens, in as many sets as L2 cannot hold."""
+class OutOfTimeError(RuntimeError):
+    """A configuration was not compiled before the time was over: nothing is known of it."""
 
-    def __init__(self, group: Group, tokens: int, device: torch.device):
+
+class Inputs:
+    """Tensors of the operator for one group and number of tokens, in as many sets as L2 cannot hold, or in ``sets``."""
+
+    def __init__(self, group: Group, tokens: int, device: torch.device, sets: int | None = None):
         dtype, _ = KINDS[group.kind]
         adapter = FusedRMAdapter(group.d, bottleneck=group.r, device=device)
         weights = [getattr(adapter, name).detach() for name in WEIGHTS]
         self.rest = (None, None, None, *weights, SCALE, "gelu", "l2", True, 1.0)
         self.forward = group.kernel == "forward"
-        sets = 1
-        if device.type == "cuda":
+        if sets is None:
             sets = measure.rotations(2 * tokens * group.d * dtype.itemsize)
         draw = torch.randn(sets, 2, tokens, group.d, device=device).to(dtype)
         self.sets = [tuple(pair.unbind()) for pair in draw]
@@ -97,25 +101,32 @@ class Inputs:
         ]
 
 
-def check_case(group: Group) -> Case:
-    """What each configuration is checked on: its last block of rows is not full."""
-    return Case(300, group.d, group.r, KINDS[group.kind][0], norm=True)
+def check_cases(group: Group) -> list[Case]:
+    """What each configuration is checked on, as its kernels take few tokens and as they take many; the last block of
+    rows is not full."""
+    dtype = KINDS[group.kind][0]
+    return [Case(300, group.d, group.r, dtype, norm=True), Case(CHECKED_PREPARED, group.d, group.r, dtype)]
 
 
 def compile_on_device(group: Group, config: Config) -> None:
     """In a worker: what is measured, on few tokens, leaves the compiled kernels in Triton's cache."""
     cuda = torch.device("cuda")
     with fp32_precision(group.kind), in_force(group, config), suppress(Exception):  # measured, it fails again
-        Step("triton", check_case(group), cuda).both()
+        for case in check_cases(group):
+            Step("triton", case, cuda).both()
         for tokens in (64, FEW_PREPARED):
-            Inputs(group, tokens, cuda).calls()[0]()
+            Inputs(group, tokens, cuda, sets=1).calls()[0]()
 
 
 class OnCuda:
-    """Measures on the current CUDA device; kernels are compiled ahead in ``jobs`` processes."""
+    """Measures on the current CUDA device; kernels are compiled ahead in ``jobs`` processes.
 
-    def __init__(self, jobs: int):
-        self.pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    Args:
+        time_left: seconds that a compilation is waited for.
+    """
+
+    def __init__(self, jobs: int, time_left: Callable[[], float] = lambda: math.inf):
+        self.pool, self.time_left = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")), time_left
         self.inputs: dict[int, Inputs] = {}
         self.ahead: dict[tuple[Group, Config], Any] = {}
 
@@ -129,9 +140,11 @@ class OnCuda:
         self.inputs.update({bucket: Inputs(group, t, torch.device("cuda")) for bucket, t in TOKENS.items()})
 
     def measure(self, group: Group, config: Config) -> dict[int, float]:
-        """Checked on 300 tokens, whose last block is not full, then timed in every bucket."""
-        with suppress(Exception):  # a lost worker costs time and nothing else
-            self.ahead[group, config].result()
+        """Checked, then timed in every bucket."""
+        # A lost worker costs time and nothing else.
+        left = self.time_left()
+        if wait([self.ahead[group, config]], None if math.isinf(left) else max(0.0, left)).not_done:
+            raise OutOfTimeError
         try:
             return self._measure(group, config)
         except Exception as error:
@@ -143,11 +156,13 @@ class OnCuda:
 
     def _measure(self, group: Group, config: Config) -> dict[int, float]:
         with fp32_precision(group.kind), in_force(group, config):
-            case = check_case(group)
-            check(Step("triton", case, torch.device("cuda")), case, "both")
+            for case in check_cases(group):
+                check(Step("triton", case, torch.device("cuda")), case, "both")
             with torch.no_grad():
                 return {bucket: measure.graph_seconds(own.calls(), 10, BUSY) for bucket, own in self.inputs.items()}
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, whatever they are at: what is lost is compiled again when it is measured."""
+        for process in active_children():
+            process.kill()
         self.pool.shutdown(cancel_futures=True)

@@ -34,7 +34,12 @@ def test_the_second_step_of_each_problem_counts():
         counters.rows_of(printed(step * 2), [(1, True), (2, True)])
 
 
-def test_without_a_device_nothing_is_counted(tmp_path, capsys, monkeypatch):
+def test_without_a_device_or_ncu_nothing_is_counted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(counters.torch.cuda, "is_available", lambda: False)
     assert counters.main(["--out", str(tmp_path)]) == 2
-    assert "nothing was counted" in capsys.readouterr().out
+    assert "no CUDA device is here" in capsys.readouterr().out
+    monkeypatch.setattr(counters.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(counters.shutil, "which", lambda name: None)
+    assert counters.main(["--out", str(tmp_path)]) == 2
+    assert "ncu is not here" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

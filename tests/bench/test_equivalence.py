@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SMALL_CONFIG, run_config, small_clip
 from safetensors.torch import save_file
 
 from bench import equivalence
 from rmadapter import RMAdapterConfig
 from rmadapter_kernels import available_backends
+from rmadapter_kernels.calls import BackendStatus
 
 # Towers of a width that every backend takes.
 CONFIG = SMALL_CONFIG | {
@@ -94,3 +96,15 @@ def test_a_variant_that_is_not_there_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         equivalence.main(["--out", str(tmp_path), "--variants", "eager/fp32,fast/fp32"])
     assert "--variants has 'fast/fp32'; valid: BACKEND/PRECISION" in capsys.readouterr().err
+
+
+def test_on_a_gpu_the_cpu_backend_is_refused_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    """Its tensors would be on the GPU: by default it is not among the variants."""
+    monkeypatch.setattr(equivalence, "resolve_device", lambda name: torch.device("cuda"))
+    there = {"triton": BackendStatus(True, ""), "cpu": BackendStatus(True, ""), "eager": BackendStatus(True, "")}
+    monkeypatch.setattr(equivalence, "available_backends", lambda: there)
+    assert equivalence.backends_here() == ["triton", "eager"]
+    with pytest.raises(SystemExit):
+        equivalence.main(["--out", str(tmp_path), "--variants", "eager/fp32,cpu/fp32"])
+    said = capsys.readouterr().err
+    assert "--variants has 'cpu/fp32'; valid: BACKEND/PRECISION, of the backends triton, eager" in said

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,11 +13,11 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is for Linux alone")
 
-from bench import gpu_check, measure
-from bench.cases import Case, cases
+from bench import gpu_check, measure, results
+from bench.cases import Case, cases, contenders
 
-SLOW_STEPS = {"compile_ahead": 55, "--shard": 145, "compute-sanitizer": 145, "bench.tune": 50}
-ENVIRONMENT = {"device": "Stub", "torch": "2", "triton": "3", "commit": "abc"}
+SLOW_STEPS = {"compile_ahead": 55, "--shard": 185, "compute-sanitizer": 185, "bench.tune": 45}
+ENVIRONMENT = {"device": "Stub", "uuid": "1", "torch": "2", "triton": "3", "code": "0f", "commit": "abc"}
 
 
 class Stub(gpu_check.Machine):
@@ -28,7 +32,7 @@ class Stub(gpu_check.Machine):
     def __init__(self, seconds=None, statuses=None, contest_seconds=5.0, tools=True, fails=()):
         self.time, self.seconds, self.statuses = 0.0, seconds or {}, statuses or {}
         self.contest_seconds, self.tools, self.fails = contest_seconds, tools, fails
-        self.commands, self.contests = [], []
+        self.commands, self.contests, self.asked = [], [], 0
 
     def now(self):
         return self.time
@@ -62,6 +66,7 @@ class Stub(gpu_check.Machine):
         return 3e12
 
     def environment(self):
+        self.asked += 1
         return ENVIRONMENT
 
     def profile(self, out):
@@ -122,15 +127,16 @@ def test_a_minute_is_not_enough(minutes, status, tmp_path):
 
 
 def test_a_failing_test_or_row_is_a_failure(tmp_path, capsys):
-    assert run(Stub(statuses={"--shard 3/12": 1}), tmp_path) == 1
-    assert "FAILED: status 1" in capsys.readouterr().out
-    assert run(Stub(statuses={"--shard 3/12": 5}), tmp_path) == 0  # a process without a test
-    assert run(Stub(statuses={"bench.tune": 1}), tmp_path) == 0  # a sweep is a finding
     first = cases("cuda")[0]
     machine = Stub(fails=[(first, "forward")])
     assert run(machine, tmp_path) == 1
     assert "out: error 0.5" in (tmp_path / "failures.log").read_text()
     assert len(machine.contests) > 1
+    steps = ["--steps", "tests,sweep"]
+    assert run(Stub(statuses={"--shard 3/12": 1}), tmp_path, *steps) == 1
+    assert "FAILED: status 1" in capsys.readouterr().out
+    assert run(Stub(statuses={"--shard 3/12": 5}), tmp_path, *steps) == 0  # a process without a test
+    assert run(Stub(statuses={"bench.tune": 1}), tmp_path, *steps) == 0  # a sweep is a finding
 
 
 def test_the_most_telling_benchmarks_come_first(tmp_path):
@@ -141,9 +147,46 @@ def test_the_most_telling_benchmarks_come_first(tmp_path):
     assert names == sorted(names, key=[("triton", "compile"), ("eager", "autograd"), ("compile-max",)].index)
     assert machine.contests[0][1:] == (Case(65536), "forward")
     machine = Stub({"-m pytest": 10_000}, contest_seconds=12.0)
-    run(machine, tmp_path)
+    run(machine, tmp_path / "slow")
     assert {names for names, _, _ in machine.contests} == {("triton", "compile")}
     assert {case.tokens for _, case, _ in machine.contests} >= {65536, 6304}
+
+
+def test_benchmarks_go_on_where_an_earlier_call_has_left_them(tmp_path, capsys, monkeypatch):
+    """On the same card with the same code; nvidia-smi and git are asked once, not at every row."""
+    first = cases("cuda")[0]
+    before, again = Stub(contest_seconds=11, fails=[(first, "both")]), Stub(contest_seconds=11)
+    command = ["--steps", "benchmarks", "--minutes", "3"]
+    assert run(before, tmp_path, *command) == 1
+    assert before.asked == 1
+    kept = json.loads((tmp_path / "benchmark.json").read_text())
+    reached = len(kept["rows"]) + 2 * len(kept["failures"])
+    assert reached == 2 * len(before.contests)
+    assert kept["not_reached"] == 3 * len(cases("cuda")) * len(contenders("cuda")) - reached > 0
+    assert run(again, tmp_path, *command) == 0
+    said = f"{len(kept['rows'])} rows of {tmp_path / 'benchmark.json'} are of this card and code"
+    assert said in capsys.readouterr().out
+    assert set(before.contests) & set(again.contests) == {(("triton", "compile"), first, "both")}
+    assert len(json.loads((tmp_path / "benchmark.json").read_text())["rows"]) == reached - 2 + 2 * len(again.contests)
+    for name in ("device", "uuid", "torch", "triton", "code"):
+        monkeypatch.setitem(ENVIRONMENT, name, "another")
+        anew = Stub(contest_seconds=11)
+        assert run(anew, tmp_path, *command, "--minutes", "0.5") == 0
+        assert 0 < len(anew.contests) == len(set(anew.contests) & set(before.contests))
+        assert "0 rows of" in capsys.readouterr().out
+
+
+def test_what_the_code_is_is_told_by_its_bytes(tmp_path, monkeypatch):
+    """Where a copy of the tree has no commit, too."""
+    for name in ("rmadapter_kernels/triton/plans.py", "bench/cases.py", "bench/measure.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    found = {results.code()}
+    for name in ("rmadapter_kernels/triton/plans.py", "bench/measure.py"):
+        (tmp_path / name).write_text("another")
+        found.add(results.code())
+    assert len(found) == 3
 
 
 def test_without_a_device_or_tools(tmp_path, capsys, monkeypatch):
@@ -176,6 +219,73 @@ def test_processes_run_at_the_same_time_and_are_ended(tmp_path):
     commands[2] = [here, "-c", "import time; time.sleep(60)"]
     assert machine.run(commands, logs, 3.0) == [0, 3, None]
     assert logs[0].read_text() == "done\n"
+
+
+def test_what_is_told_to_end_ends_what_it_has_started(tmp_path, monkeypatch):
+    """They are in groups of their own, and would go on to use the device."""
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            started.append(self)
+
+        def wait(self, timeout=None):
+            if timeout is not None:
+                raise KeyboardInterrupt
+            return super().wait()
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", Interrupted)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.Machine().run([command] * 2, [tmp_path / "0.log", tmp_path / "1.log"], 50.0)
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
+
+
+def test_processes_beside_each_other_have_a_thread_each(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = [sys.executable, "-c", "import os; print(os.environ.get('OMP_NUM_THREADS'))"]
+    logs = [tmp_path / f"{i}.log" for i in range(2)]
+    gpu_check.Machine().run([command] * 2, logs, 30.0)
+    assert [log.read_text() for log in logs] == ["1\n"] * 2
+    gpu_check.Machine().run([command], logs[:1], 30.0)
+    assert logs[0].read_text() == "None\n"
+
+
+class FakeDevice:
+    """Events of a device that has worked off what lies before them after so many cycles' time."""
+
+    def __init__(self, launch_cycles: int):
+        self.launch_cycles, self.backlogs = launch_cycles, []
+
+    def put_in(self, monkeypatch):
+        monkeypatch.setattr(measure.torch.cuda, "_sleep", self.backlogs.append)
+        monkeypatch.setattr(measure.torch.cuda, "Event", lambda enable_timing: self)
+        return self
+
+    def record(self):
+        pass
+
+    synchronize = record
+
+    def query(self):
+        return self.backlogs[-1] < self.launch_cycles
+
+    def elapsed_time(self, other):
+        return 5.0
+
+
+def test_a_graph_that_the_device_has_waited_for_does_not_count(monkeypatch):
+    """Its launch takes longer than the work it was queued behind: it is queued again behind more."""
+    quick, slow = FakeDevice(1_000).put_in(monkeypatch), FakeDevice(5_000_000)
+    assert measure.timed_once(lambda: None) == 0.005
+    assert quick.backlogs == [measure.BACKLOG_CYCLES]
+    slow.put_in(monkeypatch)
+    assert measure.timed_once(lambda: None) == 0.005
+    assert slow.backlogs == [measure.BACKLOG_CYCLES, 4 * measure.BACKLOG_CYCLES]
+    FakeDevice(10**12).put_in(monkeypatch)
+    with pytest.raises(measure.WrongMeasurementError, match="the device waits for a graph"):
+        measure.timed_once(lambda: None)
 
 
 def test_l2_is_cold_at_every_number_of_tokens():

@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import math
+import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,59 @@ def test_a_lost_device_ends_the_sweep_and_the_next_goes_on_behind_it(tune):
     assert [config for _, config in bench.measured] == configs[2:]
 
 
+def test_what_was_not_compiled_in_time_is_measured_by_the_next_sweep(tune):
+    (group,) = tune.groups(["bf16"], [768], [32], ["forward"])
+    configs = tune.configurations(group, DEVICE, 6)
+    rows = []
+    whole, said = sweep(tune, [group], Fake(tune, failing={configs[1]: tune.OutOfTimeError()}), rows)
+    assert not whole
+    assert "out of time at forward bf16 D=768 r=32, 1 of" in said[-1]
+    assert [tune.config_of(row) for row in rows[:: len(tune.TOKENS)]] == configs[:1]
+    bench = Fake(tune)
+    assert sweep(tune, [group], bench, rows)[0]
+    assert [config for _, config in bench.measured] == configs[1:]
+
+
+def test_a_compilation_is_waited_for_as_long_as_there_is_time_and_left_behind(tune):
+    """Workers are ended while they compile."""
+    from bench import tune_device
+
+    began = time.monotonic()
+    (group,) = tune.groups(["bf16"], [768], [32], ["forward"])
+    config = tune.configurations(group, DEVICE, 1)[0]
+    bench = tune_device.OnCuda(1, time_left=lambda: 0.1)
+    bench.ahead[group, config] = bench.pool.submit(time.sleep, 600)
+    with pytest.raises(tune.OutOfTimeError):
+        bench.measure(group, config)
+    bench.close()
+    assert time.monotonic() - began < 60
+
+
+def test_a_configuration_is_checked_with_prepared_weights_and_without(tune, monkeypatch):
+    """As the buckets take them: a product may be wrong in one alone."""
+    from bench import tune_device
+
+    checked = []
+    monkeypatch.setattr(tune_device, "Step", lambda name, case, device: case)
+    monkeypatch.setattr(tune_device, "check", lambda step, case, direction: checked.append((step, direction)))
+    bench = tune_device.OnCuda(1)
+    try:
+        for group in tune.groups(["bf16"], [768], [32], tuning.KERNELS):
+            bench.ahead[group, Config(32, 64, 4, 3)] = done = Future()
+            done.set_result(None)
+            assert bench.measure(group, Config(32, 64, 4, 3)) == {}
+            cases, directions = zip(*checked, strict=True)
+            assert {tuning.worth_preparing(case.tokens) for case in cases} == {
+                tuning.worth_preparing(tokens) for tokens in tune.TOKENS.values()
+            }
+            assert set(directions) == {"both"}
+            assert all(case.tokens % 16 and {case.d, case.r} == {768, 32} for case in cases)
+            checked.clear()
+    finally:
+        bench.close()
+    assert tuning.worth_preparing(tune_device.FEW_PREPARED)
+
+
 def test_the_forward_with_a_norm_which_was_not_measured_is_launched_as_the_model_has_it(monkeypatch):
     here, measured = dataclasses.replace(DEVICE, name="Test GPU"), tuning.Config(128, 32, 8, 5)
     for kernel in tuning.KERNELS:
@@ -193,10 +248,10 @@ def test_the_configuration_under_test_is_the_one_that_is_launched(tune, kernel):
     record = []
     with dry_launches(record):
         with tune_device.in_force(group, config):
-            for call in tune_device.Inputs(group, 40, torch.device("cpu")).calls():
+            for call in tune_device.Inputs(group, 40, torch.device("cpu"), sets=1).calls():
                 call()
             assert tuning.is_forced(kernel)
-        for call in tune_device.Inputs(group, 40, torch.device("cpu")).calls():
+        for call in tune_device.Inputs(group, 40, torch.device("cpu"), sets=1).calls():
             call()
     names = {"forward": "forward_kernel", "rows": "backward_rows_kernel", "weights": "backward_weights_kernel"}
     found = []
@@ -229,7 +284,7 @@ def test_command(tune, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
     monkeypatch.setattr(tune.results, "environment", dict)
     monkeypatch.setattr(devices, "device_of", lambda index: dataclasses.replace(DEVICE, name="Test GPU"))
-    monkeypatch.setattr(tune, "OnCuda", lambda jobs: fake)
+    monkeypatch.setattr(tune, "OnCuda", lambda jobs, time_left: fake)
     command = ["--out", str(tmp_path), "--dtype", "bf16", "--d", "768", "--r", "32", "--most", "4"]
     assert tune.main(command) == 0
     count = len(fake.measured)
@@ -238,6 +293,12 @@ def test_command(tune, monkeypatch, tmp_path, capsys):
         assert len(list(csv.DictReader(file))) == len(state["rows"]) == count * len(tune.TOKENS)
     assert tune.main(command) == 0
     assert len(fake.measured) == count
+    (tmp_path / "Test-GPU.json").unlink()
+    fake.failing = dict.fromkeys(tune.configurations(*tune.groups(["bf16"], [768], [16], ["rows"]), DEVICE, 4))
+    fake.failing |= dict.fromkeys(fake.failing, tune.DeviceLostError("illegal address"))
+    with pytest.raises(SystemExit, match="the device's context is lost: illegal address; run again to go on behind it"):
+        tune.main([*command, "--r", "16", "--kernel", "rows"])
+    assert (tmp_path / "Test-GPU.json").exists()  # of what there was
     capsys.readouterr()
     assert tune.main(["--out", str(tmp_path), "--print"]) == 0
     assert json.loads(capsys.readouterr().out)["measured_with"]["device"] == "Test GPU"
