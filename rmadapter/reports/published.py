@@ -53,8 +53,8 @@ SETTING = f"{WEIGHTS}, 16 shots"
 MODEL = ("ViT-B-16", "openai")
 NOT_OURS = "these numbers are the papers', not measured here."
 PRECISION_NOTE = (
-    "The originals of CoOp, CoCoOp, KgCoOp and ProGrad keep what they train in fp16, those of IVLP, MaPLe, PromptSRC and "
-    "CoPrompt a part of it; here it is fp32."
+    "The originals of CoOp, CoCoOp, KgCoOp and ProGrad keep what they train in fp16, those of IVLP, MaPLe, PromptSRC "
+    "and CoPrompt a part of it; here it is fp32."
 )
 
 BASE_NEW_MEAN: dict[str, BaseNew] = {
