@@ -6,7 +6,8 @@ Environment; the tests marked gpu in parallel processes, the most telling first,
 case that runs every kernel; benchmarks, compiled ahead in parallel, the most telling first, with triton and
 torch.compile before the others; profiles of training steps and the host's time of a call; the beginning of a sweep of
 launch configurations; a short table last. What needs no GPU is not here: bench.machine_code, bench.plot.
-Benchmarks and sweep go on where an earlier call with the same --out has left them, on the same card with the same code.
+Benchmarks go on where an earlier call with the same --out has left them, on the same card with the same code; the sweep
+on any card of that name, with the same Triton and kernels.
 Needs torch, Triton, numpy and pytest; what needs more is left out with a line that says so.
 
 Ends with 1 where a test, a sanitizer or a correctness check fails or runs out of time, with 2 where there is no CUDA
@@ -140,14 +141,16 @@ class Check:
         minutes: time for everything.
         jobs: processes at a time.
         steps: of ``BUDGETS``, in their order.
+
+    Attributes:
         environment: the machine's.
     """
 
-    def __init__(self, out: Path, minutes: float, jobs: int, steps: Sequence[str], machine: Machine,
-                 environment: dict[str, Any]):  # fmt: skip
-        self.out, self.machine, self.jobs, self.steps, self.environment = out, machine, jobs, steps, environment
+    def __init__(self, out: Path, minutes: float, jobs: int, steps: Sequence[str], machine: Machine):
+        self.out, self.machine, self.jobs, self.steps = out, machine, jobs, steps
         self.scale = minutes * 60 / sum(BUDGETS[step] for step in steps)
         self.end = machine.now() + 60 * minutes
+        self.environment = machine.environment()
         self.failed = False
         self.rows: list[dict[str, Any]] = []
 
@@ -223,16 +226,17 @@ class Check:
 
         end = self.machine.now() + self.budget("benchmarks")
         rate = self.machine.copy_rate()
-        path = self.out / "benchmark.json"
-        self.rows = results.rows_to_keep(path, self.environment)
+        path, log = self.out / "benchmark.json", self.out / "failures.log"
+        log.unlink(missing_ok=True)
         if path.exists():
+            self.rows = results.rows_to_keep(path, self.environment)
             say(f"benchmarks: {len(self.rows)} rows of {path} are of this card and code, and are kept")
         done = {(row["case"], row["direction"], row["contender"]) for row in self.rows}
         failures: list[str] = []
         skipped = 0
 
         def save() -> None:
-            state = {"copy_gb_s": rate / 1e9, "rows": self.rows, "failures": failures, "not_reached": skipped}
+            state = {"rows": self.rows, "failures": failures, "not_reached": skipped}
             results.write_json(path, {"environment": self.environment} | state)
             results.write_csv(self.out / "benchmark.csv", self.rows)
 
@@ -250,10 +254,10 @@ class Check:
                     except Exception as error:  # a row that fails is a finding; the others still count
                         failures.append(f"{case} {direction} {group}: {type(error).__name__}: {error}")
                         text = "\n".join([*failures, traceback.format_exc()])
-                        (self.out / "failures.log").write_text(text, encoding="utf-8")
+                        log.write_text(text, encoding="utf-8")
                         continue
                     fields = vars(case) | {"dtype": str(case.dtype).removeprefix("torch."), "case": str(case)}
-                    fields["direction"] = direction
+                    fields |= {"direction": direction, "copy_gb_s": rate / 1e9}
                     self.rows += [fields | {"contender": name} | row for name, row in found.items()]
                     save()
         save()
@@ -266,7 +270,9 @@ class Check:
         again = f"python -m bench.tune --out {self.out} goes on"
         if self.left < 30:
             return f"left out: {self.left:.0f} s are left; {again}"
-        minutes = f"{self.left / 60 - 0.25:.2f}"
+        minutes = (
+            f"{self.left / 60 - 0.4:.2f}"  # before and after it: torch's import, the last configuration, the table
+        )
         command = [sys.executable, "-m", "bench.tune", "--out", str(self.out), "--minutes", minutes]
         (status,) = self.machine.run([command], [self.out / "tune.log"], self.left)
         how = {0: "", None: ", out of time"}.get(status, f", ended with {status}: tune.log")
@@ -324,9 +330,8 @@ def main(arguments: list[str] | None = None, machine: Machine | None = None) -> 
     from bench import results
 
     given.out.mkdir(parents=True, exist_ok=True)
-    facts = machine.environment()
-    steps = [name for name in BUDGETS if name in asked]
-    check = Check(given.out, given.minutes, given.jobs, steps, machine, facts)
+    check = Check(given.out, given.minutes, given.jobs, [name for name in BUDGETS if name in asked], machine)
+    facts = check.environment
     results.write_json(given.out / "environment.json", facts)
     say(f"{facts['device']}, torch {facts['torch']}, Triton {facts['triton']}, commit {facts['commit']}")
     check.run()

@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ COLUMNS = ("tokens", "d", "r", "dtype", "residual", "norm", "direction", "conten
 
 ROOT = Path(__file__).resolve().parents[1]
 # What rows of one file have to have in common, of their environment.
-SAME = ("device", "uuid", "torch", "triton", "code")
+SAME = ("device", "uuid", "torch", "triton", "code", "table")
 
 
 def code() -> str:
@@ -51,6 +52,7 @@ def environment() -> dict[str, Any]:
         found |= {
             "device": properties.name,
             "uuid": str(properties.uuid),
+            "table": _table(properties.name),
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
@@ -88,14 +90,31 @@ def _output(*command: str) -> str | None:
         return None
 
 
+def _table(device: str) -> str:
+    """A hash of the configurations that launches take from tables, the user's too."""
+    from rmadapter_kernels.triton.tuning import table_of
+
+    return hashlib.sha256(repr(sorted(table_of(device).items())).encode()).hexdigest()[:16]
+
+
 def rows_to_keep(path: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of ``path``; none where it is of another card or of other code than environment ``here``."""
+    """The rows of ``path``; none where they are of another card or of other code than environment ``here``.
+
+    Such a file, and one that is damaged, gets a name beside it, since ``path`` is written anew.
+    """
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
+        there, rows = state["environment"], state["rows"]
+        same = all(name in there and there[name] == here.get(name) for name in SAME)
     except FileNotFoundError:
         return []
-    there = state["environment"]
-    return state["rows"] if all(there.get(name) == here.get(name) for name in SAME) else []
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if same:
+        return rows
+    names = (path.with_name(f"{path.stem}-before{number}{path.suffix}") for number in count(1))
+    path.replace(next(name for name in names if not name.exists()))
+    return []
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -4,10 +4,9 @@ python -m bench.tune --out results [--minutes 60] [--dtype bf16,tf32,ieee] [--d 
 python -m bench.tune --out results --print        # the table of what has been measured, no device needed
 
 Each configuration is checked against the definition before it is timed, with weights that were prepared and with
-others: the operator's GPU time from a CUDA graph over
-inputs that L2 does not hold, at one number of tokens for each bucket of the table. tune.json holds every row (tune.csv
-the same); a run with the same --out goes on from it. The most telling problems come first, and of each the candidates
-in the order of the model's times.
+others: the operator's GPU time from a CUDA graph over inputs that L2 does not hold, at one number of tokens for each
+bucket of the table. tune.json holds every row (tune.csv the same); a run with the same --out goes on from it. The most
+telling problems come first, and of each the candidates in the order of the model's times.
 
 The table, DEVICE.json, is taken from rmadapter_kernels/triton/measured/ (for everybody) or from RMADAPTER_CACHE,
 ~/.cache/rmadapter (for yourself): put it there.
@@ -278,9 +277,9 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         bench.close()
         found = _table(state, given.least_gain)
-        path = given.out / table_name(device.name)
-        results.write_json(path, found)
-        print(f"{path}: {len(found['entries'])} entries")
+        table = given.out / table_name(device.name)
+        results.write_json(table, found)
+        print(f"{table}: {len(found['entries'])} entries")
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -163,6 +163,6 @@ class OnCuda:
 
     def close(self) -> None:
         """End the workers, whatever they are at: what is lost is compiled again when it is measured."""
-        for process in active_children():
+        for process in list((self.pool._processes or {}).values()):  # kill_workers() from Python 3.14 on
             process.kill()
         self.pool.shutdown(cancel_futures=True)

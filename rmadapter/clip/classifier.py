@@ -69,10 +69,13 @@ class CLIPClassifier(nn.Module):
         return None
 
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
-        """Classify among these names from now on; the weights stay."""
-        self.class_names = list(class_names)
-        self.template = template
-        self.prompts = self.prompts_of(template)
+        """Classify among these names from now on; the weights stay.
+
+        Raises:
+            InputError: a prompt that is too long; the model is as it was.
+        """
+        prompts = self.prompts_of(template, class_names)
+        self.class_names, self.template, self.prompts = list(class_names), template, prompts
 
     @contextlib.contextmanager
     def answering_elsewhere(self) -> Iterator[None]:
@@ -106,9 +109,12 @@ class CLIPClassifier(nn.Module):
         if strength != 1:
             raise InputError(f"strength is {strength!r}, but {self.strength_obstacle}; valid: 1, or an adapter")
 
-    def prompts_of(self, template: str, learned: PromptConfig | None = None) -> Prompts:
-        """The classes' prompts by ``template``, with the learned tokens in them, on the model's device."""
-        prompts = make_prompts(self.clip, self.tokenizer, self.class_names, template, trim=self.trim, learned=learned)
+    def prompts_of(
+        self, template: str, class_names: Sequence[str] | None = None, learned: PromptConfig | None = None
+    ) -> Prompts:
+        """Prompts by ``template`` of these classes or its own, with ``learned`` tokens, on the model's device."""
+        names = self.class_names if class_names is None else class_names
+        prompts = make_prompts(self.clip, self.tokenizer, names, template, trim=self.trim, learned=learned)
         return prompts.to(self.clip.logit_scale.device)
 
     def written(self, texts: Sequence[str]) -> Prompts:

@@ -259,11 +259,11 @@ def run_eval(
 def _template(info: AdapterInfo, data: ImageData, elsewhere: bool) -> str | None:
     """The adapter's prompt; on another data set than its own, where that was the published one, that data set's.
 
-    Padded learned tokens stand in the place of all words in front of the name: of another data set's prompt the words
-    behind it alone would be left, which ProGrad has nowhere.
+    Learned words are the prompt, here as in the originals. They stand in the place of the words in front of the name:
+    of another data set's prompt those behind it alone would be left, or there would be no room for them.
     """
     settings = (info.training or {}).get("settings") or {}
-    published = settings.get("template") == PUBLISHED and info.config.prompt.init != "padded"
+    published = settings.get("template") == PUBLISHED and not info.config.prompt.text_tokens
     return zeroshot_template(data.name) if elsewhere and published else info.template
 
 

@@ -97,19 +97,20 @@ class AdaptedClassifier(CLIPClassifier):
         """Classify among these names from now on; what is trained stays.
 
         Raises:
-            InputError: a name that a tuner has nothing of.
+            InputError: a name that a tuner has nothing of, a prompt that is too long or has no room for the learned
+                words; the model is as it was.
         """
-        bound = self.adapted.classes
+        bound, learned = self.adapted.classes, self.adapted.tuned.prompt
+        prompts = self.prompts_of(template, class_names, learned) if learned.text_tokens else None
         if bound is not None:
             rows = rows_of(list(class_names), bound, "the adapter, which has something of each class,")
             for tuner in self.adapted.tuners:
                 tuner.set_rows(rows)
         super().set_classes(class_names, template)
         self._set_familiar()
-        learned = self.adapted.tuned.prompt
-        if learned.text_tokens:
-            self.prompts = self.prompts_of(template, learned)
-            self.adapted.installed.places = self.prompts.slots
+        if prompts is not None:
+            self.prompts = prompts
+            self.adapted.installed.places = prompts.slots
 
     def _set_familiar(self) -> None:
         known = self.adapted.class_names

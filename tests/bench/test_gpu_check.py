@@ -15,9 +15,12 @@ pytest.importorskip("triton", reason="Triton is for Linux alone")
 
 from bench import gpu_check, measure, results
 from bench.cases import Case, cases, contenders
+from rmadapter_kernels.triton import tuning
 
 SLOW_STEPS = {"compile_ahead": 55, "--shard": 185, "compute-sanitizer": 185, "bench.tune": 45}
-ENVIRONMENT = {"device": "Stub", "uuid": "1", "torch": "2", "triton": "3", "code": "0f", "commit": "abc"}
+ENVIRONMENT = {
+    "device": "Stub", "uuid": "1", "torch": "2", "triton": "3", "code": "0f", "table": "e3", "commit": "abc",
+}  # fmt: skip
 
 
 class Stub(gpu_check.Machine):
@@ -168,12 +171,38 @@ def test_benchmarks_go_on_where_an_earlier_call_has_left_them(tmp_path, capsys, 
     assert said in capsys.readouterr().out
     assert set(before.contests) & set(again.contests) == {(("triton", "compile"), first, "both")}
     assert len(json.loads((tmp_path / "benchmark.json").read_text())["rows"]) == reached - 2 + 2 * len(again.contests)
-    for name in ("device", "uuid", "torch", "triton", "code"):
+    left = (tmp_path / "benchmark.json").read_bytes()
+    for number, name in enumerate(results.SAME, start=1):
         monkeypatch.setitem(ENVIRONMENT, name, "another")
         anew = Stub(contest_seconds=11)
         assert run(anew, tmp_path, *command, "--minutes", "0.5") == 0
         assert 0 < len(anew.contests) == len(set(anew.contests) & set(before.contests))
         assert "0 rows of" in capsys.readouterr().out
+        assert (tmp_path / "benchmark-before1.json").read_bytes() == left
+        assert (tmp_path / f"benchmark-before{number}.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"environment": {}, "rows": []}'])
+def test_a_damaged_or_an_earlier_file_of_benchmarks_is_kept_beside_the_new_one(tmp_path, text):
+    """It is no reason to measure nothing."""
+    path = tmp_path / "benchmark.json"
+    path.write_text(text)
+    assert results.rows_to_keep(path, ENVIRONMENT) == []
+    assert not path.exists()
+    assert (tmp_path / "benchmark-before1.json").read_text() == text
+    assert results.rows_to_keep(path, ENVIRONMENT) == []
+
+
+def test_which_configurations_a_table_has_is_told_by_them(tmp_path, monkeypatch):
+    """The user's own too, which no file of the tree says."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    found = set()
+    for entries in ({}, {"a": [32, 64, 4, 3]}, {"a": [32, 64, 4, 2]}, {"b": [32, 64, 4, 2]}):
+        (tmp_path / tuning.table_name("Test GPU")).write_text(json.dumps({"entries": entries}))
+        tuning.table_of.cache_clear()  # as in another process
+        found.add(results._table("Test GPU"))
+    tuning.table_of.cache_clear()
+    assert len(found) == 4
 
 
 def test_what_the_code_is_is_told_by_its_bytes(tmp_path, monkeypatch):
@@ -253,10 +282,14 @@ def test_processes_beside_each_other_have_a_thread_each(tmp_path, monkeypatch):
 
 
 class FakeDevice:
-    """Events of a device that has worked off what lies before them after so many cycles' time."""
+    """Events of a device that has worked off what lies before them after so many cycles' time.
 
-    def __init__(self, launch_cycles: int):
-        self.launch_cycles, self.backlogs = launch_cycles, []
+    A launch takes ``launch_cycles``; what of them the device has waited for is between the events, unless the launch
+    ``waits`` for the device.
+    """
+
+    def __init__(self, launch_cycles: int, waits: bool = False):
+        self.launch_cycles, self.waits, self.backlogs = launch_cycles, waits, []
 
     def put_in(self, monkeypatch):
         monkeypatch.setattr(measure.torch.cuda, "_sleep", self.backlogs.append)
@@ -272,7 +305,7 @@ class FakeDevice:
         return self.backlogs[-1] < self.launch_cycles
 
     def elapsed_time(self, other):
-        return 5.0
+        return 5.0 if self.waits else 5.0 + max(0, self.launch_cycles - self.backlogs[-1]) / 1e6
 
 
 def test_a_graph_that_the_device_has_waited_for_does_not_count(monkeypatch):
@@ -283,9 +316,12 @@ def test_a_graph_that_the_device_has_waited_for_does_not_count(monkeypatch):
     slow.put_in(monkeypatch)
     assert measure.timed_once(lambda: None) == 0.005
     assert slow.backlogs == [measure.BACKLOG_CYCLES, 4 * measure.BACKLOG_CYCLES]
-    FakeDevice(10**12).put_in(monkeypatch)
+    FakeDevice(2 * measure.MOST_BACKLOG_CYCLES).put_in(monkeypatch)
     with pytest.raises(measure.WrongMeasurementError, match="the device waits for a graph"):
         measure.timed_once(lambda: None)
+    # The queue was full: no launch is there before the device, and the time is its own.
+    FakeDevice(2 * measure.MOST_BACKLOG_CYCLES, waits=True).put_in(monkeypatch)
+    assert measure.timed_once(lambda: None) == 0.005
 
 
 def test_l2_is_cold_at_every_number_of_tokens():

@@ -152,9 +152,11 @@ def test_a_compilation_is_waited_for_as_long_as_there_is_time_and_left_behind(tu
     config = tune.configurations(group, DEVICE, 1)[0]
     bench = tune_device.OnCuda(1, time_left=lambda: 0.1)
     bench.ahead[group, config] = bench.pool.submit(time.sleep, 600)
-    with pytest.raises(tune.OutOfTimeError):
-        bench.measure(group, config)
-    bench.close()
+    try:
+        with pytest.raises(tune.OutOfTimeError):
+            bench.measure(group, config)
+    finally:
+        bench.close()
     assert time.monotonic() - began < 60
 
 

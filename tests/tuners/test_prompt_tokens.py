@@ -278,7 +278,11 @@ def test_numbers_of_tokens_that_are_not_what_they_look_like(tokenizer, prompt, t
 def test_a_prompt_whose_words_do_not_make_room_for_the_learned_ones_is_refused(tokenizer, template, found):
     """They would stand in the place of the name, and classes of short names would be one."""
     model = make(tokenizer, PromptConfig(4))
+    before, places = model.prompts, model.adapted.installed.places
     with pytest.raises(InputError, match=f"are {found} tokens, but prompt.text_tokens 4 .* valid: 4 tokens or more"):
-        model.set_classes(NAMES, template)
+        model.set_classes(["other", "names"], template)
+    assert (model.class_names, model.template) == (NAMES, "a photo of a {}.")  # it goes on as it was
+    assert torch.equal(model.prompts.tokens, before.tokens)
+    assert model.adapted.installed.places is places
     model.set_classes(NAMES, "a centered satellite photo of {}.")
     make(tokenizer, PromptConfig(4, "random")).set_classes(NAMES, template)  # which stand in front of the name alone
