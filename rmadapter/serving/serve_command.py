@@ -108,6 +108,7 @@ def run_serve(config: ServeConfig) -> None:
         raise InputError(f"serve needs {', '.join(missing)}, which is missing; pip install 'rmadapter[serve]'")
     import uvicorn
 
+    from rmadapter.serving.server import Server
     from rmadapter.serving.web_app import ServedApp, make_app
 
     names = wanted_class_names(config, None) if config.classes or config.classes_file else None
@@ -121,7 +122,7 @@ def run_serve(config: ServeConfig) -> None:
             )
         workers = config.workers or usable_processors()
         app = ServedApp(served, config.limits, batch_size=config.batch_size, workers=workers)
-        server = uvicorn.Server(
+        server = Server(
             uvicorn.Config(
                 make_app(app, hosts),
                 http="h11",
