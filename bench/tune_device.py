@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -125,7 +124,7 @@ class OnCuda:
         time_left: seconds that a compilation is waited for.
     """
 
-    def __init__(self, jobs: int, time_left: Callable[[], float] = lambda: math.inf):
+    def __init__(self, jobs: int, time_left: Callable[[], float]):
         self.pool, self.time_left = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")), time_left
         self.inputs: dict[int, Inputs] = {}
         self.ahead: dict[tuple[Group, Config], Any] = {}
@@ -142,8 +141,7 @@ class OnCuda:
     def measure(self, group: Group, config: Config) -> dict[int, float]:
         """Checked, then timed in every bucket."""
         # A lost worker costs time and nothing else.
-        left = self.time_left()
-        if wait([self.ahead[group, config]], None if math.isinf(left) else max(0.0, left)).not_done:
+        if wait([self.ahead[group, config]], max(0.0, self.time_left())).not_done:
             raise OutOfTimeError
         try:
             return self._measure(group, config)

@@ -89,13 +89,14 @@ def make_prompts(
             of the name than learned tokens that stand in their place.
     """
     count = learned.text_tokens if learned is not None else 0
-    if learned is not None and count and learned.init == "random":
+    begins = learned.init if learned is not None and count else None
+    if begins == "random":
         template = " ".join([PLACEHOLDER] * count) + " {}."
     check_template(template)
-    if learned is not None and count and learned.init == "padded":
+    if begins == "padded":
         padding = count - len(words_of(clip, tokenizer, template, count))
         template = " ".join([*[PLACEHOLDER] * padding, template])
-    if learned is not None and count and learned.init == "words":
+    elif begins == "words":
         _check_room(clip, tokenizer, template, count)
     texts = [template.format(name) for name in class_names]
     tower = find_towers(clip)["text"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 
 import uvicorn
@@ -22,8 +21,7 @@ class Server(uvicorn.Server):
         """End as ``uvicorn.Server`` does; told twice, requests are cancelled, which answers them with 503."""
         ending = asyncio.ensure_future(super().shutdown(sockets))
         while not ending.done() and not self.force_exit:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(ending), PAUSE)
+            await asyncio.wait([ending], timeout=PAUSE)
         for task in self.server_state.tasks if self.force_exit else ():
             task.cancel()
         await ending

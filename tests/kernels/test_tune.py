@@ -167,7 +167,7 @@ def test_a_configuration_is_checked_with_prepared_weights_and_without(tune, monk
     checked = []
     monkeypatch.setattr(tune_device, "Step", lambda name, case, device: case)
     monkeypatch.setattr(tune_device, "check", lambda step, case, direction: checked.append((step, direction)))
-    bench = tune_device.OnCuda(1)
+    bench = tune_device.OnCuda(1, time_left=lambda: 60)
     try:
         for group in tune.groups(["bf16"], [768], [32], tuning.KERNELS):
             bench.ahead[group, Config(32, 64, 4, 3)] = done = Future()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import importlib.util
 import json
@@ -206,3 +207,25 @@ def test_no_such_host():
 def test_options(options, message):
     with pytest.raises(InputError, match=message):
         ServeConfig(**{"adapter": "a", **options})
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_who_is_told_twice_cancels_what_it_would_wait_for(twice, monkeypatch):
+    """On every Python: from 3.12 on uvicorn itself waits, though it was told twice."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from rmadapter.serving.server import Server
+
+    async def ends():
+        server = Server(uvicorn.Config(lambda *_: None))
+        task = asyncio.ensure_future(asyncio.sleep(0.2 if not twice else 600))
+        server.server_state.tasks.add(task)
+
+        async def waits(self, sockets):
+            await asyncio.wait([task])
+
+        monkeypatch.setattr(uvicorn.Server, "shutdown", waits)
+        server.force_exit = twice
+        await asyncio.wait_for(server.shutdown(), 20)
+        return task.cancelled()
+
+    assert asyncio.run(ends()) == twice
