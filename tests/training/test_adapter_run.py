@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 
 import pytest
 import torch
@@ -73,6 +74,17 @@ def test_same_seed_same_bits_whatever_the_workers(config, base_run, tmp_path):
     assert_equal(adapter_of(base_run), adapter_of(tmp_path / "again"))
     other = adapter_of(tmp_path / "other")
     assert not torch.equal(other["vision.2.w_down"], adapter_of(base_run)["vision.2.w_down"])
+
+
+def test_names_may_be_in_letters_that_the_locale_lacks(clip_folder, tmp_path):
+    images = write_images(tmp_path / "desserts", ["crème brûlée", "jalebi", "しるこ", "trifle"], 10)
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")  # files that are opened without an encoding are ASCII from here on
+    try:
+        train(run_config(images, clip_folder, tmp_path / "run", epochs=1, evaluate=False))
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert "しるこ" in (tmp_path / "run" / "few_shot.json").read_text(encoding="utf-8")
 
 
 def test_training_learns(config):
