@@ -321,6 +321,20 @@ def test_kept_images_give_the_same_run_and_are_decoded_once(config, base_run, tm
         assert_equal(adapter_of(tmp_path / name), adapter_of(base_run))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_damaged_during_training_is_said_in_a_sentence(config, images, monkeypatch, workers):
+    real = loop.TrainingLoop._step
+
+    def step(*arguments):
+        for path in images.rglob("*.png"):
+            path.write_bytes(b"no image")
+        return real(*arguments)
+
+    monkeypatch.setattr(loop.TrainingLoop, "_step", step)
+    with pytest.raises(InputError, match=r"^image [^\n]*\.png cannot be read: it is no image of a format that is read$"):
+        train(config(workers=workers))
+
+
 def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
