@@ -34,7 +34,10 @@ class FullDisk(io.RawIOBase):
 
     def __init__(self, file):
         super().__init__()
-        self.fileno = file.fileno
+        self.file = file
+
+    def fileno(self):
+        return self.file.fileno()
 
     def writable(self):
         return True

@@ -323,11 +323,15 @@ class TestGoingOn:
 
     def test_a_disk_that_fills_up_is_said_with_the_file(self, tmp_path):
         kept = Journal(tmp_path / "x.csv")
-        with pytest.raises(InputError, match=r"records\.jsonl cannot be written: No space left"), kept.held():
-            kept.begin({"top": 1})
-            with kept._file as file:
-                kept._file = io.BufferedWriter(FullDisk(file))
+
+        def fill():
+            with kept.held():
+                kept.begin({"top": 1})
+                kept._file = io.BufferedWriter(FullDisk(kept._file))
                 kept.add([{"image": "0"}])
+
+        with pytest.raises(InputError, match=r"records\.jsonl cannot be written: No space left"):
+            fill()
 
     def test_one_process_at_a_time(self, predict, animals, tmp_path, capsys):
         with Journal(tmp_path / "x.csv").held():

@@ -331,7 +331,9 @@ def test_an_image_that_is_damaged_during_training_is_said_in_a_sentence(config, 
         return real(*arguments)
 
     monkeypatch.setattr(loop.TrainingLoop, "_step", step)
-    with pytest.raises(InputError, match=r"^image [^\n]*\.png cannot be read: it is no image of a format that is read$"):
+    with pytest.raises(
+        InputError, match=r"^image [^\n]*\.png cannot be read: it is no image of a format that is read$"
+    ):
         train(config(workers=workers))
 
 

@@ -215,10 +215,14 @@ def test_a_disk_without_room_is_said_before_training(config, monkeypatch):
 
 def test_a_disk_that_fills_up_is_said_with_the_file(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl", 0)
-    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be written: No space left"), log._file as file:
-        log._file = io.BufferedWriter(FullDisk(file))
+    log._file = io.BufferedWriter(FullDisk(log._file))
+
+    def fill():
         with contextlib.closing(log):
             log.write({"loss": 1.0})
+
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be written: No space left"):
+        fill()
 
 
 @pytest.mark.parametrize("method", ["rmadapter", "linear-probe"])
