@@ -55,10 +55,15 @@ def check_folder_name(field: str, folder: str | Path) -> None:
 
 
 def check_file_name(field: str, file: str | Path) -> None:
-    """Raise InputError where ``file`` cannot be written, since it is a folder or one above it is a file."""
+    """Raise InputError where ``file`` cannot be written, since it is a folder or a device, or one above it is a file.
+
+    A device would not be written to but replaced, by root. So would /dev/stdout, a link, wherever it leads.
+    """
     file = Path(file)
     if os.path.isdir(file):
         raise InputError(f"{field} is {str(file)!r}, which is a folder; valid: a file")
+    if os.path.dirname(os.path.abspath(file)) == "/dev" or (os.path.exists(file) and not os.path.isfile(file)):
+        raise InputError(f"{field} is {str(file)!r}, which is no regular file; valid: a file")
     check_folder_name(f"the folder of {field}", file.parent)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
+import os
 
 import pytest
 import torch
@@ -24,6 +27,29 @@ def assert_equal(one, other):
     assert set(one) == set(other)
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+
+
+class FullDisk(io.RawIOBase):
+    """Stands below a buffer of Python's for a file on a disk without room; what was written stays in the buffer."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def writable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, *place):
+        return 0
+
+    def write(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Killed(BaseException):

@@ -47,6 +47,12 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, monkeypatch):
         check_file_name("logits", "afile/x.npz")
     with pytest.raises(InputError, match=r"logits is '.*', which is a folder; valid: a file"):
         check_file_name("logits", tmp_path)
+    for path in ("/dev/stdout", "/dev/null"):  # whatever standard output is: root would replace the link, or the device
+        with pytest.raises(InputError, match=f"csv is '{path}', which is no regular file; valid: a file"):
+            check_file_name("csv", path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="which is no regular file"):
+        check_file_name("csv", tmp_path / "pipe")
     for path in ("afile", "new/x.npz", "x.npz", str(tmp_path / "new" / "x.npz")):
         check_file_name("logits", path)
     for path in ("new/folder", ".", str(tmp_path)):

@@ -68,7 +68,7 @@ def by_number(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> list[tuple[bool, int, str]]:
         parts = re.split("([0-9]+)", name)
-        return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
+        return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
 
     return sorted(names, key=key)
 

@@ -128,6 +128,8 @@ class Journal:
                 place += len(line)
             self._file.flush()
         except OSError as error:
+            with contextlib.suppress(OSError):  # what is left in it fails again, without the file's name
+                self._close()
             raise InputError(f"{self._records_file} cannot be written: {reason(error)}") from error
 
     def records(self, images: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -146,6 +148,6 @@ class Journal:
             file.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()

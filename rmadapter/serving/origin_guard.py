@@ -65,8 +65,16 @@ class OriginGuard:
         if self._hosts is not None and _name(host) not in self._hosts:
             return f"host is {host[:80]!r}; valid: {', '.join(sorted(self._hosts))}"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             return f"origin is {origin[:80]!r}; valid: the page of this server"
+        return None
+
+
+def _place(origin: str) -> str | None:
+    """The name or address in an ``Origin``, with its port; None where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
         return None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rmadapter.data import EpochBatches, TrainImages, steps_an_epoch
-from rmadapter.errors import StoppedError
+from rmadapter.errors import InputError, StoppedError
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.train_step import Views
 from rmadapter.step.view_cache import ViewCache
@@ -96,7 +96,17 @@ class _Loading(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | str:
+        """The batch, or the sentence on why an image of it cannot be read.
+
+        A value and not an exception, since a DataLoader's worker would wrap the exception in its traceback.
+        """
+        try:
+            return self._batch(keys)
+        except InputError as error:
+            return str(error)
+
+    def _batch(self, keys: list[tuple[int, int]]) -> Batch:
         start, stop = self.ranks.part(len(keys))
         own = keys[start:stop] or keys[:1]
         # With a cache, epoch e has view e modulo the number of views; the first epochs are as without one.
@@ -150,7 +160,7 @@ class TrainBatches:
     def passes(self, views: int, *, kept: bool) -> Iterator[Batch]:
         """Batches of every image in order, in the first of its views, then in the second and so on, on the device.
 
-        With ``kept`` what is in the cache comes as ``Batch.views``.
+        With ``kept`` what is in the cache comes as ``Batch.views``. InputError where an image cannot be read.
         """
         starts = range(0, len(self.images), self.size)
         parts = [range(start, min(start + self.size, len(self.images))) for start in starts]
@@ -163,14 +173,23 @@ class TrainBatches:
             generator=torch.Generator(),
         )
         for batch in loader:
-            yield batch.to(self.device)
+            yield self._arrived(batch)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from step ``start`` on, on the device; one epoch at a time."""
+        """The batches of an epoch from step ``start`` on, on the device; one epoch at a time.
+
+        Raises:
+            InputError: an image that cannot be read any more.
+        """
         sampler: Any = self._loader.batch_sampler
         sampler.epoch, sampler.start = epoch, start
         for batch in self._loader:
-            yield batch.to(self.device)
+            yield self._arrived(batch)
+
+    def _arrived(self, batch: Batch | str) -> Batch:
+        if isinstance(batch, str):
+            raise InputError(batch)
+        return batch.to(self.device)
 
 
 class Waited(Iterator[Batch]):

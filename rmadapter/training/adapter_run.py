@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -165,7 +164,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
     except (InputError, WorkerLostError) as error:
         raise not_tested(folder, config, error) from error
     source = trained_on(training, read_info(folder.adapter).weights_sha256)
-    results = {**_results(config, run, backend, findings, found, source), **chosen}
+    results = {**_results(config, run, backend, findings, found, source, sample.hash), **chosen}
     folder.check_held()
     write_results(folder.results_file, results)
     folder.remove_state()
@@ -256,6 +255,7 @@ def _results(
     findings: SampleFindings,
     found: dict[str, Any] | None,
     source: dict[str, Any],
+    few_shot_hash: str,
 ) -> dict[str, Any]:
     found = found or {"accuracy": {}, "images": {}, "skipped": 0, "metrics": {}, "seconds": None}
     return results_of(
@@ -283,5 +283,5 @@ def _results(
         data_findings=findings.to_dict(),
         backend=backend,
         sentences_hash=run.sentences_hash,
-        few_shot_hash=json.loads((folder_of(config) / "few_shot.json").read_text())["hash"],
+        few_shot_hash=few_shot_hash,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -45,6 +46,8 @@ class MetricsLog:
             self._file.write(json.dumps(values).encode() + b"\n")
             self._file.flush()
         except OSError as error:
+            with contextlib.suppress(OSError):  # what is left in it fails again, without the file's name
+                self._file.close()
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
 
     @property

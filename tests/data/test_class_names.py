@@ -52,6 +52,10 @@ def test_one_name_a_line_stands_below_a_line_that_says_so(tmp_path):
     assert names_of(tmp_path, codecs.BOM_UTF8 + b"\r\n#  One name a line\r\ncrane\r\ncrane") == ["crane", "crane"]
 
 
+def test_digits_that_are_no_decimal_numbers_are_letters(tmp_path):
+    assert names_of(classes(tmp_path, "①", "②"), "# one name a line\none\ntwo\n") == ["one", "two"]
+
+
 def test_folders_with_blanks_and_accents_and_numbers(tmp_path):
     classes(tmp_path, "blue bird", "caf\u0065\u0301", "10", "2")
     text = "2 two\n10 ten\nblue bird\tBlue_Bird\ncaf\u00e9 coffee house\n"

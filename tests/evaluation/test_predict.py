@@ -16,7 +16,7 @@ import torch
 from conftest import small_clip
 from PIL import Image
 from safetensors import safe_open
-from small_runs import Killed
+from small_runs import FullDisk, Killed
 from torch.nn import functional as F
 
 from rmadapter import InputError
@@ -320,6 +320,18 @@ class TestGoingOn:
                 kept.add([{"image": str(number)}, {"image": "3"}])
                 added.append({"image": str(number)})
             journal.write_bytes(journal.read_bytes()[:-3])
+
+    def test_a_disk_that_fills_up_is_said_with_the_file(self, tmp_path):
+        kept = Journal(tmp_path / "x.csv")
+
+        def fill():
+            with kept.held():
+                kept.begin({"top": 1})
+                kept._file = io.BufferedWriter(FullDisk(kept._file))
+                kept.add([{"image": "0"}])
+
+        with pytest.raises(InputError, match=r"records\.jsonl cannot be written: No space left"):
+            fill()
 
     def test_one_process_at_a_time(self, predict, animals, tmp_path, capsys):
         with Journal(tmp_path / "x.csv").held():

@@ -172,7 +172,7 @@ class TestHeaders:
         assert "valid: 127.0.0.1, localhost" in response.json()["error"]
         assert "content-security-policy" in response.headers
 
-    @pytest.mark.parametrize("origin", ["https://attacker.example", "null", "http://127.0.0.1:9000"])
+    @pytest.mark.parametrize("origin", ["https://attacker.example", "null", "http://127.0.0.1:9000", "http://[::1"])
     def test_other_pages_are_refused(self, client, origin):
         response = client.post("/api/predict", headers={"origin": origin})
         assert response.status_code == 403

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 
 import pytest
 import torch
@@ -73,6 +74,17 @@ def test_same_seed_same_bits_whatever_the_workers(config, base_run, tmp_path):
     assert_equal(adapter_of(base_run), adapter_of(tmp_path / "again"))
     other = adapter_of(tmp_path / "other")
     assert not torch.equal(other["vision.2.w_down"], adapter_of(base_run)["vision.2.w_down"])
+
+
+def test_names_may_be_in_letters_that_the_locale_lacks(clip_folder, tmp_path):
+    images = write_images(tmp_path / "desserts", ["crème brûlée", "jalebi", "しるこ", "trifle"], 10)
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")  # files that are opened without an encoding are ASCII from here on
+    try:
+        train(run_config(images, clip_folder, tmp_path / "run", epochs=1, evaluate=False))
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert "しるこ" in (tmp_path / "run" / "few_shot.json").read_text(encoding="utf-8")
 
 
 def test_training_learns(config):
@@ -307,6 +319,22 @@ def test_kept_images_give_the_same_run_and_are_decoded_once(config, base_run, tm
     train(config(**kept, out=str(tmp_path / "warm")))
     for name in ("cold", "warm"):
         assert_equal(adapter_of(tmp_path / name), adapter_of(base_run))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_damaged_during_training_is_said_in_a_sentence(config, images, monkeypatch, workers):
+    real = loop.TrainingLoop._step
+
+    def step(*arguments):
+        for path in images.rglob("*.png"):
+            path.write_bytes(b"no image")
+        return real(*arguments)
+
+    monkeypatch.setattr(loop.TrainingLoop, "_step", step)
+    with pytest.raises(
+        InputError, match=r"^image [^\n]*\.png cannot be read: it is no image of a format that is read$"
+    ):
+        train(config(workers=workers))
 
 
 def test_memory_that_is_full_is_said_with_what_is_needed(config, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import io
 import os
 import re
 import shlex
@@ -13,7 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import write_images
-from small_runs import Killed, metrics_of, stop, stopped_before_step
+from small_runs import FullDisk, Killed, metrics_of, stop, stopped_before_step
 
 from rmadapter import InputError
 from rmadapter.cli import main
@@ -26,6 +28,7 @@ from rmadapter.methods import METHODS
 from rmadapter.training import adapter_run, loop
 from rmadapter.training.adapter_run import train
 from rmadapter.training.by_method import train_method
+from rmadapter.training.metrics_log import MetricsLog
 from rmadapter.training.probe_run import train_probe
 from rmadapter.training.run_errors import DivergedError
 from rmadapter.training.run_folder import LOCK, RunFolder
@@ -208,6 +211,18 @@ def test_a_disk_without_room_is_said_before_training(config, monkeypatch):
     monkeypatch.setattr(loop.TrainingLoop, "fit", stop)
     with pytest.raises(InputError, match=r"where the 1\.1 MB that a run needs cannot be written: No space left"):
         train(config())
+
+
+def test_a_disk_that_fills_up_is_said_with_the_file(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log._file = io.BufferedWriter(FullDisk(log._file))
+
+    def fill():
+        with contextlib.closing(log):
+            log.write({"loss": 1.0})
+
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be written: No space left"):
+        fill()
 
 
 @pytest.mark.parametrize("method", ["rmadapter", "linear-probe"])
