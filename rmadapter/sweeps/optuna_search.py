@@ -34,10 +34,14 @@ from rmadapter.sweeps.search_trials import (
     KEPT,
     NOTHING,
     OBJECTIVES,
+    STOPPED,
+    VALUES,
     best_of,
     constrain,
     described,
     judge,
+    place_of,
+    queue_stopped,
     standard,
     table,
 )
@@ -196,23 +200,26 @@ def _search(config: SearchConfig, images: ImageData, folder: SearchFolder) -> di
     print(standard(zeroshot), flush=True)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = _study(config, folder)
+    study = _study(folder)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     if not study.get_trials(states=(*finished, optuna.trial.TrialState.WAITING)):
         study.enqueue_trial(_start(config, base, depth))
 
     def objective(trial: Any) -> float:
         values = _suggest(trial, config, depth)
+        trial.set_user_attr(VALUES, values)
         found = []
         for seed in seed_list(config.seeds):
-            place = folder.trials / f"{trial.number}" / f"seed{seed}"
+            place = folder.trials / place_of(trial) / f"seed{seed}"
             try:
                 found.append(_train(trial_config(config, images.root, seed, values, place), images))
             except DivergedError as error:
                 constrain(trial, gained(NOTHING, zeroshot), config.objective)
                 raise optuna.TrialPruned(str(error)) from error
+            except KeyboardInterrupt:  # after which optuna calls it failed, as after an error
+                trial.set_user_attr(STOPPED, True)
+                raise
             trial.set_user_attr(f"seed{seed}", found[-1])
-        trial.set_user_attr("options", values)
         return judge(trial, found, zeroshot, config.objective)
 
     def said(study: Any, trial: Any) -> None:
@@ -222,8 +229,11 @@ def _search(config: SearchConfig, images: ImageData, folder: SearchFolder) -> di
         )
         print(f"[{len(study.get_trials(states=finished))}/{config.trials}] {described(trial)}: {shown}", flush=True)
 
-    done = len(study.get_trials(states=finished))
-    study.optimize(objective, n_trials=max(0, config.trials - done), callbacks=[said])
+    while (done := len(study.get_trials(states=finished))) < config.trials:
+        # Drawn by its number: a sampler does not know what it drew before, and a search that was stopped is to try what
+        # it would have tried.
+        study.sampler = optuna.samplers.TPESampler(seed=config.sampler_seed + done)
+        study.optimize(objective, n_trials=1, callbacks=[said])
     trials = study.get_trials()
     complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not complete:
@@ -254,8 +264,8 @@ def _settings(config: SearchConfig, data: ImageData) -> dict[str, Any]:
     }
 
 
-def _study(config: SearchConfig, folder: SearchFolder) -> Any:
-    """The search in ``folder``, begun or gone on with; trials that a kill has left unfinished have failed."""
+def _study(folder: SearchFolder) -> Any:
+    """The search in ``folder``, begun or gone on with, a trial that was stopped first."""
     import optuna
 
     study = optuna.create_study(
@@ -264,10 +274,7 @@ def _study(config: SearchConfig, folder: SearchFolder) -> Any:
         direction="maximize",
         load_if_exists=True,
     )
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    # A sampler does not know what it drew before: one that began with the same seed again would draw it again.
-    study.sampler = optuna.samplers.TPESampler(seed=config.sampler_seed + len(study.trials))
+    queue_stopped(study)
     return study
 
 
@@ -356,7 +363,7 @@ def _logged(folder: Path) -> Iterator[None]:
 def _finish(best: Any, out: Path) -> dict[str, Any]:
     """best.yaml, of the best trial; prints that trial and how to use it."""
     options: dict[str, Any] = {}
-    for name, value in best.user_attrs["options"].items():
+    for name, value in best.user_attrs[VALUES].items():
         group, _, key = name.rpartition(".")
         (options.setdefault(group, {}) if group else options)[key] = value
     write_text(out / "best.yaml", yaml.safe_dump(options, sort_keys=False))

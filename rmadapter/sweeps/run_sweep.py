@@ -49,7 +49,8 @@ def run_sweep(argv: list[str]) -> int:
         return 0
     for data in loaded.values():
         for note in data.notes:
-            print(note)
+            # Beside those of other data sets one that names neither the data set nor a file of it says nothing.
+            print(note if data.name in note else f"{data.name}: {note}")
     began = enter(sweep, loaded)
     if config.jobs > 1:
         faulty = run_jobs(argv, config.jobs, began)

@@ -13,6 +13,31 @@ KEPT, HM = OBJECTIVES = ("kept", "hm")
 # What a run that diverged has left of the frozen model's knowledge.
 NOTHING = dict.fromkeys(("base", "new", "retained_base", "retained_new"), 0.0)
 GAIN = "gain"  # the attribute of a trial that holds what ``keeping.gained`` makes of it
+VALUES = "options"  # what it is made with, option -> value; there before its first run begins
+STOPPED = "stopped"  # it was ended from outside: Ctrl-C, SIGTERM
+PLACE = "place"  # of one that goes on with a stopped trial: the name of that one's folder
+
+
+def place_of(trial: Any) -> str:
+    """The name of the folder with the runs of an optuna trial: its number, or that of the one that it goes on with."""
+    return str(trial.user_attrs.get(PLACE, trial.number))
+
+
+def queue_stopped(study: Any) -> None:
+    """Queue each trial of an optuna study that was stopped in its runs, killed or from outside, to be gone on with.
+
+    optuna has no way back to a trial that has ended: another one takes its options and its folder, in which its
+    finished runs and the state of the one that was going on lie. A kill in here leaves nothing out and nothing twice.
+    """
+    from optuna.trial import TrialState
+
+    running = study.get_trials(states=(TrialState.RUNNING,))
+    for folder, last in {place_of(trial): trial for trial in study.get_trials()}.items():
+        stopped = last.state == TrialState.RUNNING or (last.state == TrialState.FAIL and STOPPED in last.user_attrs)
+        if stopped and VALUES in last.user_attrs:
+            study.enqueue_trial(last.params, user_attrs={PLACE: folder})
+    for trial in running:
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def judge(trial: Any, found: Sequence[Mapping[str, float]], zeroshot: Mapping[str, float], objective: str) -> float:

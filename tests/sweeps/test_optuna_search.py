@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import sqlite3
+from pathlib import Path
 
 import pytest
 import yaml
@@ -297,6 +299,62 @@ def test_the_trial_of_the_options_is_made_after_a_kill_in_it(words, monkeypatch,
     with ProcessLock(tmp_path / "s" / LOCK).attempt():
         assert main(words(**options)) == 2
     assert f"where a search is going on (process {os.getpid()} on " in capsys.readouterr().err
+
+
+class Ended:
+    """In place of the trials' training: keeps where they are made; raises ``error`` in the call of that number."""
+
+    def __init__(self, error):
+        self.error, self.places, self.left = error, [], None
+
+    def __call__(self, config, _):
+        self.places.append(Path(config.out).parent.name)
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                raise self.error
+        base = 40.0 + 100 * config.lr + config.seed
+        return {"base": base, "new": 50.0, "hm": harmonic_mean(base, 50.0)}
+
+
+@pytest.mark.parametrize(
+    ("error", "trials"),
+    # Optuna's sampler looks at what was found from the eleventh trial on.
+    [(Killed, 4), (KeyboardInterrupt, 4), pytest.param(Killed, 12, marks=pytest.mark.slow)],
+)
+def test_a_stopped_trial_goes_on_in_its_folder_and_the_search_as_if_not_stopped(
+    error, trials, words, monkeypatch, tmp_path
+):
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    training = Ended(error)
+    monkeypatch.setattr(search, "_train", training)
+    options = {"parameters": "lr,scale,lambdas", "trials": trials, "seeds": "1,2"}
+    assert main(words("whole", **options)) == 0
+    training.places.clear()
+    for training.left in (4, 1, 3):  # in a trial's second seed, at once when it goes on, in the next trial
+        with contextlib.suppress(Killed):
+            assert main(words(**options)) == 130
+    training.left = None
+    assert main(words(**options)) == 0
+    assert len(set(training.places)) == trials
+    columns = ("lr", "scale", "lambda1", "lambda3", "hm", "accuracies")
+    tried = [
+        [[trial[name] for name in columns] for trial in trials_of(tmp_path / out) if trial["state"] == "complete"]
+        for out in ("whole", "s")
+    ]
+    assert tried[0] == tried[1]
+    assert (tmp_path / "whole" / "best.yaml").read_text() == (tmp_path / "s" / "best.yaml").read_text()
+
+
+def test_a_trial_that_failed_is_not_made_again(words, monkeypatch):
+    """As it would fail again, whatever it was, such as too little memory for its layers."""
+    pytest.importorskip("optuna", reason="pip install 'rmadapter[search]'")
+    training = Ended(InputError("no room"))
+    monkeypatch.setattr(search, "_train", training)
+    training.left = 2
+    assert main(words(parameters="lr")) == 2
+    assert main(words(parameters="lr")) == 0
+    assert training.places == ["0", "1", "2", "3"]
 
 
 def test_a_study_that_is_damaged_or_gone_is_said(words, monkeypatch, tmp_path, capsys):

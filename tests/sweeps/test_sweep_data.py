@@ -53,6 +53,17 @@ def test_a_data_set_in_the_place_of_another_is_refused_and_a_copy_is_not(sweep_w
     assert sweep(*in_another_folder(words, tmp_path, "copy")) == 0
 
 
+def test_what_is_said_of_a_data_set_names_it(sweep_words, tmp_path, capsys):
+    for name in ("animals", "plants"):
+        (tmp_path / name / "bee").rename(tmp_path / name / "Cat")
+    assert sweep(*sweep_words(methods="zeroshot")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    alike = "1 class names stand for several classes, such as 'Cat' and 'cat' (labels 0, 2)"
+    assert [line.partition(alike)[0] for line in lines if alike in line] == ["animals: ", "plants: "]
+    (made,) = (line for line in lines if "made a split" in line and "plants" in line)
+    assert made.startswith("made a split of 50/20/30 %")
+
+
 def test_images_that_kept_every_run_from_beginning_may_be_put_right(sweep_words, tmp_path, capsys):
     words = sweep_words(data="animals", methods="zeroshot,single")
     contents = {file: file.read_bytes() for file in (tmp_path / "animals").rglob("*.png")}
