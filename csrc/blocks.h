@@ -62,18 +62,23 @@ INLINE void with_products([[maybe_unused]] const Problem& problem, F f) {
   f(Floats());
 }
 
-// LayerNorm of a row of x: mean and 1 / standard deviation by two passes over the row, which is in the first cache.
+// LayerNorm of a row of x: mean and 1 / standard deviation by two passes over the row, which is in the first cache. The
+// second also sums what rounding kept out of the mean: of a row of equal numbers nothing else is left, times 1 / sqrt(eps).
 template <class T>
 INLINE void statistics(const T* x, int64_t D, float eps, float* mean, float* rstd) {
   Vec total = splat(0.0f);
   for (int64_t d = 0; d < D; d += WIDTH) total = add(total, load(x + d));
-  *mean = sum(total) / static_cast<float>(D);
-  Vec squares = splat(0.0f);
+  const float rounded = sum(total) / static_cast<float>(D);
+  Vec rest = splat(0.0f), squares = splat(0.0f);
   for (int64_t d = 0; d < D; d += WIDTH) {
-    const Vec centred = sub(load(x + d), splat(*mean));
+    const Vec centred = sub(load(x + d), splat(rounded));
+    rest = add(rest, centred);
     squares = fma(centred, centred, squares);
   }
-  *rstd = 1.0f / std::sqrt(sum(squares) / static_cast<float>(D) + eps);
+  const float kept_out = sum(rest) / static_cast<float>(D);
+  const float variance = sum(squares) / static_cast<float>(D) - kept_out * kept_out;
+  *mean = rounded + kept_out;
+  *rstd = 1.0f / std::sqrt((variance < 0.0f ? 0.0f : variance) + eps);
 }
 
 // gamma and beta of the LayerNorm; mean and rstd of each row of a block.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -19,12 +20,21 @@ def draw_weight(weight: Tensor, generator: torch.Generator | None = None) -> Non
     """Fill ``weight`` [in, out] in place with normal values, deviation sqrt(2 / out) (He et al. 2015, by outputs).
 
     They are drawn in fp32 on the CPU, from ``generator`` or torch's global one, so that device, dtype and memory layout
-    of ``weight`` change nothing but their rounding.
+    of ``weight`` change nothing but their rounding. A DTensor (what FSDP2 makes of a parameter) gets what the first
+    process of its mesh draws.
     """
     drawn = torch.empty(weight.shape[::-1], dtype=torch.float32, device="cpu")  # [out, in], as nn.Linear has it
     nn.init.kaiming_normal_(drawn, mode="fan_out", nonlinearity="relu", generator=generator)
     with torch.no_grad():
-        weight.copy_(drawn.t())
+        weight.copy_(_spread_like(weight, drawn.t()))
+
+
+def _spread_like(weight: Tensor, values: Tensor) -> Tensor:
+    """``values`` as what can be copied to ``weight``: spread over its mesh where it is a DTensor."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # imported already where there is a DTensor
+    if distributed is None or not isinstance(weight, distributed.DTensor):
+        return values
+    return distributed.distribute_tensor(values, weight.device_mesh, weight.placements)
 
 
 class FusedRMAdapter(nn.Module):

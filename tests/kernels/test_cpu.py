@@ -133,6 +133,16 @@ def test_norm_of_inputs_far_from_zero(dtype):
 
 
 @needs_the_extension
+@every_set
+def test_norm_of_equal_numbers(name):
+    """Of a token without a deviation nothing is left but what rounds off its mean, times 1 / sqrt(eps)."""
+    case = small(d=768, norm=True, local_reconstruction=False)
+    case.x[0] = torch.tensor([0.3, -10.1, 1000.3, 0.0, 1e-3], dtype=torch.float64)[:, None]
+    with instructions(name):
+        judge(case.to(torch.float32))
+
+
+@needs_the_extension
 @pytest.mark.parametrize("use", ["out", "loss"])
 @pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("norm", [False, True])

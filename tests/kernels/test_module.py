@@ -9,6 +9,9 @@ import sys
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from rmadapter_kernels import FusedRMAdapter, rm_adapter
 
@@ -47,6 +50,22 @@ def test_initialisation():
     assert torch.equal(zero(x, x)[0], x)
     assert zero.w_down.any()
     assert zero.w_rec2.any()
+
+
+def test_what_fsdp_shards_is_drawn():
+    """From a module on the meta device, as FSDP2's own recipe has it."""
+    adapter = FusedRMAdapter(64, bottleneck=8, device="meta")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(adapter, mesh=init_device_mesh("cpu", (1,))).to_empty(device="cpu")
+        torch.manual_seed(0)
+        adapter.reset_parameters()
+        drawn = {name: weight.full_tensor() for name, weight in adapter.state_dict().items()}
+    finally:
+        distributed.destroy_process_group()
+    torch.manual_seed(0)
+    for name, weight in FusedRMAdapter(64, bottleneck=8).named_parameters():
+        assert torch.equal(drawn[name], weight), name
 
 
 def test_forward_is_the_operator():
