@@ -46,6 +46,15 @@ def check_tokenizer_given(tokenizer: Any) -> None:
         )
 
 
+def check_names_given(class_names: Any) -> None:
+    """Raise InputError unless ``class_names`` are texts, at least one; a text alone would be a class a letter."""
+    if isinstance(class_names, str) or not len(class_names):
+        raise InputError(f"class_names is {class_names!r}; valid: a list of names, such as ['rose', 'tulip']")
+    others = [name for name in class_names if not isinstance(name, str)]
+    if others:
+        raise InputError(f"class_names holds {others[0]!r} ({type(others[0]).__name__}); valid: texts, such as 'rose'")
+
+
 def _check_module(model: nn.Module) -> None:
     kind = type(model)
     named = f"clip is a {kind.__name__}"

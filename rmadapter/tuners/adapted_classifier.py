@@ -93,6 +93,7 @@ class AdaptedClassifier(CLIPClassifier):
         """Scale what was trained; see ``AdaptedCLIP.set_strength``."""
         self.adapted.set_strength(strength)
 
+    @torch.inference_mode(False)
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; what is trained stays.
 
@@ -102,11 +103,12 @@ class AdaptedClassifier(CLIPClassifier):
         """
         bound, learned = self.adapted.classes, self.adapted.tuned.prompt
         prompts = self.prompts_of(template, class_names, learned) if learned.text_tokens else None
-        if bound is not None:
-            rows = rows_of(list(class_names), bound, "the adapter, which has something of each class,")
+        what = "the adapter, which has something of each class,"
+        rows = None if bound is None else rows_of(list(class_names), bound, what)
+        super().set_classes(class_names, template)  # before any tuner is told: it may refuse
+        if rows is not None:
             for tuner in self.adapted.tuners:
                 tuner.set_rows(rows)
-        super().set_classes(class_names, template)
         self._set_familiar()
         if prompts is not None:
             self.prompts = prompts
