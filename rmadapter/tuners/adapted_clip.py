@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rmadapter.clip.handed import check_whole
 from rmadapter.clip.identity import ModelSource, tokenizer_hash
 from rmadapter.clip.low_rank import Update
 from rmadapter.clip.tower_kind import CHILD
@@ -352,12 +353,13 @@ class AdaptedCLIP(nn.Module):
 
         Raises:
             InputError: the folder cannot be written or the disk is full, a weight is not finite, the adapter was taken
-                out.
+                out, the weights are spread over processes.
         """
         if self._removed:
             raise InputError(
                 "the adapter is not saved: remove() has taken it out; valid: save_adapter() before remove()"
             )
+        check_whole(self, "the adapter is not saved")
         info = AdapterInfo(
             config=self.tuned,
             source=self.source,
@@ -380,6 +382,7 @@ class AdaptedCLIP(nn.Module):
                 truncated file, files that do not belong together.
         """
         folder = Path(folder)
+        check_whole(self, f"the adapter in {folder} is not loaded")
         info = read_info(folder)
         check_facts(info, f"the adapter in {folder}", self.clip, loaded=self.weights_hash)
         if info.config != self.tuned:

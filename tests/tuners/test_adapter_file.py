@@ -335,3 +335,12 @@ def test_what_was_taken_out_is_not_saved(model, folder):
     with pytest.raises(InputError, match=r"remove\(\) has taken it out; valid: save_adapter\(\) before remove"):
         model.save_adapter(folder)
     load(small_clip(), folder)
+
+
+def test_weights_that_are_spread_over_processes_are_said_before_anything_is_read_or_written(model, folder, tmp_path):
+    next(iter(model.trained().values())).full_tensor = None  # a DTensor's way to be whole, which an FSDP's weight has
+    with pytest.raises(InputError, match="not saved: the model's weights are spread over processes; valid: a model"):
+        model.save_adapter(tmp_path / "spread")
+    with pytest.raises(InputError, match="not loaded: the model's weights are spread over processes"):
+        model.load_adapter(folder)
+    assert not (tmp_path / "spread").exists()
