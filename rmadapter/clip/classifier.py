@@ -29,7 +29,9 @@ class Output(NamedTuple):
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
     """Inside, products are computed in the dtype of their factors; torch knows no autocast on the meta device."""
-    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    # Where there is none, exported graphs are to hold nothing of it.
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 class CLIPClassifier(nn.Module):

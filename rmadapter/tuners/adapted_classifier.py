@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from rmadapter.tuners.bound_classes import rows_of
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.image_encoder import BothFeatures
 from rmadapter.tuners.tuner import Answer, Features, mixed
+
+Self = TypeVar("Self", bound="AdaptedClassifier")
 
 
 class AdaptedClassifier(CLIPClassifier):
@@ -79,6 +82,12 @@ class AdaptedClassifier(CLIPClassifier):
     def takes_texts(self) -> bool:
         """Whether other texts can stand for its classes; not with learned words, or something of each class."""
         return not self.adapted.tuned.prompt.text_tokens and self.adapted.classes is None
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Raises as ``AdaptedCLIP.train``, and is then in the mode that it was in, as the model is."""
+        self.adapted.train(mode)
+        super().train(mode)
+        return self
 
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, all that is trained is switched off."""
