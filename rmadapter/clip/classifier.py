@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmadapter.clip.finite import check_finite, is_finite
-from rmadapter.clip.handed import check_tokenizer_given
+from rmadapter.clip.handed import check_names_given, check_tokenizer_given
 from rmadapter.clip.prompts import Prompts, encode_prompts, make_prompts
 from rmadapter.clip.storage import image_dtype
 from rmadapter.clip.types import ClipModel
@@ -25,6 +25,13 @@ class Output(NamedTuple):
 
     logits: Tensor
     losses: dict[str, Tensor]
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Inside, products are computed in the dtype of their factors; torch knows no autocast on the meta device."""
+    # Where there is none, exported graphs are to hold nothing of it.
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 class CLIPClassifier(nn.Module):
@@ -68,11 +75,12 @@ class CLIPClassifier(nn.Module):
         """Which of its ways to answer it takes among the classes at hand, in words; None where it has but one."""
         return None
 
+    @torch.inference_mode(False)  # prompts made inside of it could not be trained with later
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; the weights stay.
 
         Raises:
-            InputError: a prompt that is too long; the model is as it was.
+            InputError: no names, or a prompt that is too long; the model is as it was.
         """
         prompts = self.prompts_of(template, class_names)
         self.class_names, self.template, self.prompts = list(class_names), template, prompts
@@ -114,6 +122,7 @@ class CLIPClassifier(nn.Module):
     ) -> Prompts:
         """Prompts by ``template`` of these classes or its own, with ``learned`` tokens, on the model's device."""
         names = self.class_names if class_names is None else class_names
+        check_names_given(names)
         prompts = make_prompts(self.clip, self.tokenizer, names, template, trim=self.trim, learned=learned)
         return prompts.to(self.clip.logit_scale.device)
 
@@ -149,10 +158,11 @@ class CLIPClassifier(nn.Module):
         """
         scale = self.clip.logit_scale.exp().float()
         images, texts = (F.normalize(features.float(), dim=-1) for features in (image_features, text_features))
-        if texts.dim() == 3:
-            logits = scale * torch.einsum("be,bce->bc", images, texts)
-        else:
-            logits = scale * images @ texts.T
+        with _without_autocast(images.device.type):  # in 16 bits a logit of 30 is off by up to an eighth
+            if texts.dim() == 3:
+                logits = scale * torch.einsum("be,bce->bc", images, texts)
+            else:
+                logits = scale * images @ texts.T
         return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias.float()
 
     def classify(self, images: Tensor, text_features: Tensor) -> Tensor:

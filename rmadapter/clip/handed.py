@@ -38,12 +38,35 @@ def check_handed(model: Any) -> None:
         raise InputError(f"clip is {model!r:.60} ({type(model).__name__}); valid: {VALID}")
 
 
+def check_whole(model: nn.Module, what: str) -> None:
+    """Raise InputError where weights of ``model`` are spread over processes; ``what`` begins the message."""
+    if is_spread(model):
+        raise InputError(
+            f"{what}: the model's weights are spread over processes; valid: a model that is not sharded, with the full "
+            "state dict of this one"
+        )
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether a process has a part of a weight alone (FSDP, tensor parallel)."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
 def check_tokenizer_given(tokenizer: Any) -> None:
     """Raise InputError unless ``tokenizer`` can be called; a model does not bring its own."""
     if not callable(tokenizer):
         raise InputError(
             f"tokenizer is {tokenizer!r}; valid: that of the model, such as open_clip.get_tokenizer('ViT-B-16')"
         )
+
+
+def check_names_given(class_names: Any) -> None:
+    """Raise InputError unless ``class_names`` are texts, at least one; a text alone would be a class a letter."""
+    if isinstance(class_names, str) or not len(class_names):
+        raise InputError(f"class_names is {class_names!r}; valid: a list of names, such as ['rose', 'tulip']")
+    others = [name for name in class_names if not isinstance(name, str)]
+    if others:
+        raise InputError(f"class_names holds {others[0]!r} ({type(others[0]).__name__}); valid: texts, such as 'rose'")
 
 
 def _check_module(model: nn.Module) -> None:
@@ -56,7 +79,7 @@ def _check_module(model: nn.Module) -> None:
     inner = None if has_towers else next((name for name in INNER if [*children][:1] == [name]), None)
     if inner is not None:
         raise InputError(f"{named} around a {type(children[inner]).__name__}; valid: what is in it, clip.{inner}")
-    if kind.__name__.startswith("FSDP") or any(hasattr(p, "full_tensor") for p in model.parameters()):
+    if kind.__name__.startswith("FSDP") or is_spread(model):
         raise InputError(f"{named}, whose weights are spread over processes; valid: the model before it is sharded")
     # OpenAI's own class has the parts as well, its tokens in another order.
     other = OTHERS.get(kind.__module__.partition(".")[0])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -47,7 +48,8 @@ class RMAdapterCLIP(AdaptedClassifier):
 
     Raises:
         InputError: what ``AdaptedClassifier`` and ``sentence_sets`` raise, a sentence longer than the context, a second
-            view for classes that depend on the image.
+            view for classes that depend on the image, a ``config`` that is not the model's. A ``model`` that came
+            without adapters is without them then.
     """
 
     counted_vision: Tensor | None
@@ -69,14 +71,32 @@ class RMAdapterCLIP(AdaptedClassifier):
         sentences: Mapping[str, Sequence[str]] | None = None,
     ):
         settings: dict[str, Any] = {"tokenizer": tokenizer, "template": template, "class_names": class_names}
-        adapted = model if isinstance(model, AdaptedCLIP) else inject(model, config, **settings)
-        self.target_templates = list(target_templates)
-        self.sentences = [] if sentences is None else sentence_sets(sentences, class_names)
-        self._of_sentences = list(class_names)
-        # Where padding counts it has to be there.
-        super().__init__(adapted, tokenizer, class_names, template, trim=trim and adapted.config.rec_tokens != "all")
-        self.keep_targets = keep_targets
-        self.loss = loss or LossConfig()
+        with contextlib.ExitStack() as undone:
+            if isinstance(model, AdaptedCLIP):
+                adapted = model
+                if config not in (None, adapted.config, adapted.tuned):
+                    raise InputError("config is given, but the model has its adapters already; valid: None, or theirs")
+            else:
+                adapted = inject(model, config, **settings)
+                undone.callback(adapted.remove)  # nobody else could take them out
+            self.target_templates = list(target_templates)
+            self.sentences = [] if sentences is None else sentence_sets(sentences, class_names)
+            self._of_sentences = list(class_names)
+            # Where padding counts it has to be there.
+            super().__init__(
+                adapted, tokenizer, class_names, template, trim=trim and adapted.config.rec_tokens != "all"
+            )
+            self.keep_targets = keep_targets
+            self.loss = loss or LossConfig()
+            self._check_loss()
+            self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
+            adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
+            adapted.set_reconstruction("text", self.loss.lambda2 > 0)
+            self.register_load_state_dict_post_hook(_forget_features)
+            undone.pop_all()
+
+    def _check_loss(self) -> None:
+        """Raise InputError for a loss that is not defined for this model."""
         if self.loss.reads_two_views and self.per_image:
             raise InputError(
                 "loss.second_view is True, but prompt.per_image reads the frozen features of the first view; valid: "
@@ -89,9 +109,6 @@ class RMAdapterCLIP(AdaptedClassifier):
                 "loss.classification is 'sigmoid', but this model has no logit bias, which every class needs; valid: "
                 "softmax, or a model such as ViT-B-16-SigLIP"
             )
-        self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
-        adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
-        adapted.set_reconstruction("text", self.loss.lambda2 > 0)
 
     def _refuse_terms_of_each_image(self) -> None:
         """Raise InputError for a text term where every image has text features of its own."""
@@ -109,6 +126,12 @@ class RMAdapterCLIP(AdaptedClassifier):
         """The adapters' configuration."""
         return self.adapted.config
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RMAdapterCLIP:
+        """Where the model goes, or in another dtype, the kept features are computed anew."""
+        self._frozen_text = None
+        return super()._apply(fn, recurse)
+
+    @torch.inference_mode(False)
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; the adapters stay."""
         super().set_classes(class_names, template)
@@ -117,7 +140,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         # Buffers go where the model goes, and are not saved.
         self.register_buffer("counted_vision", self._counted("vision"), persistent=False)
         self.register_buffer("_counted_text", self._counted("text"), persistent=False)
-        self.register_buffer("_frozen_text", None, persistent=False)
+        # No buffer: it comes and goes, and whoever averages weights pairs the buffers of two models.
+        self._frozen_text = None
         self.target_prompts = nn.ModuleList(map(PromptBuffers, self._target_prompts()))
 
     def _target_prompts(self) -> list[Prompts]:
@@ -302,6 +326,11 @@ class RMAdapterCLIP(AdaptedClassifier):
         with self.adapted.collect(tower) as per_token, self.adapted.frozen_pass():
             features = encode()
         return features.detach(), per_token
+
+
+def _forget_features(model: RMAdapterCLIP, incompatible: Any) -> None:
+    """Hook of ``load_state_dict``: the frozen model may be another one from now on."""
+    model._frozen_text = None
 
 
 def chosen(features: Tensor, drawn: Tensor | None) -> Tensor:

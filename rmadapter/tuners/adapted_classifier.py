@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from rmadapter.tuners.bound_classes import rows_of
 from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.image_encoder import BothFeatures
 from rmadapter.tuners.tuner import Answer, Features, mixed
+
+Self = TypeVar("Self", bound="AdaptedClassifier")
 
 
 class AdaptedClassifier(CLIPClassifier):
@@ -80,6 +83,12 @@ class AdaptedClassifier(CLIPClassifier):
         """Whether other texts can stand for its classes; not with learned words, or something of each class."""
         return not self.adapted.tuned.prompt.text_tokens and self.adapted.classes is None
 
+    def train(self: Self, mode: bool = True) -> Self:
+        """Raises as ``AdaptedCLIP.train``, and is then in the mode that it was in, as the model is."""
+        self.adapted.train(mode)
+        super().train(mode)
+        return self
+
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, all that is trained is switched off."""
         return self.adapted.adapters_disabled()
@@ -93,6 +102,7 @@ class AdaptedClassifier(CLIPClassifier):
         """Scale what was trained; see ``AdaptedCLIP.set_strength``."""
         self.adapted.set_strength(strength)
 
+    @torch.inference_mode(False)
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; what is trained stays.
 
@@ -102,11 +112,12 @@ class AdaptedClassifier(CLIPClassifier):
         """
         bound, learned = self.adapted.classes, self.adapted.tuned.prompt
         prompts = self.prompts_of(template, class_names, learned) if learned.text_tokens else None
-        if bound is not None:
-            rows = rows_of(list(class_names), bound, "the adapter, which has something of each class,")
+        what = "the adapter, which has something of each class,"
+        rows = None if bound is None else rows_of(list(class_names), bound, what)
+        super().set_classes(class_names, template)  # before any tuner is told: it may refuse
+        if rows is not None:
             for tuner in self.adapted.tuners:
                 tuner.set_rows(rows)
-        super().set_classes(class_names, template)
         self._set_familiar()
         if prompts is not None:
             self.prompts = prompts

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rmadapter.clip.handed import check_whole
 from rmadapter.clip.identity import ModelSource, tokenizer_hash
 from rmadapter.clip.low_rank import Update
 from rmadapter.clip.tower_kind import CHILD
@@ -26,6 +27,7 @@ from rmadapter.data import Preprocessing
 from rmadapter.errors import InputError, check_range
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info, read_tensors, write_adapter
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
+from rmadapter.tuners.bound_classes import check_same
 from rmadapter.tuners.installed import Installed
 from rmadapter.tuners.sites import Sites
 from rmadapter.tuners.stored_facts import check_facts, check_tokenizer, identity_as_loaded, precision_of
@@ -73,6 +75,7 @@ class AdaptedCLIP(nn.Module):
         self.weights_hash = weights_hash
         self._tokenizer_hash: str | None = None
         self._strength = 1.0
+        self._removed = False
         # Of a loaded adapter: its name in messages, and what it was trained on.
         self._loaded_from: str | None = None
         self._recorded_preprocessing: Preprocessing | None = None
@@ -344,13 +347,19 @@ class AdaptedCLIP(nn.Module):
         """Write the adapter to ``folder``, each file atomically, the weights first.
 
         Args:
-            class_names: the classes that it was trained on, for prediction.
+            class_names: the classes that it was trained on, for prediction; default: those of ``class_names``.
             template: the prompt that it was trained with, for prediction.
             training: how it was trained, as plain values, for evaluation.
 
         Raises:
-            InputError: the folder cannot be written or the disk is full, or a weight is not finite.
+            InputError: the folder cannot be written or the disk is full, a weight is not finite, the adapter was taken
+                out, the weights are spread over processes.
         """
+        if self._removed:
+            raise InputError(
+                "the adapter is not saved: remove() has taken it out; valid: save_adapter() before remove()"
+            )
+        check_whole(self, "the adapter is not saved")
         info = AdapterInfo(
             config=self.tuned,
             source=self.source,
@@ -358,7 +367,7 @@ class AdaptedCLIP(nn.Module):
             tokenizer=self._tokenizer_hash,
             preprocessing=self.preprocessing,
             precision=precision_of(self.clip),
-            class_names=class_names,
+            class_names=self.class_names if class_names is None else class_names,
             template=template,
             training=training,
         )
@@ -369,10 +378,11 @@ class AdaptedCLIP(nn.Module):
 
         Raises:
             InputError: everything ``adapter_file.read_info`` raises, another base model, adapters of another shape,
-                tensors that are missing, too many, wrongly shaped or not finite, a truncated file, files that do not
-                belong together.
+                something of each of other classes, tensors that are missing, too many, wrongly shaped or not finite, a
+                truncated file, files that do not belong together.
         """
         folder = Path(folder)
+        check_whole(self, f"the adapter in {folder} is not loaded")
         info = read_info(folder)
         check_facts(info, f"the adapter in {folder}", self.clip, loaded=self.weights_hash)
         if info.config != self.tuned:
@@ -382,6 +392,7 @@ class AdaptedCLIP(nn.Module):
                 f"the adapter in {folder} has {name} = {theirs[name]!r}, the model has {ours[name]!r}; "
                 "inject with the adapter's configuration, or use rmadapter.load"
             )
+        check_same(self.classes, info.class_names, f"the adapter in {folder}")
         self.take_weights(folder, info)
 
     def take_weights(self, folder: Path, info: AdapterInfo) -> None:
@@ -402,6 +413,7 @@ class AdaptedCLIP(nn.Module):
                 stacklevel=4,
             )
         self._recorded_preprocessing = info.preprocessing
+        self.class_names = info.class_names or self.class_names
         self._loaded_from, self._tokenizer_hash = what, info.tokenizer
 
     def remove(self) -> nn.Module:
@@ -414,4 +426,5 @@ class AdaptedCLIP(nn.Module):
                     for key in [key for key, hook in hooks.items() if hook is adapter_hook]:
                         del hooks[key]
         self.installed.uninstall(self.clip)
+        self._removed = True
         return self.clip

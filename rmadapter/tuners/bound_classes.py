@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import reprlib
+
 from rmadapter.errors import InputError, nearest
+
+
+def check_same(own: list[str] | None, stored: list[str] | None, what: str) -> None:
+    """Raise InputError unless what is ``stored`` of each class is of a model's ``own``, in their order; None: any.
+
+    ``what`` begins the message.
+    """
+    if own is not None and own != stored:
+        raise InputError(
+            f"{what} has something of each of its classes, {reprlib.repr(stored)}, the model of {reprlib.repr(own)}; "
+            "inject with the adapter's class_names, or use rmadapter.load"
+        )
 
 
 def rows_of(class_names: list[str], trained: list[str], what: str) -> list[int]:

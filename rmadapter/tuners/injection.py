@@ -29,11 +29,14 @@ from rmadapter.errors import InputError
 from rmadapter.tuners.adapted_clip import AdaptedCLIP
 from rmadapter.tuners.adapter_file import read_info, stored_rows
 from rmadapter.tuners.block_adapter import BlockAdapter, adapter_hook
+from rmadapter.tuners.installed import is_entered
 from rmadapter.tuners.making import make_tuners
 from rmadapter.tuners.prompt_tokens import check_text_tokens
 from rmadapter.tuners.stored_facts import check_facts
 from rmadapter.tuners.variants import SharedLayer, VariantAdapter
 from rmadapter_kernels import FusedRMAdapter
+
+TRAINED = torch.float32  # of trained weights, whatever torch's default dtype and the model's are
 
 
 def inject(
@@ -104,7 +107,7 @@ def _put_in(
     """``inject`` before the weights are drawn."""
     config = tuned.adapter
     towers = find_towers(clip)
-    if any(hasattr(block, CHILD) for tower in towers.values() for block in tower.blocks):
+    if any(hasattr(block, CHILD) for tower in towers.values() for block in tower.blocks) or is_entered(clip):
         raise InputError("this model has adapters already; take them out with remove() first")
     layers = {
         name: layer_numbers(config.tower(name).layers, tower.depth, f"adapter layers of the {name} tower")
@@ -131,9 +134,9 @@ def _put_in(
                 branch = _make_branch(towers[name], config, name, pair)
                 norm_name = towers[name].kind.norm if config.adapter_input == "ln_1" else None
                 block = towers[name].blocks[layer - 1]
-                setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device))
+                setattr(block, CHILD, BlockAdapter(branch, norm_name, config.rec_stream).to(device, TRAINED))
                 block.register_forward_hook(adapter_hook)
-    model = AdaptedCLIP(clip, tuned, [tuner.to(device) for tuner in tuners], source, weights_hash, class_names)
+    model = AdaptedCLIP(clip, tuned, [tuner.to(device, TRAINED) for tuner in tuners], source, weights_hash, class_names)
     model.installed.install(clip)
     return model
 

@@ -6,6 +6,7 @@ A hook is a bound method of ``Installed``, which is a child of the model, so tha
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,6 +24,19 @@ from rmadapter.tuners.sites import APPEND, INSERT, Sites, TokenEdit
 from rmadapter.tuners.tuner import Tuner, Values
 
 
+class _Passing(threading.local):
+    """What one hook of a pass leaves for a later one, of each thread by itself: several may ask one model at once.
+
+    A recomputation, which autograd may run in a thread of its own, finds none of it, and needs none: each is read
+    within the call of one module, or after the pass.
+    """
+
+    def __init__(self) -> None:
+        self.image_features: Tensor | None = None
+        self.read: Tensor | None = None
+        self.attending: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
+
+
 class Installed(nn.Module):
     """The tuners of a model, and the switches that the hooks read.
 
@@ -30,8 +44,6 @@ class Installed(nn.Module):
         tuners: in the order in which their heads apply.
         active: whether they are switched on; ``frozen_pass``: off for one pass of the untouched model.
         places: int64 [classes, text_tokens], where the learned tokens of each prompt stand; set with the classes.
-        image_features: [1, embed], the frozen features of the image that the classes are encoded for, where what enters
-            depends on the image.
     """
 
     places: Tensor | None
@@ -41,10 +53,16 @@ class Installed(nn.Module):
         self.tuners = nn.ModuleList(tuners)
         self.active, self.frozen_pass = True, False
         self.register_buffer("places", None, persistent=False)
-        self.image_features: Tensor | None = None
         self._values: dict[str, Values] = {}
-        self._read: Tensor | None = None
-        self._attending: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
+        self.passing = _Passing()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts without a pass: what entered in the last one has a graph, and cannot be copied.
+        return {**self.__dict__, "_values": {}, "passing": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.passing = _Passing()
 
     def sites(self, tower: str) -> Sites:
         """Those of all tuners."""
@@ -99,8 +117,7 @@ class Installed(nn.Module):
         for module in clip.modules():
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key, hook in list(hooks.items()):
-                    owner = hook.args[0] if isinstance(hook, partial) else getattr(hook, "__self__", None)
-                    if owner is self:
+                    if _owner(hook) is self:
                         del hooks[key]
                         module._forward_hooks_with_kwargs.pop(key, None)
                         module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -117,7 +134,7 @@ class Installed(nn.Module):
     def _after_embedding(self, embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not self.running:
             return output
-        values = self._values["text"] = self.values(self.image_features)["text"]
+        values = self._values["text"] = self.values(self.passing.image_features)["text"]
         edit = self.sites("text").before(0)
         if edit is None or not edit.embedded:
             return output
@@ -127,7 +144,7 @@ class Installed(nn.Module):
 
     def with_read(self, clip: ClipModel, features: Tensor) -> Tensor:
         """Image ``features`` [n, embed] of the pass that has just ended, with the mean of the tokens that are read."""
-        read, self._read = self._read, None
+        read, self.passing.read = self.passing.read, None
         if read is None or not self.running:
             return features
         vision = find_towers(clip)["vision"]
@@ -144,12 +161,23 @@ class Installed(nn.Module):
 
     @contextlib.contextmanager
     def of_image(self, features: Tensor) -> Iterator[None]:
-        """Inside, classes are encoded for the image of ``features`` [1, embed]."""
-        self.image_features = features
+        """Inside, classes are encoded for the image whose frozen features are ``features`` [1, embed]."""
+        self.passing.image_features = features
         try:
             yield
         finally:
-            self.image_features = None
+            self.passing.image_features = None
+
+
+def _owner(hook: Any) -> Any:
+    """Whose hook this is: an ``Installed`` for all that it puts in."""
+    return hook.args[0] if isinstance(hook, partial) and hook.args else getattr(hook, "__self__", None)
+
+
+def is_entered(clip: ClipModel) -> bool:
+    """Whether the modules of ``clip`` have hooks of tuners."""
+    hooks = (h for module in clip.modules() for h in (module._forward_hooks, module._forward_pre_hooks))
+    return any(isinstance(_owner(hook), Installed) for found in hooks for hook in found.values())
 
 
 def before_block(
@@ -179,7 +207,7 @@ def after_blocks(
     if not installed.running:
         return output
     if read:
-        installed._read = output[:, 1 : 1 + read]
+        installed.passing.read = output[:, 1 : 1 + read]
     return taken_out(output, inserted)
 
 
@@ -209,7 +237,7 @@ def before_attention(
     mask = names.get("attn_mask")
     if mask is not None and mask.dim() == 3:  # [rows * heads, tokens, tokens]: CoCa has one for each prompt
         mask = mask.unflatten(0, (-1, attn.num_heads))
-    installed._attending[place] = args[0], mask
+    installed.passing.attending[place] = args[0], mask
     return tuple(arg[:0] for arg in args), {**names, "attn_mask": None}
 
 
@@ -222,9 +250,10 @@ def after_attention(
     output: tuple[Tensor, Any],
 ) -> tuple[Tensor, Any]:
     """Forward hook of a block's attention: what it gives with low-rank updates of its matrices."""
-    if place not in installed._attending:
+    attending = installed.passing.attending
+    if place not in attending:
         return output
-    (x, mask), update = installed._attending.pop(place), installed.update(*place)
+    (x, mask), update = attending.pop(place), installed.update(*place)
     parts = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
     q, k, v = (
         added(low, x, part).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)

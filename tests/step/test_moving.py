@@ -23,7 +23,7 @@ def test_what_belongs_to_the_classes_goes_where_the_model_goes(rec_tokens, token
     assert list(model.state_dict()) == keys  # nothing of it is saved
     assert not any("prompt" in key or "counted" in key or "frozen" in key for key in keys)
     model.to("meta")
-    found = [*model.prompts.__dict__.values(), model._frozen_text, *model.counted.values(), model.counted_text]
+    found = [*model.prompts.__dict__.values(), *model.counted.values(), model.counted_text]
     assert {tensor.device.type for tensor in found if tensor is not None} == {"meta"}
     assert model.frozen_text_features().shape == (2, 32)
     output = model.train()(torch.zeros(2, 3, 32, 32, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))

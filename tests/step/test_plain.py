@@ -272,3 +272,68 @@ def test_equal_names_are_kept_apart_by_index(tokenizer, clip):
         logits = model(batch()[0]).logits
     assert logits.shape == (4, 3)
     torch.testing.assert_close(logits[:, 0], logits[:, 1])
+
+
+def test_logits_are_in_fp32_under_autocast(tokenizer):
+    model = make(tokenizer)
+    images, labels = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, losses = model(images, labels)
+        features = model.image_features(images), model.text_features()
+        assert features[0].dtype == features[1].dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    image, text = (F.normalize(each.float(), dim=-1) for each in features)
+    torch.testing.assert_close(logits, model.clip.logit_scale.exp() * image @ text.T)
+    torch.testing.assert_close(losses["cross_entropy"], F.cross_entropy(logits, labels))
+
+
+def test_classes_set_in_inference_mode_are_trained_with_later(tokenizer):
+    model = make(tokenizer)
+    with torch.inference_mode():
+        model.set_classes(["horse", "cow"], "a {}.")
+        model(batch()[0])
+        model.set_classes(NAMES, "a photo of a {}.")
+    model(*batch()).losses["total"].backward()
+
+
+def test_frozen_features_are_of_the_weights_at_hand(tokenizer):
+    model, other = make(tokenizer), make(tokenizer, clip=small_clip(seed=1))
+    found = {each: each.frozen_text_features() for each in (model, other)}
+    assert not torch.equal(found[model], found[other])
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model.frozen_text_features(), found[other])
+    assert model.double().frozen_text_features().dtype == torch.float64
+
+
+def test_weights_are_averaged_from_before_the_first_step_on(tokenizer):
+    model = make(tokenizer)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    model(*batch()).losses["total"].backward()
+    average.update_parameters(model)
+    average.update_parameters(model)
+    torch.testing.assert_close(average.eval()(batch()[0]).logits, model.eval()(batch()[0]).logits)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        ("rose", {}, "class_names is 'rose'; valid: a list of names"),
+        ([], {}, r"class_names is \[\]; valid"),
+        (["rose", None], {}, r"class_names holds None \(NoneType\)"),
+        (["rose " * 100], {}, "longer than the model's context"),
+        (["rose"], {"template": ["a {}", "one {}"]}, "template is .*; valid: one text"),
+        (["rose"], {"loss": LossConfig(classification="sigmoid")}, "no logit bias"),
+    ],
+)
+def test_a_mistake_in_what_is_handed_over_leaves_the_model_without_adapters(tokenizer, names, changes, message):
+    clip = small_clip()
+    with pytest.raises(InputError, match=message):
+        RMAdapterCLIP(clip, tokenizer, names, **changes)
+    assert RMAdapterCLIP(clip, tokenizer, NAMES).adapted.has_adapters("vision")
+
+
+def test_a_configuration_for_adapters_that_are_there_is_refused(tokenizer):
+    model = make(tokenizer)
+    assert RMAdapterCLIP(model.adapted, tokenizer, NAMES, config=model.config).adapted is model.adapted
+    with pytest.raises(InputError, match="config is given, but the model has its adapters already"):
+        RMAdapterCLIP(model.adapted, tokenizer, NAMES, config=RMAdapterConfig(layers="3"))

@@ -139,6 +139,7 @@ def test_it_is_for_inference_alone_and_is_not_saved(tokenizer, tmp_path):
     model.set_strength(0.5)
     with pytest.raises(InputError, match=r"strength is 0.5, which is for inference"):
         model.train()
+    assert not model.training  # as the model in it is
     model.adapted.save_adapter(tmp_path, class_names=NAMES, template=TEMPLATE)
     again = load(small_clip(), tmp_path, tokenizer=tokenizer)
     assert again.strength == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from conftest import small_clip
@@ -159,3 +162,16 @@ def test_recomputation_draws_the_same_dropout_again(tokenizer):
         torch.manual_seed(3)
         found.append(run(step, model))
     assert_same(found[1], found[0])
+
+
+@pytest.mark.parametrize("case", ["per image", "class specific", "coupled", "space", "adapters and low rank"])
+def test_a_model_is_copied_between_steps_and_with_a_graph(tokenizer, case):
+    model = make_tuned(tokenizer, case).train()
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    output = model(images, labels)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    output.losses["total"].backward()
+    copies.append(copy.deepcopy(model))
+    expected = model.eval()(images).logits
+    for each in copies:
+        torch.testing.assert_close(each.eval()(images).logits, expected)

@@ -14,6 +14,7 @@ from rmadapter import InputError, ModelSource, RMAdapterConfig, inject, load
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.identity import weights_hash
 from rmadapter.clip.storage import store_backbone
+from rmadapter.config import HeadConfig, TunerConfig
 from rmadapter.data import Preprocessing
 from rmadapter.tuners import adapter_file
 from rmadapter.tuners.adapter_file import read_info
@@ -301,3 +302,45 @@ def test_a_base_stored_in_16_bits_is_known_by_the_weights_that_were_loaded(model
         load(loaded.remove(), folder)
     injected = inject(stored.clip, CONFIG, weights_hash=stored.weights_hash)
     injected.load_adapter(folder)
+
+
+def bound(names):
+    config = TunerConfig(RMAdapterConfig(layers="none"), head=HeadConfig(offset=0.5))
+    return inject(small_clip(), config, class_names=names)
+
+
+def test_the_classes_of_the_model_are_saved_where_no_others_are_named(tmp_path):
+    bound(["cat", "dog"]).save_adapter(tmp_path)
+    assert load(small_clip(), tmp_path).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("names", [["dog", "cat"], ["bee", "ant"]])
+def test_what_each_class_has_is_not_loaded_for_another(tmp_path, names):
+    bound(["cat", "dog"]).save_adapter(tmp_path)
+    model = bound(names)
+    before = weights(model)
+    with pytest.raises(InputError, match=r"of each of its classes, \['cat', 'dog'\], the model of \['"):
+        model.load_adapter(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+def test_a_loaded_adapter_brings_the_names_of_its_classes(folder):
+    model = inject(small_clip(), CONFIG, class_names=["ant"])
+    model.load_adapter(folder)
+    assert model.class_names == ["cat", "dog"]
+
+
+def test_what_was_taken_out_is_not_saved(model, folder):
+    model.remove()
+    with pytest.raises(InputError, match=r"remove\(\) has taken it out; valid: save_adapter\(\) before remove"):
+        model.save_adapter(folder)
+    load(small_clip(), folder)
+
+
+def test_weights_that_are_spread_over_processes_are_said_before_anything_is_read_or_written(model, folder, tmp_path):
+    next(iter(model.trained().values())).full_tensor = None  # a DTensor's way to be whole, which an FSDP's weight has
+    with pytest.raises(InputError, match="not saved: the model's weights are spread over processes; valid: a model"):
+        model.save_adapter(tmp_path / "spread")
+    with pytest.raises(InputError, match="not loaded: the model's weights are spread over processes"):
+        model.load_adapter(folder)
+    assert not (tmp_path / "spread").exists()

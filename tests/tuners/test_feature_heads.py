@@ -7,7 +7,7 @@ import torch
 from conftest import small_clip
 from torch.nn import functional as F
 
-from rmadapter import RMAdapterConfig
+from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
 from rmadapter.config import HeadConfig, TunerConfig
 from rmadapter.tuners.feature_heads import ClassFeatures, ClassOffsets, FeatureAdapters
 from rmadapter.tuners.injection import inject
@@ -85,3 +85,16 @@ def test_the_mean_of_several_prompts(prompts):
     kept.strength = 0
     cosines = F.cosine_similarity(kept.head(given).text, given.text)
     torch.testing.assert_close(cosines, torch.ones(3))
+
+
+def test_classes_that_are_refused_leave_what_each_class_has_where_it_was(tokenizer):
+    config = TunerConfig(RMAdapterConfig(layers="none"), head=HeadConfig(offset=0.5))
+    loss = LossConfig(0, 0, 0, 0)
+    model = RMAdapterCLIP(small_clip(), tokenizer, ["cat", "dog"], config=config, loss=loss).eval()
+    for tensor in model.adapted.trained().values():
+        torch.nn.init.normal_(tensor)
+    images = torch.randn(2, 3, 32, 32)
+    before = model(images).logits
+    with pytest.raises(InputError, match="longer than the model's context"):
+        model.set_classes(["dog", "cat"], "word " * 100 + "{}")
+    assert torch.equal(model(images).logits, before)

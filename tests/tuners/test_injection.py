@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import open_clip
@@ -13,6 +14,7 @@ from torch import nn
 
 from rmadapter import RMAdapterConfig, TowerOverrides, inject
 from rmadapter.clip.towers import find_towers
+from rmadapter.config import HeadConfig, LoraConfig, TunerConfig
 from rmadapter.errors import InputError
 from rmadapter.tuners.injection import CHILD
 
@@ -279,3 +281,24 @@ def test_the_published_parameter_counts_on_a_whole_vit_b_16():
             assert model.encode_image(images).shape == model.encode_text(tokens).shape == (1, 512)
         model.remove()
     assert counts == {"single": 666_112, "rmadapter": 666_112 + 354_816, "mma": 674_560}
+
+
+def test_a_second_injection_is_refused_where_the_first_left_no_adapter(clip):
+    nothing = RMAdapterConfig(layers="none")
+    first = inject(clip, TunerConfig(adapter=nothing, lora=LoraConfig(2)))
+    with pytest.raises(InputError, match=r"has adapters already; take them out with remove\(\) first"):
+        inject(clip, LAYERS)
+    first.remove()
+    inject(clip, LAYERS)
+
+
+@pytest.mark.parametrize("more", [{}, {"rec_layers": 3}, {"reconstruct": False, "shared_layer": True}])
+def test_trained_weights_are_fp32_whatever_torch_s_default_is(clip, more):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        config = dataclasses.replace(LAYERS, **more)
+        model = inject(clip, TunerConfig(adapter=config, lora=LoraConfig(2), head=HeadConfig(image_ratio=0.5)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in model.trained().values()} == {torch.float32}
+    assert torch.isfinite(model.encode_image(inputs(clip)[0])).all()

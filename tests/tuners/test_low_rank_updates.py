@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from conftest import small_clip
@@ -73,3 +75,23 @@ def test_each_matrix_drops_inputs_of_its_own():
         assert set(kept.tolist()) == {0, 1, 2}
     evaluated = model.tuners[0].eval().update("text", 0)
     assert evaluated.q.dropout == 0
+
+
+def test_a_pass_of_another_thread_in_the_middle_of_one_changes_neither():
+    model = put_in(rank=2).requires_grad_(False)
+    for tensor in model.adapter_tensors().values():
+        tensor.normal_(std=0.3)
+    images = torch.randn(2, 2, 3, 32, 32)
+    expected = [model.encode_image(each) for each in images]
+    found = {}
+
+    def pass_of_another(*_):
+        handle.remove()  # it is for the first pass alone
+        thread = threading.Thread(target=lambda: found.update(other=model.encode_image(images[1])))
+        thread.start()
+        thread.join()
+
+    attention = model.clip.visual.transformer.resblocks[0].attn
+    handle = attention.register_forward_pre_hook(pass_of_another)  # behind that which keeps the attention's input
+    torch.testing.assert_close(model.encode_image(images[0]), expected[0])
+    torch.testing.assert_close(found["other"], expected[1])
