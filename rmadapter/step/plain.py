@@ -134,6 +134,8 @@ class RMAdapterCLIP(AdaptedClassifier):
     @torch.inference_mode(False)
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
         """Classify among these names from now on; the adapters stay."""
+        for target in self.target_templates:
+            self.prompts_of(target, class_names)  # may refuse one that is too long, before anything is changed
         super().set_classes(class_names, template)
         if self.config.rec_tokens == "all":
             self.prompts = replace(self.prompts, valid=torch.ones_like(self.prompts.valid))

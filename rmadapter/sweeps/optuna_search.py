@@ -229,10 +229,11 @@ def _search(config: SearchConfig, images: ImageData, folder: SearchFolder) -> di
         )
         print(f"[{len(study.get_trials(states=finished))}/{config.trials}] {described(trial)}: {shown}", flush=True)
 
-    while (done := len(study.get_trials(states=finished))) < config.trials:
-        # Drawn by its number: a sampler does not know what it drew before, and a search that was stopped is to try what
-        # it would have tried.
-        study.sampler = optuna.samplers.TPESampler(seed=config.sampler_seed + done)
+    while len(study.get_trials(states=finished)) < config.trials:
+        # By how many were drawn, those that failed too: a sampler does not know what it drew before, and a search that
+        # was stopped is to try what it would have tried.
+        drawn = len({place_of(trial) for trial in study.get_trials() if trial.params})
+        study.sampler = optuna.samplers.TPESampler(seed=config.sampler_seed + drawn)
         study.optimize(objective, n_trials=1, callbacks=[said])
     trials = study.get_trials()
     complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]

@@ -97,6 +97,7 @@ def table(trials: Sequence[Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]
         rows.append(
             (
                 trial.number,
+                place_of(trial),
                 trial.state.name.lower(),
                 trial.value,
                 *(gain.get(part) for part in MARGINS),
@@ -106,4 +107,4 @@ def table(trials: Sequence[Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]
             )
         )
     gains = (f"{part} - zero-shot" for part in MARGINS)
-    return ("trial", "state", "hm", *gains, "keeps", *names, "accuracies"), rows
+    return ("trial", "folder", "state", "hm", *gains, "keeps", *names, "accuracies"), rows

@@ -337,3 +337,12 @@ def test_a_configuration_for_adapters_that_are_there_is_refused(tokenizer):
     assert RMAdapterCLIP(model.adapted, tokenizer, NAMES, config=model.config).adapted is model.adapted
     with pytest.raises(InputError, match="config is given, but the model has its adapters already"):
         RMAdapterCLIP(model.adapted, tokenizer, NAMES, config=RMAdapterConfig(layers="3"))
+
+
+def test_classes_that_the_targets_have_no_room_for_leave_it_as_it_was(tokenizer):
+    long = "a photo of a {}" + ", and of what is near it" * 10
+    model = RMAdapterCLIP(small_clip(), tokenizer, ["cat", "dog"], template="{}", target_templates=[long])
+    with pytest.raises(InputError, match="longer than the model's context"):
+        model.set_classes(["cat", "dog", "bird " * 40], "{}")
+    assert model.class_names == ["cat", "dog"]
+    assert len(model.prompts.tokens) == 2

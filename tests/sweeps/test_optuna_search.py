@@ -305,10 +305,11 @@ class Ended:
     """In place of the trials' training: keeps where they are made; raises ``error`` in the call of that number."""
 
     def __init__(self, error):
-        self.error, self.places, self.left = error, [], None
+        self.error, self.places, self.rates, self.left = error, [], [], None
 
     def __call__(self, config, _):
         self.places.append(Path(config.out).parent.name)
+        self.rates.append(config.lr)
         if self.left is not None:
             self.left -= 1
             if self.left == 0:
@@ -333,6 +334,7 @@ def test_a_stopped_trial_goes_on_in_its_folder_and_the_search_as_if_not_stopped(
     training.left = None
     assert main(words(**options)) == 0
     assert len(set(training.places)) == trials
+    assert {trial["folder"] for trial in trials_of(tmp_path / "s")} == set(training.places)
     columns = ("lr", "scale", "lambda1", "lambda3", "hm", "accuracies")
     tried = [
         [[trial[name] for name in columns] for trial in trials_of(tmp_path / out) if trial["state"] == "complete"]
@@ -351,6 +353,7 @@ def test_a_trial_that_failed_is_not_made_again(words, monkeypatch):
     assert main(words(parameters="lr")) == 2
     assert main(words(parameters="lr")) == 0
     assert training.places == ["0", "1", "2", "3"]
+    assert len(set(training.rates)) == 4
 
 
 def test_a_study_that_is_damaged_or_gone_is_said(words, monkeypatch, tmp_path, capsys):
