@@ -314,6 +314,7 @@ def test_without_validation_images_nothing_is_chosen(clip_folder, tmp_path, caps
     assert read_info(tmp_path / "run" / "adapter").config.head.cache_weight == 1.17
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_report(sweep_words, tmp_path, capsys):
     options = {"methods": "zeroshot,tip-adapter,tip-adapter-f", "head.cache_views": 1, "data": "animals"}
     assert main(["sweep", *sweep_words(**options), "--dry-run"]) == 0

@@ -439,6 +439,7 @@ def test_what_a_configuration_file_says_of_what_the_search_decides_is_passed_ove
     assert (found.evaluate, found.explain, found.overwrite, found.resume) == (True, False, False, True)
 
 
+@pytest.mark.slow
 def test_a_bundled_data_set_is_searched_with_the_same_proof(tmp_path, monkeypatch, capsys):
     """Its pictures are drawn when they are read: none is drawn of a test image or of a new class.
 

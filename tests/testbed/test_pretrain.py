@@ -85,6 +85,7 @@ def corpus_of(*names: str) -> Corpus:
     return Corpus(white, np.zeros((0, 48, 48), np.uint8), icons, white[:1], (held_out,), {"sha256": {"a": "b"}})
 
 
+@pytest.mark.slow
 def test_with_a_corpus_half_of_a_large_batch_is_its_names_and_held_out_sets_are_tested(tmp_path, monkeypatch):
     shown = []
     choose = Pool.choose

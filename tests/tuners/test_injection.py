@@ -178,6 +178,7 @@ def test_switching_raises_while_a_graph_is_alive(clip):
         pass
 
 
+@pytest.mark.slow
 def test_one_graph_a_tower(clip):
     inject(clip, LAYERS).train()
     images, tokens = inputs(clip)
