@@ -75,13 +75,18 @@ class CLIPClassifier(nn.Module):
         """Which of its ways to answer it takes among the classes at hand, in words; None where it has but one."""
         return None
 
-    @torch.inference_mode(False)  # prompts made inside of it could not be trained with later
+    @torch.inference_mode(False)  # what is made inside of it could not be trained with later
     def set_classes(self, class_names: Sequence[str], template: str) -> None:
-        """Classify among these names from now on; the weights stay.
+        """Classify among these names from now on; the weights, and what is trained, stay.
 
         Raises:
-            InputError: no names, or a prompt that is too long; the model is as it was.
+            InputError: no names, one that the model has nothing of where it has something of each class, a prompt that
+                is too long or has no room for learned words; the model is as it was.
         """
+        self._take_classes(class_names, template)
+
+    def _take_classes(self, class_names: Sequence[str], template: str) -> None:
+        """``set_classes`` of this kind of model; whatever may be refused is made before anything is changed."""
         prompts = self.prompts_of(template, class_names)
         self.class_names, self.template, self.prompts = list(class_names), template, prompts
 

@@ -131,12 +131,9 @@ class RMAdapterCLIP(AdaptedClassifier):
         self._frozen_text = None
         return super()._apply(fn, recurse)
 
-    @torch.inference_mode(False)
-    def set_classes(self, class_names: Sequence[str], template: str) -> None:
-        """Classify among these names from now on; the adapters stay."""
-        for target in self.target_templates:
-            self.prompts_of(target, class_names)  # may refuse one that is too long, before anything is changed
-        super().set_classes(class_names, template)
+    def _take_classes(self, class_names: Sequence[str], template: str) -> None:
+        targets = self._target_prompts(list(class_names), template)
+        super()._take_classes(class_names, template)
         if self.config.rec_tokens == "all":
             self.prompts = replace(self.prompts, valid=torch.ones_like(self.prompts.valid))
         # Buffers go where the model goes, and are not saved.
@@ -144,14 +141,14 @@ class RMAdapterCLIP(AdaptedClassifier):
         self.register_buffer("_counted_text", self._counted("text"), persistent=False)
         # No buffer: it comes and goes, and whoever averages weights pairs the buffers of two models.
         self._frozen_text = None
-        self.target_prompts = nn.ModuleList(map(PromptBuffers, self._target_prompts()))
+        self.target_prompts = nn.ModuleList(map(PromptBuffers, targets))
 
-    def _target_prompts(self) -> list[Prompts]:
+    def _target_prompts(self, class_names: list[str], template: str) -> list[Prompts]:
         """What the losses compare with: prompts of all classes, one set for each template or sentence."""
-        if self.sentences and self.class_names == self._of_sentences:
+        if self.sentences and class_names == self._of_sentences:
             return [self.written(texts) for texts in self.sentences]
-        templates = self.target_templates or ([self.template] if self.prompts.slots is not None else [])
-        return [self.prompts_of(one) for one in templates]
+        templates = self.target_templates or ([template] if self.adapted.tuned.prompt.text_tokens else [])
+        return [self.prompts_of(one, class_names) for one in templates]
 
     @property
     def targets(self) -> list[Prompts]:

@@ -86,8 +86,7 @@ class AdaptedClassifier(CLIPClassifier):
     def train(self: Self, mode: bool = True) -> Self:
         """Raises as ``AdaptedCLIP.train``, and is then in the mode that it was in, as the model is."""
         self.adapted.train(mode)
-        super().train(mode)
-        return self
+        return super().train(mode)
 
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, all that is trained is switched off."""
@@ -102,19 +101,12 @@ class AdaptedClassifier(CLIPClassifier):
         """Scale what was trained; see ``AdaptedCLIP.set_strength``."""
         self.adapted.set_strength(strength)
 
-    @torch.inference_mode(False)
-    def set_classes(self, class_names: Sequence[str], template: str) -> None:
-        """Classify among these names from now on; what is trained stays.
-
-        Raises:
-            InputError: a name that a tuner has nothing of, a prompt that is too long or has no room for the learned
-                words; the model is as it was.
-        """
+    def _take_classes(self, class_names: Sequence[str], template: str) -> None:
         bound, learned = self.adapted.classes, self.adapted.tuned.prompt
         prompts = self.prompts_of(template, class_names, learned) if learned.text_tokens else None
         what = "the adapter, which has something of each class,"
         rows = None if bound is None else rows_of(list(class_names), bound, what)
-        super().set_classes(class_names, template)  # before any tuner is told: it may refuse
+        super()._take_classes(class_names, template)
         if rows is not None:
             for tuner in self.adapted.tuners:
                 tuner.set_rows(rows)

@@ -74,15 +74,11 @@ class LinearProbe(CLIPClassifier):
         """It has weights of each class in the place of prompts."""
         return False
 
-    def set_classes(self, class_names: Sequence[str], template: str) -> None:
-        """Classify among these names, which have to be those trained on or some of them.
-
-        Raises:
-            InputError: a name that was not trained on.
-        """
+    def _take_classes(self, class_names: Sequence[str], template: str) -> None:
         trained = getattr(self, "trained", class_names)  # none yet where the base class sets them
-        self.rows = rows_of(list(class_names), list(trained), "the linear probe")
-        super().set_classes(class_names, template)
+        rows = rows_of(list(class_names), list(trained), "the linear probe")
+        super()._take_classes(class_names, template)
+        self.rows = rows
 
     def text_features(self) -> Tensor:
         """The classes' weights [classes, embed], in the place of their prompts' features."""
