@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from rmadapter import LossConfig, RMAdapterConfig, TrainConfig
 from rmadapter.cli import main
 from rmadapter.clip import known_bases
+from rmadapter.data.emoji import drawings_data, emoji_data
 from rmadapter.training.adapter_run import train
 from rmadapter_kernels import cpu
 
@@ -105,6 +106,15 @@ def same_kernels() -> Iterator[None]:
     before = _kernels_in_use()
     yield
     assert _kernels_in_use() == before
+
+
+@pytest.fixture
+def few_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight classes of each bundled group, two test images of each, where accuracies are not what is tested."""
+    all_classes = emoji_data.classes
+    for module in (emoji_data, drawings_data):
+        monkeypatch.setattr(module, "classes", lambda group, **which: all_classes(group, **which)[:8])
+    monkeypatch.setattr(emoji_data, "COUNTS", {**emoji_data.COUNTS, "val": 2, "test": 2})
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ import rmadapter_kernels
 from rmadapter.cli import main
 from rmadapter.config.arguments import parse_arguments
 from rmadapter.data.catalog import CATALOG
-from rmadapter.data.emoji import drawings_data, emoji_data
 from rmadapter.export.export_command import ExportConfig
 from rmadapter.methods import METHODS, naming
 from rmadapter.serving.serve_command import ServeConfig
@@ -126,15 +125,6 @@ def field_data(place: Path, script: list[list[str]]) -> None:
     if any("~/data" in command for command in script):
         for name in CATALOG:
             write_miniature(place / "data", name)
-
-
-@pytest.fixture
-def few_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight classes of each bundled group, two test images of each; a page is not about their accuracy."""
-    all_classes = emoji_data.classes
-    for module in (emoji_data, drawings_data):
-        monkeypatch.setattr(module, "classes", lambda group, **which: all_classes(group, **which)[:8])
-    monkeypatch.setattr(emoji_data, "COUNTS", {**emoji_data.COUNTS, "val": 2, "test": 2})
 
 
 class Trainer:

@@ -118,7 +118,7 @@ def test_the_prompt_on_another_data_set_after_training_with_the_published_one(na
     assert json.loads((tmp_path / "on" / "results.json").read_text())["settings"]["template"] == template
 
 
-def test_in_another_style_the_class_features_answer(tmp_path):
+def test_in_another_style_the_class_features_answer(few_emoji, tmp_path):
     """What is retained of the classes that were trained on is what an evaluation in that style finds."""
     common = ["--workers", "0", "--precision", "fp32"]
     argv = ["train", "--method", "mmrl", "--data", "emoji_food", "--classes", "base", "--shots", "1", *common]

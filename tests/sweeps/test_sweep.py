@@ -179,7 +179,7 @@ def test_dry_run(sweep_words, tmp_path, capsys):
         ("cross", "zeroshot,single"),
     ],
 )
-def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_counts_the_images_that_are_tested(protocol, methods, few_emoji, tmp_path, monkeypatch, capsys):
     """On the test bed, of whose test images those in the unseen style measure retention."""
     tested = []
 
@@ -248,7 +248,7 @@ def test_where_a_run_is_computed_is_not_what_it_computes(sweep_words, tmp_path, 
         slow("domain", "testbed-drawings", "open  rmadapter/drawings_animals@fluent/seed1: ", 18),
     ],
 )
-def test_the_test_bed_has_a_name(protocol, data, line, runs, tmp_path, capsys):
+def test_the_test_bed_has_a_name(protocol, data, line, runs, few_emoji, tmp_path, capsys):
     words = ["--data", data, "--methods", "zeroshot,mma,rmadapter", "--seeds", "1", "--out", str(tmp_path / "s")]
     assert sweep(protocol, *words, "--dry-run") == 0
     out = capsys.readouterr().out

@@ -8,16 +8,12 @@ import pytest
 import yaml
 
 from rmadapter.cli import main
-from rmadapter.data.emoji import TRAIN_CONFIG, emoji_data
+from rmadapter.data.emoji import TRAIN_CONFIG
 from rmadapter.methods.naming import folder_of
 from rmadapter.methods.options import configure, parse_train
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 
-
-@pytest.fixture(autouse=True)
-def few_test_images(monkeypatch):
-    """Two of a class in place of ten: the commands are what is tested here, not accuracies."""
-    monkeypatch.setattr(emoji_data, "COUNTS", {**emoji_data.COUNTS, "val": 2, "test": 2})
+pytestmark = pytest.mark.usefixtures("few_emoji")
 
 
 def parse(*options):
@@ -89,7 +85,7 @@ def test_train_then_eval_in_another_style_and_on_another_group(tmp_path, capsys,
     assert other["accuracy"].keys() == {"base", "new", "hm"}
     assert other["accuracy"]["base"] == pytest.approx(results["accuracy"]["retained_base"])
     across = evaluate("--data", "emoji_food", "--no-retention")
-    assert (across["data"], across["style"], across["images"]) == ("emoji_food", "fluent", {"all": 176})
+    assert (across["data"], across["style"], across["images"]) == ("emoji_food", "fluent", {"all": 16})
 
 
 def test_a_linear_probe_is_tested_by_default_on_what_it_was_trained_on(tmp_path):

@@ -19,7 +19,7 @@ from rmadapter.testbed import demo, runs, search
 BRIEF = {"epochs": 1, "shots": 1}
 
 
-def test_a_run_is_kept_with_its_settings_and_not_made_again(tmp_path, monkeypatch):
+def test_a_run_is_kept_with_its_settings_and_not_made_again(few_emoji, tmp_path, monkeypatch):
     plan = [
         runs.TestbedRun("zeroshot/a", "emoji_activities", "fluent", None, {}),
         runs.TestbedRun("rmadapter/a", "emoji_activities", "fluent", 2, {**BRIEF, "lambda1": 30.0, "scale": 0.3}),
