@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rmadapter.evaluation.answers import PartAnswers
-from rmadapter.evaluation.metrics import confusion
+from rmadapter.evaluation.metrics import confusion, log_odds
 from rmadapter.files import write_csv, write_text
 from rmadapter.reports.document import rendered
 from rmadapter.reports.escape import csv_lines, readable
@@ -94,10 +94,9 @@ def frequent_confusions(counts: NDArray[np.int64], class_names: list[str]) -> li
 
 def confident_mistakes(answers: PartAnswers, most: int = MISTAKES) -> list[Mistake]:
     """The ``most`` wrong answers with the largest probabilities, largest first."""
-    probabilities = answers.logits.softmax(-1)
-    confidence, predicted = probabilities.max(-1)
+    probabilities, predicted = answers.logits.softmax(-1), answers.logits.argmax(-1)
     wrong = torch.nonzero(predicted != answers.labels).flatten()
-    order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:most]
+    order = wrong[log_odds(answers.logits)[wrong].argsort(descending=True, stable=True)][:most]
     found = []
     for number in order.tolist():
         true, answer = int(answers.labels[number]), int(predicted[number])
@@ -106,7 +105,7 @@ def confident_mistakes(answers: PartAnswers, most: int = MISTAKES) -> list[Mista
                 answers.items[number].path,
                 answers.class_names[true],
                 answers.class_names[answer],
-                float(confidence[number]),
+                float(probabilities[number, answer]),
                 float(probabilities[number, true]),
                 _data_uri(answers, number),
             )

@@ -56,6 +56,19 @@ def test_the_confidence_tells_right_from_wrong():
         assert quality(logits, torch.tensor(all_alike), NAMES[:2])["auroc"] is None
 
 
+def test_confidences_that_round_to_one_are_told_apart():
+    """In fp32 a class that is 17 ahead of the others has a probability of 1, in fp64 one that is 37 ahead."""
+    logits = torch.tensor([[90.0, 0.0, 1.0], [60.0, 0.0, 1.0], [30.0, 0.0, 1.0], [20.0, 0.0, 1.0]])
+    assert quality(logits, torch.tensor([0, 0, 1, 1]), NAMES[:3])["auroc"] == 1.0
+    assert quality(logits, torch.tensor([1, 0, 1, 0]), NAMES[:3])["auroc"] == 0.25
+
+
+def test_the_answer_is_the_largest_logit_where_probabilities_round_to_one_number():
+    logits = torch.tensor([[1e-9, 2e-9]])
+    found = quality(logits, torch.tensor([1]), NAMES[:2])
+    assert (found["top1"], found["per_class"]) == (100.0, {"bee": 100.0})
+
+
 def test_a_row_of_the_confusion_matrix_is_the_true_class():
     predicted, labels = torch.tensor([1, 1, 2, 0]), torch.tensor([0, 0, 2, 0])
     counts = confusion(predicted, labels, 3)

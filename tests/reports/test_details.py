@@ -48,6 +48,12 @@ def test_the_most_confident_mistakes_come_first_with_their_pictures():
     assert [mistake.path for mistake in confident_mistakes(answers(), most=1)] == ["1.png"]
 
 
+def test_mistakes_whose_probabilities_round_to_one_are_in_the_order_of_their_certainty():
+    found = answers()
+    found.logits[1, 2], found.logits[2, 1] = 30, 60
+    assert [mistake.path for mistake in confident_mistakes(found)] == ["2.png", "1.png"]
+
+
 def test_rows_of_the_matrix_are_true_classes_and_the_page_needs_nothing_else(tmp_path):
     found = answers()
     results = {"method": "rmadapter", "data": "a<i>", "model": "m", "split": "test"}
