@@ -14,12 +14,9 @@ from rmadapter.clip.names import MODEL
 from rmadapter.clip.towers import find_towers
 from rmadapter.errors import InputError
 from rmadapter.evaluation.class_texts import ClassTexts
-from rmadapter.serving.served_model import ServedModel
+from rmadapter.serving.served_model import MOST_KEPT, ServedModel
 from rmadapter.tuners.adapted_classifier import AdaptedClassifier
 from rmadapter.tuners.image_encoder import BothFeatures
-
-# Lists of class names whose features are kept, those used last: of the tuned model each at each strength.
-MOST_KEPT = 64
 
 
 @dataclass(frozen=True)

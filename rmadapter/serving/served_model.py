@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from rmadapter.clip.backbone import Backbone
 from rmadapter.clip.classifier import CLIPClassifier
@@ -25,6 +28,27 @@ ANY_NAMES = ("cat", "dog")
 NO_ADAPTER = "zero-shot CLIP has no adapter, and so no reconstruction branch"
 UNTRAINED = "its reconstruction branch in the image tower was not trained (loss.lambda1 was 0)"
 PROBE_ALONE = "a linear probe stands behind the frozen image tower, and has no reconstruction branch"
+# Lists of class names whose features are kept, those used last: of the tuned model each at each strength.
+MOST_KEPT = 64
+
+
+class KeptTokens:
+    """``tokenizer``, which keeps the tokens of the texts that it was asked for last.
+
+    A model is told its classes whenever a request has others than the one before. Of 1,000 names the tokens take 0.6 s,
+    longer than an image, and their features are kept.
+    """
+
+    def __init__(self, tokenizer: Callable[..., Tensor]):
+        self.context_length = getattr(tokenizer, "context_length", None)
+        # Of each list twice, the second time with room for one token more (clip.prompts.make_prompts).
+        self._made = functools.lru_cache(2 * MOST_KEPT)(
+            lambda texts, context_length: tokenizer(list(texts), context_length=context_length)
+        )
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        """Tokens [texts, context_length], which are not to be written into."""
+        return self._made(tuple(texts), context_length)
 
 
 @dataclass(frozen=True)
@@ -89,6 +113,8 @@ def load_served(config: StoredChoice, class_names: Sequence[str] | None, templat
     names = tuple(class_names or (info.class_names if info else None) or ())
     prompt = template or (info.template if info else None) or PHOTO
     loaded = load_chosen(config, device, info)
+    kept = replace(loaded.backbone, tokenizer=KeptTokens(loaded.backbone.tokenizer))
+    loaded = replace(loaded, backbone=kept)
     first = names or (loaded.adapted.classes if loaded.adapted is not None else None) or ANY_NAMES
     model = loaded.classifier(first, prompt)
     return ServedModel(

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import run_config
+from open_clip import SimpleTokenizer
 from PIL import Image
 from served_cases import NAMES, picture, served_model
 
@@ -110,6 +111,30 @@ def test_text_features_are_kept_as_many_as_allowed(served, monkeypatch):
     assert calls == [(one, False)]
     found((third, 1.0), (one, 1.0))
     assert calls == [(third, False), (third, True), (one, False)]
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_classes_that_take_turns_are_tokenised_once(base_run, clip_folder, monkeypatch, adapted):
+    asked_for, real = [], SimpleTokenizer.__call__
+
+    def tokens(self, texts, context_length=None):
+        asked_for.append(texts)
+        return real(self, texts, context_length)
+
+    monkeypatch.setattr(SimpleTokenizer, "__call__", tokens)
+    served = served_model(base_run / "adapter") if adapted else served_model(None, model=f"local-dir:{clip_folder}")
+    answerer, image = Answerer(served), image_of(served, 0)
+
+    def found():
+        asked_for.clear()
+        return answerer([Asked(image, ClassQuestion(names, TEMPLATE)) for names in (NAMES, NAMES[::-1])])
+
+    first = found()
+    assert len(asked_for) <= 4  # each list with the model's context, and with room for one token more
+    again = found()
+    assert not asked_for
+    for one, other in zip(first, again, strict=True):
+        assert one.zeroshot == pytest.approx(other.zeroshot, abs=1e-6)
 
 
 def test_a_calibration_is_used_where_it_holds(base_run, animals, tmp_path):
