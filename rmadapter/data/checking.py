@@ -67,7 +67,7 @@ def _check(record: DataSet, data_root: Path) -> Checked:
 
 def _split(record: DataSet, data: ImageData) -> str:
     if data.split_file is None:
-        return "its own lists and folders"
+        return "its own lists and folders" if data.own_lists else "made here and not kept"
     verified = is_published(data.split_file, record)
     if data.split_file.name != record.split_file or verified is False:  # a note says so
         return str(data.split_id)

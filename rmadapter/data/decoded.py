@@ -146,7 +146,7 @@ def _read(file: Path) -> Image.Image | None:
     """The image in ``file``; None where there is none, or it is torn or of another kind."""
     try:
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # whatever numpy makes of a damaged header: ValueError, TokenError, BadZipFile, ...
         return None
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         return None

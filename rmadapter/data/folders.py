@@ -10,14 +10,14 @@ from rmadapter.data.class_folders import ClassFolders, check_text, find_classes
 from rmadapter.data.class_names import CLASS_NAMES_FILE, by_number, class_names, some
 from rmadapter.data.emoji import BUNDLED, DATA, is_testbed
 from rmadapter.data.items import ImageData, Item
-from rmadapter.data.named import find_named, load_named, say_unlike_published
+from rmadapter.data.named import find_folder, find_named, load_named, say_unlike_published
 from rmadapter.data.part_folders import Parts, find_parts
 from rmadapter.data.splits import OWN_FILE, find_split_file, make_split, read_split, repeated_names, save_split
 from rmadapter.errors import InputError, nearest
 
 
 def load_data(data: str, data_root: str | None = None, style: str | None = None) -> ImageData:
-    """The data set in folder ``data``, or in the folder ``data`` of ``data_root``, or a bundled one in ``style``.
+    """The data set in the folder ``data`` of ``data_root``, or in folder ``data``, or a bundled one in ``style``.
 
     One of the field's data sets, by its name or by its folder, is read in the layout that the field keeps it in
     (``catalog``), where it has that layout; any other folder as follows.
@@ -130,9 +130,8 @@ def _check_unchanged(data: ImageData, found: ClassFolders, names: dict[str, str]
 
 
 def _find(data: str, data_root: str | None) -> Path:
-    for path in (Path(data), Path(data_root) / data if data_root else None):
-        if path is not None and path.is_dir():
-            return path.resolve()
+    if (folder := find_folder(data, data_root)) is not None:
+        return folder.resolve()
     if data_root is not None and not Path(data_root).is_dir():
         raise InputError(f"data_root is {data_root!r}, which is no folder")
     base = Path(data_root) if data_root else Path(data).parent

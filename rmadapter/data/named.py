@@ -28,13 +28,25 @@ def find_named(data: str, data_root: str | None) -> tuple[Path, DataSet] | None:
     """
     if data in CATALOG and data_root is not None and has_layout(Path(data_root), CATALOG[data]):
         return (Path(data_root) / CATALOG[data].folder).absolute(), CATALOG[data]
-    for path in (Path(data), Path(data_root) / data if data_root else None):
-        if path is not None and path.is_dir():
-            for folder in (path.absolute(), path.resolve()):  # the link's own name, then that of what it leads to
-                for record in CATALOG.values():
-                    if folder.name == record.folder and has_layout(folder.parent, record):
-                        return folder, record
+    path = find_folder(data, data_root)
+    if path is not None:
+        for folder in (path.absolute(), path.resolve()):  # the link's own name, then that of what it leads to
+            for record in CATALOG.values():
+                if folder.name == record.folder and has_layout(folder.parent, record):
+                    return folder, record
     return None
+
+
+def find_folder(data: str, data_root: str | None) -> Path | None:
+    """The folder that ``data`` means; None where there is none.
+
+    That in ``data_root`` comes first: in the working folder a run may lie under the data set's name. What begins with
+    "./" or "../" is looked for in the working folder first.
+    """
+    places = [Path(data)]
+    if data_root:
+        places.insert(data.partition("/")[0] in (".", ".."), Path(data_root) / data)
+    return next((place for place in places if place.is_dir()), None)
 
 
 def has_layout(data_root: Path, record: DataSet) -> bool:
@@ -67,23 +79,23 @@ def load_named(folder: Path, record: DataSet) -> ImageData:
     split = READERS[record.reader](folder, record)
     items = [*split.train, *split.val, *split.test]
     names = checked_names(f"data set {folder}", split.train, items, trains=not record.test_only)
-    if not split.listed:
-        _check_there(ImageData(record.name, images, split.train, split.val, split.test, None), items, folder)
-    note, file = None, None
-    if split.made is not None:
-        file, made = save_split(folder, split.train, split.val, split.test, split.made)
-        note = f"{_no_public_split(folder, record)}; {made}"
     data = ImageData(
         record.name,
         images,
         split.train,
         split.val,
         split.test,
-        file,
+        None,
         repeated_names(names),
         own_lists=split.made is None,
     )
-    return say_unlike_published(record, data) if note is None else dataclasses.replace(data, notes=(note, *data.notes))
+    if not split.listed:
+        _check_there(data, items, folder)
+    if split.made is None:
+        return say_unlike_published(record, data)
+    file, made = save_split(folder, split.train, split.val, split.test, split.made)
+    note = f"{_no_public_split(folder, record)}; {made}"
+    return dataclasses.replace(data, split_file=file, notes=(note, *data.notes))
 
 
 def say_unlike_published(record: DataSet, data: ImageData) -> ImageData:

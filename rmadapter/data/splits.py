@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from rmadapter.data.catalog import record_of
 from rmadapter.data.class_names import check_class_name
 from rmadapter.data.items import ImageData, Item
 from rmadapter.errors import InputError
@@ -107,7 +108,7 @@ def read_split(root: Path, path: Path) -> ImageData:
     there = _files(root, _parents(items))
     missing = [item.path for item in items if item.path not in there]
     if missing:
-        own = "; delete it to have a new split made" if path.name == OWN_FILE else _where(root, missing[0])
+        own = "; delete it to have a new split made" if path.name == OWN_FILE else _where(root, path, missing[0])
         raise MissingImagesError(
             f"split file {path} names {len(missing)} images that are not in {root}: {', '.join(missing[:10])}{own}",
             data,
@@ -126,10 +127,17 @@ def check_lists(where: str, values: Any) -> None:
         )
 
 
-def _where(root: Path, image: str) -> str:
-    """For people: the folder in ``root`` below which ``image`` lies, as CoOp's data sets have it."""
+def _where(root: Path, split_file: Path, image: str) -> str:
+    """For people: the folder in ``root`` below which ``image`` lies, as CoOp's data sets have it.
+
+    One of the field's data sets stays in the folder of its name, which tells its prompt.
+    """
     folders = sorted(folder.name for folder in root.iterdir() if (folder / image).is_file())
-    return f"; {image} is in {root / folders[0]}: move the split file there and name that folder" if folders else ""
+    if not folders:
+        return ""
+    named = record_of(str(split_file.parent)) is not None
+    step = f"what is in that folder belongs into {root}" if named else "move the split file there and name that folder"
+    return f"; {image} is in {root / folders[0]}: {step}"
 
 
 def repeated_entries(items: Mapping[str, Sequence[Item]]) -> tuple[str, ...]:

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from rmadapter.config import PUBLISHED, TRAIN_HELP, TrainConfig
 from rmadapter.config.arguments import given_options, parse_arguments
 from rmadapter.config.loss import SENTENCES
 from rmadapter.data.catalog import record_of
 from rmadapter.data.emoji import TRAIN_CONFIG, is_testbed
+from rmadapter.data.named import find_folder
 from rmadapter.errors import InputError
 from rmadapter.methods import METHODS, Method, get_method
 from rmadapter.methods.method import TUNED
@@ -88,7 +90,8 @@ def configure(
     if other is not None and method.kind == TUNED:
         raise InputError(f"option {other.partition('=')[0]!r} is none of method {name!r}; valid: {own}")
     if overrides is None:
-        overrides = overrides_of(name, data or _data_of(argv), transfer=transfer, few_shot=few_shot)
+        data = data or _data_of(given_options(TrainConfig, argv, prog=prog))
+        overrides = overrides_of(name, data, transfer=transfer, few_shot=few_shot)
     recipe = (*method.recipe, *overrides)
     words = [*argv, *method.options]
     config = parse_train(words, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
@@ -128,10 +131,13 @@ def own_words(name: str, argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def _data_of(argv: Sequence[str]) -> str | None:
-    """What ``--data`` names in the options, by the last part of its path."""
-    found = _value_of("data", argv)
-    return None if found is None else Path(found).name
+def _data_of(given: Mapping[str, Any]) -> str | None:
+    """The name of the data set that the options, a config file's too, mean; that of its folder for "." and a link."""
+    data = given.get("data")
+    if data is None or record_of(data) is not None:
+        return data
+    folder = find_folder(data, given.get("data_root"))
+    return Path(data).name if folder is None else folder.resolve().name
 
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:

@@ -207,7 +207,7 @@ class RunFolder:
             now = _plain(config)
             for name in now:
                 old = before.get(name) if isinstance(before, dict) else None
-                if name not in FREE_ON_RESUME and old != now[name]:
+                if name not in FREE_ON_RESUME and not _is_same(name, old, now[name]):
                     return f"{name} is {now[name]!r}, but the run in {self.path} has {old!r}"
         if data is not None and data.content_hash != marker.get("data_hash"):
             return changed_data(data, str(marker.get("data_hash")), f"the run in {self.path} began")
@@ -314,6 +314,16 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     left_out = _PLACES_AND_SPEED | _SAID_BESIDE | _WITHOUT_WEIGHT | {"skip_bad_images"}
     left_out |= set() if config.views else {"cache_limit"}
     return {name: value for name, value in _plain(config).items() if name not in left_out}
+
+
+def _is_same(name: str, old: Any, new: Any) -> bool:
+    """Whether a run goes on as it began where option ``name`` was ``old`` and is ``new``.
+
+    A data set is told by its hash, wherever it lies; by its name is drawn what a run begins with.
+    """
+    if name == "data" and isinstance(old, str):
+        old, new = Path(old).name, Path(new).name
+    return old == new
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import http.client
 import inspect
+import os
 import re
 import shutil
 import sys
@@ -44,6 +46,17 @@ def test_check_of_everything(tmp_path, capsys):
     assert "split: split_rmadapter.json, SHA-256 " in capsys.readouterr().out
 
 
+def test_check_says_that_a_split_was_made_and_not_kept(tmp_path, monkeypatch, capsys):
+    build(tmp_path, "dtd")
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    assert datasets("check", "dtd", root=tmp_path) == 0
+    assert "split: made here and not kept\n" in capsys.readouterr().out
+
+
 def test_check_says_what_is_as_published(tmp_path, monkeypatch):
     import dataclasses
 
@@ -79,7 +92,7 @@ def test_check_of_annotations_that_name_missing_images_counts_them(tmp_path, cap
     out = capsys.readouterr().out
     assert "cannot be used: the annotation files in" in out
     assert "test 15 (published 3,669)" in out
-    assert "split: its own lists and folders" in out
+    assert "split: made here and not kept" in out
     (folder / "annotations" / "test.txt").unlink()
     assert datasets("check", "oxford_pets", root=tmp_path) == 2
     assert "split:" not in capsys.readouterr().out

@@ -249,6 +249,25 @@ def test_links_to_data_sets(tmp_path, monkeypatch):
     assert load_data("..").name == "dtd"
 
 
+def test_the_folder_in_data_root_comes_before_one_of_the_working_folder(tmp_path, monkeypatch):
+    """A run, or another copy, may lie there under the data set's name."""
+    root, here = tmp_path / "data", tmp_path / "here"
+    for place in (root, here):
+        build(place, "dtd")
+        folders(place / "birds", ["crane", "stork"])
+    (root / "dtd" / "images").rename(root / "dtd" / "textures")  # without the layout it is the one meant all the same
+    (root / "food").symlink_to(build(root, "food101"))
+    (here / "food").mkdir()
+    (here / "food" / "run.json").write_text("{}")
+    monkeypatch.chdir(here)
+    assert load_data("birds", str(root)).root == root / "birds"
+    assert load_data("./birds", str(root)).root == here / "birds"
+    assert load_data("food", str(root)).name == "food101"
+    with pytest.raises(InputError, match=f"^{root / 'dtd'} has no class folders"):
+        load_data("dtd", str(root))
+    assert load_data("dtd", "no-folder").root == here / "dtd" / "images"
+
+
 @pytest.mark.parametrize("name", CATALOG)
 def test_hidden_files_are_no_images(tmp_path, name):
     """What a Mac leaves beside each file on a disk of another kind, and notebooks in folders of images."""

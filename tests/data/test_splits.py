@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -66,6 +67,18 @@ def test_images_below_a_folder_are_found_for_the_message(folder):
         InputError, match=r"names 4 images that are not in .*; bee/1.png is in .*images: move the split"
     ):
         load_data(str(folder))
+
+
+def test_one_of_the_field_s_data_sets_stays_where_its_name_is(folder):
+    """With the split file in 2750 or JPGs it would be a data set of that name, without its prompt."""
+    named = folder / "eurosat"
+    (named / "JPGs").mkdir(parents=True)
+    for name in ("ant", "bee"):
+        shutil.move(folder / name, named / "JPGs" / name)
+    write(named, GOOD, "split_zhou_EuroSAT.json")
+    where = f"bee/1.png is in {named / 'JPGs'}: what is in that folder belongs into {named};"
+    with pytest.raises(InputError, match=re.escape(where)):
+        load_data(str(named))
 
 
 def changed(part="train", index=0, **values):

@@ -348,3 +348,14 @@ def test_a_run_s_steps():
     config = configure("clip-lora", ["--data", "x", "--shots", "4"])
     assert steps_of(config, 7) == 2000
     assert steps_of(configure("coop", ["--data", "x"]), 7) == 200 * 7
+
+
+def test_the_recipe_of_a_data_set_holds_however_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "photos").symlink_to(tmp_path / "imagenet")
+    (tmp_path / "options.yaml").write_text("data: imagenet\n")
+    monkeypatch.chdir(tmp_path / "imagenet")
+    names = (["--data", "."], ["--data", "photos", "--data-root", ".."], ["--config", str(tmp_path / "options.yaml")])
+    for words in (["--data", "imagenet"], *names):
+        assert configure("coprompt", words).prompt.text_depth == 12, words
+    assert configure("coprompt", ["--data", "x"]).prompt.text_depth == 9

@@ -154,6 +154,23 @@ def test_a_copy_of_the_data_elsewhere_is_the_same_data(config, images, tmp_path,
     assert train(config(**data | {"data_root": str(tmp_path / "elsewhere")}, resume=True))
 
 
+def test_a_data_set_is_told_by_its_name_and_hash_and_not_by_its_path(config, images, tmp_path, monkeypatch):
+    """As a cluster gives each job a scratch folder of its own, and a shell ends a folder's name with a slash."""
+    with stopped_before_step(1, monkeypatch):
+        train(config())
+    (tmp_path / "elsewhere").mkdir()
+    images.rename(tmp_path / "elsewhere" / "animals")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    results = train(config(data="animals/", resume=True))
+    assert results["data"] == "animals"
+    images = (tmp_path / "elsewhere" / "animals").rename(tmp_path / "elsewhere" / "beasts")
+    with pytest.raises(InputError, match=r"data is '.*beasts', but the run in .* has '.*animals'"):
+        train(config(data=str(images), resume=True))
+    write_images(tmp_path / "animals", ["ant", "bee", "cat", "dog"], 10, seed=1)
+    with pytest.raises(InputError, match="its content hash is"):
+        train(config(data=str(tmp_path / "animals"), resume=True))
+
+
 def test_the_run_of_another_method_is_not_gone_on_with(config):
     trained(config, "linear-probe")
     for method in ("zeroshot", "rmadapter"):
