@@ -123,7 +123,7 @@ def test_a_sweep_has_one_model(tmp_path, capsys):
         capsys.readouterr().err
     )
     enter(parse_sweep([*words, "--data", "emoji_food"])[1], {})
-    with pytest.raises(InputError, match="model is 'ViT-B-16', but the sweep in .* has 'emoji-clip'"):
+    with pytest.raises(InputError, match=r"model is 'ViT-B-16', but the sweep in .* has 'emoji-clip'"):
         enter(parse_sweep([*words, "--data", "dtd"])[1], {})
 
 
@@ -198,6 +198,24 @@ def test_dry_run(sweep_words, tmp_path, capsys):
     assert "6 runs, 2 done" in out
     assert "on one worker" in out
     assert "2 runs of methods without a finished one" in out
+
+
+def test_a_dry_run_counts_what_is_left_of_a_run(sweep_words, tmp_path, capsys):
+    """A new target is tested with the adapter that is there; without one it is trained and tested everywhere again."""
+    write_images(tmp_path / "stones", ["ant", "bee", "cat", "dog"], 8, 7)
+    assert sweep(*sweep_words("cross", source="animals")) == 0
+    more = sweep_words("cross", source="animals", data="animals,plants,stones")
+    capsys.readouterr()
+    assert sweep(*more, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "   open  single/animals/seed1: 0 steps, 8 test images, 2 of 3 results are there\n" in out
+    assert "2 runs, 0 done; left: 0 steps, 16 test images" in out
+    assert sweep(*sweep_words("cross", source="animals"), "--keep", "results") == 0
+    capsys.readouterr()
+    assert sweep(*more, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "   open  single/animals/seed1: 1 steps, 24 test images\n" in out
+    assert "2 runs, 0 done; left: 1 steps, 32 test images" in out
 
 
 @pytest.mark.parametrize(
