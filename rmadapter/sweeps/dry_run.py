@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_split, few_shot_sample, steps_an_epoch
 from rmadapter.methods import METHODS
 from rmadapter.methods.method import TUNED
 from rmadapter.sweeps.manifest import precision_of
-from rmadapter.sweeps.progress import holder_of, read_result, results_there, state
-from rmadapter.sweeps.protocols import PlannedRun
+from rmadapter.sweeps.progress import holder_of, read_result, results_that_stay, results_there, state
+from rmadapter.sweeps.protocols import PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.sweeps.taken_over import is_taken
 from rmadapter.training.adapter_run import own_parts
@@ -23,8 +23,9 @@ from rmadapter.training.recipe import steps_of
 def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
     """A line a run: its state, steps of training and images to test; at the end the sums of what is not done.
 
-    Seconds are the mean of the finished runs of the same method on the same data set with as many shots, else of that
-    method with as many. ``loaded`` are the sweep's data sets, by what it calls them.
+    Of a run that is not done these are what is left of it. Seconds are the mean of the finished runs of the same method
+    on the same data set with as many shots, else of that method with as many, less those of results that are there.
+    ``loaded`` are the sweep's data sets, by what it calls them.
     """
     found = state(sweep)
     states = {run: name for name in ("done", "failed", "running", "open") for run in getattr(found, name)}
@@ -38,16 +39,22 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
         counts = Counter(item.label for item in sample)
         fewer = sum(count < config.shots for count in counts.values())
         taken = is_taken(sweep, run, dataclasses.replace(config, precision=precision_of(sweep)), data)
-        trains = METHODS[run.method].kind == TUNED and config.tuned.trains and not taken
+        there = [] if states[run] == "done" else results_that_stay(sweep, run)
+        trained = taken or None in there
+        trains = METHODS[run.method].kind == TUNED and config.tuned.trains and not trained
         steps = steps_of(config, steps_an_epoch(len(sample), config.batch_size, config.drop_last)) if trains else 0
-        images = _tested(run, config, loaded, at_home=not taken)
+        targets = [target for target in run.targets if short_name(target) not in there]
+        images = _tested(run, config, loaded, targets, at_home=not trained)
         estimate = seconds.get((run.method, run.shots, run.data), seconds.get((run.method, run.shots, None)))
+        if estimate is not None:
+            estimate = max(0.0, estimate - _seconds_of(sweep, run, there))
         lines.append(
             f"{states[run]:>7}  {run.key}: {steps:,} steps, {images:,} test images"
             + (f", fewer than {config.shots} images of {fewer} of {len(counts)} classes" if trains and fewer else "")
             + (f", about {estimate:.0f} s" if estimate is not None and states[run] != "done" else "")
             + (f" ({holder_of(sweep, run) or 'just ended'})" if states[run] == "running" else "")
             + (f", trained in {sweep.trained_in}" if taken else "")
+            + (f", {len(there)} of {1 + len(run.targets)} results are there" if there else "")
         )
         if states[run] != "done":
             steps_left += steps
@@ -64,10 +71,14 @@ def describe_cost(sweep: Sweep, loaded: Mapping[str, ImageData]) -> str:
     return "\n".join(lines)
 
 
-def _tested(run: PlannedRun, config: TrainConfig, loaded: Mapping[str, ImageData], *, at_home: bool) -> int:
+def _tested(
+    run: PlannedRun, config: TrainConfig, loaded: Mapping[str, ImageData], targets: Sequence[str], *, at_home: bool
+) -> int:
     """How many images ``run`` is tested on, those of the style that measures retention among them.
 
-    ``at_home``: those of the data set that it trains on too.
+    ``targets``: those of its targets that are tested.
+
+    ``at_home``: whether the data set that it trains on is tested too.
     """
     home = loaded[run.data]
     parts: tuple[str, ...]
@@ -79,7 +90,7 @@ def _tested(run: PlannedRun, config: TrainConfig, loaded: Mapping[str, ImageData
         parts = (config.classes,)
     images = sum(_images(home, part, retention=True) for part in parts) if at_home else 0
     # What is trained measures retention where it was trained, the frozen model everywhere.
-    return images + sum(_images(loaded[name], "all", retention=run.seed is None) for name in run.targets)
+    return images + sum(_images(loaded[name], "all", retention=run.seed is None) for name in targets)
 
 
 def _images(data: ImageData, part: str, *, retention: bool) -> int:
@@ -92,12 +103,13 @@ def _seconds(sweep: Sweep, done: list[PlannedRun]) -> dict[tuple[str, int | None
     """Mean seconds of the finished runs by (method, shots, data set), and by (method, shots, None) over data sets."""
     found: dict[tuple[str, int | None, str | None], list[float]] = {}
     for run in done:
-        seconds = [
-            value
-            for on in results_there(sweep, run)
-            for value in read_result(sweep, run, on)["seconds"].values()
-            if value is not None
-        ]
+        seconds = _seconds_of(sweep, run, results_there(sweep, run))
         for key in ((run.method, run.shots, run.data), (run.method, run.shots, None)):
-            found.setdefault(key, []).append(sum(seconds))
+            found.setdefault(key, []).append(seconds)
     return {key: statistics.fmean(values) for key, values in found.items()}
+
+
+def _seconds_of(sweep: Sweep, run: PlannedRun, results: Sequence[str | None]) -> float:
+    """What those of its ``results`` took to make that are there."""
+    found = [read_result(sweep, run, on)["seconds"].values() for on in results]
+    return sum(value for values in found for value in values if value is not None)

@@ -85,14 +85,14 @@ def enter(sweep: Sweep, loaded: Mapping[str, ImageData] | None = None) -> float:
     file = sweep.out / MANIFEST
     sweep.out.mkdir(parents=True, exist_ok=True)
     with ProcessLock(sweep.out / SWEEP_LOCK).wait():
-        before, settings = check_folder(sweep), sweep.settings()
+        before = check_folder(sweep)
         names = (*LISTS, SHOTS) if sweep.shots else LISTS
         lists = {name: list(getattr(sweep, name)) for name in names}
         hashes = known_hashes(sweep.out) | {short_name(name): data.content_hash for name, data in loaded.items()}
         if before is not None:
             check_data(sweep, loaded)
             lists = {name: _joined(before[name], values) for name, values in lists.items()}
-        settings["precision"] = precision_of(sweep)
+        settings = sweep.settings(lists["data"][0]) | {"precision": precision_of(sweep)}
         clear_temporaries(sweep.out)
         values = {"format": FORMAT, "protocol": sweep.protocol, "settings": settings, **lists, HASHES: hashes}
         write_json(file, values)
@@ -238,7 +238,8 @@ def check_settings(before: Mapping[str, Any], sweep: Sweep, where: Path, valid: 
 
     Precision auto is no other than what the manifest has; ``valid`` says what may be done.
     """
-    now = sweep.settings()
+    # What the options are on the data set that the manifest's values are of, which the sweep's first need not be.
+    now = sweep.settings(next(iter(before["data"]), None))
     # An option that the manifest's version did not have was as it is by default.
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name in {**before["settings"], **now}:

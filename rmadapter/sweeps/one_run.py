@@ -15,7 +15,7 @@ from rmadapter.evaluation.stored import holds_probe
 from rmadapter.evaluation.stored_probe import evaluate_probe
 from rmadapter.methods import METHODS
 from rmadapter.sweeps.manifest import check_data, settle_precision
-from rmadapter.sweeps.progress import read_result, result_file, results_there
+from rmadapter.sweeps.progress import read_result, result_file, results_that_stay, results_there
 from rmadapter.sweeps.protocols import PlannedRun, load_planned, placed, short_name
 from rmadapter.sweeps.settings import Sweep
 from rmadapter.sweeps.taken_over import take_over
@@ -34,15 +34,13 @@ def make_run(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
     adapter = folder / "run" / "adapter"
     there = results_there(sweep, run)
     _remove_damaged(folder, [on for on in (None, *map(short_name, run.targets)) if on not in there])
-    left = [target for target in run.targets if short_name(target) not in there]
-    # Beside a line in the table an adapter is one whose deletion was stopped.
-    kept = adapter.is_dir() and not sweep.table.of(run.key)
-    if run.seed is not None and None in there and left and not kept:
+    if there != (stay := results_that_stay(sweep, run)):
         print(f"new targets, and the adapter in {folder} was not kept: it is trained and tested again")
         for name in ("on", "run"):  # a stop in between is seen by what is left of the second
             shutil.rmtree(folder / name, ignore_errors=True)
         sweep.table.drop(run.key)
-        there, left = [], list(run.targets)
+        there = stay
+    left = [target for target in run.targets if short_name(target) not in there]
     method = METHODS[run.method]
     if None in there:
         results = read_result(sweep, run, None)

@@ -36,6 +36,18 @@ def results_there(sweep: Sweep, run: PlannedRun) -> list[str | None]:
     return [on for on in (None, *map(short_name, run.targets)) if find_result(sweep, run, on) is not None]
 
 
+def results_that_stay(sweep: Sweep, run: PlannedRun) -> list[str | None]:
+    """Of ``results_there`` those that are not made again: none where targets are left and no adapter was kept for them.
+
+    Beside a line in the table an adapter is one whose deletion was stopped.
+    """
+    there = results_there(sweep, run)
+    if run.seed is None or None not in there or len(there) == 1 + len(run.targets):
+        return there
+    kept = (sweep.folder(run) / "run" / "adapter").is_dir() and not sweep.table.of(run.key)
+    return there if kept else []
+
+
 def find_result(sweep: Sweep, run: PlannedRun, on: str | None) -> KeptResult | Path | None:
     """The result of ``run`` on ``on`` (see ``results_there``): its line in the table, its file, or None for neither.
 

@@ -199,22 +199,30 @@ class Sweep:
         """The training configuration of ``run``."""
         return run_config(self.protocol, run, self.options, self.data_root, self.folder(run) / "run")
 
-    def settings(self) -> dict[str, Any]:
-        """The options as resolved values, without those that may differ when the sweep is continued."""
-        # Of the bundled data sets the test bed's own defaults hold; of all others the same ones.
-        data = self.data[0] if is_bundled(self.data[0]) else "any"
-        config = run_config("base2new", PlannedRun("rmadapter", data, 1), self.options, None, Path("any"))
+    def settings(self, first: str | None = None) -> dict[str, Any]:
+        """The options as resolved values, without those that may differ when the sweep is continued.
+
+        Of the bundled data sets the test bed's own defaults hold, of all others the same ones: the values are those on
+        ``first``, by default the sweep's first data set. The model is the sweep's, whatever it would be there.
+        """
+        config = self._config_on(self.data[0] if first is None else first)
+        own = self._config_on(self.data[0])
         values = json.loads(json.dumps(dataclasses.asdict(config)))
-        own = {"shots"} if self.shots else set()  # in the place of the option
-        return {name: value for name, value in values.items() if name not in FREE | own}
+        values |= {"model": own.model, "pretrained": own.pretrained}
+        left = {"shots"} if self.shots else set()  # in the place of the option
+        return {name: value for name, value in values.items() if name not in FREE | left}
+
+    def _config_on(self, data: str) -> TrainConfig:
+        data = data if is_bundled(data) else "any"
+        return run_config("base2new", PlannedRun("rmadapter", data, 1), self.options, None, Path("any"))
 
 
 def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     """The sweep that the command line asks for, every run's configuration checked.
 
     Raises:
-        InputError: an unknown option, an option that the sweep decides itself, a model without weights, anything
-            ``protocols.plan`` refuses.
+        InputError: an unknown option, an option that the sweep decides itself, a model without weights, several models,
+            anything ``protocols.plan`` refuses.
     """
     own, options = split_options(argv, SweepConfig, TrainConfig, reserved=RESERVED)
     config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words")
@@ -236,7 +244,18 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
     sweep = Sweep(protocol, *lists, tuple(options), config.data_root, out, config.keep, shots, trained_in)
     for run in sweep.runs():
         _check_weights(sweep.config(run))
+    _check_one_model(sweep)
     return config, sweep
+
+
+def _check_one_model(sweep: Sweep) -> None:
+    """Raise InputError where data sets have several models by default: what differs between rows would be these."""
+    models: dict[str, str] = {}
+    for run in sweep.runs():
+        models.setdefault(sweep.config(run).model, run.data)
+    if len(models) > 1:
+        listed = " and ".join(f"{model!r} on {data}" for model, data in models.items())
+        raise InputError(f"model is {listed}, by default; valid: --model, for all data sets, or a sweep of each")
 
 
 def _check_weights(config: TrainConfig) -> None:

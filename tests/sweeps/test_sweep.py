@@ -10,6 +10,7 @@ from conftest import write_images
 from small_sweeps import results_of, sweep
 
 from rmadapter.cli import main
+from rmadapter.errors import InputError
 from rmadapter.evaluation import accuracy as accuracies
 from rmadapter.evaluation import loaded_model
 from rmadapter.evaluation.answers import Encoded, PartAnswers
@@ -99,6 +100,33 @@ def test_what_it_is_extended_by_takes_no_source_out_of_the_table(protocol, first
     assert {run.key for run in listed} == set(runs)
 
 
+@pytest.mark.parametrize("later", ["emoji_food", "emoji_food,dtd", "dtd,emoji_food"])
+@pytest.mark.parametrize("first", ["emoji_food", "dtd"])
+def test_bundled_and_other_data_sets_are_added_in_any_order(first, later, tmp_path):
+    """The test bed has defaults of its own; that is no other setting of the sweep, and one that is given is."""
+    argv = ["base2new", "--methods", "mma", "--out", str(tmp_path / "s"), "--model", "ViT-B-16"]
+    argv += ["--pretrained", "openai"]
+    settings = []
+    for data in (first, later):
+        enter(parse_sweep([*argv, "--data", data])[1], {})
+        settings.append(json.loads((tmp_path / "s" / "sweep.json").read_text())["settings"])
+    assert settings[0] == settings[1]
+    with pytest.raises(InputError, match=r"lr is 1\.0, but the sweep in"):
+        enter(parse_sweep([*argv, "--data", later, "--lr", "1"])[1], {})
+
+
+def test_a_sweep_has_one_model(tmp_path, capsys):
+    """Not the test bed's on the one data set and another on the next, in one command or in two."""
+    words = ["base2new", "--methods", "mma", "--pretrained", "openai", "--out", str(tmp_path / "s")]
+    assert sweep(*words, "--data", "emoji_food,dtd") == 2
+    assert "model is 'emoji-clip' on emoji_food and 'ViT-B-16' on dtd, by default; valid: --model" in (
+        capsys.readouterr().err
+    )
+    enter(parse_sweep([*words, "--data", "emoji_food"])[1], {})
+    with pytest.raises(InputError, match=r"model is 'ViT-B-16', but the sweep in .* has 'emoji-clip'"):
+        enter(parse_sweep([*words, "--data", "dtd"])[1], {})
+
+
 def test_the_rows_of_an_earlier_default_source_stay_in_the_report(sweep_words, tmp_path):
     write_images(tmp_path / "stones", ["ore", "tin", "zinc"], 8, 7)
     assert sweep(*sweep_words("cross", data="plants,animals", methods="zeroshot")) == 0
@@ -170,6 +198,24 @@ def test_dry_run(sweep_words, tmp_path, capsys):
     assert "6 runs, 2 done" in out
     assert "on one worker" in out
     assert "2 runs of methods without a finished one" in out
+
+
+def test_a_dry_run_counts_what_is_left_of_a_run(sweep_words, tmp_path, capsys):
+    """A new target is tested with the adapter that is there; without one it is trained and tested everywhere again."""
+    write_images(tmp_path / "stones", ["ant", "bee", "cat", "dog"], 8, 7)
+    assert sweep(*sweep_words("cross", source="animals")) == 0
+    more = sweep_words("cross", source="animals", data="animals,plants,stones")
+    capsys.readouterr()
+    assert sweep(*more, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "   open  single/animals/seed1: 0 steps, 8 test images, 2 of 3 results are there\n" in out
+    assert "2 runs, 0 done; left: 0 steps, 16 test images" in out
+    assert sweep(*sweep_words("cross", source="animals"), "--keep", "results") == 0
+    capsys.readouterr()
+    assert sweep(*more, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "   open  single/animals/seed1: 1 steps, 24 test images\n" in out
+    assert "2 runs, 0 done; left: 1 steps, 32 test images" in out
 
 
 @pytest.mark.parametrize(

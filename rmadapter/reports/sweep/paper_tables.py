@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rmadapter.reports import published
 from rmadapter.reports.finished_runs import RETAINED
@@ -132,42 +132,62 @@ def _differences(headings: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _source_means(found: SweepResults) -> list[Table]:
-    """With several sources, a line a method: the mean over them of each seed; empty with one source."""
+    """With several sources, a line a method: the mean over them; empty with one source."""
     by_method: dict[str, list[TransferRow]] = {}
     for row in found.transfers:
         by_method.setdefault(row.method, []).append(row)
-    sources = {row.source for row in found.transfers}
-    if len(sources) < 2:
+    if len({row.source for row in found.transfers}) < 2:
         return []
-    lines = []
-    for method, members in by_method.items():
-        seeds = [seed for seed in members[0].runs if all(seed in row.seed_means for row in members)]
-        homes = [seed for seed in seeds if all(row.source in row.runs[seed] for row in members)]
-        shown = {
-            style: Stat.of(statistics.fmean(_in_style(row, seed)[style] for row in members) for seed in seeds)
-            for style in dict.fromkeys(style for row in members for seed in seeds for style in _in_style(row, seed))
-            if all(style in _in_style(row, seed) for row in members for seed in seeds)
-        }
-        home = Stat.of(statistics.fmean(row.runs[seed][row.source] for row in members) for seed in homes)
-        mean = Stat.of(statistics.fmean(row.seed_means[seed] for row in members) for seed in seeds)
+    styles = dict.fromkeys(style for row in found.transfers for seed in row.runs for style in _in_style(row, seed))
+    rows = []
+    for method, members in sorted(by_method.items(), key=lambda item: method_order(item[0])):
+        home = [{seed: of[row.source] for seed, of in row.runs.items() if row.source in of} for row in members]
+        drawn = [[_by_seed(row, style) for row in members] for style in styles]
         retained = [row.retained.mean for row in members if row.retained]
         kept = statistics.fmean(retained) if len(retained) == len(members) else None
-        lines.append((method, len(members), home, kept, shown, mean))
-    styles = dict.fromkeys(style for line in lines for style in line[4])
-    rows = tuple(
-        (
-            method,
-            str(count),
-            str(home or ""),
-            number(kept),
-            *(str(shown.get(style) or "") for style in styles),
-            str(mean or ""),
+        mean = _over_sources([row.seed_means for row in members])
+        rows.append(
+            (
+                method,
+                str(len(members)),
+                _seeds(set.intersection(*(set(row.runs) for row in members))),
+                str(_over_sources(home) or ""),
+                number(kept),
+                *(str(_over_sources(values) or "") for values in drawn),
+                str(mean or ""),
+            )
         )
-        for method, count, home, kept, shown, mean in sorted(lines, key=lambda line: method_order(line[0]))
+    headings = ("method", "data sets", "seeds", "trained on", "retained", *styles, "mean of the others")
+    note = (
+        f"Accuracy on all classes, the mean over the data sets trained on; ± is the {DEVIATION} of a seed's means over "
+        "them, for the seeds that all of them have."
     )
-    headings = ("method", "data sets", "trained on", "retained", *styles, "mean of the others")
-    note = f"Accuracy on all classes, the mean over the data sets trained on; mean ± {DEVIATION}."
-    return [Table("Mean over the data sets trained on", headings, rows, note=note)]
+    if len({frozenset(row.source for row in members) for members in by_method.values()}) > 1:
+        note += " Methods are not all trained on the same data sets: their means do not compare."
+    return [Table("Mean over the data sets trained on", headings, tuple(rows), note=note)]
+
+
+def _seeds(seeds: Collection[int | None]) -> str:
+    """Their number; nothing for a method without."""
+    return "" if None in seeds else str(len(seeds))
+
+
+def _over_sources(by_source: Sequence[Mapping[int | None, float]]) -> Stat | None:
+    """The mean over sources of what each has ``by_source``, by seed; None where one has nothing.
+
+    Of every source all seeds count; the deviation is that of the means of those that all of them have.
+    """
+    if not all(by_source):
+        return None
+    shared = [seed for seed in by_source[0] if all(seed in values for values in by_source)]
+    each = Stat.of(statistics.fmean(values[seed] for values in by_source) for seed in shared)
+    mean = statistics.fmean(statistics.fmean(values.values()) for values in by_source)
+    return Stat(mean, each.sd if each else None, len(shared))
+
+
+def _by_seed(row: TransferRow, style: str) -> dict[int | None, float]:
+    """Accuracy by seed on the source's classes drawn in ``style``."""
+    return {seed: found[style] for seed in row.runs if style in (found := _in_style(row, seed))}
 
 
 def _in_style(row: TransferRow, seed: int | None) -> dict[str, float]:
@@ -188,6 +208,7 @@ def _transfer_tables(found: SweepResults) -> list[Table]:
             rows.append(
                 (
                     row.method,
+                    _seeds(row.runs),
                     str(row.by_data.get(source, "")),
                     str(row.retained or ""),
                     *(str(row.by_data.get(name, "")) for name in names),
@@ -198,6 +219,7 @@ def _transfer_tables(found: SweepResults) -> list[Table]:
             )
         headings = (
             "method",
+            "seeds",
             f"{source} (trained on)",
             "retained",
             *names,

@@ -192,6 +192,33 @@ def test_with_several_sources_they_are_the_unit(tmp_path, protocol):
     assert f"## Trained on {sources[1]}" in text
 
 
+def test_means_over_sources_of_which_runs_are_missing(tmp_path):
+    """Every seed counts, as in the other protocols; what all sources have is shown, and that some have others."""
+    data, values = ["dtd", "eurosat", "food101"], {}
+    folder = fake(tmp_path / "s", "cross", data, [], source="unused")
+    manifest = json.loads((folder / "sweep.json").read_text())
+    lists = {"methods": ["zeroshot", "mma", "rmadapter"], "seeds": [1, 2], "sources": data}
+    (folder / "sweep.json").write_text(json.dumps({**manifest, **lists}))
+    missing = {("mma", "dtd", 2), ("mma", "eurosat", 1), ("rmadapter", "food101", 1), ("rmadapter", "food101", 2)}
+    for method, source, seed in [(m, s, n) for m in lists["methods"] for s in data for n in (None, 1, 2)]:
+        if (seed is None) == (method == "zeroshot") and (method, source, seed) not in missing:
+            values[method, source, seed] = value = 60.0 + 3 * data.index(source) + 4 * (seed or 0)
+            run = folder / "runs" / method / source / (f"seed{seed}" if seed else "")
+            write(run / "run" / "results.json", results(method, source, seed, {"all": value}, "all"))
+            for target in data:
+                if target != source and (method, source, target) != ("zeroshot", "dtd", "food101"):
+                    write(run / "on" / target / "results.json", results(method, target, seed, {"all": value}, "all"))
+    text = sweep_report(folder)
+    rows = {m: dict(cells(text, "Mean over the data sets trained on", m)) for m in lists["methods"]}
+    mean = statistics.fmean([values["mma", "dtd", 1], values["mma", "eurosat", 2], values["mma", "food101", 1] + 2])
+    assert (rows["mma"]["trained on"], rows["mma"]["seeds"]) == (f"{mean:.2f}", "0")
+    assert (rows["zeroshot"]["trained on"], rows["zeroshot"]["mean of the others"]) == ("63.00", "")
+    assert (rows["rmadapter"]["data sets"], rows["rmadapter"]["seeds"], rows["zeroshot"]["seeds"]) == ("2", "2", "")
+    assert rows["rmadapter"]["mean of the others"] == "67.50 ± 2.83"
+    assert "Methods are not all trained on the same data sets: their means do not compare." in text
+    assert dict(cells(text, "Trained on dtd", "mma"))["seeds"] == "1"
+
+
 def test_with_one_source_the_targets_are_the_unit(tmp_path):
     data = ["imagenet", "dtd", "eurosat"]
     text = sweep_report(fake(tmp_path / "s", "cross", data, ["zeroshot", "rmadapter"], source="imagenet"))
