@@ -68,6 +68,12 @@ def test_other_towers(tokenizer, case, towers):
     assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
 
 
+@pytest.mark.parametrize("case", ["both towers", "coupled"])
+def test_image_tokens_without_a_norm_in_front_of_the_blocks(tokenizer, case):
+    changed = {"towers": TOWERS["no norm in front of the blocks"]}
+    assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
+
+
 @pytest.mark.parametrize("case", ["middle", "front", "padded words"])
 @pytest.mark.parametrize("names", [["dog"], ["guinea pig", "guinea pig"]], ids=" and ".join)
 def test_prompts_that_are_all_the_same(tokenizer, case, names):
