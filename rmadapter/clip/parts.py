@@ -154,7 +154,7 @@ def _in_one_pass(x: Tensor, weight: Tensor) -> bool:
 
 def normed(norm: nn.Module | None, x: Tensor, dtype: torch.dtype) -> Tensor:
     """``norm(x)`` rounded to ``dtype``; a LayerNorm in the dtype of its own weights (fp32 over 16-bit blocks)."""
-    if norm is None:
+    if norm is None or isinstance(norm, nn.Identity):  # which is not called: where tokens enter by it, it has a hook
         return x.to(dtype)
     if not isinstance(norm, nn.LayerNorm):
         return norm(x).to(dtype)

@@ -117,7 +117,7 @@ def make_prompts(
     slots = None
     if learned is not None and count:
         check_start(tokenizer)
-        slots = torch.arange(1, 1 + count).expand(len(tokens), -1)
+        slots = torch.arange(1, 1 + count).repeat(len(tokens), 1)  # as a buffer it is written to between processes
         if learned.place != "end":
             order, slots = _placed(learned, tokens, _name_lengths(clip, tokenizer, class_names))
             tokens = tokens.gather(1, order)

@@ -58,6 +58,11 @@ class PromptConfig:
             )
         if self.class_specific and (self.per_image or self.text_depth > 1):
             raise InputError("prompt.class_specific goes with tokens before the first block alone; valid: False")
+        if self.class_specific and self.coupled:
+            raise InputError(
+                "prompt.class_specific and prompt.coupled are both True: an image has no class whose tokens could be "
+                "mapped into its tower; valid: one of them"
+            )
         if self.per_image and (self.text_depth > 1 or self.vision_tokens or self.place != "end"):
             raise InputError(
                 "prompt.per_image reads the untouched image tower and changes the first learned tokens alone; valid: "

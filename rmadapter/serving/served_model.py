@@ -35,8 +35,8 @@ MOST_KEPT = 64
 class KeptTokens:
     """``tokenizer``, which keeps the tokens of the texts that it was asked for last.
 
-    A model is told its classes whenever a request has others than the one before. Of 1,000 names the tokens take 0.6 s,
-    longer than an image, and their features are kept.
+    A model is told its classes whenever a request has others than the one before. Of 1,000 names tokens take 0.08 s,
+    and they are made twice; their features are kept already.
     """
 
     def __init__(self, tokenizer: Callable[..., Tensor]):

@@ -211,7 +211,8 @@ class RMAdapterCLIP(AdaptedClassifier):
         pooled = places == (place[:, None] if isinstance(place, Tensor) else place)
         if valid is None:
             return pooled if which == "pooled" else ~pooled
-        return pooled.expand(len(tokens), -1) if which == "pooled" else valid & ~pooled
+        # Rows of their own: a buffer is written to between processes.
+        return pooled.expand(len(tokens), -1).contiguous() if which == "pooled" else valid & ~pooled
 
     def frozen_text_features(self, drawn: Tensor | None = None) -> Tensor:
         """Features [classes, embed] of the target prompts from the frozen model, computed once for a set of classes.

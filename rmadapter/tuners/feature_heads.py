@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rmadapter.clip.types import ClipModel
 from rmadapter.config.head import HeadConfig
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, check_range
 from rmadapter.tuners.prompt_tokens import draw_linear, towers_embed
 from rmadapter.tuners.tuner import Features, Tuner
 
@@ -68,6 +68,7 @@ class FeatureAdapters(Tuner):
     def __init__(self, clip: ClipModel, config: HeadConfig):
         super().__init__()
         embed = towers_embed(clip)
+        check_range("head.reduction", config.reduction, 1, embed)
         self.ratios = {"image": config.image_ratio, "text": config.text_ratio}
         self.adapters = nn.ModuleDict(
             {

@@ -14,7 +14,7 @@ from rmadapter.clip.towers import find_towers, pooled_token, towers_embed
 from rmadapter.clip.types import ClipModel
 from rmadapter.config import TOWERS
 from rmadapter.config.prompt import PromptConfig
-from rmadapter.errors import InputError
+from rmadapter.errors import InputError, check_range
 from rmadapter.tuners.sites import ALL, APPEND, CLASS, IMAGE, REPLACE, Sites, TokenEdit
 from rmadapter.tuners.tuner import Tuner, Values
 
@@ -35,7 +35,8 @@ class PromptTokens(Tuner):
 
     Raises:
         InputError: more blocks than a tower has; image tokens in a tower that is not pooled at its first token; text
-            tokens in a tower that lets words see later ones, or whose features are not those of a token.
+            tokens in a tower that lets words see later ones, or whose features are not those of a token; a network
+            without a hidden layer.
     """
 
     # Between a token and none, or another word, there is no scale.
@@ -86,6 +87,7 @@ class PromptTokens(Tuner):
         self.network: nn.Sequential | None = None
         if config.per_image:
             embed = towers_embed(clip)
+            check_range("prompt.reduction", config.reduction, 1, embed)
             hidden = embed // config.reduction
             self.network = nn.Sequential(nn.Linear(embed, hidden), nn.ReLU(), nn.Linear(hidden, width["text"]))
 

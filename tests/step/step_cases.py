@@ -36,6 +36,7 @@ TOWERS = {
     "first token": text_config(pool_type="first", no_causal_mask=True),
     "mean of patches": vision_config(pool_type="avg", final_ln_after_pool=True),
     "attention pooling": vision_config(attentional_pool=True, attn_pooler_heads=4),
+    "no norm in front of the blocks": vision_config(no_ln_pre=True),
     "layer scale": {
         "vision_cfg": {**SMALL_CONFIG["vision_cfg"], "ls_init_value": 0.5},
         "text_cfg": {**SMALL_CONFIG["text_cfg"], "ls_init_value": 0.5},

@@ -22,6 +22,7 @@ from small_runs import metrics_of
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
 from rmadapter.cli import main
+from rmadapter.config import PromptConfig, TunerConfig
 from rmadapter.step import distributed
 from rmadapter.step.distributed import Ranks
 from rmadapter.step.train_step import TrainStep
@@ -42,6 +43,7 @@ KINDS = {
     "frozen stream": ((2, 3, 4, 5), {"rec_stream": "frozen"}),
     "frozen stream, images alone": ((2, 0, 0, 0), {"rec_stream": "frozen"}),
     "another view and sentences": ((2, 3, 4, 5), {}),
+    "learned tokens": ((2, 3, 4, 5), {}),
 }
 OF_LOSS = {"another view and sentences": {"target": "sentences", "second_view": True, "distillation": 2}}
 SENTENCES = {name: [f"a {name}", f"{name}, an animal"] for name in NAMES}
@@ -53,7 +55,9 @@ def make_step(ranks: Ranks | None = None, kind: str = "all terms") -> tuple[Trai
     torch.manual_seed(0)
     clip = small_clip()
     weights, settings = KINDS[kind]
-    config = RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5, **settings)
+    config = TunerConfig(RMAdapterConfig(layers="2-3", bottleneck=8, scale=0.5, **settings))
+    if kind == "learned tokens":
+        config.prompt = PromptConfig(4, text_depth=2, vision_tokens=2)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     loss = LossConfig(*weights, **OF_LOSS.get(kind, {}))
     sentences = SENTENCES if loss.target == "sentences" else None

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from conftest import small_clip
-from step_cases import NAMES, SHORTCUTS, TOWERS, assert_as_exact, assert_same, inputs_of, run, some
+from step_cases import NAMES, SHORTCUTS, TOWERS, assert_as_exact, assert_same, inputs_of, make, run, some
 from tuned_cases import CASES, make_tuned
 
 from rmadapter import InputError, LossConfig, RMAdapterCLIP, RMAdapterConfig
@@ -66,6 +66,22 @@ def test_each_shortcut_alone_and_left_out(tokenizer, case, name):
 def test_other_towers(tokenizer, case, towers):
     changed = {"towers": TOWERS[towers]}
     assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["both towers", "coupled"])
+def test_image_tokens_without_a_norm_in_front_of_the_blocks(tokenizer, case):
+    changed = {"towers": TOWERS["no norm in front of the blocks"]}
+    assert_same(fast(tokenizer, case, **changed), plain(tokenizer, case, **changed), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [*CASES, "counted at the last token"])
+def test_buffers_can_be_written_to_as_several_processes_do_when_they_start(tokenizer, case):
+    if case in CASES:
+        model = make_tuned(tokenizer, case)
+    else:
+        model = make(tokenizer, TOWERS["last token"], rec_tokens="pooled")
+    for buffer in TrainStep(model).buffers():
+        buffer.copy_(buffer.clone())
 
 
 @pytest.mark.parametrize("case", ["middle", "front", "padded words"])

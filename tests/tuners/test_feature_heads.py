@@ -87,6 +87,11 @@ def test_the_mean_of_several_prompts(prompts):
     torch.testing.assert_close(cosines, torch.ones(3))
 
 
+def test_an_adapter_without_a_hidden_layer_is_refused():
+    with pytest.raises(InputError, match=r"head\.reduction is 33; valid: .* <= 32"):
+        put_in(image_ratio=0.2, reduction=33)
+
+
 def test_classes_that_are_refused_leave_what_each_class_has_where_it_was(tokenizer):
     config = TunerConfig(RMAdapterConfig(layers="none"), head=HeadConfig(offset=0.5))
     loss = LossConfig(0, 0, 0, 0)

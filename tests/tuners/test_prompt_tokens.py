@@ -107,6 +107,12 @@ def test_where_coop_s_tokens_stand(tokenizer, prompt, order):
         same(model.text_features()[number], text_by_hand(torch.cat(embedded)))
 
 
+def test_tokens_of_each_class_are_not_mapped_into_the_image_tower():
+    """With as many images as classes each image would have had the tokens of one class."""
+    with pytest.raises(InputError, match=r"prompt\.class_specific and prompt\.coupled are both True"):
+        PromptConfig(2, class_specific=True, vision_tokens=2, coupled=True)
+
+
 def test_tokens_begin_as_words_or_random(tokenizer):
     table = small_clip().token_embedding.weight
     words = [int(tokenizer([word])[0, 1]) for word in ("a", "photo", "of", "a")]
@@ -266,6 +272,7 @@ def test_padded_tokens_begin_as_zeros_and_the_words_behind_them(tokenizer):
         (PromptConfig(3, init="padded"), "a photo of a {}.", "are 4 tokens; valid with prompt.init padded: 4 or more"),
         (PromptConfig(8), "a type of pet, a photo of a {}.", r"one of these but 8, since these 8 words are 9 tokens"),
         (PromptConfig(75, init="random"), "a photo of a {}.", r"with prompt\.text_tokens 75 in it; valid: fewer"),
+        (PromptConfig(4, per_image=True, reduction=33), "a photo of a {}.", r"reduction is 33; valid: .* <= 32"),
     ],
 )
 def test_numbers_of_tokens_that_are_not_what_they_look_like(tokenizer, prompt, template, message):
