@@ -37,6 +37,10 @@ class Journal:
         """Whether a run has begun and is not finished."""
         return self._identity_file.is_file()
 
+    def is_before(self, file: Path) -> bool:
+        """Whether a run that is not finished began before ``file`` was written, as the last thing that it does."""
+        return self.exists and self._identity_file.stat().st_mtime_ns <= file.stat().st_mtime_ns
+
     def __contains__(self, image: str) -> bool:
         return image in self._places
 

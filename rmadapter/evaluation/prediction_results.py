@@ -70,15 +70,15 @@ class Destinations:
 
         Raises:
             InputError: a folder in a file's place, a file in a folder's; a file that is there already, unless it may be
-                written over or a run is unfinished.
+                written over or an unfinished run has written it.
         """
         for name, path in self.files.items():
             check_file_name(name, path)
         journal = self.journal
-        if overwrite or (journal is not None and journal.exists):
+        if overwrite or journal is None:
             return
         for name, path in self.files.items():
-            if path.exists():
+            if path.exists() and not journal.is_before(path):
                 raise InputError(f"{name} {path} is there already; valid: another name, or --overwrite to replace it")
 
     @contextlib.contextmanager

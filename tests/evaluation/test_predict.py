@@ -27,7 +27,7 @@ from rmadapter.evaluation import ranking
 from rmadapter.evaluation.class_texts import AT_A_TIME, ClassTexts, read_templates
 from rmadapter.evaluation.image_paths import named_images
 from rmadapter.evaluation.journal import Journal
-from rmadapter.evaluation.prediction_results import Results
+from rmadapter.evaluation.prediction_results import Destinations, Results
 from rmadapter.evaluation.ranking import decoding_workers
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -308,6 +308,21 @@ class TestGoingOn:
         assert "csv " in (said := capsys.readouterr().err)
         assert "x.csv is there already; valid: another name, or --overwrite to replace it" in said
         assert read_paths == []
+
+    def test_a_file_that_was_there_before_the_stopped_run_is_not_its_own(self, tmp_path):
+        files = [tmp_path / "x.csv", tmp_path / "x.jsonl"]
+        where = Destinations(*map(str, files))
+        files[1].write_text("another run's")
+        os.utime(files[1], ns=(1, 1))
+        kept = Journal(files[0])
+        with kept.held():
+            kept.begin({"top": 1})
+        files[0].write_text("this run's, which was stopped before the other file")
+        with pytest.raises(InputError, match=r"jsonl .*x.jsonl is there already; valid: another name, or --overwrite"):
+            where.check(overwrite=False)
+        where.check(overwrite=True)
+        files[1].unlink()
+        where.check(overwrite=False)
 
     def test_a_line_that_was_cut_off_is_cut_away(self, tmp_path):
         journal = tmp_path / "x.csv.unfinished" / "records.jsonl"
