@@ -249,10 +249,10 @@ WITHOUT_VIEWS = {"maple", "clip-lora"}
     "name",
     [
         "cocoop",
-        "mmrl",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
+                "mmrl",
                 *("clip-adapter", "clip-lora", "coop", "coprompt", "maple", "mma", "prograd", "promptsrc", "taskres"),
                 "tip-adapter-f",
             )

@@ -67,6 +67,7 @@ def test_every_test_is_in_one_shard(shards):
         assert sorted(test for name, shard in shards if name == names for test in part_of(tests, shard)) == tests
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_data_parallel_under_the_interpreter(tmp_path):
     """Two processes over gloo: weights stay those of one process, also those that a loss leaves unused."""

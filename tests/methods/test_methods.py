@@ -22,7 +22,12 @@ from rmadapter.tuners.encoders import Encoders
 LEARNED_WORDS = {"coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc", "coprompt", "rmadapter+prompts"}
 
 
-@pytest.mark.parametrize("name", METHODS)
+def slow_variants():
+    """Every method; the rows of the ablation differ from RMAdapter in a setting alone."""
+    return [pytest.param(name, marks=pytest.mark.slow if name.startswith("rmadapter-") else ()) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", slow_variants())
 def test_train_evaluate_and_predict_with_every_method(name, trained, animals, tmp_path, capsys):
     out = trained(name)
     results = json.loads((out / "results.json").read_text())

@@ -18,6 +18,7 @@ from rmadapter.testbed.pretrain import Pool, Pretraining, Trainer
 SMALL = Pretraining(steps=4, small_steps=2, small_batch=4, batch_size=6, lr=1e-3, seed=3)
 
 
+@pytest.mark.slow
 def test_a_stopped_pretraining_ends_with_the_same_weights(tmp_path, monkeypatch):
     whole = load_file(pretrain.pretrain(SMALL, tmp_path / "whole"))
 

@@ -104,6 +104,7 @@ def test_every_process_draws_dropout_of_its_own():
     assert len(set(numbers)) == 5
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_resumed_bit_equal(images, clip_folder, tmp_path, capsys):
     """A real process, a real SIGKILL, once its first state is on the disk; what is compared runs in this process."""
 
