@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 
 # The tests write 38,000 files. Where a disk is told of every file that goes, deleting them took 120 s; in memory 0.4 s.
 MEMORY = Path("/dev/shm")
-if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**30:  # they take 80 MB; a container often has 64
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**30:  # they take 80 MB; containers often have 64 MB
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 import numpy as np

@@ -22,12 +22,11 @@ from rmadapter.tuners.encoders import Encoders
 LEARNED_WORDS = {"coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc", "coprompt", "rmadapter+prompts"}
 
 
-def slow_variants():
-    """Every method; the rows of the ablation differ from RMAdapter in a setting alone."""
-    return [pytest.param(name, marks=pytest.mark.slow if name.startswith("rmadapter-") else ()) for name in METHODS]
-
-
-@pytest.mark.parametrize("name", slow_variants())
+# The rows of the ablation differ from RMAdapter in a setting alone.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name.startswith("rmadapter-") else ()) for name in METHODS],
+)
 def test_train_evaluate_and_predict_with_every_method(name, trained, animals, tmp_path, capsys):
     out = trained(name)
     results = json.loads((out / "results.json").read_text())
