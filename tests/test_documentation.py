@@ -298,6 +298,7 @@ def build_site(source: Path, site: Path) -> None:
     build.build(load_config(str(source / "mkdocs.yml"), strict=True, site_dir=str(site)))
 
 
+@pytest.mark.slow  # .ci/run does the same
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     build_site(ROOT, tmp_path)

@@ -17,9 +17,9 @@ from rmadapter_kernels import available_backends, explain
 
 pytest.importorskip("triton", reason="Triton is for Linux alone")
 HERE = Path(__file__).parent
-# What is tested in bf16, whose products and casts the tests mend themselves, is run apart: -k bf16 finds it.
-SHARDS = [("bf16", "1/1"), ("others", "1/1")]
-SLOW_SHARDS = [("bf16", "1/1"), ("others", "1/2"), ("others", "2/2")]
+# A process needs 6 s of CPU time before its first test, so the usual tests, 40 s of it, share one.
+SHARDS = ["1/1"]
+SLOW_SHARDS = ["1/3", "2/3", "3/3"]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -30,11 +30,9 @@ def environment(**changes: str) -> dict[str, str]:
     return own | {"PYTHONPATH": os.pathsep.join(path)} | changes
 
 
-def run_under_the_interpreter(names: str, shard: str, marks: str) -> None:
-    """A part of the tests with these names and marks; in a process of its own, since the variable counts at Triton's
-    import."""
+def run_under_the_interpreter(shard: str, marks: str) -> None:
+    """A part of the tests with these marks; in a process of its own, since the variable counts at Triton's import."""
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", marks, "-p", "no:cacheprovider"]
-    command += ["-k", "bf16" if names == "bf16" else "not bf16"]
     command += ["-p", "interpreter_shards", "--shard", shard, "--confcutdir", str(HERE), "--durations", "10"]
     done = subprocess.run(
         [*command, *map(str, sorted(HERE.glob("triton_interpreter*.py")))],
@@ -48,23 +46,22 @@ def run_under_the_interpreter(names: str, shard: str, marks: str) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("names", "shard"), SHARDS)
-def test_under_the_interpreter(names, shard):
-    run_under_the_interpreter(names, shard, "not slow")
+@pytest.mark.parametrize("shard", SHARDS)
+def test_under_the_interpreter(shard):
+    run_under_the_interpreter(shard, "not slow")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("names", "shard"), SLOW_SHARDS)
-def test_under_the_interpreter_at_length(names, shard):
-    run_under_the_interpreter(names, shard, "slow")
+@pytest.mark.parametrize("shard", SLOW_SHARDS)
+def test_under_the_interpreter_at_length(shard):
+    run_under_the_interpreter(shard, "slow")
 
 
 @pytest.mark.parametrize("shards", [SHARDS, SLOW_SHARDS], ids=["usual", "slow"])
 def test_every_test_is_in_one_shard(shards):
-    for names in ("bf16", "others"):
-        tests = list(range(100))
-        assert sorted(test for name, shard in shards if name == names for test in part_of(tests, shard)) == tests
+    tests = list(range(100))
+    assert sorted(test for shard in shards for test in part_of(tests, shard)) == tests
 
 
 @pytest.mark.slow

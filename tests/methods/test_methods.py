@@ -19,6 +19,8 @@ from rmadapter.methods import METHODS, Method
 from rmadapter.tuners.adapter_file import read_info
 from rmadapter.tuners.encoders import Encoders
 
+# Of those that several prompts mean something for, and of those that refuse them for either reason.
+OF_EVERY_ANSWER = ("rmadapter", "clip-adapter", "mmrl", "vpt", "linear-probe", "kgcoop")
 LEARNED_WORDS = {"coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc", "coprompt", "rmadapter+prompts"}
 
 
@@ -65,7 +67,14 @@ def test_evaluation_finds_what_the_run_has_found(precision, options, animals, tm
     assert evaluated["metrics"] == trained["metrics"]
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "zeroshot" and not name.startswith("rmadapter-")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OF_EVERY_ANSWER else pytest.mark.slow)
+        for name in METHODS
+        if name != "zeroshot" and not name.startswith("rmadapter-")
+    ],
+)
 def test_several_prompts_stand_for_a_class_where_nothing_else_was_learned(name, trained, animals, capsys):
     """The mean of one prompt twice is that prompt, but for rounding."""
     words = ["predict", "--adapter", str(trained(name) / "adapter"), str(animals / "ant" / "00.png"), "--json"]

@@ -30,6 +30,7 @@ from rmadapter.tuners.encoders import Encoders
 
 # Image towers without transformer blocks of one width, by what their configuration says.
 WITHOUT_BLOCKS = ("convnext", "fastvit", "swin")
+OF_EACH_FAMILY = ("RN50", "convnext_base", "MobileCLIP2-S0", "swin_base_patch4_window7_224")
 NAMES = ["cat", "a rather long name of a bird", "dog", "guinea pig"]
 
 
@@ -133,7 +134,9 @@ def stepped(step, model) -> dict[str, torch.Tensor]:
     return {"logits": logits.detach(), **{k: v.detach() for k, v in losses.items()}, **gradients}
 
 
-@pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.parametrize(
+    "name", [*map(known, KINDS), *(pytest.param(name, marks=pytest.mark.slow) for name in ADAPTED if name not in KINDS)]
+)
 def test_fast_and_plain_step_agree(name):
     """Losses and gradients, which reach every trained weight, through the model's own forward passes and blocks."""
     plain = made(name, trim=False)
@@ -202,7 +205,14 @@ def test_16_bit_weights(name, monkeypatch):
         assert_same({k: found[k] for k in found if k[0] != "d"}, {k: expected[k] for k in found if k[0] != "d"}, 0.2)
 
 
-@pytest.mark.parametrize("name", [name for name in GROUPS if is_refused(name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OF_EACH_FAMILY else pytest.mark.slow)
+        for name in GROUPS
+        if is_refused(name)
+    ],
+)
 def test_towers_without_transformer_blocks_are_refused_by_name(name):
     row = next(model_rows([name]))
     assert row.refused is not None
