@@ -105,6 +105,25 @@ def test_reports_and_estimates_say_what_they_said_of_the_folders(protocol, sourc
     assert f"Unreadable, left out: results table {table}, line 1 (zeroshot/dtd): accuracy of" in text
 
 
+def test_a_report_says_what_its_table_has_of_runs_that_are_not_the_sweep_s(tmp_path):
+    folder = fake(tmp_path / "s", "cross", ["dtd", "eurosat"], ["zeroshot", "mma"], source="dtd")
+    planned = planned_of(folder)
+    for run in planned.runs():
+        keep_results_alone(planned, run)
+    before = sweep_report(folder)
+    assert "not in the sweep's plan" not in before
+    table = folder / "results.jsonl"
+    first, second = table.read_text().splitlines()[:2]
+    foreign = [first.replace('"zeroshot/dtd"', '"mma/dtd/seed9"'), second.replace('"on": "eurosat"', '"on": "sun397"')]
+    count = len(table.read_text().splitlines())
+    table.write_text(table.read_text() + "".join(line + "\n" for line in foreign))
+    said = (
+        "Left out, since they are not in the sweep's plan: 2 lines of results.jsonl, such as line "
+        f"{count + 1}, mma/dtd/seed9."
+    )
+    assert said in sweep_report(folder)
+
+
 def test_workers_that_claim_and_delete_at_once_are_not_in_each_others_way(tmp_path):
     """Each goes through all runs, as ``work`` does; a folder may go while another makes it for its claim."""
     folder = fake(tmp_path / "s", "base2new", ["dtd", "eurosat"], ["zeroshot", "mma", "rmadapter"], seeds=range(8))

@@ -125,7 +125,7 @@ def read_sweep(out: Path) -> SweepResults:
     means = means_over_data(rows)
     if len({mean.data for mean in means}) > 1:
         notes.append("Methods are not all done on the same data sets: their means do not compare.")
-    notes += _several_splits(by_data)
+    notes += _unplanned(sweep) + _several_splits(by_data)
     notes += several_contents(run for _, run in by_data)
     notes += differing_settings(members) + misnamed(members)
     notes += remarks([result for _, result in by_data])
@@ -148,6 +148,18 @@ def read_sweep(out: Path) -> SweepResults:
         tuple(notes),
         sweep.shots,
     )
+
+
+def _unplanned(sweep: Sweep) -> list[str]:
+    """A sentence where the table has results that are none of the sweep's, such as lines of another sweep's table."""
+    planned = {(run.key, on) for run in sweep.runs() for on in (None, *map(short_name, run.targets))}
+    others = [line for line in sweep.table.lines() if (line.run, line.on) not in planned]
+    if not others:
+        return []
+    return [
+        f"Left out, since they are not in the sweep's plan: {len(others)} lines of {sweep.table.path.name}, such as "
+        f"line {others[0].line}, {others[0].name}."
+    ]
 
 
 def _several_splits(by_data: Sequence[tuple[str, FinishedRun]]) -> list[str]:
