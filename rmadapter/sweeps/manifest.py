@@ -131,17 +131,27 @@ def check_data(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
     before = known_hashes(sweep.out)
     for name, data in loaded.items():
         known = before.get(short_name(name), data.content_hash)
-        if known != data.content_hash and _recorded(sweep.out, known):
+        if known != data.content_hash and _recorded(sweep.out, known, data):
             raise InputError(
                 f"{changed_data(data, known, f'the sweep in {sweep.out} took it up')}; valid: the data as they were, "
                 f"another --out, or the runs on it deleted from {sweep.out / 'runs'}"
             )
 
 
-def _recorded(out: Path, data_hash: str) -> bool:
-    """Whether some run of the sweep in ``out`` has begun on data of this hash, or was done on them."""
-    files = [out / RESULTS_TABLE, *out.glob("runs/**/run.json"), *out.glob("runs/**/results.json")]
-    return any(data_hash in file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
+def _recorded(out: Path, known: str, data: ImageData) -> bool:
+    """Whether some run of the sweep in ``out`` is done on data of the hash ``known``, or has begun on such data.
+
+    One that has begun goes on where the test images alone are of other sizes than they were, and ``data`` are these.
+    """
+    done = [out / RESULTS_TABLE, *out.glob("runs/**/results.json")]
+    begun = map(_text, out.glob("runs/**/run.json"))
+    return any(known in _text(file) for file in done) or any(
+        known in text and data.training_hash not in text for text in begun
+    )
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def begin(sweep: Sweep) -> None:

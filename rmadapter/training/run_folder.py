@@ -14,7 +14,7 @@ import dataclasses
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,9 +209,15 @@ class RunFolder:
                 old = before.get(name) if isinstance(before, dict) else None
                 if name not in FREE_ON_RESUME and not _is_same(name, old, now[name]):
                     return f"{name} is {now[name]!r}, but the run in {self.path} has {old!r}"
-        if data is not None and data.content_hash != marker.get("data_hash"):
+        if data is not None and not self._is_of(data, marker):
             return changed_data(data, str(marker.get("data_hash")), f"the run in {self.path} began")
         return None
+
+    def _is_of(self, data: ImageData, marker: Mapping[str, Any]) -> bool:
+        """Whether the run goes on, or was finished, on ``data``; a finished one has read their test images too."""
+        if self.results_file.is_file():
+            return data.content_hash == marker.get("data_hash")
+        return data.is_same_training(marker)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -246,8 +252,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check_held()
 
-    def prepare(self, config: TrainConfig, data_hash: str | None) -> None:
-        """Write what the run is and its resolved configuration; with ``overwrite`` delete the run that is there."""
+    def prepare(self, config: TrainConfig, hashes: Mapping[str, str | None]) -> None:
+        """Write what the run is and its resolved configuration; with ``overwrite`` delete the run that is there.
+
+        ``hashes`` are those of its data, of which a resumed run has the newest: the ones that it is tested on.
+        """
         if config.overwrite and self.is_run:
             for path in self._own_files:
                 path.unlink(missing_ok=True)
@@ -256,8 +265,7 @@ class RunFolder:
         clear_temporaries(self.path)
         if self.adapter.is_dir():
             clear_temporaries(self.adapter)
-        if not self.is_run:
-            write_json(self.marker_file, {"format": FORMAT, "kind": self.kind, "data_hash": data_hash})
+        write_json(self.marker_file, {"format": FORMAT, "kind": self.kind, **hashes})
         if not self.config_file.exists():
             # Read by --config it makes this run again; what it does to a folder that is there is asked for each time.
             values = {**_plain(config), "resume": False, "overwrite": False}

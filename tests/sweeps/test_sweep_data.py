@@ -158,3 +158,28 @@ def test_a_test_that_fails_is_made_up_for_without_training_again(sweep_words, tm
     assert "in a sweep or a search, that one's own command does, both with --skip-bad-images too" in out
     monkeypatch.setattr(loop.TrainingLoop, "_step", stop)
     assert sweep(*words, "--skip-bad-images") == 0
+
+
+def test_a_damaged_test_image_may_be_put_right_and_no_run_is_trained_again(sweep_words, tmp_path, monkeypatch, capsys):
+    """Training has not read it; its size is in the hash of what the runs began with."""
+    words = sweep_words(data="animals", methods="single")
+    data = load_data(str(tmp_path / "animals"))
+    spoilt = data.root / data.test[0].path
+    content = spoilt.read_bytes()
+    spoilt.write_bytes(b"spoilt")
+    assert sweep(*words) == 1
+    spoilt.write_bytes(content)
+    taught = data.root / data.train[0].path
+    kept = taught.read_bytes()
+    taught.write_bytes(kept + bytes(1))
+    assert sweep(*words) == 2  # which was trained on, or others of its size were
+    taught.write_bytes(kept)
+    monkeypatch.setattr(loop.TrainingLoop, "_step", stop)
+    assert sweep(*words) == 0
+    (results,) = (json.loads(file.read_text()) for file in (tmp_path / "s").rglob("results.json"))
+    assert results["data_hash"] == results["trained_on"]["data_hash"] == data.content_hash
+    assert sweep(*words) == 0
+    spoilt.write_bytes(b"spoilt")
+    capsys.readouterr()
+    assert sweep(*words) == 2  # now there are results on it
+    assert f"and was {data.content_hash[:12]}; valid: the data as they were" in capsys.readouterr().err

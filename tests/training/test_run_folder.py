@@ -145,6 +145,22 @@ def test_a_run_does_not_go_on_with_other_data(config, images, monkeypatch):
         train(config(resume=True))
 
 
+@pytest.mark.parametrize("method", KINDS)
+def test_a_test_image_may_be_put_right_until_the_run_has_results(method, config, images):
+    data = load_data(str(images))
+    spoilt = images / data.test[0].path
+    content = spoilt.read_bytes()
+    spoilt.write_bytes(b"spoilt")
+    with pytest.raises((StoppedError, InputError), match="cannot be read"):
+        trained(config, method, evaluate=True)
+    spoilt.write_bytes(content)
+    assert trained(config, method, evaluate=True, resume=True)["data_hash"] == data.content_hash
+    trained(config, method, evaluate=True, resume=True)
+    spoilt.write_bytes(content + bytes(1))
+    with pytest.raises(InputError, match="or has files of other sizes"):
+        trained(config, method, evaluate=True, resume=True)
+
+
 def test_a_copy_of_the_data_elsewhere_is_the_same_data(config, images, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     data = {"data": "animals", "data_root": str(tmp_path)}
