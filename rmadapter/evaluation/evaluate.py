@@ -21,6 +21,7 @@ from rmadapter.evaluation.answers import PartAnswers, check_logits_file, write_l
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
+from rmadapter.evaluation.seen_images import seen_images
 from rmadapter.files import check_file_name, check_folder_name
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info
@@ -223,6 +224,7 @@ def run_eval(
     model.set_strength(strength)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     trained = training if adapted is not None else {}
+    seen = seen_images(config.adapter, trained, data, parts, config.split)
     started = time.perf_counter()
     others = other_answers(config, loaded.zeroshot, own_names, data)
     kept = answers_to_keep(config, kept)
@@ -251,6 +253,7 @@ def run_eval(
             **({"strength": strength} if strength != 1 else {}),
         },
         backend=loaded.backend,
+        **seen,
     )
     conclude(config, results, kept)
     return results

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rmadapter.config import RUN_CONFIG_FILE, TrainConfig
 from rmadapter.data import ImageData
+from rmadapter.data.sampling import SAMPLE_FILE
 from rmadapter.errors import InputError, StoppedError
 from rmadapter.evaluation.calibration import CALIBRATION
 from rmadapter.evaluation.results_file import describe
@@ -114,7 +115,7 @@ class RunFolder:
         self.marker_file = path / "run.json"
         self.config_file = path / RUN_CONFIG_FILE
         self.environment_file = path / "environment.json"
-        self.sample_file = path / "few_shot.json"
+        self.sample_file = path / SAMPLE_FILE
         self.metrics_file = path / "metrics.jsonl"
         self.state_file = path / "state.safetensors"
         self.results_file = path / "results.json"
