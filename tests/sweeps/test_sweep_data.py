@@ -10,6 +10,7 @@ from conftest import write_images
 from small_runs import stop
 from small_sweeps import sweep
 
+from rmadapter.cli import main
 from rmadapter.data import load_data
 from rmadapter.errors import InputError
 from rmadapter.locks import ProcessLock
@@ -116,6 +117,17 @@ def test_a_folder_that_is_named_by_dots_has_a_name(tmp_path, monkeypatch):
     assert short_name(".") == "zoo"
     monkeypatch.chdir(tmp_path / "zoo" / "ant")
     assert short_name("..") == "zoo"
+
+
+@pytest.mark.parametrize("command", ["sweep", "search"])
+def test_a_config_file_is_that_of_the_runs_and_help_says_so(command, capsys):
+    assert main([command, "--print-config"]) == 2
+    assert "option '--print-config' is none of this command's; valid with rmadapter train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--config FILE YAML file with the same names as the options of the runs" in text
+    assert "print_config" not in text
 
 
 def test_seeds_are_numbers_that_every_generator_takes(sweep_words, capsys):
