@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 
-from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_labels
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE
@@ -20,7 +18,7 @@ from rmadapter.locks import ProcessLock
 from rmadapter.runtime import environment, resolve_device, resolve_precision
 from rmadapter.sweeps.protocols import FEW_SHOT, load_planned, short_name
 from rmadapter.sweeps.settings import FREE, Sweep
-from rmadapter.training.run_folder import changed_data
+from rmadapter.training.run_folder import changed_data, with_defaults
 
 FORMAT = 1
 MANIFEST = "sweep.json"
@@ -250,10 +248,9 @@ def check_settings(before: Mapping[str, Any], sweep: Sweep, where: Path, valid: 
     """
     # What the options are on the data set that the manifest's values are of, which the sweep's first need not be.
     now = sweep.settings(next(iter(before["data"]), None))
-    # An option that the manifest's version did not have was as it is by default.
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    completed = with_defaults(before["settings"])
     for name in {**before["settings"], **now}:
-        old, new = before["settings"].get(name, defaults.get(name)), now.get(name)
+        old, new = completed.get(name), now.get(name)
         if name == "precision" and new == "auto":
             continue
         if old != new and name not in FREE:

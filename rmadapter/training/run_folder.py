@@ -205,9 +205,11 @@ class RunFolder:
                 before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 return f"{self.config_file} cannot be read: {error}"
-            now = _plain(config)
+            if not isinstance(before, dict):
+                return f"{self.config_file} cannot be read: it holds no options"
+            now, before = _plain(config), with_defaults(before)
             for name in now:
-                old = before.get(name) if isinstance(before, dict) else None
+                old = before[name]
                 if name not in FREE_ON_RESUME and not _is_same(name, old, now[name]):
                     return f"{name} is {now[name]!r}, but the run in {self.path} has {old!r}"
         if data is not None and not self._is_of(data, marker):
@@ -338,6 +340,17 @@ def _is_same(name: str, old: Any, new: Any) -> bool:
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain values that survive YAML."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` as plain values; one that the version which wrote them did not have was as it is by default."""
+    return _completed(options, _plain(TrainConfig(data="any")))
+
+
+def _completed(values: Any, defaults: Any) -> Any:
+    if not (isinstance(values, dict) and isinstance(defaults, dict)):
+        return values
+    return values | {name: _completed(values.get(name, default), default) for name, default in defaults.items()}
 
 
 def changed_data(data: ImageData, before: str, when: str) -> str:
