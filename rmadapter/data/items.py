@@ -89,7 +89,7 @@ class ImageData:
 
     @cached_property
     def training_hash(self) -> str:
-        """``content_hash`` without the sizes of test files: what decides a run's weights, as far as files are looked at.
+        """``content_hash`` without the sizes of test files: of what a run is trained on, as far as files are looked at.
 
         A damaged test image stops the test of a run, and not its training. When it has been put right, the run that
         goes on is the one that began.
