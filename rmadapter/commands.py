@@ -30,7 +30,7 @@ def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str 
     """
     _open_closed_streams()
     output = _Output(sys.stdout)
-    with _shown_in_any_encoding(sys.stdout, sys.stderr), _warnings_told(), _termination_raised():
+    with _shown_in_any_encoding(sys.stdout, sys.stderr), _warnings_told(), _stops_raised():
         try:
             with contextlib.redirect_stdout(output):  # type: ignore[type-var]  # all that print and others ask of it
                 try:
@@ -159,23 +159,31 @@ def _warnings_told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _termination_raised() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated in the main thread; a second one ends the process at once.
+def _stops_raised() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated in the main thread, Ctrl-C KeyboardInterrupt; a second SIGTERM ends at once.
 
-    A signal that somebody else handles stays theirs. So does that of torchrun's processes: it ends all of them where
+    A terminal and a scheduler send them to the processes that decode images too, whose end is no error from then on:
+    PyTorch's handler would raise one amid what follows, which would hide why the command ends.
+
+    A signal that somebody else handles stays theirs. So do those of torchrun's processes: it ends all of them where
     one has failed, and the others wait for that one where Python sees no signal.
     """
 
-    def terminate(*_: object) -> None:
+    def stop(number: int, frame: object) -> None:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise Terminated
 
     ours = threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ
-    if not ours or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler} if ours else {}
+    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -200,6 +200,30 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "ended")]
+)
+def test_the_end_of_processes_that_got_the_signal_too_hides_nothing(number, status, said, capsys):
+    """As a terminal and a scheduler send it; PyTorch's handler raises an error of a process that decodes images."""
+
+    def lost(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    def function():
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGCHLD)
+
+    before = signal.signal(signal.SIGCHLD, lost)
+    try:
+        found, error = told(capsys, function)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert (found, error.partition(" by ")[0].strip()) == (status, f"rmadapter: {said}")
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
 def test_sigterm_stays_with_torchrun_and_with_others(monkeypatch):
     def handler():
         return guarded(lambda words: found.append(signal.getsignal(signal.SIGTERM)), [])
