@@ -9,9 +9,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, TextIO
 
 from rmadapter.errors import InputError, StoppedError, printable, reason
+
+# A signal that comes inside a destructor is looked at again after so long.
+DEFERRED_SECONDS = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -163,13 +167,22 @@ def _stops_raised() -> Iterator[None]:
     """Inside, SIGTERM raises Terminated in the main thread, Ctrl-C KeyboardInterrupt; a second SIGTERM ends at once.
 
     A terminal and a scheduler send them to the processes that decode images too, whose end is no error from then on:
-    PyTorch's handler would raise one amid what follows, which would hide why the command ends.
+    PyTorch's handler would raise one amid what follows, which would hide why the command ends. What is raised inside a
+    destructor, such as that of a loader which ends its processes, Python prints and forgets: it is raised a bit later.
 
     A signal that somebody else handles stays theirs. So do those of torchrun's processes: it ends all of them where
     one has failed, and the others wait for that one where Python sees no signal.
     """
 
-    def stop(number: int, frame: object) -> None:
+    deferred = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal deferred
+        if hasattr(signal, "setitimer") and _in_destructor(frame):
+            deferred = True
+            signal.signal(signal.SIGALRM, lambda _, later: stop(number, later))
+            signal.setitimer(signal.ITIMER_REAL, DEFERRED_SECONDS)
+            return
         if hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if number == signal.SIGINT:
@@ -185,5 +198,13 @@ def _stops_raised() -> Iterator[None]:
     try:
         yield
     finally:
+        if deferred:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_destructor(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,22 @@ def test_the_end_of_processes_that_got_the_signal_too_hides_nothing(number, stat
         signal.signal(signal.SIGCHLD, before)
     assert (found, error.partition(" by ")[0].strip()) == (status, f"rmadapter: {said}")
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_signal_that_comes_inside_a_destructor_is_not_lost(capsys):
+    """As that of PyTorch's loader, which waits there for its processes; Python only prints what is raised in one."""
+
+    class Loader:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def function(seconds):
+        Loader()
+        time.sleep(seconds)
+
+    assert told(capsys, lambda: function(10)) == (130, "rmadapter: stopped\n")
+    assert told(capsys, lambda: function(0)) == (0, "")  # the command was at its end
+    time.sleep(2 * commands.DEFERRED_SECONDS)
 
 
 def test_sigterm_stays_with_torchrun_and_with_others(monkeypatch):
