@@ -14,8 +14,10 @@ from typing import Any, TextIO
 
 from rmadapter.errors import InputError, StoppedError, printable, reason
 
-# A signal that comes inside a destructor is looked at again after so long.
+# A signal that comes where its error would be forgotten is looked at again after so long.
 DEFERRED_SECONDS = 0.05
+# The function of multiprocessing that forks; Python's own hooks, which run then, have it above them.
+FORK = "_launch"
 
 
 class Terminated(KeyboardInterrupt):
@@ -167,18 +169,18 @@ def _stops_raised() -> Iterator[None]:
     """Inside, SIGTERM raises Terminated in the main thread, Ctrl-C KeyboardInterrupt; a second SIGTERM ends at once.
 
     A terminal and a scheduler send them to the processes that decode images too, whose end is no error from then on:
-    PyTorch's handler would raise one amid what follows, which would hide why the command ends. What is raised inside a
-    destructor, such as that of a loader which ends its processes, Python prints and forgets: it is raised a bit later.
+    PyTorch's handler would raise one amid what follows, which would hide why the command ends. What is raised where
+    Python would print and forget it is raised a bit later.
 
     A signal that somebody else handles stays theirs. So do those of torchrun's processes: it ends all of them where
     one has failed, and the others wait for that one where Python sees no signal.
     """
 
-    deferred = False
+    process, deferred = os.getpid(), False
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal deferred
-        if hasattr(signal, "setitimer") and _in_destructor(frame):
+        if hasattr(signal, "setitimer") and os.getpid() == process and _is_forgotten(frame):
             deferred = True
             signal.signal(signal.SIGALRM, lambda _, later: stop(number, later))
             signal.setitimer(signal.ITIMER_REAL, DEFERRED_SECONDS)
@@ -204,7 +206,10 @@ def _stops_raised() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _in_destructor(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_name != "__del__":
+def _is_forgotten(frame: FrameType | None) -> bool:
+    """Whether Python forgets what is raised in ``frame``: in a loader's destructor, which ends its processes, or where
+    one is forked.
+    """
+    while frame is not None and frame.f_code.co_name not in ("__del__", FORK):
         frame = frame.f_back
     return frame is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
@@ -225,19 +226,36 @@ def test_the_end_of_processes_that_got_the_signal_too_hides_nothing(number, stat
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
-def test_a_signal_that_comes_inside_a_destructor_is_not_lost(capsys):
-    """As that of PyTorch's loader, which waits there for its processes; Python only prints what is raised in one."""
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_signal_that_comes_where_python_forgets_errors_is_not_lost(forks, capsys):
+    """In a destructor, as that of PyTorch's loader, which waits there for its processes; and while one is forked."""
+    armed = []
 
     class Loader:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
+    def hook():
+        if armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGINT)
+
+    if forks:
+        os.register_at_fork(after_in_parent=hook)  # for good: it does nothing where it is not armed
+
     def function(seconds):
-        Loader()
+        if forks:
+            armed.append(True)
+            process = multiprocessing.get_context("fork").Process(target=int)
+            process.start()
+            process.join()
+        else:
+            Loader()
         time.sleep(seconds)
 
     assert told(capsys, lambda: function(10)) == (130, "rmadapter: stopped\n")
-    assert told(capsys, lambda: function(0)) == (0, "")  # the command was at its end
+    if not forks:  # which may take longer than the signal waits
+        assert told(capsys, lambda: function(0)) == (0, "")  # the command was at its end
     time.sleep(2 * commands.DEFERRED_SECONDS)
 
 
