@@ -186,7 +186,7 @@ def _stops_raised() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, DEFERRED_SECONDS)
             return
         if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # of SIG_DFL Python would say that it came too late
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
