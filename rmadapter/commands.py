@@ -9,9 +9,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, TextIO
 
 from rmadapter.errors import InputError, StoppedError, printable, reason
+
+# A signal that comes where its error would be forgotten is looked at again after so long.
+DEFERRED_SECONDS = 0.05
+# The function of multiprocessing that forks; Python's own hooks, which run then, have it above them.
+FORK = "_launch"
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +36,7 @@ def guarded(function: Callable[[list[str]], Any], options: list[str], hint: str 
     """
     _open_closed_streams()
     output = _Output(sys.stdout)
-    with _shown_in_any_encoding(sys.stdout, sys.stderr), _warnings_told(), _termination_raised():
+    with _shown_in_any_encoding(sys.stdout, sys.stderr), _warnings_told(), _stops_raised():
         try:
             with contextlib.redirect_stdout(output):  # type: ignore[type-var]  # all that print and others ask of it
                 try:
@@ -159,23 +165,51 @@ def _warnings_told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _termination_raised() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated in the main thread; a second one ends the process at once.
+def _stops_raised() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated in the main thread, Ctrl-C KeyboardInterrupt; a second SIGTERM ends at once.
 
-    A signal that somebody else handles stays theirs. So does that of torchrun's processes: it ends all of them where
+    A terminal and a scheduler send them to the processes that decode images too, whose end is no error from then on:
+    PyTorch's handler would raise one amid what follows, which would hide why the command ends. What is raised where
+    Python would print and forget it is raised a bit later.
+
+    A signal that somebody else handles stays theirs. So do those of torchrun's processes: it ends all of them where
     one has failed, and the others wait for that one where Python sees no signal.
     """
 
-    def terminate(*_: object) -> None:
+    process, deferred = os.getpid(), False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal deferred
+        if hasattr(signal, "setitimer") and os.getpid() == process and _is_forgotten(frame):
+            deferred = True
+            signal.signal(signal.SIGALRM, lambda _, later: stop(number, later))
+            signal.setitimer(signal.ITIMER_REAL, DEFERRED_SECONDS)
+            return
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # of SIG_DFL Python would say that it came too late
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise Terminated
 
     ours = threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ
-    if not ours or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler} if ours else {}
+    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if deferred:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_forgotten(frame: FrameType | None) -> bool:
+    """Whether Python forgets what is raised in ``frame``: in a loader's destructor, which ends its processes, or where
+    one is forked.
+    """
+    while frame is not None and frame.f_code.co_name not in ("__del__", FORK):
+        frame = frame.f_back
+    return frame is not None

@@ -47,11 +47,23 @@ def cache_folder(cache_dir: str | None, kind: str) -> Path:
 
 def check_folder_name(field: str, folder: str | Path) -> None:
     """Raise InputError where ``folder`` cannot be made, since it or one above it is a file; ``field`` names it."""
-    folder = Path(folder)
-    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    there = _existing(folder)
     if not os.path.isdir(there):
-        what = "which" if there == folder else f"but {str(there)!r}"
+        what = "which" if there == Path(folder) else f"but {str(there)!r}"
         raise InputError(f"{field} is {str(folder)!r}, {what} is a file; valid: a folder")
+
+
+def check_may_write(field: str, folder: str | Path) -> None:
+    """Raise InputError where this user may not put a file into ``folder``, or make it; ``field`` names it."""
+    there = _existing(folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        what = "which" if there == Path(folder) else f"but {str(there)!r}"
+        raise InputError(f"{field} is {str(folder)!r}, {what} may not be written; valid: a folder that can be written")
+
+
+def _existing(folder: str | Path) -> Path:
+    """``folder``, or the nearest one above it that is there."""
+    return next(path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path))
 
 
 def check_file_name(field: str, file: str | Path) -> None:

@@ -14,6 +14,7 @@ from rmadapter.files import (
     LEFT_AFTER_SECONDS,
     check_file_name,
     check_folder_name,
+    check_may_write,
     clear_temporaries,
     is_temporary,
     read_bytes,
@@ -57,6 +58,16 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, monkeypatch):
         check_file_name("logits", path)
     for path in ("new/folder", ".", str(tmp_path)):
         check_folder_name("out", path)
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    check_may_write("out", tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # which root may write, whatever its mode
+    check_may_write("out", tmp_path.parent / "new")
+    for folder, said in {tmp_path: "which", tmp_path / "new" / "x": f"but '{tmp_path}'"}.items():
+        with pytest.raises(InputError, match=f"out is '{folder}', {said} may not be written; valid: a folder that can"):
+            check_may_write("out", folder)
 
 
 def test_comma_separated_values_read_back_as_they_are(tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,63 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
     assert told(capsys, function, "; --resume goes on") == (143, "rmadapter: ended by SIGTERM; --resume goes on\n")
     assert cleaned == [signal.SIG_DFL]  # a second signal ends it at once
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "ended")]
+)
+def test_the_end_of_processes_that_got_the_signal_too_hides_nothing(number, status, said, capsys):
+    """As a terminal and a scheduler send it; PyTorch's handler raises an error of a process that decodes images."""
+
+    def lost(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    def function():
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGCHLD)
+
+    before = signal.signal(signal.SIGCHLD, lost)
+    try:
+        found, error = told(capsys, function)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert (found, error.partition(" by ")[0].strip()) == (status, f"rmadapter: {said}")
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_signal_that_comes_where_python_forgets_errors_is_not_lost(forks, capsys):
+    """In a destructor, as that of PyTorch's loader, which waits there for its processes; and while one is forked."""
+    armed = []
+
+    class Loader:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def hook():
+        if armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGINT)
+
+    if forks:
+        os.register_at_fork(after_in_parent=hook)  # for good: it does nothing where it is not armed
+
+    def function(seconds):
+        if forks:
+            armed.append(True)
+            process = multiprocessing.get_context("fork").Process(target=int)
+            process.start()
+            process.join()
+        else:
+            Loader()
+        time.sleep(seconds)
+
+    assert told(capsys, lambda: function(10)) == (130, "rmadapter: stopped\n")
+    if not forks:  # which may take longer than the signal waits
+        assert told(capsys, lambda: function(0)) == (0, "")  # the command was at its end
+    time.sleep(2 * commands.DEFERRED_SECONDS)
 
 
 def test_sigterm_stays_with_torchrun_and_with_others(monkeypatch):

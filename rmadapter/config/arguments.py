@@ -46,6 +46,11 @@ EPILOG = (
     "Dashes and underscores are alike. Switches: --option, --no-option (--no-adapter.reconstruct). "
     "--config FILE reads YAML with the same names, options after it override it; --print_config writes one."
 )
+# Of a command whose training runs get the options that are none of its own.
+EPILOG_OF_RUNS = (
+    "Dashes and underscores are alike. Switches: --option, --no-option. Other options go to every training run, as "
+    "rmadapter train has them; --config FILE reads these from YAML, options after it override it."
+)
 
 
 def parse_arguments(
@@ -56,18 +61,20 @@ def parse_arguments(
     positional: str | None = None,
     layout: HelpLayout | None = None,
     taken_before: typing.Mapping[str, str] | None = None,
+    of_runs: bool = False,
 ) -> Config:
     """Build the dataclass ``config`` from ``argv``; ``positional`` names its one field that takes the bare words.
 
     ``layout`` says what ``--help`` shows first, where it is not to show everything; ``--help-all`` does.
-    ``taken_before`` are options that the caller has taken out of ``argv``: name -> what that help says of them.
+    ``taken_before`` are options that the caller has taken out of ``argv``: name -> what that help says of them. With
+    ``of_runs`` they are those of training runs, and a config file too (``split_options``).
 
     Raises:
         InputError: an unknown option or key, a value of the wrong type, a config file that cannot be read.
         SystemExit: after ``--help``, ``--help-all`` and ``--print_config``, with status 0.
     """
-    parser = _parser(config, prog, positional)
-    found = _rewrite(argv, {name: kind for name, kind in option_fields(config).items() if name != positional})
+    parser = _parser(config, prog, positional, of_runs)
+    found = _rewrite(argv, option_fields(config), positional)
     if found.help:
         if layout is None:
             parser.print_help()
@@ -80,7 +87,7 @@ def parse_arguments(
     given = _given(config, parser, found)
     # argparse takes bare words in one run only; here they may stand between the options.
     if positional:
-        given[positional] = found.words
+        given[positional] = found.words or given.get(positional, [])
     values = _completed(config, given, None)
     if found.print_config:
         _print_config(config, values)
@@ -94,7 +101,7 @@ def given_options(config: type, argv: list[str], *, prog: str) -> dict[str, Any]
     Raises:
         InputError: as ``parse_arguments``, but for what ``config`` itself refuses.
     """
-    found = _rewrite(argv, dict(option_fields(config)))
+    found = _rewrite(argv, option_fields(config))
     return dotted_values(_given(config, _parser(config, prog, None), found))
 
 
@@ -118,13 +125,20 @@ def run_module(
 
 
 @functools.cache
-def _parser(config: type, prog: str, positional: str | None) -> ArgumentParser:
+def _parser(config: type, prog: str, positional: str | None, of_runs: bool = False) -> ArgumentParser:
     """The parser of ``config``, made once: that takes tens of milliseconds, and a sweep parses each of its runs."""
     parser = ArgumentParser(
-        prog=prog, description=docstring_of(config)[0], epilog=EPILOG, exit_on_error=False, allow_abbrev=False
+        prog=prog,
+        description=docstring_of(config)[0],
+        epilog=EPILOG_OF_RUNS if of_runs else EPILOG,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names as the options")
-    parser.add_argument("--print_config", action="store_true", help="print such a file with all options, run nothing")
+    names = "the options of the runs" if of_runs else "the options"
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file with the same names as {names}")
+    if not of_runs:
+        says = "print such a file with all options, run nothing"
+        parser.add_argument("--print_config", action="store_true", help=says)
     parser.add_class_arguments(config, None, fail_untyped=True, skip={positional} if positional else None)
     if positional:
         parser.add_argument(positional, nargs="*", type=str, help=docstring_of(config)[1][positional])
@@ -157,6 +171,8 @@ def split_options(
             target, kind = split[1], other_fields.get(positive)
             if positive in reserved:
                 raise InputError(f"option {word!r} is decided by this command, run by run")
+            if name == "print_config":
+                raise InputError(f"option {word!r} is none of this command's; valid with rmadapter train")
             if kind is None and name != "config":
                 known = (f"--{option}" for option in (*own_fields, *other_fields))
                 raise InputError(f"unknown option {word!r}{nearest(f'--{name}', known)}")
@@ -251,7 +267,7 @@ class _Rewritten:
         texts: dotted name -> value of the options whose value is a text, None where a file says null; of those that may
             stand several times, all of them in a list.
         repeated: those of them that the command line names since the last config file, which they stand in place of.
-        words: bare words.
+        words: bare words, which a config file has as the option that they stand for.
         help: "--help", ``HELP_ALL`` or "".
         print_config: whether the configuration is asked for.
     """
@@ -313,9 +329,13 @@ def _is_texts(kind: Any) -> bool:
     return typing.get_origin(kind) is list and typing.get_args(kind) == (str,)
 
 
-def _rewrite(argv: list[str], fields: dict[str, Any]) -> _Rewritten:
-    """The words of a command line, told apart; of an option for one value that stands twice the last one counts."""
+def _rewrite(argv: list[str], in_file: typing.Mapping[str, Any], positional: str | None = None) -> _Rewritten:
+    """The words of a command line, told apart; of an option for one value that stands twice the last one counts.
+
+    ``in_file`` are the options that a config file may have, ``positional`` the one that bare words stand for here.
+    """
     found = _Rewritten()
+    fields = {name: kind for name, kind in in_file.items() if name != positional}
     groups = {name for name, kind in fields.items() if dataclasses.is_dataclass(kind)}
     words = iter(argv)
     for word in words:
@@ -336,8 +356,8 @@ def _rewrite(argv: list[str], fields: dict[str, Any]) -> _Rewritten:
             found.print_config = True
         elif name == "config":
             path = expand(_value(word, equals, value, words), "config")
-            for key, said in read_config_file(path, fields).items():
-                found.add_from_file(key, fields[key], said)
+            for key, said in read_config_file(path, in_file).items():
+                found.add_from_file(key, in_file[key], said)
         elif name in groups:
             own = [f"--{option}" for option in fields if option.startswith(f"{name}.") and option not in groups]
             raise InputError(f"option --{name} is a group of options; valid: {', '.join(own)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ _StrictLoader.add_implicit_resolver(_INT, re.compile(r"[-+]?[0-9]+$"), list("-+0
 _StrictLoader.add_constructor(_INT, lambda loader, node: int(loader.construct_scalar(node)))
 
 
-def read_config_file(path: str, fields: dict[str, Any]) -> dict[str, Any]:
+def read_config_file(path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the YAML file ``path`` says of the options ``fields``, dotted name -> type: dotted name -> plain value.
 
     Names have underscores. A group without anything in it says nothing.
@@ -62,7 +63,7 @@ def read_config_file(path: str, fields: dict[str, Any]) -> dict[str, Any]:
     return _of_group(values, fields, path, "")
 
 
-def _of_group(values: dict[Any, Any], fields: dict[str, Any], path: str, prefix: str) -> dict[str, Any]:
+def _of_group(values: dict[Any, Any], fields: Mapping[str, Any], path: str, prefix: str) -> dict[str, Any]:
     """``values`` of the group that ``prefix`` names, checked."""
     found: dict[str, Any] = {}
     named: set[str] = set()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL.Image import Image
 
@@ -17,6 +17,7 @@ from rmadapter.data.reading import read_image
 # In the place of a split file's name, for parts that the data set's own lists or folders make.
 OWN_LISTS = "own lists"
 SIZES = 64
+PARTS = ("train", "val", "test")
 
 
 class Item(NamedTuple):
@@ -84,10 +85,34 @@ class ImageData:
         another data set; asking for all sizes of ImageNet takes minutes on a network's disk. No image is read: a
         search may ask for the hash of data whose test images it may not see.
         """
+        return self._hash(sized=PARTS)
+
+    @cached_property
+    def training_hash(self) -> str:
+        """``content_hash`` without the sizes of test files: of what a run is trained on, as far as files are looked at.
+
+        A damaged test image stops the test of a run, and not its training. When it has been put right, the run that
+        goes on is the one that began.
+        """
+        return self._hash(sized=("train", "val"))
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What is kept of the data that a run or a search begins with, for ``is_same_training``."""
+        return {"data_hash": self.content_hash, "training_hash": self.training_hash}
+
+    def is_same_training(self, before: Mapping[str, Any]) -> bool:
+        """Whether the data whose ``hashes`` are ``before`` train as these do; earlier versions kept one hash alone."""
+        known = before.get("training_hash")
+        return self.content_hash == before.get("data_hash") if known is None else self.training_hash == known
+
+    def _hash(self, sized: Sequence[str]) -> str:
+        """SHA-256 of the style and of every item, and of the sizes of some files of the parts ``sized``."""
         digest = hashlib.sha256(f"{self.style}\n".encode())
-        for part in ("train", "val", "test"):
+        for part in PARTS:
             items = getattr(self, part)
-            for item in items[:: max(1, len(items) // SIZES)] if self.reader is None else ():
+            by_size = self.reader is None and part in sized
+            for item in items[:: max(1, len(items) // SIZES)] if by_size else ():
                 with contextlib.suppress(OSError):  # one that is not there is said where it is needed
                     digest.update(f"{(self.root / item.path).stat().st_size}\n".encode())
             for item in items:

@@ -6,9 +6,8 @@ import hashlib
 from pathlib import Path
 
 from rmadapter.data.catalog import DataSet
-from rmadapter.data.items import ImageData
+from rmadapter.data.items import PARTS, ImageData
 from rmadapter.data.sampling import base_new_split
-from rmadapter.data.splits import PARTS
 
 
 def published(record: DataSet) -> dict[str, int]:

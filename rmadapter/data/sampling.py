@@ -15,6 +15,8 @@ from rmadapter.errors import InputError, check_choice
 from rmadapter.files import read_json, write_json
 
 VALIDATION_SHOTS = 4
+# The sample in a run's folder.
+SAMPLE_FILE = "few_shot.json"
 
 
 def few_shot_sample(train: Sequence[Item], val: Sequence[Item], shots: int, seed: int) -> tuple[list[Item], list[Item]]:

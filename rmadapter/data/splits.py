@@ -15,11 +15,10 @@ from typing import Any
 
 from rmadapter.data.catalog import record_of
 from rmadapter.data.class_names import check_class_name
-from rmadapter.data.items import ImageData, Item
+from rmadapter.data.items import PARTS, ImageData, Item
 from rmadapter.errors import InputError
 from rmadapter.files import read_json, write_json
 
-PARTS = ("train", "val", "test")
 OWN_FILE = "split_rmadapter.json"
 SPLIT_SEED = 1
 

@@ -20,6 +20,7 @@ from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.evaluate import EvalConfig, load_tested
 from rmadapter.evaluation.metrics import quality
 from rmadapter.evaluation.stored import load_classifier
+from rmadapter.files import check_may_write
 
 METRICS = ("nll", "ece")
 
@@ -80,12 +81,14 @@ def run_calibrate(config: CalibrateConfig) -> Calibration:
     """``rmadapter calibrate``: fit, print, and write calibration.json into the adapter's folder.
 
     Raises:
-        InputError: what loading the data and the adapter raises, no validation images.
+        InputError: what loading the data and the adapter raises, an adapter's folder that may not be written, no
+            validation images.
     """
     assert config.adapter is not None  # checked
     shared = ("adapter", "data", "data_root", "style", "model", "pretrained", "trust_base", "precision", "device")
     asked = EvalConfig(**{name: getattr(config, name) for name in shared}, retention=False)
     stored = load_classifier(asked)
+    check_may_write("adapter", config.adapter)
     model, training = stored.model, stored.info.training or {}
     data = load_tested(asked, training, adapted=True)
     classes = config.classes or training.get("classes") or "all"

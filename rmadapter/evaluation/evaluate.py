@@ -21,7 +21,8 @@ from rmadapter.evaluation.answers import PartAnswers, check_logits_file, write_l
 from rmadapter.evaluation.eval_images import Loading
 from rmadapter.evaluation.loaded_model import LoadedModel, load_stored
 from rmadapter.evaluation.results_file import describe, results_of, trained_on, write_results
-from rmadapter.files import check_file_name, check_folder_name
+from rmadapter.evaluation.seen_images import seen_images
+from rmadapter.files import check_file_name, check_folder_name, check_may_write
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.adapter_file import AdapterInfo, read_info
 
@@ -148,14 +149,16 @@ def check_out(config: EvalConfig) -> None:
     """Raise InputError where nothing can be written as ``config`` says it.
 
     ``out`` is a file or the folder of a training run, ``details`` a file, ``logits`` a folder, below a file or not
-    called as a file of logits.
+    called as a file of logits; or this user may not write there.
     """
     if config.logits is not None:
         check_logits_file(config.logits)
         check_file_name("logits", config.logits)
+        check_may_write("the folder of logits", Path(config.logits).parent)
     for field, folder in (("out", config.out), ("details", config.details)):
         if folder:
             check_folder_name(field, folder)
+            check_may_write(field, folder)
     if config.out and (Path(config.out) / RUN_CONFIG_FILE).is_file():
         raise InputError(
             f"out is {config.out!r}, where a training run is, whose results this would write over; valid: another one"
@@ -223,6 +226,7 @@ def run_eval(
     model.set_strength(strength)
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     trained = training if adapted is not None else {}
+    seen = seen_images(config.adapter, trained, data, parts, config.split)
     started = time.perf_counter()
     others = other_answers(config, loaded.zeroshot, own_names, data)
     kept = answers_to_keep(config, kept)
@@ -251,6 +255,7 @@ def run_eval(
             **({"strength": strength} if strength != 1 else {}),
         },
         backend=loaded.backend,
+        **seen,
     )
     conclude(config, results, kept)
     return results

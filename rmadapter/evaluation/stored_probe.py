@@ -27,6 +27,7 @@ from rmadapter.evaluation.predict import (
     wanted_texts,
 )
 from rmadapter.evaluation.results_file import results_of, trained_on
+from rmadapter.evaluation.seen_images import seen_images
 from rmadapter.methods.linear_probe import LINEAR_PROBE
 from rmadapter.runtime import resolve_device
 from rmadapter.tuners.probe import LinearProbe, ProbeInfo, load_probe, read_probe
@@ -88,6 +89,7 @@ def evaluate_probe(config: EvalConfig, kept: dict[str, PartAnswers] | None = Non
     loading = Loading(backbone.preprocessing, config.batch_size, config.workers, config.skip_bad_images)
     began = time.perf_counter()
     parts = tested_parts(config.classes, data.class_names)
+    seen = seen_images(config.adapter, trained, data, parts, config.split)
     kept = answers_to_keep(config, kept)
     keep = None if kept is None else kept.__setitem__
     found = evaluate_parts(probe, data, parts, loading, split=config.split, zeroshot=others, keep=keep)
@@ -108,6 +110,7 @@ def evaluate_probe(config: EvalConfig, kept: dict[str, PartAnswers] | None = Non
         precision=PRECISION,
         device=str(device),
         settings={**(trained.get("settings") or {}), **answered(found)},
+        **seen,
     )
     conclude(config, results, kept)
     return results

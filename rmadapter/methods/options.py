@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,18 @@ def parse_train(
         testbed: options that come between the test bed's defaults and ``argv``.
     """
     # Which defaults hold is seen from the data, before anything is printed.
-    silent = [word for word in argv if word.replace("-", "_") != "__print_config"]
+    silent = _silent(argv)
     asked = parse_arguments(TrainConfig, [*recipe, *silent], prog=prog, layout=TRAIN_HELP, taken_before=taken_before)
     bundled = is_testbed(asked.data) and asked.data_root is None
     own = [*recipe, *(["--config", str(TRAIN_CONFIG), *testbed] if bundled else [])]
     if not own and silent == argv:
         return asked
     return parse_arguments(TrainConfig, [*own, *argv], prog=prog)
+
+
+def _silent(argv: Sequence[str]) -> list[str]:
+    """``argv`` without ``--print_config``."""
+    return [word for word in argv if word.replace("-", "_") != "__print_config"]
 
 
 def _method_help() -> dict[str, str]:
@@ -94,13 +99,16 @@ def configure(
         overrides = overrides_of(name, data, transfer=transfer, few_shot=few_shot)
     recipe = (*method.recipe, *overrides)
     words = [*argv, *method.options]
-    config = parse_train(words, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
+    parse = partial(parse_train, prog=prog, taken_before=_method_help(), recipe=recipe, testbed=method.testbed)
+    config = parse(_silent(words))
     # In a config file every group may stand; from the values it is seen which train something.
     given = [group for group in GROUPS if group != "adapter" and getattr(config, group).any]
     if method.kind == TUNED and (others := [group for group in given if group not in method.groups]):
         raise InputError(f"config trains something of {others[0]!r}, which method {name!r} does not have; valid: {own}")
-    # It is called by the name that was given, whatever else the options make of it.
-    return config if method_name(config) == name else dataclasses.replace(config, label=name)
+    # It is called by the name that was given, whatever else the options make of it, and in what is printed too: a run
+    # of that file tells by it what no options make.
+    named = words if method_name(config) == name else [*words, "--label", name]
+    return config if named == _silent(words) else parse(named)
 
 
 def overrides_of(name: str, data: str | None, *, transfer: bool, few_shot: int | None) -> tuple[str, ...]:
@@ -181,6 +189,11 @@ def _check_overruled(method: Method, words: list[str]) -> None:
         if given.get(name, value) != value and not _is_of_another(method, f"--{name}")
     ]
     named = {_option(word) for word in words if word.startswith("--")}
+    if "label" in named and given["label"] != method.name:
+        raise InputError(
+            f"label is {given['label']!r}, but a run with --method is called {method.name!r}; valid: without --label, "
+            "or what makes the method as options, without --method"
+        )
     for option in others:
         if option in named:
             raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from rmadapter.errors import InputError
-from rmadapter.files import check_folder_name, read_bytes
+from rmadapter.files import check_folder_name, check_may_write, read_bytes
 
 REPORT = "report.md"
 RUN_FILES = (REPORT, "report.csv")
@@ -21,9 +21,11 @@ def earlier_report(out: Path, names: Sequence[str]) -> list[Path]:
     """The files of the report that is in ``out``, which a new one takes the place of; nothing is written.
 
     Raises:
-        InputError: ``out`` is a file, or without a report in it one of ``names``, which are to be written, is there.
+        InputError: ``out`` is a file or may not be written; without a report in it one of ``names``, which are to be
+            written, is there.
     """
     check_folder_name("out", out)
+    check_may_write("out", out)
     report = out / REPORT
     content = read_bytes(report, "report") if report.exists() else b""
     if MEASURE.encode() in content:

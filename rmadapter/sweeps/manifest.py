@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 
-from rmadapter.config import TrainConfig
 from rmadapter.data import ImageData, base_new_labels
 from rmadapter.errors import InputError, check_range
 from rmadapter.evaluation.results_table import RESULTS_TABLE
@@ -20,7 +18,7 @@ from rmadapter.locks import ProcessLock
 from rmadapter.runtime import environment, resolve_device, resolve_precision
 from rmadapter.sweeps.protocols import FEW_SHOT, load_planned, short_name
 from rmadapter.sweeps.settings import FREE, Sweep
-from rmadapter.training.run_folder import changed_data
+from rmadapter.training.run_folder import changed_data, with_defaults
 
 FORMAT = 1
 MANIFEST = "sweep.json"
@@ -131,17 +129,27 @@ def check_data(sweep: Sweep, loaded: Mapping[str, ImageData]) -> None:
     before = known_hashes(sweep.out)
     for name, data in loaded.items():
         known = before.get(short_name(name), data.content_hash)
-        if known != data.content_hash and _recorded(sweep.out, known):
+        if known != data.content_hash and _recorded(sweep.out, known, data):
             raise InputError(
                 f"{changed_data(data, known, f'the sweep in {sweep.out} took it up')}; valid: the data as they were, "
                 f"another --out, or the runs on it deleted from {sweep.out / 'runs'}"
             )
 
 
-def _recorded(out: Path, data_hash: str) -> bool:
-    """Whether some run of the sweep in ``out`` has begun on data of this hash, or was done on them."""
-    files = [out / RESULTS_TABLE, *out.glob("runs/**/run.json"), *out.glob("runs/**/results.json")]
-    return any(data_hash in file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
+def _recorded(out: Path, known: str, data: ImageData) -> bool:
+    """Whether some run of the sweep in ``out`` is done on data of the hash ``known``, or has begun on such data.
+
+    One that has begun goes on where the test images alone are of other sizes than they were, and ``data`` are these.
+    """
+    done = [out / RESULTS_TABLE, *out.glob("runs/**/results.json")]
+    begun = map(_text, out.glob("runs/**/run.json"))
+    return any(known in _text(file) for file in done) or any(
+        known in text and data.training_hash not in text for text in begun
+    )
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def begin(sweep: Sweep) -> None:
@@ -240,10 +248,9 @@ def check_settings(before: Mapping[str, Any], sweep: Sweep, where: Path, valid: 
     """
     # What the options are on the data set that the manifest's values are of, which the sweep's first need not be.
     now = sweep.settings(next(iter(before["data"]), None))
-    # An option that the manifest's version did not have was as it is by default.
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    completed = with_defaults(before["settings"])
     for name in {**before["settings"], **now}:
-        old, new = before["settings"].get(name, defaults.get(name)), now.get(name)
+        old, new = completed.get(name), now.get(name)
         if name == "precision" and new == "auto":
             continue
         if old != new and name not in FREE:

@@ -141,7 +141,7 @@ class SearchConfig:
 def parse_search(argv: list[str]) -> SearchConfig:
     """The search of the command line, its trials' options checked."""
     own, options = split_options(argv, SearchConfig, TrainConfig, reserved=RESERVED)
-    config = parse_arguments(SearchConfig, own, prog="rmadapter search")
+    config = parse_arguments(SearchConfig, own, prog="rmadapter search", of_runs=True)
     config.options = options
     trial_config(config, Path("any"), 1, {})
     return config

@@ -16,7 +16,7 @@ from typing import Any
 
 from rmadapter.errors import InputError
 from rmadapter.evaluation.results_table import KeptResult
-from rmadapter.files import read_json
+from rmadapter.files import read_json, read_object
 from rmadapter.locks import Holder, ProcessLock
 from rmadapter.sweeps.manifest import SWEEP_LOCK
 from rmadapter.sweeps.protocols import PlannedRun, short_name
@@ -56,7 +56,11 @@ def find_result(sweep: Sweep, run: PlannedRun, on: str | None) -> KeptResult | P
     if (kept := sweep.table.of(run.key).get(on)) is not None:
         return kept
     file = result_file(sweep.folder(run), on)
-    return file if file.is_file() and _is_readable(file, file.stat().st_mtime_ns) else None
+    with contextlib.suppress(FileNotFoundError):
+        if _is_readable(file, file.stat().st_mtime_ns):
+            return file
+    # Another worker may have put it into the table, and deleted it, since that was looked at.
+    return sweep.table.of(run.key).get(on)
 
 
 @cache  # a worker looks at every run before each of its own
@@ -100,6 +104,14 @@ def hold(sweep: Sweep, run: PlannedRun) -> Iterator[bool]:
 def holder_of(sweep: Sweep, run: PlannedRun) -> Holder | None:
     """Who is at ``run``; None for nobody. It is looked at and not taken: a worker may try it at that moment."""
     return ProcessLock(sweep.folder(run) / LOCK).holder
+
+
+def failure(sweep: Sweep, run: PlannedRun) -> str:
+    """Why ``run`` has failed, for people; where its file is damaged, or another worker has just deleted it, that."""
+    try:
+        return read_object(sweep.folder(run) / FAILURE, "failure file", {"error": str})["error"]
+    except InputError as error:
+        return str(error)
 
 
 def keep_results_alone(sweep: Sweep, run: PlannedRun) -> None:

@@ -22,13 +22,13 @@ import contextlib
 import time
 import traceback
 
-from rmadapter.files import read_object, write_json
+from rmadapter.files import write_json
 from rmadapter.sweeps.dry_run import describe_cost
 from rmadapter.sweeps.faults import FAULTS, MOST_FAULTS, DeviceFaultError, count_fault, is_device_fault
 from rmadapter.sweeps.jobs import run_jobs
 from rmadapter.sweeps.manifest import begin, check_data, check_folder, enter, load_all
 from rmadapter.sweeps.one_run import make_run
-from rmadapter.sweeps.progress import FAILURE, hold, holder_of, is_done, keep_results_alone, state
+from rmadapter.sweeps.progress import FAILURE, failure, hold, holder_of, is_done, keep_results_alone, state
 from rmadapter.sweeps.protocols import PlannedRun
 from rmadapter.sweeps.settings import Sweep, parse_sweep
 from rmadapter.sweeps.taken_over import check_source
@@ -153,8 +153,7 @@ def _finish(sweep: Sweep) -> int:
     for run in found.running:
         print(f"  running: {run.key}: {holder_of(sweep, run) or 'just ended'}")
     for run in found.failed:
-        error = read_object(sweep.folder(run) / FAILURE, "failure file", {"error": str})["error"]
-        print(f"  failed: {run.key}: {error} ({sweep.folder(run) / 'log.txt'})")
+        print(f"  failed: {run.key}: {failure(sweep, run)} ({sweep.folder(run) / 'log.txt'})")
     if found.failed:
         print("the same command tries failed runs again")
     if found.open:

@@ -20,7 +20,6 @@ from rmadapter.locks import ProcessLock
 from rmadapter.training.run_folder import changed_data
 
 LOCK = ".lock"
-DATA_HASH = "data_hash"
 
 
 class SearchFolder:
@@ -59,9 +58,9 @@ class SearchFolder:
                     f"{name} is {value!r}, but the search in {self.path} has {before.get(name)!r}; valid: that, or "
                     "another --out"
                 )
-        if before.get(DATA_HASH) != data.content_hash:
+        if not data.is_same_training(before):  # test images are none of a search's
             raise InputError(
-                f"{changed_data(data, str(before.get(DATA_HASH)), f'the search in {self.path} began')}; valid: the "
+                f"{changed_data(data, str(before.get('data_hash')), f'the search in {self.path} began')}; valid: the "
                 "data as they were, or another --out"
             )
         if self.trials.is_dir() and not self.study_file.is_file():
@@ -91,7 +90,7 @@ class SearchFolder:
         """Write what is searched, unless it stands there; InputError as ``check`` raises it."""
         self.check(settings, data)
         if not self.settings_file.is_file():
-            write_json(self.settings_file, {**settings, DATA_HASH: data.content_hash})
+            write_json(self.settings_file, {**settings, **data.hashes})
 
     @contextlib.contextmanager
     def storage_said(self) -> Iterator[None]:

@@ -225,7 +225,7 @@ def parse_sweep(argv: list[str]) -> tuple[SweepConfig, Sweep]:
             anything ``protocols.plan`` refuses.
     """
     own, options = split_options(argv, SweepConfig, TrainConfig, reserved=RESERVED)
-    config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words")
+    config = parse_arguments(SweepConfig, own, prog="rmadapter sweep", positional="words", of_runs=True)
     protocol = config.words[0]
     asked = [name for part in split_list(config.data or "") for name in _expanded(part, protocol)]
     data = tuple(asked or default_data(protocol))

@@ -130,7 +130,7 @@ def _make(config: TrainConfig, ranks: Ranks, folder: RunFolder, data: ImageData)
 
     ranks.barrier()  # every process has looked into the folder before one writes to it
     if ranks.main:
-        folder.prepare(asked, data.content_hash)
+        folder.prepare(asked, data.hashes)
         folder.check_room(run.bytes_written)
         said = {"backend": backend, "precision": precision, "text_memory": text_bytes}
         said |= {"cuda_graphs": config.cuda_graphs}

@@ -69,7 +69,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData) -> dict[str, A
     backbone = load_backbone(config.model, config.pretrained, device)
     template = template_for(config.template, data.name)
     check_test_prompts(backbone, data, parts, template)
-    folder.prepare(config, data.content_hash)
+    folder.prepare(config, data.hashes)
     write_json(folder.environment_file, environment(device))
     sample.save(folder.sample_file)
 

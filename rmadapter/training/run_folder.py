@@ -14,7 +14,7 @@ import dataclasses
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rmadapter.config import RUN_CONFIG_FILE, TrainConfig
 from rmadapter.data import ImageData
+from rmadapter.data.sampling import SAMPLE_FILE
 from rmadapter.errors import InputError, StoppedError
 from rmadapter.evaluation.calibration import CALIBRATION
 from rmadapter.evaluation.results_file import describe
@@ -114,7 +115,7 @@ class RunFolder:
         self.marker_file = path / "run.json"
         self.config_file = path / RUN_CONFIG_FILE
         self.environment_file = path / "environment.json"
-        self.sample_file = path / "few_shot.json"
+        self.sample_file = path / SAMPLE_FILE
         self.metrics_file = path / "metrics.jsonl"
         self.state_file = path / "state.safetensors"
         self.results_file = path / "results.json"
@@ -204,14 +205,22 @@ class RunFolder:
                 before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 return f"{self.config_file} cannot be read: {error}"
-            now = _plain(config)
+            if not isinstance(before, dict):
+                return f"{self.config_file} cannot be read: it holds no options"
+            now, before = _plain(config), with_defaults(before)
             for name in now:
-                old = before.get(name) if isinstance(before, dict) else None
+                old = before[name]
                 if name not in FREE_ON_RESUME and not _is_same(name, old, now[name]):
                     return f"{name} is {now[name]!r}, but the run in {self.path} has {old!r}"
-        if data is not None and data.content_hash != marker.get("data_hash"):
+        if data is not None and not self._is_of(data, marker):
             return changed_data(data, str(marker.get("data_hash")), f"the run in {self.path} began")
         return None
+
+    def _is_of(self, data: ImageData, marker: Mapping[str, Any]) -> bool:
+        """Whether the run goes on, or was finished, on ``data``; a finished one has read their test images too."""
+        if self.results_file.is_file():
+            return data.content_hash == marker.get("data_hash")
+        return data.is_same_training(marker)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -246,8 +255,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check_held()
 
-    def prepare(self, config: TrainConfig, data_hash: str | None) -> None:
-        """Write what the run is and its resolved configuration; with ``overwrite`` delete the run that is there."""
+    def prepare(self, config: TrainConfig, hashes: Mapping[str, str | None]) -> None:
+        """Write what the run is and its resolved configuration; with ``overwrite`` delete the run that is there.
+
+        ``hashes`` are those of its data, of which a resumed run has the newest: the ones that it is tested on.
+        """
         if config.overwrite and self.is_run:
             for path in self._own_files:
                 path.unlink(missing_ok=True)
@@ -256,8 +268,7 @@ class RunFolder:
         clear_temporaries(self.path)
         if self.adapter.is_dir():
             clear_temporaries(self.adapter)
-        if not self.is_run:
-            write_json(self.marker_file, {"format": FORMAT, "kind": self.kind, "data_hash": data_hash})
+        write_json(self.marker_file, {"format": FORMAT, "kind": self.kind, **hashes})
         if not self.config_file.exists():
             # Read by --config it makes this run again; what it does to a folder that is there is asked for each time.
             values = {**_plain(config), "resume": False, "overwrite": False}
@@ -329,6 +340,17 @@ def _is_same(name: str, old: Any, new: Any) -> bool:
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain values that survive YAML."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` as plain values; one that the version which wrote them did not have was as it is by default."""
+    return _completed(options, _plain(TrainConfig(data="any")))
+
+
+def _completed(values: Any, defaults: Any) -> Any:
+    if not (isinstance(values, dict) and isinstance(defaults, dict)):
+        return values
+    return values | {name: _completed(values.get(name, default), default) for name, default in defaults.items()}
 
 
 def changed_data(data: ImageData, before: str, when: str) -> str:

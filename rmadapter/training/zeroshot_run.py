@@ -60,7 +60,7 @@ def _run(config: TrainConfig, folder: RunFolder, data: ImageData | None) -> dict
         data=data,
     )
     folder.check_held()
-    folder.prepare(config, results.get("data_hash"))
+    folder.prepare(config, {"data_hash": results["data_hash"]})
     write_json(folder.environment_file, environment(resolve_device(config.device)))
     write_results(folder.results_file, results)
     print(f"results: {folder.results_file}")

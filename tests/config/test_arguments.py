@@ -146,6 +146,26 @@ def test_positional_words():
     assert (config.adapter, config.classes, config.json) == ("runs/a", "cat,dog", True)
 
 
+def test_bare_words_stand_in_a_config_file_too(tmp_path, monkeypatch, capsys):
+    """As ``--print_config`` writes them; those on the command line stand in their place."""
+
+    def predict(*words):
+        return parse_arguments(PredictConfig, [*words], prog="rmadapter predict", positional="images")
+
+    words = ["one.png", "~/two: #2.png", "--adapter", "runs/a", "--top", "2"]
+    with pytest.raises(SystemExit):
+        predict(*words, "--print_config")
+    file = tmp_path / "own.yaml"
+    file.write_text(capsys.readouterr().out)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert predict("--config", str(file)) == predict(*words)
+    assert predict("--config", str(file)).images == ["one.png", f"{tmp_path}/two: #2.png"]
+    assert predict("other.png", "--config", str(file)).images == ["other.png"]
+    file.write_text("images: 3\n")
+    with pytest.raises(InputError, match="images is 3 in the config; valid: a list of texts"):
+        predict("--config", str(file))
+
+
 def test_an_option_of_several_texts_stands_several_times(tmp_path, capsys):
     def predict(*words):
         return parse_arguments(PredictConfig, ["a.png", *words], prog="rmadapter predict", positional="images")

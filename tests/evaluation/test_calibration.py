@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_config, write_images
+from small_runs import stop
 
 from rmadapter.cli import main
 from rmadapter.data import load_data
@@ -214,4 +217,9 @@ def test_what_cannot_be_calibrated(adapter, animals, capsys):
     assert "adapter is missing" in capsys.readouterr().err
     calibrate(adapter, animals, "--score", "raps", status=2)
     assert "score is 'raps'; valid: 'aps', 'lac'" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: Path(path) != adapter)
+        patch.setattr(calibrate_command, "encode", stop)
+        calibrate(adapter, animals, status=2)
+    assert f"adapter is '{adapter}', which may not be written; valid: a folder" in capsys.readouterr().err
     assert not (adapter / CALIBRATION).exists()

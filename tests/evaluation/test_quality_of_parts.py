@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from small_runs import stop
 
 from rmadapter.cli import main
+from rmadapter.evaluation import evaluate as evaluate_module
 from rmadapter.evaluation.metrics import quality
 from rmadapter.reports.finished_runs import read_run
 
@@ -136,6 +139,15 @@ def test_several_strengths_are_evaluated_tabled_and_drawn(evaluate, clip_folder,
 def test_what_cannot_be_asked_for(evaluate, words, message, capsys):
     evaluate(*words, status=2)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "field"), [(["--out", "o"], "out"), (["--logits", "l.npz"], "the folder of logits")])
+def test_a_folder_that_may_not_be_written_is_said_before_the_test(words, field, evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(evaluate_module, "evaluate_parts", stop)
+    evaluate(*words, status=2)
+    assert f"{field} is '{'o' if field == 'out' else '.'}', " in (said := capsys.readouterr().err)
+    assert "may not be written; valid: a folder that can be written" in said
 
 
 def test_predict_takes_a_strength(base_run, clip_folder, animals, capsys):

@@ -88,6 +88,28 @@ def test_what_a_config_file_has_otherwise_than_the_method_is_said_not_to_be_take
     assert (config.lr, config.loss.lambda3, config.adapter.reconstruct) == (0.1, 0, False)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_print_config_writes_is_the_same_run(name, tmp_path, capsys):
+    """Without ``--method``: a file of options that make none, such as zero-shot CLIP's, tells it by its label."""
+    words = ["--method", name, "--data", "x", "--classes", "base"]
+    with pytest.raises(SystemExit):
+        main(["train", *words, "--print_config"])
+    file = tmp_path / "run.yaml"
+    file.write_text(capsys.readouterr().out)
+    (method, config), (again, written) = parse_command(words), parse_command(["--config", str(file)])
+    assert (again.kind, written) == (method.kind, config)
+
+
+def test_a_label_beside_a_method_is_refused_and_not_passed_over(tmp_path):
+    words = ["--method", "coop", "--data", "x"]
+    with pytest.raises(InputError, match="label is 'mine', but a run with --method is called 'coop'; valid: without"):
+        parse_command([*words, "--label", "mine"])
+    assert parse_command([*words, "--label", "coop"])[1].label == "coop"
+    file = tmp_path / "run.yaml"
+    file.write_text("label: mine\n")  # as that of a run of another method is
+    assert parse_command([*words, "--config", str(file)])[1].label == "coop"
+
+
 def test_a_folder_of_the_user_s_own_may_have_the_name_of_a_bundled_set(tmp_path):
     _, config = parse_command(["--data", "emoji_food", "--data-root", str(tmp_path)])
     assert (config.model, config.style) == ("ViT-B-16", None)

@@ -254,6 +254,12 @@ def test_files_are_written_whole_and_listed(runs, tmp_path):
         assert image.width > 1000
 
 
+def test_a_folder_that_may_not_be_written_is_said_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=f"out is '{tmp_path}/out', but '{tmp_path}' may not be written; valid: a"):
+        report([tmp_path / "gone"], tmp_path / "out")  # before the runs are looked for
+
+
 @pytest.mark.parametrize(("name", "words"), [("report.md", b"# My thesis\n\xff"), ("report.csv", b"a,b\n")])
 def test_a_file_of_another_program_is_not_written_over(runs, tmp_path, name, words):
     out = tmp_path / "out"

@@ -17,6 +17,7 @@ from small_sweeps import kept_of, results_of, sweep
 
 from rmadapter.cli import main
 from rmadapter.evaluation import results_file
+from rmadapter.evaluation.results_table import ResultsTable
 from rmadapter.reports.run_report import report
 from rmadapter.reports.sweep.page import sweep_report
 from rmadapter.sweeps import progress
@@ -105,6 +106,25 @@ def test_reports_and_estimates_say_what_they_said_of_the_folders(protocol, sourc
     assert f"Unreadable, left out: results table {table}, line 1 (zeroshot/dtd): accuracy of" in text
 
 
+def test_a_report_says_what_its_table_has_of_runs_that_are_not_the_sweep_s(tmp_path):
+    folder = fake(tmp_path / "s", "cross", ["dtd", "eurosat"], ["zeroshot", "mma"], source="dtd")
+    planned = planned_of(folder)
+    for run in planned.runs():
+        keep_results_alone(planned, run)
+    before = sweep_report(folder)
+    assert "not in the sweep's plan" not in before
+    table = folder / "results.jsonl"
+    first, second = table.read_text().splitlines()[:2]
+    foreign = [first.replace('"zeroshot/dtd"', '"mma/dtd/seed9"'), second.replace('"on": "eurosat"', '"on": "sun397"')]
+    count = len(table.read_text().splitlines())
+    table.write_text(table.read_text() + "".join(line + "\n" for line in foreign))
+    said = (
+        "Left out, since they are not in the sweep's plan: 2 lines of results.jsonl, such as line "
+        f"{count + 1}, mma/dtd/seed9."
+    )
+    assert said in sweep_report(folder)
+
+
 def test_workers_that_claim_and_delete_at_once_are_not_in_each_others_way(tmp_path):
     """Each goes through all runs, as ``work`` does; a folder may go while another makes it for its claim."""
     folder = fake(tmp_path / "s", "base2new", ["dtd", "eurosat"], ["zeroshot", "mma", "rmadapter"], seeds=range(8))
@@ -120,6 +140,31 @@ def test_workers_that_claim_and_delete_at_once_are_not_in_each_others_way(tmp_pa
         list(workers.map(go_through, range(4)))
     assert len((folder / "results.jsonl").read_text().splitlines()) == 34
     assert files_of(folder) == {"sweep.json", "results.jsonl"}
+    assert not (folder / "runs").exists()
+
+
+def test_a_result_that_goes_into_the_table_while_it_is_looked_for_is_there(tmp_path, monkeypatch):
+    """Another worker does it between the look into the table and that into the folder, or between two of those."""
+    folder = fake(tmp_path / "s", "base2new", ["dtd"], ["zeroshot", "mma"], seeds=(1,))
+    planned = planned_of(folder)
+    of, read = ResultsTable.of, progress.read_json
+    zeroshot, mma = planned.runs()
+
+    def after_the_first_look(self, run):
+        found = of(self, run)
+        monkeypatch.setattr(ResultsTable, "of", of)
+        keep_results_alone(planned_of(folder), zeroshot)
+        return found
+
+    def before_the_file_is_read(*arguments):
+        monkeypatch.setattr(progress, "read_json", read)
+        keep_results_alone(planned_of(folder), mma)
+        return read(*arguments)
+
+    monkeypatch.setattr(ResultsTable, "of", after_the_first_look)
+    assert is_done(planned, zeroshot)
+    monkeypatch.setattr(progress, "read_json", before_the_file_is_read)
+    assert is_done(planned, mma)
     assert not (folder / "runs").exists()
 
 

@@ -394,6 +394,8 @@ def test_a_search_does_not_go_on_over_other_data(words, zoo, monkeypatch, tmp_pa
     monkeypatch.setattr(search, "_train", Training())
     options, before = {"parameters": "lr", "trials": 1}, zoo.content_hash
     assert main(words(**options)) == 0
+    (zoo.root / zoo.test[0].path).write_bytes(b"damaged, and mended later: it is not read")
+    assert main(words(**options)) == 0
     (zoo.root / zoo.test[0].path).rename(zoo.root / "ant" / "other.png")
     zoo.split_file.unlink()
     after = load_data(str(zoo.root)).content_hash

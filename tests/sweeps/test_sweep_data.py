@@ -10,6 +10,7 @@ from conftest import write_images
 from small_runs import stop
 from small_sweeps import sweep
 
+from rmadapter.cli import main
 from rmadapter.data import load_data
 from rmadapter.errors import InputError
 from rmadapter.locks import ProcessLock
@@ -118,6 +119,17 @@ def test_a_folder_that_is_named_by_dots_has_a_name(tmp_path, monkeypatch):
     assert short_name("..") == "zoo"
 
 
+@pytest.mark.parametrize("command", ["sweep", "search"])
+def test_a_config_file_is_that_of_the_runs_and_help_says_so(command, capsys):
+    assert main([command, "--print-config"]) == 2
+    assert "option '--print-config' is none of this command's; valid with rmadapter train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--config FILE YAML file with the same names as the options of the runs" in text
+    assert "print_config" not in text
+
+
 def test_seeds_are_numbers_that_every_generator_takes(sweep_words, capsys):
     assert sweep(*sweep_words(seeds=f"1,{2**63}")) == 2
     assert f"seeds has '{2**63}'; valid: numbers from 0 to {2**63 - 1}" in capsys.readouterr().err
@@ -158,3 +170,28 @@ def test_a_test_that_fails_is_made_up_for_without_training_again(sweep_words, tm
     assert "in a sweep or a search, that one's own command does, both with --skip-bad-images too" in out
     monkeypatch.setattr(loop.TrainingLoop, "_step", stop)
     assert sweep(*words, "--skip-bad-images") == 0
+
+
+def test_a_damaged_test_image_may_be_put_right_and_no_run_is_trained_again(sweep_words, tmp_path, monkeypatch, capsys):
+    """Training has not read it; its size is in the hash of what the runs began with."""
+    words = sweep_words(data="animals", methods="single")
+    data = load_data(str(tmp_path / "animals"))
+    spoilt = data.root / data.test[0].path
+    content = spoilt.read_bytes()
+    spoilt.write_bytes(b"spoilt")
+    assert sweep(*words) == 1
+    spoilt.write_bytes(content)
+    taught = data.root / data.train[0].path
+    kept = taught.read_bytes()
+    taught.write_bytes(kept + bytes(1))
+    assert sweep(*words) == 2  # which was trained on, or others of its size were
+    taught.write_bytes(kept)
+    monkeypatch.setattr(loop.TrainingLoop, "_step", stop)
+    assert sweep(*words) == 0
+    (results,) = (json.loads(file.read_text()) for file in (tmp_path / "s").rglob("results.json"))
+    assert results["data_hash"] == results["trained_on"]["data_hash"] == data.content_hash
+    assert sweep(*words) == 0
+    spoilt.write_bytes(b"spoilt")
+    capsys.readouterr()
+    assert sweep(*words) == 2  # now there are results on it
+    assert f"and was {data.content_hash[:12]}; valid: the data as they were" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from conftest import write_images
 from small_runs import FullDisk, Killed, metrics_of, stop, stopped_before_step
 
@@ -135,6 +136,20 @@ def test_a_finished_run_on_other_data_is_not_the_one_that_was_asked_for(config, 
         trained(config, method, resume=True)
 
 
+def test_a_run_of_an_earlier_version_had_the_defaults_of_options_that_have_come_since(config, tmp_path, monkeypatch):
+    with stopped_before_step(1, monkeypatch):
+        train(config())
+    file = tmp_path / "run" / "config.yaml"
+    options = yaml.safe_load(file.read_text())
+    del options["residual"], options["space"], options["adapter"]["objective"]
+    file.write_text(yaml.safe_dump(options))
+    assert train(config(resume=True))
+    for missing, said in (("lr", "lr is 0.05, but the run in .* has 0.0015"), (None, "it holds no options")):
+        file.write_text(yaml.safe_dump({k: v for k, v in options.items() if k != missing}) if missing else "")
+        with pytest.raises(InputError, match=said):
+            train(config(resume=True))
+
+
 def test_a_run_does_not_go_on_with_other_data(config, images, monkeypatch):
     with stopped_before_step(1, monkeypatch):
         train(config())
@@ -143,6 +158,22 @@ def test_a_run_does_not_go_on_with_other_data(config, images, monkeypatch):
         InputError, match=f"its content hash is {after}, and was {before}; valid with --resume: the same"
     ):
         train(config(resume=True))
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_a_test_image_may_be_put_right_until_the_run_has_results(method, config, images):
+    data = load_data(str(images))
+    spoilt = images / data.test[0].path
+    content = spoilt.read_bytes()
+    spoilt.write_bytes(b"spoilt")
+    with pytest.raises((StoppedError, InputError), match="cannot be read"):
+        trained(config, method, evaluate=True)
+    spoilt.write_bytes(content)
+    assert trained(config, method, evaluate=True, resume=True)["data_hash"] == data.content_hash
+    trained(config, method, evaluate=True, resume=True)
+    spoilt.write_bytes(content + bytes(1))
+    with pytest.raises(InputError, match="or has files of other sizes"):
+        trained(config, method, evaluate=True, resume=True)
 
 
 def test_a_copy_of_the_data_elsewhere_is_the_same_data(config, images, tmp_path, monkeypatch):

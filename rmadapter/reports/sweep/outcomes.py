@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.errors import InputError
-from rmadapter.files import read_json
 from rmadapter.reports import published
 from rmadapter.reports.finished_runs import FinishedRun, read_run
 from rmadapter.reports.groups import differing_settings, grouped, method_order, misnamed, several_contents
 from rmadapter.reports.remarks import remarks
 from rmadapter.reports.rows import DataMeans, Row, Stat, make_rows, means_over_data
 from rmadapter.sweeps.manifest import LISTS, SHOTS, read_manifest
-from rmadapter.sweeps.progress import find_result, results_there, state
+from rmadapter.sweeps.progress import failure, find_result, results_there, state
 from rmadapter.sweeps.protocols import TRANSFERS, PlannedRun, short_name
 from rmadapter.sweeps.settings import Sweep
 
@@ -96,9 +95,7 @@ def read_sweep(out: Path) -> SweepResults:
     lists: dict[str, Any] = {name: tuple(manifest.get(name, ())) for name in (*LISTS, SHOTS)}
     sweep = Sweep(manifest["protocol"], **lists, options=(), data_root=None, out=out)
     found, notes = state(sweep), []
-    for run in found.failed:
-        error = read_json(sweep.folder(run) / "failed.json", "failure file").get("error")
-        notes.append(f"Failed: {run.key}: {error}")
+    notes += [f"Failed: {run.key}: {failure(sweep, run)}" for run in found.failed]
     left = len(found.running) + len(found.open)
     if left:
         notes.append(f"{left} of {len(sweep.runs())} runs are not done; means are over those that are.")
@@ -125,7 +122,7 @@ def read_sweep(out: Path) -> SweepResults:
     means = means_over_data(rows)
     if len({mean.data for mean in means}) > 1:
         notes.append("Methods are not all done on the same data sets: their means do not compare.")
-    notes += _several_splits(by_data)
+    notes += _unplanned(sweep) + _several_splits(by_data)
     notes += several_contents(run for _, run in by_data)
     notes += differing_settings(members) + misnamed(members)
     notes += remarks([result for _, result in by_data])
@@ -148,6 +145,18 @@ def read_sweep(out: Path) -> SweepResults:
         tuple(notes),
         sweep.shots,
     )
+
+
+def _unplanned(sweep: Sweep) -> list[str]:
+    """A sentence where the table has results that are none of the sweep's, such as lines of another sweep's table."""
+    planned = {(run.key, on) for run in sweep.runs() for on in (None, *map(short_name, run.targets))}
+    others = [line for line in sweep.table.lines() if (line.run, line.on) not in planned]
+    if not others:
+        return []
+    return [
+        f"Left out, since they are not in the sweep's plan: {len(others)} lines of {sweep.table.path.name}, such as "
+        f"line {others[0].line}, {others[0].name}."
+    ]
 
 
 def _several_splits(by_data: Sequence[tuple[str, FinishedRun]]) -> list[str]:

@@ -307,10 +307,12 @@ def test_unfinished_and_failed_runs_are_said(tmp_path):
     (folder / "runs" / "mma" / "dtd" / "seed1" / "failed.json").write_text('{"error": "the loss is <not> finite"}')
     shutil.rmtree(folder / "runs" / "mma" / "eurosat" / "seed3" / "run")
     (folder / "runs" / "mma" / "eurosat" / "seed2" / "run" / "results.json").write_text("{")
+    (folder / "runs" / "mma" / "eurosat" / "seed3" / "failed.json").write_text('{"err')
     text = sweep_report(folder, tmp_path / "out")
     assert "5 of 8 runs done" in text  # one has results that cannot be read
     assert "- Failed: mma/dtd/seed1: the loss is &lt;not> finite" in text
-    assert "- 2 of 8 runs are not done" in text
+    assert "- Failed: mma/eurosat/seed3: failure file" in text  # a damaged one stops nothing
+    assert "- 1 of 8 runs are not done" in text
     assert dict(cells(text, "eurosat", "mma"))["seeds"] == "1"
     assert "the loss is &lt;not&gt; finite" in (tmp_path / "out" / "report.html").read_text()
 
