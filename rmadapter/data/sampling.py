@@ -125,11 +125,12 @@ class FewShotSample:
 def validation_items(data: ImageData, sample: FewShotSample, classes: str) -> tuple[Sequence[Item], str]:
     """What is chosen and calibrated by, up to four images a class of ``classes``, and whence: never the test.
 
-    Where the data set has no validation images they are training images that the sample leaves, drawn with its seed.
+    Where the data set has no validation images they are training images that the sample leaves, drawn with its seed;
+    none of those that are test images too, which a sample may have been allowed to overlap, or may just have missed.
     """
     found, whence = sample.val, "validation images"
     if not data.val:
-        used = {item.path for item in sample.train}
+        used = {item.path for item in (*sample.train, *data.test)}
         left = [item for item in data.train if item.path not in used]
         count = min(sample.shots, VALIDATION_SHOTS)
         found = few_shot_sample(left, [], count, sample.seed)[0] if left else []

@@ -28,7 +28,7 @@ def quality(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict[
     """
     odds, predicted = log_odds(logits), logits.argmax(-1)
     right = predicted == labels
-    best = logits.topk(min(TOP, logits.shape[1])).indices
+    best = largest(logits, TOP)
     return {
         "top1": _percent(right),
         "top5": _percent((best == labels[:, None]).any(-1)),
@@ -37,6 +37,14 @@ def quality(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict[
         "auroc": _area(right, odds),
         "per_class": per_class(confusion(predicted, labels, len(class_names)), class_names),
     }
+
+
+def largest(logits: Tensor, count: int) -> Tensor:
+    """Classes [n, count] of the largest ``logits`` [n, classes], the first of equals first; of fewer classes all.
+
+    Of equals, such as classes whose names read alike, ``topk`` may take any, and leave out the one that argmax gives.
+    """
+    return logits.argsort(dim=-1, descending=True, stable=True)[:, :count]
 
 
 def log_odds(logits: Tensor) -> Tensor:

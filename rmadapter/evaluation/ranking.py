@@ -20,6 +20,7 @@ from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import EvalImages, Item, Preprocessing, collate_readable, eval_transform, read_image
 from rmadapter.evaluation import embeddings_file
 from rmadapter.evaluation.calibration import Calibration
+from rmadapter.evaluation.metrics import largest
 from rmadapter.runtime import usable_processors
 from rmadapter.step.batches import lost_workers_said
 
@@ -61,14 +62,16 @@ class Ranker:
             InputError: features or logits that are not finite.
         """
         features = self.model.image_features(images.to(self.text.device, non_blocking=True))
-        probabilities = self.model.classify_features(features, self.text).softmax(-1)
+        logits = self.model.classify_features(features, self.text)
+        probabilities = logits.softmax(-1)
         sets = None
         if self.calibration is not None:
             if self.coverage is not None:
                 sets = self.calibration.sets(probabilities, self.coverage).tolist()
             probabilities = self.calibration.calibrated(probabilities)
-        values, indices = (found.tolist() for found in probabilities.topk(self.top))
-        records = [self._record(*ranked) for ranked in zip(values, indices, strict=True)]
+        order = largest(logits, self.top)
+        values = probabilities.gather(-1, order)
+        records = [self._record(*ranked) for ranked in zip(values.tolist(), order.tolist(), strict=True)]
         for record, members in zip(records, sets or (), strict=sets is not None):
             record["set"] = [name for name, inside in zip(self.names, members, strict=True) if inside]
         if self.embeddings:

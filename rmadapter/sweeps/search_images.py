@@ -28,8 +28,9 @@ SEED = 1
 def searchable(data: ImageData, images_a_class: int) -> tuple[list[Item], list[Item]]:
     """Training and validation items of the base classes of ``data``, at most ``images_a_class`` of each, relabelled.
 
-    Where the data set has no validation images, a fifth of the training images takes their place. The search trains
-    on the first half of these classes, by label, and takes the second half for new ones.
+    Where the data set has no validation images, a fifth of the training images takes their place, without those that
+    are test images too. The search trains on the first half of these classes, by label, and takes the second half for
+    new ones.
 
     Raises:
         InputError: fewer than four base classes, a class without validation images.
@@ -40,6 +41,8 @@ def searchable(data: ImageData, images_a_class: int) -> tuple[list[Item], list[I
         raise InputError(f"data {data.name} has no training images; valid: a data set to train on")
     if not val:
         train, val = divide_training(train)
+        tested = {item.path for item in data.test}
+        val = [item for item in val if item.path not in tested]
     base = (classes + 1) // 2
     if base < 4:
         raise InputError(

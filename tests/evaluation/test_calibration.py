@@ -87,6 +87,21 @@ def test_without_validation_images_none_that_was_trained_on(clip_folder, tmp_pat
     assert not seen & {path for path, *_ in sample["train"]}
 
 
+def test_where_all_images_are_answered_right_the_temperature_stays_and_that_is_said(
+    adapter, animals, monkeypatch, capsys
+):
+    real = calibrate_command.answers_of
+
+    def answers_of(*arguments):
+        found = real(*arguments)
+        return dataclasses.replace(found, logits=torch.eye(2)[found.labels])
+
+    monkeypatch.setattr(calibrate_command, "answers_of", answers_of)
+    found = calibrate(adapter, animals)
+    assert (found.temperature, found.after) == (1, found.before)
+    assert "all 4 images are answered right" in capsys.readouterr().out
+
+
 def test_predict_divides_by_the_temperature_and_gives_sets(adapter, animals, capsys):
     pictures = [animals / name / "09.png" for name in ("ant", "bee")]
     before = predicted(capsys, adapter, *pictures)

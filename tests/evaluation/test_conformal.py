@@ -115,3 +115,13 @@ def test_the_temperature_that_spoilt_the_logits_is_found(temperature):
     before, after = (quality(logits / t, labels, names) for t in (1, found))
     assert after["nll"] <= before["nll"]
     assert after["ece"] < 0.02
+
+
+def test_where_every_answer_is_right_the_temperature_stays():
+    """The likelihood of twenty such images grows without end as it gets colder; that of the images to come does not."""
+    logits, labels = drawn(0, 2000, 4.0)
+    right = (logits.argmax(-1) == labels).nonzero().flatten()[:20]
+    assert fit_temperature(logits[right], labels[right]) == 1
+    wrong = (logits.argmax(-1) != labels).nonzero().flatten()[:1]
+    few = torch.cat([right, wrong])
+    assert fit_temperature(logits[few], labels[few]) != 1

@@ -69,6 +69,14 @@ def test_the_answer_is_the_largest_logit_where_probabilities_round_to_one_number
     assert (found["top1"], found["per_class"]) == (100.0, {"bee": 100.0})
 
 
+def test_of_equals_the_first_ones_are_among_the_first_five():
+    """As top-1 counts them: a model that answers alike for all classes has not more right by one than by five."""
+    logits = torch.zeros(3, 40)
+    logits[1, 30:] = 1
+    found = quality(logits, torch.tensor([0, 34, 5]), [str(number) for number in range(40)])
+    assert (found["top1"], found["top5"]) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
+
+
 def test_a_row_of_the_confusion_matrix_is_the_true_class():
     predicted, labels = torch.tensor([1, 1, 2, 0]), torch.tensor([0, 0, 2, 0])
     counts = confusion(predicted, labels, 3)

@@ -24,6 +24,7 @@ from rmadapter.cli import main
 from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.data import Preprocessing, eval_transform, read_image
 from rmadapter.evaluation import ranking
+from rmadapter.evaluation.calibration import Calibration
 from rmadapter.evaluation.class_texts import AT_A_TIME, ClassTexts, read_templates
 from rmadapter.evaluation.image_paths import named_images
 from rmadapter.evaluation.journal import Journal
@@ -48,6 +49,22 @@ def predict(clip_folder, monkeypatch):
 
 def rows_of(text):
     return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_of_equal_classes_the_first_is_the_answer_and_in_the_set():
+    """Names that read alike have one number to the last bit; eval takes the first of them, and so does a set."""
+    names = [f"class {number}" for number in range(20)]
+    model = SimpleNamespace(image_features=lambda images: images, classify_features=lambda features, text: features)
+    scores = {"aps": [0.0, 0.0, 0.0], "lac": [0.5, 0.5, 0.5]}
+    facts = {"weights_sha256": "", "template": "{}", "strength": 1.0, "data": "", "data_hash": "", "classes": "all"}
+    fit = {"whence": "", "images": 3, "temperature": 2.0, "before": {}, "after": {}, "score": "aps", "scores": scores}
+    calibration = Calibration(class_names=names, **facts, **fit)
+    ranker = ranking.Ranker(model, torch.zeros(1), names, 3, calibration=calibration, coverage=0.5)
+    logits = torch.zeros(1, 20)
+    logits[0, [2, 9, 15, 17]] = 5.0
+    (record,) = ranker(logits)
+    assert (record["answer"], record["set"]) == ("class 2", ["class 2"])
+    assert [found["index"] for found in record["predictions"]] == [2, 9, 15]
 
 
 @pytest.fixture

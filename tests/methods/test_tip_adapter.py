@@ -172,7 +172,7 @@ def test_validation_is_never_the_test():
     """Of a data set without validation images (ImageNet, whose usual ones are the test's) it is cut from training."""
     train = items(dict.fromkeys(range(4), 9), "train")
     for val in (items(dict.fromkeys(range(4), 7), "val"), []):
-        data = SimpleNamespace(train=train, val=val, class_names=["0", "1", "2", "3"])
+        data = SimpleNamespace(train=train, val=val, test=[], class_names=["0", "1", "2", "3"])
         sample = FewShotSample(*few_shot_sample(train, val, 6, 1), 6, 1, "x")
         found, whence = validation_items(data, sample, "base")
         paths = [item.path for item in found]
@@ -183,9 +183,19 @@ def test_validation_is_never_the_test():
         else:
             assert (len(found), whence) == (6, "training images outside the sample")  # three are left of each
             assert not set(paths) & {item.path for item in sample.train}
-    data = SimpleNamespace(train=train[:4], val=[], class_names=["0"])
+    data = SimpleNamespace(train=train[:4], val=[], test=[], class_names=["0"])
     sample = FewShotSample(train[:4], [], 6, 1, "x")
     assert validation_items(data, sample, "all")[0] == []
+
+
+def test_training_images_that_are_test_images_too_validate_nothing():
+    """A split file may list them twice; a sample of few shots has none of them, so that no run is refused."""
+    train = items(dict.fromkeys(range(4), 9), "train")
+    sample = FewShotSample(train[::9], [], 1, 1, "x")
+    tested = [item for item in train if not item.path.endswith(("/0", "/8"))]
+    data = SimpleNamespace(train=train, val=[], test=tested, class_names=["0", "1", "2", "3"])
+    found, _ = validation_items(data, sample, "all")
+    assert [item.path for item in found] == [f"train/{label}/8" for label in range(4)]
 
 
 def test_tip_adapter_f_trains_its_keys_from_the_cache_and_takes_the_best_epoch(words, tmp_path, capsys):

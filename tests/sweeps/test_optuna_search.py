@@ -65,6 +65,15 @@ def test_without_validation_images_a_fifth_of_the_training_images_is_held_out(tm
     assert all(item.path.startswith("train/") and item.name in BASE for item in (*train, *val))
 
 
+def test_training_images_that_are_test_images_too_are_not_held_out(tmp_path):
+    write_images(tmp_path / "zoo" / "train", CLASSES, 10)
+    write_images(tmp_path / "zoo" / "test", CLASSES, 2)
+    data = load_data(str(tmp_path / "zoo"))
+    train, val = searchable(data, 64)
+    overlapping = dataclasses.replace(data, test=[*data.test, *val[::2]])
+    assert searchable(overlapping, 64) == (train, val[1::2])
+
+
 def test_images_a_class_are_bounded(zoo):
     train, val = searchable(zoo, 2)
     assert (len(train), len(val)) == (8, 8)
