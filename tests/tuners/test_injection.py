@@ -297,7 +297,7 @@ def test_a_second_injection_is_refused_where_the_first_left_no_adapter(clip):
 
 
 def test_what_was_taken_out_has_no_say_in_what_is_put_in_later(clip, tokenizer):
-    images, tokens = inputs(clip)
+    images, _ = inputs(clip)
     first = inject(clip, TunerConfig(adapter=LAYERS, head=HeadConfig(image_ratio=0.5)))
     classifier = AdaptedClassifier(first, tokenizer, ["cat", "dog"], encoders=Encoders.of(first))
     first.remove()
