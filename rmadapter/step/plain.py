@@ -92,7 +92,6 @@ class RMAdapterCLIP(AdaptedClassifier):
             self.width = {name: tower.width for name, tower in find_towers(self.clip).items()}
             adapted.set_reconstruction("vision", self.loss.lambda1 > 0)
             adapted.set_reconstruction("text", self.loss.lambda2 > 0)
-            self.register_load_state_dict_post_hook(_forget_features)
             undone.pop_all()
 
     def _check_loss(self) -> None:
@@ -140,7 +139,7 @@ class RMAdapterCLIP(AdaptedClassifier):
         self.register_buffer("counted_vision", self._counted("vision"), persistent=False)
         self.register_buffer("_counted_text", self._counted("text"), persistent=False)
         # No buffer: it comes and goes, and whoever averages weights pairs the buffers of two models.
-        self._frozen_text = None
+        self._frozen_text, self._writes = None, self._frozen_writes()
         self.target_prompts = nn.ModuleList(map(PromptBuffers, targets))
 
     def _target_prompts(self, class_names: list[str], template: str) -> list[Prompts]:
@@ -219,6 +218,7 @@ class RMAdapterCLIP(AdaptedClassifier):
 
         Of sentences they are those of number ``drawn`` (int64, a scalar).
         """
+        self._forget_where_written()
         if self._frozen_text is None or not (self.keep_targets or self.targets):
             with torch.no_grad(), self.adapted.frozen_pass():
                 if self.targets:
@@ -227,6 +227,20 @@ class RMAdapterCLIP(AdaptedClassifier):
                 else:
                     self._frozen_text = self.text_features()
         return chosen(self._frozen_text, drawn) if self.draws else self._frozen_text
+
+    def _forget_where_written(self) -> None:
+        """Drop the kept features where the frozen model was written to, be it by its own ``load_state_dict``.
+
+        A compiled step takes it to rest.
+        """
+        if not torch.compiler.is_compiling() and (writes := self._frozen_writes()) != self._writes:
+            self._frozen_text, self._writes = None, writes
+
+    def _frozen_writes(self) -> list[tuple[int, int]]:
+        """Which tensors the frozen model has, and how often torch has counted a write to each."""
+        frozen = (weight for weight in self.clip.parameters() if not weight.requires_grad)
+        # To a tensor made under inference mode none is counted.
+        return [(id(weight), 0 if weight.is_inference() else weight._version) for weight in frozen]
 
     def forward(self, images: Tensor, labels: Tensor | None = None, drawn: Tensor | None = None) -> Output:
         """Classify ``images`` [batch, 3, size, size]; with ``labels`` [batch] (int64) also compute the losses.
@@ -326,11 +340,6 @@ class RMAdapterCLIP(AdaptedClassifier):
         with self.adapted.collect(tower) as per_token, self.adapted.frozen_pass():
             features = encode()
         return features.detach(), per_token
-
-
-def _forget_features(model: RMAdapterCLIP, incompatible: Any) -> None:
-    """Hook of ``load_state_dict``: the frozen model may be another one from now on."""
-    model._frozen_text = None
 
 
 def chosen(features: Tensor, drawn: Tensor | None) -> Tensor:

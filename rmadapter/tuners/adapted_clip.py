@@ -145,6 +145,8 @@ class AdaptedCLIP(nn.Module):
 
     def adapters(self, tower: str | None = None) -> Iterator[Injected]:
         """Every adapter, image tower first, in the order of the blocks; of one tower where it is named."""
+        if self._removed:  # what stands in the blocks by now is another's
+            return
         for name, found in find_towers(self.clip).items():
             if tower in (None, name):
                 for layer, block in enumerate(found.blocks, start=1):
@@ -417,7 +419,12 @@ class AdaptedCLIP(nn.Module):
         self._loaded_from, self._tokenizer_hash = what, info.tokenizer
 
     def remove(self) -> nn.Module:
-        """Take out what is trained and return the CLIP model as it was (still frozen)."""
+        """Take out what is trained and return the CLIP model as it was (still frozen).
+
+        A second time it does nothing: what was put in since is not this one's.
+        """
+        if self._removed:
+            return self.clip
         for tower in find_towers(self.clip).values():
             for block in tower.blocks:
                 if hasattr(block, CHILD):
@@ -426,5 +433,6 @@ class AdaptedCLIP(nn.Module):
                     for key in [key for key, hook in hooks.items() if hook is adapter_hook]:
                         del hooks[key]
         self.installed.uninstall(self.clip)
+        self.installed.active = False  # its heads would go on behind the towers
         self._removed = True
         return self.clip

@@ -51,7 +51,7 @@ class ClassFeatures(Tuner):
         """The kept text features."""
         text = self.text if self.rows is None else self.text[self.rows]
         if self.strength != 1:
-            text = torch.lerp(self._scaled(features.text.float()), text, self.strength)
+            text = torch.lerp(self._scaled(features.text.to(text.dtype)), text, self.strength)
         return features._replace(text=text)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -84,10 +84,10 @@ class FeatureAdapters(Tuner):
         )
 
     def head(self, features: Features) -> Features:
-        """Both features, each with its adapter where there is one, in fp32."""
+        """Both features, each with its adapter where there is one, in the dtype of the weights."""
         found = features._asdict()
         for name, adapter in self.adapters.items():
-            x = found[name].float()
+            x = found[name].to(next(adapter.parameters()).dtype)
             ratio = self.strength * self.ratios[name]
             found[name] = ratio * adapter(x) + (1 - ratio) * x
         return Features(**found)
@@ -186,7 +186,7 @@ class ImageCache(Tuner):
 
     def nearness(self, image_features: Tensor) -> Tensor:
         """``z K^T`` [n, images] of ``image_features`` [n, embed], which need not be normalised."""
-        return F.normalize(image_features.float(), dim=-1) @ self.keys.T
+        return F.normalize(image_features.to(self.keys.dtype), dim=-1) @ self.keys.T
 
     def votes(self, nearness: Tensor, sharpness: float) -> Tensor:
         """``exp(-beta (1 - nearness)) V`` [n, classes], for the classes that it is asked among."""

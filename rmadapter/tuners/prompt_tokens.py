@@ -114,7 +114,8 @@ class PromptTokens(Tuner):
         if self.network is not None:
             if image_features is None:  # asked for the other tower
                 return {}
-            shift = self.network(F.normalize(image_features.float(), dim=-1))
+            dtype = next(self.network.parameters()).dtype
+            shift = self.network(F.normalize(image_features.to(dtype), dim=-1))
             text[0] = text[0] + shift[:, None]
         if self.config.coupled:
             vision = {block: linear(text[block]) for block, linear in enumerate(self.coupling)}

@@ -83,7 +83,7 @@ class RepresentationSpace(Tuner):
         classes, tokens = features.image.split([self.embed, features.image.shape[1] - self.embed], -1)
         if not (self.training or self.familiar):
             return features._replace(image=classes)
-        second = (1 - self.config.class_share, tokens.float() @ self.projection)
+        second = (1 - self.config.class_share, tokens.to(self.projection.dtype) @ self.projection)
         return features._replace(image=classes, others=(*features.others, second))
 
     @property

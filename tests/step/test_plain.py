@@ -302,6 +302,14 @@ def test_frozen_features_are_of_the_weights_at_hand(tokenizer):
     assert not torch.equal(found[model], found[other])
     model.load_state_dict(other.state_dict())
     torch.testing.assert_close(model.frozen_text_features(), found[other])
+    # Of the towers alone, in place and as other tensors.
+    own, others = small_clip().state_dict(), small_clip(seed=1).state_dict()
+    model.clip.load_state_dict(own, strict=False)
+    torch.testing.assert_close(model.frozen_text_features(), found[model])
+    model.clip.transformer.load_state_dict(other.clip.transformer.state_dict())
+    assert not torch.equal(model.frozen_text_features(), found[model])
+    model.clip.load_state_dict(others, strict=False, assign=True)
+    torch.testing.assert_close(model.frozen_text_features(), found[other])
     assert model.double().frozen_text_features().dtype == torch.float64
 
 

@@ -191,3 +191,14 @@ def test_a_model_is_copied_between_steps_and_with_a_graph(tokenizer, case):
     expected = model.eval()(images).logits
     for each in copies:
         torch.testing.assert_close(each.eval()(images).logits, expected)
+
+
+@pytest.mark.parametrize("case", ["per image", "space", "cache and class features", "image adapter"])
+@torch.no_grad()
+def test_what_stands_beside_adapters_goes_into_another_dtype_with_the_model(tokenizer, case):
+    model, images = make_tuned(tokenizer, case).eval(), torch.randn(2, 3, 32, 32)
+    model.set_strength(1 if model.strength_obstacle else 0.5)
+    expected = model(images).logits
+    for dtype, tolerance in ((torch.float64, 1e-3), (torch.bfloat16, 1.0)):  # of logits up to 14
+        found = model.to(dtype)(images.to(dtype)).logits
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=tolerance)

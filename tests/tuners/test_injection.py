@@ -13,9 +13,12 @@ from conftest import small_clip
 from torch import nn
 
 from rmadapter import RMAdapterConfig, TowerOverrides, inject
+from rmadapter.clip.classifier import CLIPClassifier
 from rmadapter.clip.towers import find_towers
 from rmadapter.config import HeadConfig, LoraConfig, TunerConfig
 from rmadapter.errors import InputError
+from rmadapter.tuners.adapted_classifier import AdaptedClassifier
+from rmadapter.tuners.encoders import Encoders
 from rmadapter.tuners.injection import CHILD
 
 LAYERS = RMAdapterConfig(layers="last:2", bottleneck=4, scale=0.5)
@@ -291,6 +294,24 @@ def test_a_second_injection_is_refused_where_the_first_left_no_adapter(clip):
         inject(clip, LAYERS)
     first.remove()
     inject(clip, LAYERS)
+
+
+def test_what_was_taken_out_has_no_say_in_what_is_put_in_later(clip, tokenizer):
+    images, _ = inputs(clip)
+    first = inject(clip, TunerConfig(adapter=LAYERS, head=HeadConfig(image_ratio=0.5)))
+    classifier = AdaptedClassifier(first, tokenizer, ["cat", "dog"], encoders=Encoders.of(first))
+    first.remove()
+    with torch.no_grad():
+        zeroshot = CLIPClassifier(clip, tokenizer, ["cat", "dog"])
+        assert torch.equal(classifier(images).logits, zeroshot(images).logits)
+        second = inject(clip, LAYERS)
+        expected = second.encode_image(images)
+        assert not list(first.adapters())
+        first.set_enabled(False)
+        first.set_strength(0)
+        assert first.remove() is clip
+        assert torch.equal(second.encode_image(images), expected)
+        assert second.enabled
 
 
 @pytest.mark.parametrize("more", [{}, {"rec_layers": 3}, {"reconstruct": False, "shared_layer": True}])
