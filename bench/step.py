@@ -24,7 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,6 @@ class Options:
     device: str = "auto"
     out: str = "bench/results/step.json"
     overwrite: bool = False
-    numbers: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         try:

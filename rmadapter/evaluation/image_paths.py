@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rmadapter.data.image_files import describe_left_out, is_hidden, is_image_name, list_images
+from rmadapter.data.splits import OWN_FILE
 from rmadapter.errors import InputError
 from rmadapter.files import read_bytes
 
@@ -65,8 +66,10 @@ def _in_folder(folder: str) -> list[str]:
     if not listing.images:
         results = ", but results of this package, which are left out" if listing.outputs else ""
         raise InputError(f"folder {folder} has no images{results}; {IMAGE_FORMS}")
-    if listing.left_out:
-        warnings.warn(describe_left_out(Path(folder), listing.left_out), stacklevel=4)
+    # A split file that training put beside the images is no file of the user's to speak of.
+    left_out = [name for name in listing.left_out if os.path.basename(name) != OWN_FILE]
+    if left_out:
+        warnings.warn(describe_left_out(Path(folder), left_out), stacklevel=4)
     return [os.path.join(folder, name) for name in listing.images]
 
 

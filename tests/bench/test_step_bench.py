@@ -29,6 +29,7 @@ from bench.step_methods import Subject
 from bench.step_report import TARGETS, Times, as_table, heading, targets
 from rmadapter import InputError
 from rmadapter.clip.backbone import Backbone
+from rmadapter.config.arguments import parse_arguments
 from rmadapter.data import Preprocessing
 
 LINES = {"plain": (2.0, 0.16), "all": (1.5, 0.016), "all, views": (1.0, 0.016), NO_RECONSTRUCTION: (1.5, 0.0159)}
@@ -301,6 +302,12 @@ def test_bad_options():
     ):
         with pytest.raises(InputError, match=message):
             bench.Options(**changes)
+
+
+def test_what_follows_from_the_options_is_no_option_itself():
+    assert bench.Options(classes="3,7").numbers == [3, 7]
+    with pytest.raises(InputError, match="unknown option '--numbers'"):
+        parse_arguments(bench.Options, ["--classes", "3", "--numbers", "[7]"], prog="bench.step")
 
 
 def test_the_loader_is_compared_with_the_step(machine, tmp_path):

@@ -92,6 +92,12 @@ class TestImages:
         with pytest.warns(UserWarning, match="left out what is no image by its name: 1 .txt"):
             assert len(named_images([str(images / "bee")])) == 10
 
+    def test_the_split_file_that_training_put_beside_the_images_is_not_spoken_of(self, images):
+        (images / "split_rmadapter.json").touch()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert named_images([str(images)])
+
     def test_one_image_in_several_spellings_is_one(self, images, monkeypatch):
         monkeypatch.chdir(images)
         (images / "link").symlink_to(images / "bee")
