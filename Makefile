@@ -63,8 +63,10 @@ lint: $(INSTALLED)
 	$(BIN)/python -m mypy
 
 # The site, in build/site; warnings, and links that lead nowhere, are errors.
+# The pages, and everything that stands in them carried out.
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict
+	$(PYTEST) -m "not gpu" tests/test_documentation.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only

@@ -4,6 +4,8 @@ Models from the hub are stood in for by a small one with as many blocks, images 
 few of each group, long training by one epoch; every option is the documented one. A training that several pages show
 is done once. Commands too long for a test are held against the Makefile, or against the options that the module's
 --help lists.
+
+``make docs`` runs what is marked slow here, and .ci/run calls it.
 """
 
 from __future__ import annotations
@@ -243,6 +245,7 @@ def check_pytest(words: list[str], config: pytest.Config) -> None:
             assert (ROOT / word).exists(), word
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_command_runs(script, place, field_data, few_emoji, model_folder, trainer, pytestconfig):
     for command in script:
@@ -298,7 +301,7 @@ def build_site(source: Path, site: Path) -> None:
     build.build(load_config(str(source / "mkdocs.yml"), strict=True, site_dir=str(site)))
 
 
-@pytest.mark.slow  # .ci/run does the same
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     build_site(ROOT, tmp_path)

@@ -74,6 +74,8 @@ KINDS = [
 ]  # fmt: skip
 
 
+# Every kind, and by make test-all also what shrinks to another model for its sizes alone.
+KINDS_AND_SIZES = [known(name, slow=name not in KINDS) for name in dict.fromkeys((*KINDS, *ADAPTED))]
 # Of them those whose towers differ most in what a shortcut has to know, for what takes longest.
 TELLING = {
     "ViT-B-16-SigLIP", "MobileCLIP2-L-14", "EVA02-E-14", "coca_ViT-B-32", "mt5-base-ViT-B-32",
@@ -97,7 +99,7 @@ def encoded(model, tokens) -> tuple[torch.Tensor, torch.Tensor]:
         return images, model.encode_text(tokens, normalize=False)
 
 
-@pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.parametrize("name", KINDS_AND_SIZES)
 def test_adapters_go_in_learn_and_come_out(name):
     # Frozen before too: torch takes another way through attention for it, which rounds otherwise on some processors.
     clip = small_model(name).requires_grad_(False)
@@ -134,9 +136,7 @@ def stepped(step, model) -> dict[str, torch.Tensor]:
     return {"logits": logits.detach(), **{k: v.detach() for k, v in losses.items()}, **gradients}
 
 
-@pytest.mark.parametrize(
-    "name", [*map(known, KINDS), *(pytest.param(name, marks=pytest.mark.slow) for name in ADAPTED if name not in KINDS)]
-)
+@pytest.mark.parametrize("name", KINDS_AND_SIZES)
 def test_fast_and_plain_step_agree(name):
     """Losses and gradients, which reach every trained weight, through the model's own forward passes and blocks."""
     plain = made(name, trim=False)

@@ -21,12 +21,19 @@ PRECISION = "fp32" if resolve_precision("auto", torch.device("cpu")) == "bf16" e
 RUN = "runs/single/animals/seed1"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the one sweep is made that ``cross`` copies."""
+    return tmp_path_factory.mktemp("kept") / "cross"
+
+
 @pytest.fixture
-def cross(sweep_words, tmp_path):
+def cross(sweep_words, tmp_path, kept):
     """A finished sweep ``cross`` from animals to plants."""
-    assert sweep(*sweep_words("cross", out="cross", source=str(tmp_path / "animals"), precision=PRECISION)) == 0
+    if not kept.exists():
+        assert sweep(*sweep_words("cross", out=kept, source=str(tmp_path / "animals"), precision=PRECISION)) == 0
     write_images(tmp_path / "stones", ["ant", "bee", "cat", "dog"], 8, 7)
-    return tmp_path / "cross"
+    return shutil.copytree(kept, tmp_path / "cross")
 
 
 @pytest.fixture
