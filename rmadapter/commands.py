@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from types import FrameType
 from typing import Any, TextIO
 
@@ -170,40 +170,51 @@ def _stops_raised() -> Iterator[None]:
 
     A terminal and a scheduler send them to the processes that decode images too, whose end is no error from then on:
     PyTorch's handler would raise one amid what follows, which would hide why the command ends. What is raised where
-    Python would print and forget it is raised a bit later.
+    Python would print and forget it is raised a bit later, by a timer, unless that is somebody else's. Afterwards all
+    handlers are as before.
 
     A signal that somebody else handles stays theirs. So do those of torchrun's processes: it ends all of them where
     one has failed, and the others wait for that one where Python sees no signal.
     """
+    process = os.getpid()
+    before: dict[int, Any] = {}
 
-    process, deferred = os.getpid(), False
+    def handle(number: int, handler: Any) -> None:
+        before.setdefault(number, signal.signal(number, handler))
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal deferred
-        if hasattr(signal, "setitimer") and os.getpid() == process and _is_forgotten(frame):
-            deferred = True
-            signal.signal(signal.SIGALRM, lambda _, later: stop(number, later))
+        if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
+            handle(signal.SIGCHLD, lambda *_: None)  # of SIG_DFL Python would say that it came too late
+        if number == signal.SIGTERM:
+            handle(number, signal.SIG_DFL)
+        if os.getpid() == process and _is_forgotten(frame) and _has_timer(before):
+            handle(signal.SIGALRM, lambda _, later: stop(number, later))
             signal.setitimer(signal.ITIMER_REAL, DEFERRED_SECONDS)
             return
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, lambda *_: None)  # of SIG_DFL Python would say that it came too late
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
+        end_timer()  # of another signal, whose error would come amid the end of the command
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def end_timer() -> None:
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     ours = threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ
     usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler} if ours else {}
-    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
-    for number in before:
-        signal.signal(number, stop)
+    for number in [number for number, handler in usual.items() if signal.getsignal(number) == handler]:
+        handle(number, stop)
     try:
         yield
     finally:
-        if deferred:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        end_timer()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _has_timer(ours: Container[int]) -> bool:
+    """Whether there is a timer that nobody else uses; its signal may be among ``ours``."""
+    return hasattr(signal, "setitimer") and (
+        signal.SIGALRM in ours or signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    )
 
 
 def _is_forgotten(frame: FrameType | None) -> bool:

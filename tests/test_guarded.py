@@ -220,6 +220,7 @@ def test_the_end_of_processes_that_got_the_signal_too_hides_nothing(number, stat
     before = signal.signal(signal.SIGCHLD, lost)
     try:
         found, error = told(capsys, function)
+        assert signal.getsignal(signal.SIGCHLD) is lost
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert (found, error.partition(" by ")[0].strip()) == (status, f"rmadapter: {said}")
@@ -256,7 +257,72 @@ def test_a_signal_that_comes_where_python_forgets_errors_is_not_lost(forks, caps
     assert told(capsys, lambda: function(10)) == (130, "rmadapter: stopped\n")
     if not forks:  # which may take longer than the signal waits
         assert told(capsys, lambda: function(0)) == (0, "")  # the command was at its end
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
     time.sleep(2 * commands.DEFERRED_SECONDS)
+
+
+class Destroyed:
+    """Gets signals where Python forgets what they raise, and looks at what handles them then."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.handlers = numbers, []
+
+    def __del__(self):
+        for number in self.numbers:
+            signal.raise_signal(number)
+        self.handlers += [signal.getsignal(signal.SIGTERM)]
+
+
+def test_a_second_sigterm_ends_a_destructor_that_hangs(capsys):
+    handlers = []
+
+    def function():
+        destroyed = Destroyed(signal.SIGTERM)
+        destroyed.handlers = handlers
+        del destroyed
+        time.sleep(10)
+
+    assert told(capsys, function) == (143, "rmadapter: ended by SIGTERM\n")
+    assert handlers == [signal.SIG_DFL]
+
+
+def test_processes_that_end_while_a_signal_waits_say_nothing(capsys):
+    def lost(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    def function():
+        Destroyed(signal.SIGINT, signal.SIGCHLD)
+        time.sleep(10)
+
+    before = signal.signal(signal.SIGCHLD, lost)
+    try:
+        assert told(capsys, function) == (130, "rmadapter: stopped\n")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_signal_that_waited_does_not_come_amid_the_end_by_another(capsys):
+    def function():
+        Destroyed(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            time.sleep(2 * commands.DEFERRED_SECONDS)
+
+    assert told(capsys, function) == (143, "rmadapter: ended by SIGTERM\n")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_timer_of_somebody_else_stays_theirs(capsys):
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        told(capsys, lambda: (Destroyed(signal.SIGINT), time.sleep(0.2)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rung == [True]
 
 
 def test_sigterm_stays_with_torchrun_and_with_others(monkeypatch):
