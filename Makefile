@@ -62,8 +62,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-# The site, in build/site; warnings, and links that lead nowhere, are errors.
-# The pages, and everything that stands in them carried out.
+# The site, in build/site; warnings, and links that lead nowhere, are errors. Then what the pages show is run.
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict
 	$(PYTEST) -m "not gpu" tests/test_documentation.py

@@ -43,8 +43,12 @@ def largest(logits: Tensor, count: int) -> Tensor:
     """Classes [n, count] of the largest ``logits`` [n, classes], the first of equals first; of fewer classes all.
 
     Of equals, such as classes whose names read alike, ``topk`` may take any, and leave out the one that argmax gives.
+    Rows that have some there are sorted whole; for all, that takes 20 times as long and twice the memory of ``logits``.
     """
-    return logits.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    values, found = logits.topk(min(count + 1, logits.shape[1]))  # one more: it may equal the last
+    equal = (values[:, 1:] == values[:, :-1]).any(-1)
+    found[equal] = logits[equal].argsort(dim=-1, descending=True, stable=True)[:, : found.shape[1]]
+    return found[:, :count]
 
 
 def log_odds(logits: Tensor) -> Tensor:
