@@ -206,8 +206,8 @@ def _stops_raised() -> Iterator[None]:
         yield
     finally:
         end_timer()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _has_timer(ours: Container[int]) -> bool:

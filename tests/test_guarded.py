@@ -264,8 +264,8 @@ def test_a_signal_that_comes_where_python_forgets_errors_is_not_lost(forks, caps
 class Destroyed:
     """Gets signals where Python forgets what they raise, and looks at what handles them then."""
 
-    def __init__(self, *numbers):
-        self.numbers, self.handlers = numbers, []
+    def __init__(self, handlers, *numbers):
+        self.handlers, self.numbers = handlers, numbers
 
     def __del__(self):
         for number in self.numbers:
@@ -277,9 +277,7 @@ def test_a_second_sigterm_ends_a_destructor_that_hangs(capsys):
     handlers = []
 
     def function():
-        destroyed = Destroyed(signal.SIGTERM)
-        destroyed.handlers = handlers
-        del destroyed
+        Destroyed(handlers, signal.SIGTERM)
         time.sleep(10)
 
     assert told(capsys, function) == (143, "rmadapter: ended by SIGTERM\n")
@@ -291,19 +289,21 @@ def test_processes_that_end_while_a_signal_waits_say_nothing(capsys):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
 
     def function():
-        Destroyed(signal.SIGINT, signal.SIGCHLD)
+        Destroyed(reached, signal.SIGINT, signal.SIGCHLD)
         time.sleep(10)
 
+    reached = []
     before = signal.signal(signal.SIGCHLD, lost)
     try:
         assert told(capsys, function) == (130, "rmadapter: stopped\n")
+        assert reached
     finally:
         signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_signal_that_waited_does_not_come_amid_the_end_by_another(capsys):
     def function():
-        Destroyed(signal.SIGINT)
+        Destroyed([], signal.SIGINT)
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -314,11 +314,15 @@ def test_a_signal_that_waited_does_not_come_amid_the_end_by_another(capsys):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_timer_of_somebody_else_stays_theirs(capsys):
+    def function():
+        Destroyed([], signal.SIGINT)
+        time.sleep(0.2)
+
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
     signal.setitimer(signal.ITIMER_REAL, 0.02)
     try:
-        told(capsys, lambda: (Destroyed(signal.SIGINT), time.sleep(0.2)))
+        told(capsys, function)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
