@@ -56,7 +56,7 @@ def check_folder_name(field: str, folder: str | Path) -> None:
 def check_may_write(field: str, folder: str | Path) -> None:
     """Raise InputError where this user may not put a file into ``folder``, or make it; ``field`` names it."""
     there = _existing(folder)
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         what = "which" if there == Path(folder) else f"but {str(there)!r}"
         raise InputError(f"{field} is {str(folder)!r}, {what} may not be written; valid: a folder that can be written")
 
