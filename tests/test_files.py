@@ -63,7 +63,8 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, monkeypatch):
 def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
     check_may_write("out", tmp_path / "new" / "folder")
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # which root may write, whatever its mode
+    # Root may write there, whatever its mode.
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: path != tmp_path)
     check_may_write("out", tmp_path.parent / "new")
     for folder, said in {tmp_path: "which", tmp_path / "new" / "x": f"but '{tmp_path}'"}.items():
         with pytest.raises(InputError, match=f"out is '{folder}', {said} may not be written; valid: a folder that can"):

@@ -233,7 +233,7 @@ def test_what_cannot_be_calibrated(adapter, animals, capsys):
     calibrate(adapter, animals, "--score", "raps", status=2)
     assert "score is 'raps'; valid: 'aps', 'lac'" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "access", lambda path, mode: Path(path) != adapter)
+        patch.setattr(os, "access", lambda path, mode, **_: Path(path) != adapter)
         patch.setattr(calibrate_command, "encode", stop)
         calibrate(adapter, animals, status=2)
     assert f"adapter is '{adapter}', which may not be written; valid: a folder" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_what_cannot_be_asked_for(evaluate, words, message, capsys):
 
 @pytest.mark.parametrize(("words", "field"), [(["--out", "o"], "out"), (["--logits", "l.npz"], "the folder of logits")])
 def test_a_folder_that_may_not_be_written_is_said_before_the_test(words, field, evaluate, monkeypatch, capsys):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: False)
     monkeypatch.setattr(evaluate_module, "evaluate_parts", stop)
     evaluate(*words, status=2)
     assert f"{field} is '{'o' if field == 'out' else '.'}', " in (said := capsys.readouterr().err)

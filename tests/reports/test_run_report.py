@@ -255,7 +255,7 @@ def test_files_are_written_whole_and_listed(runs, tmp_path):
 
 
 def test_a_folder_that_may_not_be_written_is_said_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: False)
     with pytest.raises(InputError, match=f"out is '{tmp_path}/out', but '{tmp_path}' may not be written; valid: a"):
         report([tmp_path / "gone"], tmp_path / "out")  # before the runs are looked for
 
